@@ -1,0 +1,1 @@
+"""Image prompts for diffusion models."""
