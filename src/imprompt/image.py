@@ -1,0 +1,179 @@
+"""The image prompt: a file, a PIL picture or an array → an upright RGB picture → encoder pixels.
+
+Nothing is decoded before the header has been checked: format, then number of pixels. Colour profiles are not
+applied; values are taken as sRGB, as the image encoders' own preprocessing does.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from torch import Tensor
+
+from imprompt.errors import ImageError
+
+ImagePrompt = str | os.PathLike[str] | Image.Image | np.ndarray
+"""What a user may hand us as a picture; an array is height × width × channels (1, 3 or 4), uint8."""
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""The largest picture we decode; the header says how large it is."""
+
+_READERS: dict[bytes, type[ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"RIFF": WebPImageFile,
+    b"GIF8": GifImageFile,
+    b"BM": BmpImageFile,
+    b"II*\x00": TiffImageFile,
+    b"MM\x00*": TiffImageFile,
+}
+_FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
+_WORDY_MODES = {"I": "32-bit integer", "F": "floating-point"}
+_THINNEST = 16
+
+
+def load_image(source: ImagePrompt, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Return an image prompt as an upright 8-bit RGB picture that shares no memory with `source`.
+
+    EXIF orientation is applied, transparency is composited on `background` (RGB, 0–255), 16-bit grey is
+    scaled to 8 bits, and of an animation the first frame is taken.
+
+    Raises:
+        ImageError: missing, empty, damaged, no picture of a known format, or more than MAX_PIXELS.
+    """
+    if isinstance(source, Image.Image):
+        return _decoded(source, str(getattr(source, "filename", "") or "the picture"), background)
+    if isinstance(source, np.ndarray):
+        return _decoded(_from_array(source), "the array", background)
+    if isinstance(source, str | os.PathLike):
+        return _load_file(Path(source), background)
+    raise ImageError(f"an image prompt is a path, a PIL picture or an array, not {type(source).__name__}")
+
+
+def encoder_pixels(
+    picture: Image.Image, size: int, *, mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "3 {size} {size}"]:
+    """Return an RGB picture as an image encoder's input: its middle square, `size` pixels wide, normalised.
+
+    The shorter side becomes `size` (bicubic), the middle is cropped, values go from 0–255 to 0–1 and then to
+    (value - mean) / std per channel; equal to transformers' CLIPImageProcessorPil.
+    """
+    picture = _resize_shorter_side(_middle(picture.convert("RGB"), _THINNEST), size)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    square = np.array(picture.crop((left, top, left + size, top + size)))
+    values = torch.from_numpy(square).permute(2, 0, 1).double() / 255
+    channels = [torch.tensor(list(x), dtype=torch.float64).view(3, 1, 1) for x in (mean, std)]
+    return ((values - channels[0]) / channels[1]).float()
+
+
+def _middle(picture: Image.Image, ratio: int) -> Image.Image:
+    """Crop the longer side to `ratio` times the shorter one, or a hair-thin picture would grow huge."""
+    width, height = (min(x, ratio * min(picture.size)) for x in picture.size)
+    if (width, height) == picture.size:
+        return picture
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _resize_shorter_side(picture: Image.Image, size: int) -> Image.Image:
+    # int(), not round(): the rule of transformers' get_resize_output_image_size
+    longer = int(size * max(picture.size) / min(picture.size))
+    shape = (size, longer) if picture.width <= picture.height else (longer, size)
+    return picture.resize(shape, Image.Resampling.BICUBIC)
+
+
+def _load_file(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    try:
+        with path.open("rb") as file:
+            return _decoded(_opened(file, path), str(path), background)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path} is a folder, not a picture") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise ImageError(f"{path} cannot be read: {error}") from error
+
+
+def _opened(file: BinaryIO, path: Path) -> Image.Image:
+    """Read the header only. We choose the reader by signature; PIL would try all formats it knows."""
+    head = file.read(12)
+    if not head:
+        raise ImageError(f"{path} is empty")
+    reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
+    if reader is None or (reader is WebPImageFile and head[8:12] != b"WEBP"):
+        raise ImageError(f"{path} is not a picture: its content is not {_FORMATS}")
+    file.seek(0)
+    try:
+        return reader(file, str(path))
+    except Exception as error:  # a hostile file may make a decoder fail in any way
+        raise ImageError(f"{path} is truncated or damaged: {_reason(error)}") from error
+
+
+def _decoded(picture: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:
+    _check_size(picture, name)
+    try:
+        picture.load()
+        return _rgb(ImageOps.exif_transpose(picture), name, background)
+    except ImageError:
+        raise
+    except Exception as error:  # as in _opened
+        raise ImageError(f"{name} is truncated or damaged: {_reason(error)}") from error
+
+
+def _check_size(picture: Image.Image, name: str) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} has {width} × {height} pixels; the limit is {MAX_PIXELS} in all, make it smaller"
+        )
+    if width * height == 0:
+        raise ImageError(f"{name} has no pixels")
+
+
+def _rgb(picture: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        picture = _eight_bits(picture)
+    if picture.mode in _WORDY_MODES:
+        kind = _WORDY_MODES[picture.mode]
+        raise ImageError(f"{name} holds {kind} values of unknown range; save it with 8 or 16 bits a channel")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    ground = Image.new("RGBA", picture.size, (*background, 255))
+    return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits (65535 → 255); a PNG's transparent value becomes an alpha channel."""
+    values = np.asarray(picture).astype(np.uint32)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    transparent = picture.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else None
+    if array.dtype != np.uint8 or channels not in (1, 3, 4):
+        raise ImageError(
+            f"an array must be uint8, height × width × 1, 3 or 4 channels, not {array.dtype} {array.shape}"
+        )
+    if array.size == 0:
+        raise ImageError(f"the array has no pixels: its shape is {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if channels == 1 else array))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
