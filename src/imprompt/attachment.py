@@ -1,0 +1,373 @@
+"""Attaching to a denoiser: put processors in, lay image prompts on each batch, take everything out again.
+
+What is attached is found at a call of the denoiser, just before its forward pass and outside any compiled graph:
+how large the batch is, and which rows are the negative and which the positive half of classifier-free guidance.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Self
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from imprompt.attention import DecoupledAttention, KeyValue, check_supported
+from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError
+
+Branch = Literal["positive", "negative"]
+Branches = tuple[Branch, ...]
+Shapes = Mapping[int, tuple[int, int]]
+"""Official layer number → (context_dim, inner_dim)."""
+
+FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL"}
+"""(number of cross-attention layers, width of the text embeddings) of the bases that adapters are published for."""
+
+
+class Condition(NamedTuple):
+    """One image prompt, finished for every layer: K' and λV', batch = prompts, for both halves of guidance."""
+
+    positive: Mapping[int, KeyValue]
+    negative: Mapping[int, KeyValue]
+
+    @property
+    def prompts(self) -> int:
+        """1: for every prompt alike. More: one row for each prompt."""
+        return next(iter(self.positive.values())).key.shape[0]
+
+    def rows(self, layer: int, branches: Branches, samples: int) -> KeyValue:
+        """Lay one layer on a batch: branch after branch, prompt after prompt, `samples` rows in each branch."""
+        halves = {"positive": self.positive[layer], "negative": self.negative[layer]}
+        each = samples // self.prompts
+        return KeyValue(
+            torch.cat([halves[branch].key.repeat_interleave(each, 0) for branch in branches]),
+            torch.cat([halves[branch].value.repeat_interleave(each, 0) for branch in branches]),
+        )
+
+
+class Laying:
+    """Lays conditions on the batches of one generation, each kind of batch once.
+
+    Args:
+        conditions: acting together, as a sum
+        branches: asked before every forward pass, so guidance may be switched off part-way
+    """
+
+    def __init__(self, conditions: Sequence[Condition], branches: Callable[[], Branches]) -> None:
+        self.conditions = conditions
+        self.branches = branches
+        self._laid: dict[tuple[object, ...], dict[int, tuple[KeyValue, ...]]] = {}
+        self._checked: tuple[object, ...] | None = None
+
+    def on_batch(self, sample: Tensor, text: Tensor) -> dict[int, tuple[KeyValue, ...]]:
+        """Return each layer's terms for the batch that the denoiser is about to see.
+
+        Raises:
+            AmbiguousBatch: the conditions cannot be laid on this batch in exactly one way
+        """
+        branches = self.branches()
+        samples = self._samples(sample.shape[0], branches)
+        for condition in self.conditions:
+            self._check_prompts(condition.prompts, samples, text)
+        like = _computed_as(sample)
+        kind = (samples, branches, *like)
+        if kind not in self._laid:
+            self._laid[kind] = {
+                layer: tuple(
+                    KeyValue(*(x.to(*like) for x in condition.rows(layer, branches, samples)))
+                    for condition in self.conditions
+                )
+                for layer in self.conditions[0].positive
+            }
+        return self._laid[kind]
+
+    def _samples(self, batch: int, branches: Branches) -> int:
+        if batch % len(branches):
+            raise AmbiguousBatch(
+                f"a batch of {batch} cannot be divided among {len(branches)} branches ({', '.join(branches)})"
+            )
+        return batch // len(branches)
+
+    def _check_prompts(self, prompts: int, samples: int, text: Tensor) -> None:
+        """Rows that share a reference must share their text, or they are not of one prompt."""
+        if samples % prompts:
+            raise AmbiguousBatch(f"{prompts} references, one per prompt, do not fit {samples} samples")
+        if prompts == 1 or prompts == samples or self._is_checked(prompts, text):
+            return
+        groups = text.unflatten(0, (-1, samples // prompts))
+        if not torch.equal(groups, groups[:, :1].expand_as(groups)):
+            raise AmbiguousBatch(
+                f"{prompts} references were given, one per prompt, but the {samples} samples are not "
+                f"{prompts} prompts with {samples // prompts} pictures each; give one reference per prompt"
+            )
+
+    def _is_checked(self, prompts: int, text: Tensor) -> bool:
+        # Comparing waits for the device, so one text is compared once. Inference tensors cannot be watched.
+        if text.is_inference():
+            return False
+        last, self._checked = self._checked, (prompts, text._version, text)
+        return last is not None and last[:2] == self._checked[:2] and last[2] is text
+
+
+class Attachment:
+    """An adapter on a denoiser; use it with `with`, or call `detach`.
+
+    Args:
+        target: a diffusers pipeline with a U-Net, or a `UNet2DConditionModel` (compiled or not)
+        shapes: the adapter's layers
+
+    Raises:
+        AttachmentError: no U-Net there, or an attention processor or option that is not supported
+        AdapterMismatch: the adapter's layers are not this U-Net's
+    """
+
+    def __init__(self, target: object, shapes: Shapes) -> None:
+        self.target = target
+        self.unet = _unet(target)
+        layers = cross_attention_layers(self.unet)
+        check_fit(shapes, layer_shapes(layers))
+        for name, attn in layers.values():
+            check_supported(name, attn)
+        self.layers = {layer: attn for layer, (_, attn) in layers.items()}
+        self.processors = {layer: _adopted(attn, self) for layer, attn in self.layers.items()}
+        self.is_attached = True
+        self._now: Shown | None = None
+        self._unhook: Callable[[], None] = _nothing
+        self._current: object = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def heads(self, layer: int) -> int:
+        """Number of attention heads of a layer."""
+        return self.layers[layer].heads
+
+    def show(self, what: "Laying | Mapping[int, KeyValue]") -> "Shown":
+        """Let image prompts act from now until the returned context ends; then what was shown before acts again.
+
+        Args:
+            what: a `Laying` for whole generations, or K' and λV' of each layer, one row per sample of the batch
+        """
+        self.check_in_place()
+        self._display(Shown(self, what, self._now))
+        assert self._now is not None
+        return self._now
+
+    def end(self, shown: "Shown") -> None:
+        """End a `Shown` context; nothing happens if something else has replaced it."""
+        if self._now is shown:
+            self._display(shown.before)
+
+    def detach(self) -> None:
+        """Take out the processors and hooks, and put back the very processors that were there."""
+        if not self.is_attached:
+            return
+        self._display(None)
+        for layer, processor in self.processors.items():
+            attn = self.layers[layer]
+            if processor.disown(self) and attn.processor is processor:
+                attn.processor = processor.base  # pyright: ignore[reportAttributeAccessIssue]
+        self.is_attached = False
+
+    def check_in_place(self) -> None:
+        """Make sure that image prompts reach the pictures.
+
+        Raises:
+            AttachmentError: not attached, or someone has replaced the U-Net or its attention processors since
+        """
+        if not self.is_attached:
+            raise AttachmentError("the adapter is not attached any more; attach it again")
+        if _unet(self.target) is not self.unet:
+            raise AttachmentError(
+                "the pipeline has another U-Net than when the adapter was attached; attach it again"
+            )
+        for layer, processor in self.processors.items():
+            if self.layers[layer].processor is not processor:
+                kind = type(self.layers[layer].processor).__name__
+                raise AttachmentError(
+                    f"cross-attention layer {layer} has been given another processor ({kind}) since the adapter was "
+                    "attached; detach, then attach again"
+                )
+
+    def _display(self, shown: "Shown | None") -> None:
+        self._unhook()
+        self._unhook = _nothing
+        self._now = shown
+        if shown is not None and isinstance(shown.what, Laying):
+            self._place({})
+            self._unhook = _hook(_denoiser(self.target), self._before_forward)
+        else:
+            terms = shown.what if shown is not None else {}
+            self._place({layer: (term,) for layer, term in terms.items()})
+
+    def _place(self, terms: Mapping[int, tuple[KeyValue, ...]]) -> None:
+        self._current = terms
+        for layer, processor in self.processors.items():
+            processor.show(self, terms.get(layer, ()))
+
+    # A graph compiled around the hook would freeze one batch layout; outside it, none is ever compiled in.
+    @torch.compiler.disable(reason="imprompt lays image prompts on the batch: compile before references(...)")
+    def _before_forward(self, sample: Tensor, text: Tensor) -> None:
+        assert self._now is not None
+        assert isinstance(self._now.what, Laying)
+        self.check_in_place()
+        terms = self._now.what.on_batch(sample, text)
+        if terms is not self._current:
+            self._place(terms)
+
+
+class Shown:
+    """Image prompts that act now; leaving the context brings back what acted before."""
+
+    def __init__(
+        self, attachment: Attachment, what: Laying | Mapping[int, KeyValue], before: "Shown | None"
+    ) -> None:
+        self.attachment = attachment
+        self.what = what
+        self.before = before
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.attachment.end(self)
+
+
+def cross_attention_layers(unet: UNet2DConditionModel) -> dict[int, tuple[str, Attention]]:
+    """Return the cross-attention layers under their official numbers N, each with its module's name.
+
+    N is the position in `unet.attn_processors` (down, up, then mid), counting self-attention too, as the official
+    training script numbers them (tencent-ailab/IP-Adapter, tutorial_train.py): 1, 3, 5, ... in Stable Diffusion.
+    """
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    modules = {number: (name, unet.get_submodule(name)) for number, name in enumerate(names)}
+    return {
+        number: (name, attn)
+        for number, (name, attn) in modules.items()
+        if isinstance(attn, Attention) and attn.is_cross_attention and name.endswith("attn2")
+    }
+
+
+def layer_shapes(layers: Mapping[int, tuple[str, Attention]]) -> dict[int, tuple[int, int]]:
+    """Return (context_dim, inner_dim) of each layer."""
+    return {number: (attn.cross_attention_dim, attn.inner_kv_dim) for number, (_, attn) in layers.items()}
+
+
+def describe_base(shapes: Shapes) -> str:
+    """Name a base by its layers: "SDXL (70 layers, 2048-wide text)"."""
+    if not shapes:
+        return "a model without cross-attention"
+    widths = sorted({context_dim for context_dim, _ in shapes.values()})
+    size = f"{len(shapes)} layers, {'/'.join(map(str, widths))}-wide text"
+    family = FAMILIES.get((len(shapes), widths[0])) if len(widths) == 1 else None
+    return f"{family} ({size})" if family else f"a base with {size}"
+
+
+def check_fit(adapter: Shapes, base: Shapes) -> None:
+    """Compare an adapter's layers with a base's.
+
+    Raises:
+        AdapterMismatch: they differ; the message names both families, or the first layer that differs
+    """
+    if dict(adapter) == dict(base):
+        return
+    if describe_base(adapter) != describe_base(base):
+        raise AdapterMismatch(
+            f"this adapter is for {describe_base(adapter)}; this base is {describe_base(base)}"
+        )
+    differing = next(n for n in sorted({*adapter, *base}) if adapter.get(n) != base.get(n))
+    raise AdapterMismatch(
+        f"this adapter does not fit this base: layer {differing} is {adapter.get(differing)} wide (text, inner) in "
+        f"the adapter and {base.get(differing)} in the base"
+    )
+
+
+def guidance_branches(pipeline: object) -> Branches:
+    """Say how a running diffusers pipeline stacks its batch.
+
+    Stable Diffusion stacks (negative, positive) with guidance and nothing without; perturbed-attention guidance
+    repeats the positive half (diffusers, pipelines/pag/pag_utils.py); InstructPix2Pix stacks (positive,
+    negative, negative) (pipeline_stable_diffusion_instruct_pix2pix.py).
+
+    Raises:
+        AttachmentError: a pipeline that does not tell
+    """
+    kind = type(pipeline)
+    known = isinstance(getattr(kind, "do_classifier_free_guidance", None), property)
+    if not known or kind.__name__.startswith("LEdits"):
+        raise AttachmentError(
+            f"{kind.__name__} does not tell how it stacks its batch; give references(branches=...)"
+        )
+    try:
+        guided = bool(getattr(pipeline, "do_classifier_free_guidance"))  # noqa: B009
+        perturbed = bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
+    except AttributeError:
+        raise AttachmentError(
+            f"this {kind.__name__} is not running: attach the adapter to the pipeline that you call"
+        ) from None
+    if guided and hasattr(kind, "image_guidance_scale"):
+        return "positive", "negative", "negative"
+    return (("negative",) if guided else ()) + (("positive",) * (2 if perturbed else 1))
+
+
+def _denoiser(target: object) -> nn.Module:
+    """The module that is called at every step: the U-Net, or what torch.compile made of it."""
+    module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
+    if not isinstance(module, nn.Module):
+        raise AttachmentError(f"{type(target).__name__} has no U-Net to attach to")
+    return module
+
+
+def _unet(target: object) -> UNet2DConditionModel:
+    module = _denoiser(target)
+    unet = getattr(module, "_orig_mod", module)
+    if not isinstance(unet, UNet2DConditionModel):
+        raise AttachmentError(
+            f"cannot attach to {type(unet).__name__}; only UNet2DConditionModel is supported"
+        )
+    return unet
+
+
+def _adopted(attn: Attention, owner: Attachment) -> DecoupledAttention:
+    processor = attn.processor
+    if not isinstance(processor, DecoupledAttention):
+        processor = DecoupledAttention(processor)  # pyright: ignore[reportArgumentType]
+        attn.processor = processor  # pyright: ignore[reportAttributeAccessIssue]
+    processor.adopt(owner)
+    return processor
+
+
+def _hook(module: nn.Module, before: Callable[[Tensor, Tensor], None]) -> Callable[[], None]:
+    """Call `before(sample, text)` ahead of every call of a denoiser; returns what undoes it."""
+
+    def look(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        # UNet2DConditionModel.forward(sample, timestep, encoder_hidden_states, ...)
+        sample = args[0] if args else kwargs["sample"]
+        before(sample, args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
+
+    compiled = module._compiled_call_impl
+    if compiled is None:
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: look(args, kwargs), with_kwargs=True
+        ).remove
+
+    # module.compile() compiles the hooks too; what it calls is replaced to stay outside.
+    def call(*args: Tensor, **kwargs: Tensor) -> object:
+        look(args, kwargs)
+        return compiled(*args, **kwargs)
+
+    module._compiled_call_impl = call  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda: setattr(module, "_compiled_call_impl", compiled)
+
+
+def _computed_as(sample: Tensor) -> tuple[torch.device, torch.dtype]:
+    kind = sample.device.type
+    autocast = torch.is_autocast_enabled(kind)
+    return sample.device, torch.get_autocast_dtype(kind) if autocast else sample.dtype
+
+
+def _nothing() -> None:
+    """Nothing to undo."""

@@ -1,0 +1,125 @@
+"""Frozen image encoders: pixels → image embedding, or a grid of features."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from imprompt.errors import UnknownModel
+from imprompt.image import encoder_pixels
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and deviation of the RGB channels that CLIP was trained with (openai/CLIP, clip/clip.py)."""
+
+RGB = tuple[float, float, float]
+
+
+class ImageEncoder:
+    """A CLIP image encoder, frozen.
+
+    It is no `nn.Module`, so it can never slip into an adapter's parameters or files.
+
+    Args:
+        model: put into evaluation mode and frozen, in place
+        mean: subtracted from the RGB channels (0–1)
+        std: what they are divided by then
+
+    Attributes:
+        image_size: side of the square picture that the model takes, in pixels
+        embedding_dim: width of the projected embedding
+        feature_dim: width of a hidden state
+    """
+
+    def __init__(
+        self, model: CLIPVisionModelWithProjection, *, mean: RGB = CLIP_MEAN, std: RGB = CLIP_STD
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.mean, self.std = mean, std
+        self.image_size: int = model.config.image_size
+        self.embedding_dim: int = model.config.projection_dim
+        self.feature_dim: int = model.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the model computes in."""
+        return self.model.dtype
+
+    def to(self, *args: torch.device | str | torch.dtype) -> "ImageEncoder":
+        """Move or convert the model, in place, as `nn.Module.to` does."""
+        self.model.to(*args)  # pyright: ignore[reportArgumentType]
+        return self
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "batch 3 size size"]:
+        """Crop and normalise upright RGB pictures as CLIP's own preprocessing does; the result is on the CPU."""
+        return torch.stack(
+            [encoder_pixels(picture, self.image_size, mean=self.mean, std=self.std) for picture in pictures]
+        )
+
+    @torch.no_grad()
+    def encode(
+        self, pixels: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch {self.embedding_dim}"]:
+        """Return the projected image embedding, not normalised (`image_embeds` of transformers)."""
+        return self.model(pixels.to(self.device, self.dtype)).image_embeds
+
+    @torch.no_grad()
+    def features(
+        self, pixels: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch patches {self.feature_dim}"]:
+        """Return the penultimate hidden states, the class token first (`hidden_states[-2]` of transformers)."""
+        pixels = pixels.to(self.device, self.dtype)
+        return self.model(pixels, output_hidden_states=True).hidden_states[-2]
+
+
+def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> ImageEncoder:
+    """Load an image encoder.
+
+    Mean and deviation come from `preprocessor_config.json` beside the weights, where there is one; otherwise CLIP's.
+
+    Args:
+        source: a model, a folder written by transformers, or "owner/name" or "owner/name:subfolder" on the hub
+
+    Raises:
+        UnknownModel: no such folder or repository, or no CLIP vision model in it
+    """
+    if isinstance(source, CLIPVisionModelWithProjection):
+        return ImageEncoder(source)
+    repository, _, subfolder = ("", "", "") if Path(source).is_dir() else str(source).partition(":")
+    try:
+        if not repository:
+            model = CLIPVisionModelWithProjection.from_pretrained(source)
+        else:
+            model = CLIPVisionModelWithProjection.from_pretrained(repository, subfolder=subfolder)
+        mean, std = _normalisation(Path(source) if not repository else None, repository, subfolder)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnknownModel(f"no image encoder at {source}: {reason}") from error
+    return ImageEncoder(model, mean=mean, std=std)
+
+
+def _normalisation(folder: Path | None, repository: str, subfolder: str) -> tuple[RGB, RGB]:
+    path = folder / "preprocessor_config.json" if folder else _fetched(repository, subfolder)
+    if path is None or not path.is_file():
+        return CLIP_MEAN, CLIP_STD
+    config = json.loads(path.read_text())
+    return tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
+
+
+def _fetched(repository: str, subfolder: str) -> Path | None:
+    try:
+        return Path(hf_hub_download(repository, "preprocessor_config.json", subfolder=subfolder or None))
+    except EntryNotFoundError:
+        return None
