@@ -167,7 +167,7 @@ def autoencoder(*, seed: int = 0) -> AutoencoderKL:
 
 
 def sd_pipeline(*, seed: int = 0, image_encoder: bool = False) -> StableDiffusionPipeline:
-    """A whole Stable Diffusion pipeline, 16 px. `image_encoder` gives it one, as diffusers' own adapter needs."""
+    """A whole Stable Diffusion pipeline, 16 px; with an image encoder for diffusers' own adapter."""
     pipe = StableDiffusionPipeline(
         vae=autoencoder(seed=seed),
         text_encoder=text_model(seed=seed + 1),
@@ -208,7 +208,7 @@ def image_processor() -> CLIPImageProcessorPil:
 
 @seeded
 def picture(*, seed: int = 0, width: int = 37, height: int = 31) -> Image.Image:
-    """A random picture whose sides are neither equal nor multiples of anything: a coarse pattern, enlarged."""
+    """A random picture whose sides are not equal nor multiples of anything: a coarse pattern, enlarged."""
     pixels = torch.randint(0, 256, (5, 6, 3), dtype=torch.uint8)
     return Image.fromarray(pixels.numpy(), "RGB").resize((width, height), Image.Resampling.BICUBIC)
 

@@ -2,8 +2,8 @@
 
     c_i = projection(image_embedding)        K' = c_i W'_k        V' = c_i W'_v
 
-Ye et al. 2023, https://arxiv.org/abs/2308.06721, section 3.2. These are the only trained weights: 22,319,616 for SD1.5 with
-a 1024-wide image embedding and four tokens.
+Ye et al. 2023, https://arxiv.org/abs/2308.06721, section 3.2. These are the only trained weights: 22,319,616
+for SD1.5 with a 1024-wide image embedding and four tokens.
 """
 
 import math
@@ -25,7 +25,7 @@ from imprompt.attachment import (
     guidance_branches,
     layer_shapes,
 )
-from imprompt.attention import KeyValue, split_heads
+from imprompt.attention import KeyValue, split_heads, text_projections
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.image import ImagePrompt, load_image
@@ -112,8 +112,9 @@ class ImagePromptAdapter(nn.Module):
             adapter = cls(projection, layer_shapes(layers)).float()
         with torch.no_grad():
             for number, (_, attn) in layers.items():
-                adapter.key_value(number).to_key.weight.copy_(attn.to_k.weight)
-                adapter.key_value(number).to_value.weight.copy_(attn.to_v.weight)
+                to_k, to_v = text_projections(attn)
+                adapter.key_value(number).to_key.weight.copy_(to_k.weight)
+                adapter.key_value(number).to_value.weight.copy_(to_v.weight)
         return adapter
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -171,7 +172,8 @@ class ImagePromptAdapter(nn.Module):
         Without references the pictures stay those of the base model, bit for bit.
 
         Args:
-            target: the diffusers pipeline that will be called, or a bare `UNet2DConditionModel`, compiled or not
+            target: the diffusers pipeline that will be called, or a bare `UNet2DConditionModel`; compiled or
+                not. A bare U-Net that is to be compiled is compiled first, and the compiled one attached to
 
         Raises:
             AttachmentError: attached already, no U-Net, or an attention processor that is not supported
@@ -204,23 +206,24 @@ class ImagePromptAdapter(nn.Module):
     ) -> Shown:
         """Let image prompts act from now on; the returned context ends it.
 
-        Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt; an argument that
-        is a list has one reference for each prompt. Several arguments act together: their attentions add up.
+        Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt; an
+        argument that is a list has one reference for each prompt. Several arguments act together: their
+        attentions add up.
 
         In a list, references with fewer pictures have theirs repeated until all have equally many tokens,
         which changes nothing but rounding.
 
         Args:
             *references: see above; a picture, path, array or embedding stands for `Reference(it)`
-            branches: what the rows of a batch are, e.g. ("negative", "positive"); by default a pipeline is asked at
-                every step, and a bare U-Net has positive rows only
+            branches: what the rows of a batch are, e.g. ("negative", "positive"); by default a pipeline is
+                asked at every step, and a bare U-Net has positive rows only
 
         Raises:
             AttachmentError: not attached, or the U-Net was changed since
             InvalidReference: nothing given, or something that is no reference
             AdapterMismatch: no image encoder, or embeddings of another width
-            AmbiguousBatch: lists of different lengths; also raised later, by the generation, if the batch does not
-                fit the references
+            AmbiguousBatch: lists of different lengths; also raised later, by the generation, if the batch
+                does not fit the references
         """
         attachment = self._attached()
         attachment.check_in_place()
@@ -234,7 +237,7 @@ class ImagePromptAdapter(nn.Module):
         return attachment.show(Laying(conditions, lambda: branches or _branches(attachment.target)))
 
     def _embeddings(self, references: Sequence[Reference]) -> list[Tensor]:
-        """Image embeddings of each reference, "images embedding_dim"; all pictures go through the encoder at once."""
+        """Image embeddings of each reference; all pictures go through the encoder at once."""
         weight = next(self.projection.parameters())
         pictures = [load_image(picture) for reference in references for picture in reference.pictures]
         rows = iter(self._encode(pictures)) if pictures else iter(())
@@ -283,8 +286,8 @@ class ImagePromptAdapter(nn.Module):
     ) -> Shown:
         """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
 
-        For the trainer: no guidance, no repetition. A zero row is a dropped image (paper, section 3.2.2). With gradient
-        checkpointing, call `backward` inside the context too, since the layers are run again there.
+        For the trainer: no guidance, no repetition. A zero row is a dropped image (paper, section 3.2.2).
+        With gradient checkpointing, call `backward` inside the context too: the layers are run again there.
 
         Args:
             image_embeddings: encoder's output for every sample of the next forward pass

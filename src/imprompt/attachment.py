@@ -1,7 +1,7 @@
 """Attaching to a denoiser: put processors in, lay image prompts on each batch, take everything out again.
 
-What is attached is found at a call of the denoiser, just before its forward pass and outside any compiled graph:
-how large the batch is, and which rows are the negative and which the positive half of classifier-free guidance.
+The batch is looked at just before each forward pass, outside any compiled graph: how large it is, and which
+rows are the negative and which the positive half of classifier-free guidance.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,11 @@ Shapes = Mapping[int, tuple[int, int]]
 """Official layer number → (context_dim, inner_dim)."""
 
 FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL"}
-"""(number of cross-attention layers, width of the text embeddings) of the bases that adapters are published for."""
+"""(number of cross-attention layers, width of the text embeddings) of the well-known bases."""
 
 
 class Condition(NamedTuple):
-    """One image prompt, finished for every layer: K' and λV', batch = prompts, for both halves of guidance."""
+    """One image prompt, finished for every layer: K' and λV', a row per prompt, for each half of a batch."""
 
     positive: Mapping[int, KeyValue]
     negative: Mapping[int, KeyValue]
@@ -36,7 +36,7 @@ class Condition(NamedTuple):
         return next(iter(self.positive.values())).key.shape[0]
 
     def rows(self, layer: int, branches: Branches, samples: int) -> KeyValue:
-        """Lay one layer on a batch: branch after branch, prompt after prompt, `samples` rows in each branch."""
+        """Lay one layer on a batch: branch after branch, prompt after prompt, `samples` rows in each."""
         halves = {"positive": self.positive[layer], "negative": self.negative[layer]}
         each = samples // self.prompts
         return KeyValue(
@@ -146,10 +146,10 @@ class Attachment:
         return self.layers[layer].heads
 
     def show(self, what: "Laying | Mapping[int, KeyValue]") -> "Shown":
-        """Let image prompts act from now until the returned context ends; then what was shown before acts again.
+        """Let image prompts act from now until the returned context ends; then what acted before acts again.
 
         Args:
-            what: a `Laying` for whole generations, or K' and λV' of each layer, one row per sample of the batch
+            what: a `Laying` for whole generations, or K' and λV' of each layer, a row per sample
         """
         self.check_in_place()
         self._display(Shown(self, what, self._now))
@@ -181,14 +181,12 @@ class Attachment:
         if not self.is_attached:
             raise AttachmentError("the adapter is not attached any more; attach it again")
         if _unet(self.target) is not self.unet:
-            raise AttachmentError(
-                "the pipeline has another U-Net than when the adapter was attached; attach it again"
-            )
+            raise AttachmentError("the pipeline has another U-Net than before; detach, then attach again")
         for layer, processor in self.processors.items():
             if self.layers[layer].processor is not processor:
                 kind = type(self.layers[layer].processor).__name__
                 raise AttachmentError(
-                    f"cross-attention layer {layer} has been given another processor ({kind}) since the adapter was "
+                    f"cross-attention layer {layer} was given another processor ({kind}) since the adapter was "
                     "attached; detach, then attach again"
                 )
 
@@ -196,12 +194,12 @@ class Attachment:
         self._unhook()
         self._unhook = _nothing
         self._now = shown
-        if shown is not None and isinstance(shown.what, Laying):
+        what = {} if shown is None else shown.what
+        if isinstance(what, Laying):
             self._place({})
             self._unhook = _hook(_denoiser(self.target), self._before_forward)
         else:
-            terms = shown.what if shown is not None else {}
-            self._place({layer: (term,) for layer, term in terms.items()})
+            self._place({layer: (term,) for layer, term in what.items()})
 
     def _place(self, terms: Mapping[int, tuple[KeyValue, ...]]) -> None:
         self._current = terms
@@ -239,8 +237,8 @@ class Shown:
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[int, tuple[str, Attention]]:
     """Return the cross-attention layers under their official numbers N, each with its module's name.
 
-    N is the position in `unet.attn_processors` (down, up, then mid), counting self-attention too, as the official
-    training script numbers them (tencent-ailab/IP-Adapter, tutorial_train.py): 1, 3, 5, ... in Stable Diffusion.
+    N is the position in `unet.attn_processors` (down, up, then mid), counting self-attention too, as the
+    official training script numbers them (tencent-ailab/IP-Adapter, tutorial_train.py): 1, 3, 5, ...
     """
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
     modules = {number: (name, unet.get_submodule(name)) for number, name in enumerate(names)}
@@ -280,17 +278,17 @@ def check_fit(adapter: Shapes, base: Shapes) -> None:
         )
     differing = next(n for n in sorted({*adapter, *base}) if adapter.get(n) != base.get(n))
     raise AdapterMismatch(
-        f"this adapter does not fit this base: layer {differing} is {adapter.get(differing)} wide (text, inner) in "
-        f"the adapter and {base.get(differing)} in the base"
+        f"this adapter does not fit this base: layer {differing} is {adapter.get(differing)} (text, inner) wide "
+        f"in the adapter and {base.get(differing)} in the base"
     )
 
 
 def guidance_branches(pipeline: object) -> Branches:
     """Say how a running diffusers pipeline stacks its batch.
 
-    Stable Diffusion stacks (negative, positive) with guidance and nothing without; perturbed-attention guidance
-    repeats the positive half (diffusers, pipelines/pag/pag_utils.py); InstructPix2Pix stacks (positive,
-    negative, negative) (pipeline_stable_diffusion_instruct_pix2pix.py).
+    Stable Diffusion stacks (negative, positive) with guidance and nothing without; perturbed-attention
+    guidance repeats the positive half (diffusers, pipelines/pag/pag_utils.py); InstructPix2Pix stacks
+    (positive, negative, negative) (pipeline_stable_diffusion_instruct_pix2pix.py).
 
     Raises:
         AttachmentError: a pipeline that does not tell
@@ -299,7 +297,7 @@ def guidance_branches(pipeline: object) -> Branches:
     known = isinstance(getattr(kind, "do_classifier_free_guidance", None), property)
     if not known or kind.__name__.startswith("LEdits"):
         raise AttachmentError(
-            f"{kind.__name__} does not tell how it stacks its batch; give references(branches=...)"
+            f"{kind.__name__} does not tell how it stacks its batch; give references(..., branches=...)"
         )
     try:
         guided = bool(getattr(pipeline, "do_classifier_free_guidance"))  # noqa: B009
@@ -350,9 +348,7 @@ def _hook(module: nn.Module, before: Callable[[Tensor, Tensor], None]) -> Callab
 
     compiled = module._compiled_call_impl
     if compiled is None:
-        return module.register_forward_pre_hook(
-            lambda _, args, kwargs: look(args, kwargs), with_kwargs=True
-        ).remove
+        return module.register_forward_pre_hook(lambda _, *call: look(*call), with_kwargs=True).remove
 
     # module.compile() compiles the hooks too; what it calls is replaced to stay outside.
     def call(*args: Tensor, **kwargs: Tensor) -> object:

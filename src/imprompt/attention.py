@@ -2,12 +2,13 @@
 
     output = Attn(Q, K, V) + Σ_r Attn(Q, K'_r, λ_r V'_r)
 
-Ye et al. 2023, https://arxiv.org/abs/2308.06721, equation 5, with λ folded into V' (attention is linear in V'). The same
-query Q serves every term. K'_r and λ_r V'_r do not depend on the time step, so they arrive here finished, one
-row per sample; nothing of the image branch but its attention runs inside the sampling loop.
+Ye et al. 2023, https://arxiv.org/abs/2308.06721, equation 5, with λ folded into V' (attention is linear in
+V'). The same query Q serves every term. K'_r and λ_r V'_r do not depend on the time step, so they arrive
+here finished, one row per sample; nothing of the image branch but its attention runs inside the sampling
+loop.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -57,15 +58,15 @@ def attend(
 class DecoupledAttention:
     """The attention processor that an attached adapter puts on one cross-attention layer.
 
-    It is a plain object, no module: the base model's parameters, `state_dict` and moves know nothing of it. On
-    the text it does what diffusers' `AttnProcessor2_0` does, operation for operation, so without image
+    It is a plain object, no module: the base model's parameters, `state_dict` and moves know nothing of it.
+    On the text it does what diffusers' `AttnProcessor2_0` does, operation for operation, so without image
     prompts, and with λ = 0, the layer gives the same bits as before.
 
     Several adapters may share one layer; each owns its own terms of the sum.
 
-    The text's K and V are computed once per prompt: they are kept while image prompts are set, together with
-    the very tensors they came from, and used again only for those same tensors, unchanged. In-place changes
-    are noticed, except those made through `Tensor.data`.
+    The text's K and V are computed once per prompt: they are kept while image prompts act, together with the
+    very tensors they came from, and used again only for those same tensors, unchanged. In-place changes are
+    noticed, except those made through `Tensor.data`; a compiled layer computes them at every step.
 
     Attributes:
         base: the processor that was here before, and will be again
@@ -115,7 +116,8 @@ class DecoupledAttention:
         for image in self.images:
             _check_batch(query, image.key)
             output = output + attend(query, image.key.to(query), image.value.to(query))
-        return attn.to_out[1](attn.to_out[0](merge_heads(output)))
+        to_out, dropout = cast(nn.ModuleList, attn.to_out)
+        return dropout(to_out(merge_heads(output)))
 
     def _text_key_value(self, attn: Attention, context: Tensor) -> KeyValue:
         if not self.images or not _may_remember(attn, context):
@@ -128,7 +130,7 @@ class DecoupledAttention:
 class RememberedText:
     """The text's K and V of one layer, with the tensors that they were computed from.
 
-    Holding the tensors themselves, not their addresses, makes it impossible that another tensor is taken for them.
+    Because it holds the tensors themselves, no other tensor can come to be taken for them.
     """
 
     def __init__(self, attn: Attention, context: Tensor) -> None:
@@ -145,8 +147,15 @@ class RememberedText:
 
 def project_text(attn: Attention, context: Tensor) -> KeyValue:
     """K = c_t W_k and V = c_t W_v, heads split."""
-    key, value = attn.to_k(context), attn.to_v(context)
-    return KeyValue(split_heads(key, attn.heads), split_heads(value, attn.heads))
+    to_k, to_v = text_projections(attn)
+    return KeyValue(split_heads(to_k(context), attn.heads), split_heads(to_v(context), attn.heads))
+
+
+def text_projections(attn: Attention) -> tuple[nn.Linear, nn.Linear]:
+    """W_k and W_v of a layer of the base model."""
+    assert attn.to_k is not None
+    assert attn.to_v is not None
+    return attn.to_k, attn.to_v
 
 
 def check_supported(name: str, attn: Attention) -> None:
@@ -189,17 +198,19 @@ def _may_remember(attn: Attention, context: Tensor) -> bool:
     """Only where K and V are a pure function of tensors that we can watch."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or context.is_inference():
         return False
-    return _is_plain(attn.to_k) and _is_plain(attn.to_v)
+    return all(map(_is_plain, text_projections(attn)))
 
 
 def _is_plain(linear: nn.Module) -> bool:
-    # An instance's own `forward` is how accelerate offloads weights; adapters such as LoRA are other classes.
+    # An instance's own `forward` is how accelerate offloads weights; LoRA and quantisation are other classes.
     hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in linear.__dict__
-    return type(linear) is nn.Linear and not hooked and not linear.weight.is_inference()
+    plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    return plain and not hooked and not linear.weight.is_inference()
 
 
 def _sources(attn: Attention, context: Tensor) -> tuple[Tensor | None, ...]:
-    return context, attn.to_k.weight, attn.to_k.bias, attn.to_v.weight, attn.to_v.bias
+    to_k, to_v = text_projections(attn)
+    return context, to_k.weight, to_k.bias, to_v.weight, to_v.bias
 
 
 def _state(sources: tuple[Tensor | None, ...]) -> tuple[object, ...]:

@@ -43,9 +43,9 @@ class ImageEncoder:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.mean, self.std = mean, std
-        self.image_size: int = model.config.image_size
-        self.embedding_dim: int = model.config.projection_dim
-        self.feature_dim: int = model.config.hidden_size
+        self.image_size = int(model.config.image_size)  # pyright: ignore[reportArgumentType]
+        self.embedding_dim = model.config.projection_dim
+        self.feature_dim = model.config.hidden_size
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +63,7 @@ class ImageEncoder:
         return self
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "batch 3 size size"]:
-        """Crop and normalise upright RGB pictures as CLIP's own preprocessing does; the result is on the CPU."""
+        """Crop and normalise upright RGB pictures as CLIP's own preprocessing does, on the CPU."""
         return torch.stack(
             [encoder_pixels(picture, self.image_size, mean=self.mean, std=self.std) for picture in pictures]
         )
@@ -79,7 +79,7 @@ class ImageEncoder:
     def features(
         self, pixels: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch patches {self.feature_dim}"]:
-        """Return the penultimate hidden states, the class token first (`hidden_states[-2]` of transformers)."""
+        """Return the penultimate hidden states, class token first (`hidden_states[-2]` of transformers)."""
         pixels = pixels.to(self.device, self.dtype)
         return self.model(pixels, output_hidden_states=True).hidden_states[-2]
 
@@ -87,10 +87,10 @@ class ImageEncoder:
 def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> ImageEncoder:
     """Load an image encoder.
 
-    Mean and deviation come from `preprocessor_config.json` beside the weights, where there is one; otherwise CLIP's.
+    Mean and deviation come from `preprocessor_config.json` beside the weights, if there is one; else CLIP's.
 
     Args:
-        source: a model, a folder written by transformers, or "owner/name" or "owner/name:subfolder" on the hub
+        source: a model, a folder written by transformers, or "owner/name[:subfolder]" on the hub
 
     Raises:
         UnknownModel: no such folder or repository, or no CLIP vision model in it

@@ -19,8 +19,8 @@ from imprompt.image import ImagePrompt
 class Reference:
     """One picture, or several as one prompt, and how strongly they act.
 
-    Several pictures in one reference share one softmax: their tokens stand side by side, as in diffusers. To let
-    pictures act each with a strength of its own, use several references.
+    Several pictures in one reference share one softmax: their tokens stand side by side, as in diffusers. To
+    let pictures act each with a strength of its own, use several references.
 
     Args:
         images: a file, a PIL picture or an array (height width 3, uint8); or a sequence of these; or image
