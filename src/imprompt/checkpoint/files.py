@@ -1,0 +1,119 @@
+"""Adapter files as flat dictionaries of tensors: read without running code, written whole or not at all."""
+
+import dataclasses
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from imprompt.errors import CheckpointError, OutputError
+from imprompt.output import check_output, written_whole
+
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch's zip archives, and its format before 1.6
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """What a file holds: tensors under flat dotted names, its metadata, and "safetensors" or "pickle"."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    container: str
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Read a safetensors file or a torch pickle of tensors, told apart by content.
+
+    Pickles go through torch's restricted loader: a pickle that holds more than tensors is refused, and
+    nothing in it is run.
+
+    Raises:
+        CheckpointError: the file is missing, empty, truncated, or holds something else.
+    """
+    head = _head(path)
+    if not head:
+        raise CheckpointError(f"{path} is empty")
+    if head.startswith(_PICKLE_STARTS):
+        return TensorFile(dict(_flattened(_unpickled(path), "", path)), {}, "pickle")
+    return _read_safetensors(path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write official-layout tensors as `.safetensors` (flat, with metadata) or `.bin` (nested, without).
+
+    Raises:
+        OutputError: another suffix, a folder that is missing, a disk that is full.
+    """
+    if path.suffix not in (".safetensors", ".bin"):
+        raise OutputError(
+            f"{path}: an adapter file ends in .safetensors or .bin, not {path.suffix or 'nothing'!r}"
+        )
+    check_output(path)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(path) as part:
+        if path.suffix == ".bin":
+            torch.save(_nested(whole), part)
+            return
+        try:
+            safetensors.torch.save_file(whole, part, {"format": "pt", **metadata})
+        except safetensors.SafetensorError as error:  # how it reports a full disk
+            raise OutputError(f"{path} cannot be written: {error}") from error
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(4)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path} is a folder, not an adapter file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _read_safetensors(path: Path) -> TensorFile:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return TensorFile(tensors, dict(file.metadata() or {}), "safetensors")
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no adapter file: it is neither safetensors nor a torch pickle ({error})"
+        ) from error
+
+
+def _unpickled(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors, perhaps code; it was refused and nothing in it was run"
+        ) from error
+    except Exception as error:  # a damaged archive may fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is truncated or damaged: {reason}") from error
+
+
+def _flattened(value: object, name: str, path: Path) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flattened(inner, f"{name}.{key}" if name else str(key), path)
+    else:
+        raise CheckpointError(
+            f"{path} is no adapter: {name or 'it'} is a {type(value).__name__}, not a tensor"
+        )
+
+
+def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        group, _, key = name.partition(".")
+        groups.setdefault(group, {})[key] = tensor
+    return groups

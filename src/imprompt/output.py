@@ -1,0 +1,47 @@
+"""Results on disk: a file appears whole or not at all."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from imprompt.errors import OutputError
+
+
+def check_output(path: Path) -> None:
+    """Refuse, before any work is done, a file name that could not be written.
+
+    Raises:
+        OutputError: the folder is missing or may not be written, or the name belongs to something that is
+        no file.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} cannot be written: it is there already and is not a file")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: the folder {path.parent} is read-only for you")
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; move what is written there to `path` if the block ends well.
+
+    Whatever happens in the block (an error, a full disk, Ctrl-C), `path` holds the old content or the new
+    one.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    check_output(path)
+    part = path.with_name(f".imprompt-{secrets.token_hex(6)}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
