@@ -30,6 +30,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from imprompt.adapter import ImagePromptAdapter
+
 EMBEDDING_DIM = 14
 """Width of the tiny image encoder's projected embedding."""
 
@@ -231,3 +233,12 @@ def unet_input(unet: UNet2DConditionModel, *, batch: int = 2, seed: int = 0) -> 
         added = {"text_embeds": torch.randn(batch, XL_CONTEXT_2), "time_ids": torch.rand(batch, 6)}
         arguments["added_cond_kwargs"] = added
     return arguments
+
+
+@seeded
+def adapter(unet: UNet2DConditionModel, *, seed: int = 0, tokens: int = 4) -> ImagePromptAdapter:
+    """An adapter as if trained: all weights random, strong enough to change the pictures clearly."""
+    made = ImagePromptAdapter.for_unet(unet, embedding_dim=EMBEDDING_DIM, tokens=tokens)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return made.requires_grad_(False)

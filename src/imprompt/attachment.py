@@ -5,7 +5,7 @@ rows are the negative and which the positive half of classifier-free guidance.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -135,7 +135,7 @@ class Attachment:
         self._unhook: Callable[[], None] = _nothing
         self._current: object = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Attachment":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,8 +186,8 @@ class Attachment:
             if self.layers[layer].processor is not processor:
                 kind = type(self.layers[layer].processor).__name__
                 raise AttachmentError(
-                    f"cross-attention layer {layer} was given another processor ({kind}) since the adapter was "
-                    "attached; detach, then attach again"
+                    f"cross-attention layer {layer} was given another processor ({kind}) after the adapter; "
+                    "detach, then attach again"
                 )
 
     def _display(self, shown: "Shown | None") -> None:
@@ -227,7 +227,7 @@ class Shown:
         self.what = what
         self.before = before
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Shown":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -278,8 +278,8 @@ def check_fit(adapter: Shapes, base: Shapes) -> None:
         )
     differing = next(n for n in sorted({*adapter, *base}) if adapter.get(n) != base.get(n))
     raise AdapterMismatch(
-        f"this adapter does not fit this base: layer {differing} is {adapter.get(differing)} (text, inner) wide "
-        f"in the adapter and {base.get(differing)} in the base"
+        f"this adapter does not fit this base: layer {differing} has (text, inner) widths "
+        f"{adapter.get(differing)} in the adapter and {base.get(differing)} in the base"
     )
 
 

@@ -201,7 +201,7 @@ def _may_remember(attn: Attention, context: Tensor) -> bool:
     return all(map(_is_plain, text_projections(attn)))
 
 
-def _is_plain(linear: nn.Module) -> bool:
+def _is_plain(linear: nn.Linear) -> bool:
     # An instance's own `forward` is how accelerate offloads weights; LoRA and quantisation are other classes.
     hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in linear.__dict__
     plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
