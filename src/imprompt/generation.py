@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from imprompt.adapter import ImagePromptAdapter, ReferenceLike
-from imprompt.errors import ConfigError, ImageError, OutputError, UnknownModel
+from imprompt.errors import ConfigError, ImageError, UnknownModel
 from imprompt.output import check_output, written_whole
 
 DEFAULT_STEPS = 25
@@ -144,22 +144,11 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str], settings: M
         OutputError: another suffix, a missing folder, a full disk
     """
     path = Path(path)
-    check_picture_output(path)
+    check_output(path, ".png")
     text = PngInfo()
     text.add_text(SETTINGS_KEY, json.dumps(settings))
     with written_whole(path) as part:
         picture.save(part, format="PNG", pnginfo=text)
-
-
-def check_picture_output(path: Path) -> None:
-    """Refuse, before any work is done, a name that `save_picture` could not write to.
-
-    Raises:
-        OutputError: as in `save_picture`
-    """
-    if path.suffix.lower() != ".png":
-        raise OutputError(f"{path}: pictures are written as PNG; give the file a name that ends in .png")
-    check_output(path)
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from pathlib import Path
 from imprompt.errors import OutputError
 
 
-def check_output(path: Path) -> None:
-    """Refuse, before any work is done, a file name that could not be written.
+def check_output(path: Path, *suffixes: str) -> None:
+    """Refuse, before any work is done, a file name that could not be written or has none of the suffixes.
 
     Raises:
         OutputError: the folder is missing or may not be written, or the name belongs to something that is
         no file.
     """
+    if suffixes and path.suffix not in suffixes:
+        raise OutputError(f"{path} cannot be written: its name must end in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
     if path.exists() and not path.is_file():

@@ -48,11 +48,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     Raises:
         OutputError: another suffix, a folder that is missing, a disk that is full.
     """
-    if path.suffix not in (".safetensors", ".bin"):
-        raise OutputError(
-            f"{path}: an adapter file ends in .safetensors or .bin, not {path.suffix or 'nothing'!r}"
-        )
-    check_output(path)
+    check_output(path, ".safetensors", ".bin")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(path) as part:
         if path.suffix == ".bin":
