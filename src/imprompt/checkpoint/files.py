@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from imprompt.errors import CheckpointError, OutputError
 from imprompt.output import check_output, written_whole
 
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch's zip archives, and its format before 1.6
+_ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes, and wrote before 1.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,9 @@ def read_tensors(path: Path) -> TensorFile:
     head = _head(path)
     if not head:
         raise CheckpointError(f"{path} is empty")
-    if head.startswith(_PICKLE_STARTS):
-        return TensorFile(dict(_flattened(_unpickled(path), "", path)), {}, "pickle")
+    # A safetensors file starts with the length of its header, which may look like the old pickle's start.
+    if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
+        return TensorFile(_unique(_flattened(_unpickled(path), "", path), path), {}, "pickle")
     return _read_safetensors(path)
 
 
@@ -63,7 +65,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(4)
+            return file.read(9)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -75,7 +77,8 @@ def _head(path: Path) -> bytes:
 def _read_safetensors(path: Path) -> TensorFile:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            # Copied: tensors that lie unaligned in a mapped file give other last bits, and die with the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
             return TensorFile(tensors, dict(file.metadata() or {}), "safetensors")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -85,7 +88,8 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 def _unpickled(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles of other protocols: they fail anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors, perhaps code; it was refused and nothing in it was run"
@@ -105,6 +109,15 @@ def _flattened(value: object, name: str, path: Path) -> Iterator[tuple[str, Tens
         raise CheckpointError(
             f"{path} is no adapter: {name or 'it'} is a {type(value).__name__}, not a tensor"
         )
+
+
+def _unique(named: Iterator[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named:
+        if name in tensors:
+            raise CheckpointError(f"{path} holds {name} twice")
+        tensors[name] = tensor
+    return tensors
 
 
 def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

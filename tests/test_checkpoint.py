@@ -1,0 +1,577 @@
+"""Adapter files: round trips, recognition by shapes, and every way in which a file can be wrong."""
+
+import errno
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tiny
+from imprompt import checkpoint
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.checkpoint import describe, from_official, load_adapter, save_adapter, to_official
+from imprompt.checkpoint.files import TensorFile
+from imprompt.checkpoint.recognise import Description, describe_tensors
+from imprompt.encoder import ImageEncoder
+from imprompt.errors import AdapterMismatch, CheckpointError, OutputError, UnknownModel
+from imprompt.projection import LinearProjection
+from imprompt.reference import Reference
+
+SUFFIXES = [".safetensors", ".bin"]
+SD_INNER = [320] * 2 + [640] * 2 + [1280] * 5 + [640] * 3 + [320] * 3 + [1280]
+
+
+@pytest.fixture
+def adapter() -> ImagePromptAdapter:
+    return tiny.adapter(tiny.sd_unet())
+
+
+def official(adapter: ImagePromptAdapter) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in to_official(adapter.state_dict()).items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return list(one) == list(other) and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
+
+
+# Laws
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_save_then_load_is_the_identity(
+    adapter: ImagePromptAdapter, tmp_path: Path, dtype: torch.dtype, suffix: str
+) -> None:
+    save_adapter(adapter.to(dtype), tmp_path / f"a{suffix}")
+    loaded = load_adapter(tmp_path / f"a{suffix}")
+    assert same(dict(loaded.state_dict()), dict(adapter.state_dict()))
+    assert loaded.shapes == adapter.shapes
+
+
+@st.composite
+def official_tensors(draw: st.DrawFn) -> dict[str, Tensor]:
+    embedding_dim, context_dim, tokens = (draw(st.integers(1, 7)) for _ in range(3))
+    numbers = draw(st.lists(st.integers(0, 200), min_size=1, max_size=5, unique=True))
+    shapes = {
+        "image_proj.proj.weight": (tokens * context_dim, embedding_dim),
+        "image_proj.proj.bias": (tokens * context_dim,),
+        "image_proj.norm.weight": (context_dim,),
+        "image_proj.norm.bias": (context_dim,),
+    }
+    for number in numbers:
+        inner = draw(st.integers(1, 7))
+        shapes |= {f"ip_adapter.{number}.to_{x}_ip.weight": (inner, context_dim) for x in "kv"}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+@given(official_tensors())
+def test_official_to_ours_to_official_is_the_identity(tensors: dict[str, Tensor]) -> None:
+    assert same(to_official(from_official(tensors)), tensors)
+
+
+@settings(deadline=None, max_examples=40)
+@given(official_tensors())
+def test_every_sound_official_file_loads_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Tensor]
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "a.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    loaded = to_official(load_adapter(path).state_dict())
+    assert same({name: loaded.pop(name) for name in tensors}, tensors)
+    assert not loaded
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_adapter_gives_the_same_picture_after_saving_and_loading(
+    adapter: ImagePromptAdapter, tmp_path: Path, suffix: str
+) -> None:
+    save_adapter(adapter, tmp_path / f"a{suffix}")
+    assert np.array_equal(drawn(adapter), drawn(load_adapter(tmp_path / f"a{suffix}")))
+
+
+def drawn(adapter: ImagePromptAdapter) -> np.ndarray:
+    pipe = tiny.sd_pipeline()
+    with adapter.attach(pipe), adapter.references(Reference(tiny.embedding(1))):
+        return run(pipe)
+
+
+def run(pipe: Any, **more: Any) -> np.ndarray:
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a cat", num_inference_steps=2, output_type="np", generator=generator, **more).images
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_diffusers_loads_what_we_save_and_makes_the_same_picture(tmp_path: Path, suffix: str) -> None:
+    pipe = tiny.sd_pipeline(image_encoder=True)
+    adapter = tiny.adapter(pipe.unet)
+    save_adapter(adapter, tmp_path / f"a{suffix}", {"encoder": "x"} if suffix == ".safetensors" else None)
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=f"a{suffix}", image_encoder_folder=None)
+    embedding = tiny.embedding(1)
+    theirs = run(pipe, ip_adapter_image_embeds=[torch.stack([torch.zeros_like(embedding), embedding])])
+    assert np.abs(drawn(adapter) - theirs).max() <= 1e-5
+
+
+# Recognition
+
+
+def described(shapes: dict[str, tuple[int, ...]], **metadata: str) -> Description:
+    tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
+    return describe_tensors(TensorFile(tensors, metadata, "safetensors"))
+
+
+def layers(context_dim: int, inner: list[int]) -> dict[str, tuple[int, ...]]:
+    return {
+        f"ip_adapter.{2 * i + 1}.to_{x}_ip.weight": (width, context_dim)
+        for i, width in enumerate(inner)
+        for x in "kv"
+    }
+
+
+def linear(context_dim: int, embedding_dim: int, tokens: int = 4) -> dict[str, tuple[int, ...]]:
+    rows = tokens * context_dim
+    shapes = (rows, embedding_dim), (rows,), (context_dim,), (context_dim,)
+    return dict(
+        zip(
+            (
+                "image_proj.proj.weight",
+                "image_proj.proj.bias",
+                "image_proj.norm.weight",
+                "image_proj.norm.bias",
+            ),
+            shapes,
+            strict=True,
+        )
+    )
+
+
+def face(context_dim: int, tokens: int) -> dict[str, tuple[int, ...]]:
+    names = {
+        "proj.0.weight": (1024, 512),
+        "proj.0.bias": (1024,),
+        "proj.2.weight": (tokens * context_dim, 1024),
+    }
+    names |= {
+        "proj.2.bias": (tokens * context_dim,),
+        "norm.weight": (context_dim,),
+        "norm.bias": (context_dim,),
+    }
+    return {f"image_proj.{name}": shape for name, shape in names.items()}
+
+
+LORA = {"ip_adapter.0.to_q_lora.down.weight": (128, 320), "ip_adapter.0.to_out_lora.up.weight": (320, 128)}
+PLUS = {
+    "image_proj.latents": (1, 16, 768),
+    "image_proj.proj_in.weight": (768, 1280),
+    "image_proj.proj_out.weight": (768, 768),
+}
+FULL = {"image_proj.proj.0.weight": (1280, 1280), "image_proj.proj.3.weight": (768,)}
+FACE_PLUS = face(768, 4) | {"image_proj.perceiver_resampler.proj_in.weight": (768, 1280)}
+FLUX = linear(4096, 768, 4) | {"ip_adapter.0.to_k_ip.weight": (8, 4096), "ip_adapter.0.to_k_ip.bias": (8,)}
+
+
+def test_a_published_sd15_file_is_recognised_with_its_exact_count() -> None:
+    found = described(linear(768, 1024) | layers(768, SD_INNER))
+    assert (found.variant, found.base_family, found.tokens) == ("base", "SD1.5", 4)
+    assert found.encoder == "CLIP ViT-H/14 projected embedding, 1024 wide"
+    assert found.parameters == 22_319_616
+    assert found.problems == ()
+    assert found.limit is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "tokens", "encoder", "shapes"),
+    [
+        ("base", 4, "CLIP ViT-bigG/14 projected embedding, 1280 wide", linear(768, 1280)),
+        ("base", 9, "an image encoder that we do not know, 77 wide", linear(768, 77, 9)),
+        ("plus", 16, "CLIP ViT-H/14 penultimate features, 1280 wide", PLUS),
+        ("full-face", 257, "CLIP ViT-H/14 penultimate features, 1280 wide", FULL),
+        ("faceid", 4, "ArcFace identity embedding, 512 wide", face(768, 4) | LORA),
+        ("faceid-portrait", 16, "ArcFace identity embedding, 512 wide", face(768, 16)),
+        (
+            "faceid-plus",
+            4,
+            "ArcFace identity embedding and CLIP ViT-H/14 penultimate features, 512 wide",
+            FACE_PLUS | LORA,
+        ),
+        ("flux", 4, "CLIP ViT-L/14 projected embedding, 768 wide", FLUX),
+    ],
+)
+def test_variants_are_recognised_by_shapes(
+    variant: str, tokens: int, encoder: str, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    found = described(shapes | ({} if variant == "flux" else layers(768, [8, 16])))
+    assert (found.variant, found.tokens, found.encoder, found.problems) == (variant, tokens, encoder, ())
+
+
+@pytest.mark.parametrize(
+    ("family", "context_dim", "inner"),
+    [("SD1.5", 768, [1] * 16), ("SD2.x", 1024, [1] * 16), ("SDXL", 2048, [1] * 70), (None, 768, [1] * 5)],
+)
+def test_base_families_are_recognised(family: str | None, context_dim: int, inner: list[int]) -> None:
+    assert described(linear(context_dim, 8) | layers(context_dim, inner)).base_family == family
+
+
+def test_the_metadata_says_what_the_file_is(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    save_adapter(adapter, tmp_path / "a.safetensors", {"encoder": "our own", "recipe": "mini"})
+    found = describe(tmp_path / "a.safetensors")
+    assert found.metadata == {
+        "format": "pt",
+        "variant": "base",
+        "tokens": "4",
+        "embedding_dim": str(tiny.EMBEDDING_DIM),
+        "context_dim": str(tiny.SD_CONTEXT),
+        "encoder": "our own",
+        "recipe": "mini",
+    }
+    assert found.encoder == f"our own, {tiny.EMBEDDING_DIM} wide"
+    assert found.layout == "official layout (safetensors)"
+
+
+# Wrong files
+
+
+def replaced(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+    def tamper(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = change(tensors[name])
+
+    return tamper
+
+
+def without(name: str) -> Callable[[dict[str, Tensor]], None]:
+    def tamper(tensors: dict[str, Tensor]) -> None:
+        del tensors[name]
+
+    return tamper
+
+
+def added(name: str) -> Callable[[dict[str, Tensor]], None]:
+    def tamper(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = torch.zeros(2)
+
+    return tamper
+
+
+def with_bad_value(value: float) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.index_fill(0, torch.tensor([1]), value)
+
+
+PROJECTION, KEY, VALUE = (
+    "image_proj.proj.weight",
+    "ip_adapter.3.to_k_ip.weight",
+    "ip_adapter.3.to_v_ip.weight",
+)
+
+TAMPERED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
+    "missing key": (without(KEY), f"{KEY} is missing"),
+    "missing value": (without(VALUE), f"{VALUE} is missing"),
+    "missing projection": (without(PROJECTION), f"{PROJECTION} is missing"),
+    "missing norm": (without("image_proj.norm.bias"), "image_proj.norm.bias is missing"),
+    "extra in projection": (added("image_proj.extra"), "image_proj.extra does not belong in a base adapter"),
+    "extra layer": (added("ip_adapter.3.to_q_ip.weight"), "ip_adapter.3.to_q_ip.weight does not belong"),
+    "extra group": (added("optimizer"), "optimizer does not belong"),
+    "number with a zero": (
+        added("ip_adapter.03.to_k_ip.weight"),
+        "ip_adapter.03.to_k_ip.weight does not belong",
+    ),
+    "narrow key": (
+        replaced(KEY, lambda tensor: tensor[:, 1:]),
+        f"{KEY} has shape 16 × 19, but the image tokens are 20 wide",
+    ),
+    "short value": (replaced(VALUE, lambda tensor: tensor[1:]), f"{VALUE} has shape 15 × 20, not 16 × 20"),
+    "flat key": (
+        replaced(KEY, lambda tensor: tensor.flatten()),
+        f"{KEY} has shape 320, but the image tokens",
+    ),
+    "norm of another width": (
+        replaced("image_proj.norm.weight", lambda tensor: tensor[1:]),
+        "image_proj.proj.weight (80 × 14) gives no whole tokens 19 wide (image_proj.norm.weight)",
+    ),
+    "short bias": (
+        replaced("image_proj.proj.bias", lambda tensor: tensor[1:]),
+        "image_proj.proj.bias has shape 79, not 80",
+    ),
+    "empty projection": (replaced(PROJECTION, lambda tensor: tensor[:, :0]), "gives no whole tokens"),
+    "NaN": (replaced(KEY, with_bad_value(torch.nan)), f"{KEY} holds NaN or infinity"),
+    "infinity": (replaced(PROJECTION, with_bad_value(-torch.inf)), f"{PROJECTION} holds NaN or infinity"),
+    "integers": (replaced(KEY, lambda tensor: tensor.long()), f"{KEY} is torch.int64"),
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("tamper", TAMPERED)
+def test_a_wrong_tensor_is_named(
+    adapter: ImagePromptAdapter, tmp_path: Path, tamper: str, suffix: str
+) -> None:
+    change, message = TAMPERED[tamper]
+    tensors, path = official(adapter), tmp_path / f"a{suffix}"
+    change(tensors)
+    if suffix == ".bin":
+        torch.save(tensors, path)  # flat, as some tools write it
+    else:
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    assert any(message in problem for problem in describe(path).problems), describe(path).problems
+    with pytest.raises(CheckpointError, match="a" + suffix):
+        load_adapter(path)
+
+
+def test_all_faults_are_counted_in_the_message(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    tensors = official(adapter)
+    del tensors[KEY], tensors["image_proj.norm.bias"]
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"norm\.bias is missing \(and 1 more: imprompt inspect"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_a_tensor_that_claims_more_than_it_stores_is_not_filled_in(
+    adapter: ImagePromptAdapter, tmp_path: Path
+) -> None:
+    tensors = official(adapter)
+    tensors[PROJECTION] = torch.zeros(1, 1).expand(80, 10**12)
+    torch.save(tensors, tmp_path / "a.bin")
+    assert (
+        f"{PROJECTION} claims 80000000000000 values but holds fewer" in describe(tmp_path / "a.bin").problems
+    )
+
+
+class Intruder:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, old_format: bool) -> None:
+    path, trace = tmp_path / "a.bin", tmp_path / "trace"
+    torch.save({"image_proj": Intruder(trace)}, path, _use_new_zipfile_serialization=not old_format)
+    for use in (describe, load_adapter):
+        with pytest.raises(CheckpointError, match="holds more than tensors, perhaps code; it was refused"):
+            use(path)
+    assert not trace.exists()
+
+
+def test_code_in_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(pickle.dumps(Intruder(tmp_path / "trace")))
+    with pytest.raises(CheckpointError):
+        load_adapter(tmp_path / "a.bin")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_things_that_are_no_tensors_are_named(tmp_path: Path) -> None:
+    torch.save({"image_proj": {"step": 3}}, tmp_path / "a.bin")
+    with pytest.raises(CheckpointError, match=r"image_proj\.step is a int, not a tensor"):
+        describe(tmp_path / "a.bin")
+
+
+def test_two_tensors_of_one_name_are_refused(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    tensors = official(adapter)
+    torch.save(tensors | {"ip_adapter": {"3.to_k_ip.weight": tensors[KEY]}}, tmp_path / "a.bin")
+    with pytest.raises(CheckpointError, match=f"holds {KEY} twice"):
+        load_adapter(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_truncated_file(adapter: ImagePromptAdapter, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    save_adapter(adapter, path)
+    whole = path.read_bytes()
+    for length in (1, 4, 9, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="truncated"):
+            load_adapter(path)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", struct.pack("<Q", 8)]), st.binary(max_size=60))
+def test_noise_gives_our_error(tmp_path_factory: pytest.TempPathFactory, start: bytes, noise: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise"
+    path.write_bytes(start + noise)
+    with pytest.raises(CheckpointError):
+        describe(path)
+
+
+def test_a_giant_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    with pytest.raises(CheckpointError, match="truncated or no adapter file"):
+        describe(tmp_path / "a.safetensors")
+
+
+def test_files_that_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for path, message in (
+        (tmp_path / "none", "none: no such file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "empty", "empty is empty"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            describe(path)
+
+
+def test_another_kind_of_file_is_said_to_be_one(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"lora.up": torch.zeros(2), "lora.down": torch.zeros(2)}, tmp_path / "a")
+    problem = "it is no image-prompt adapter: it has no image_proj tensors (its first tensor is lora.down)"
+    assert describe(tmp_path / "a").problems == (problem,)
+
+
+def test_a_training_checkpoint_is_said_to_be_one() -> None:
+    found = described({"image_proj_model.proj.weight": (2, 2), "adapter_modules.1.to_k_ip.weight": (2, 2)})
+    assert found.layout == "training checkpoint of the official scripts (safetensors)"
+    assert found.problems == (
+        "it is a training checkpoint of the official scripts, not an adapter made from one",
+    )
+
+
+def test_an_unknown_projection_is_said_to_be_one() -> None:
+    assert described({"image_proj.magic": (2, 2)}).problems == (
+        "its projection (image_proj) is of no kind that we know",
+    )
+
+
+def test_recognised_variants_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(shape) for name, shape in (PLUS | layers(768, [8])).items()}
+    safetensors.torch.save_file(tensors, tmp_path / "plus.safetensors")
+    with pytest.raises(CheckpointError, match="plus adapters are recognised but cannot be used yet"):
+        load_adapter(tmp_path / "plus.safetensors")
+
+
+# Where adapters come from
+
+
+@pytest.mark.parametrize("name", ["frob", "no/such/file.safetensors", "owner/name"])
+def test_an_unknown_adapter(name: str) -> None:
+    with pytest.raises(UnknownModel, match=f"no adapter '{name}'"):
+        load_adapter(name)
+
+
+def test_the_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(repository: str, file: str) -> str:
+        raise LocalEntryNotFoundError(f"cannot reach {repository}\nand much more")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(UnknownModel) as raised:
+        load_adapter("owner/name:folder/a.safetensors")
+    message = "owner/name:folder/a.safetensors is not here and cannot be fetched: cannot reach owner/name"
+    assert str(raised.value) == message
+
+
+def test_a_hub_file_is_loaded(
+    adapter: ImagePromptAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file: str(tmp_path / file))
+    assert load_adapter("owner/name:a.safetensors").shapes == adapter.shapes
+
+
+def test_the_image_encoder_is_taken_along(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    tiny.vision_model().save_pretrained(tmp_path / "encoder")
+    for source in (tiny.vision_model(), ImageEncoder(tiny.vision_model()), tmp_path / "encoder"):
+        encoder = load_adapter(tmp_path / "a.safetensors", image_encoder=source).image_encoder
+        assert encoder is not None
+        assert encoder.embedding_dim == tiny.EMBEDDING_DIM
+    assert load_adapter(tmp_path / "a.safetensors").image_encoder is None
+
+
+def test_an_image_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
+    adapter = ImagePromptAdapter(LinearProjection(15, 4, 2), {1: (4, 3)})
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    with pytest.raises(
+        AdapterMismatch, match="needs image embeddings 15 wide; those of this image encoder are 14"
+    ):
+        load_adapter(tmp_path / "a.safetensors", image_encoder=tiny.vision_model())
+
+
+def test_published_widths_bring_their_known_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load(source: str) -> ImageEncoder:
+        asked.append(source)
+        raise UnknownModel("offline")
+
+    monkeypatch.setattr(checkpoint, "load_image_encoder", load)
+    save_adapter(ImagePromptAdapter(LinearProjection(1024, 4, 2), {1: (4, 3)}), tmp_path / "a.safetensors")
+    with pytest.raises(UnknownModel):
+        load_adapter(tmp_path / "a.safetensors")
+    assert asked == ["h94/IP-Adapter:models/image_encoder"]
+    assert load_adapter(tmp_path / "a.safetensors", image_encoder=None).image_encoder is None
+
+
+# Saving
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.ckpt", "must end in .safetensors or .bin"),
+        ("none/a.bin", "there is no folder"),
+        ("folder.bin", "is not a file"),
+    ],
+)
+def test_places_that_cannot_be_written(
+    adapter: ImagePromptAdapter, tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "folder.bin").mkdir()
+    with pytest.raises(OutputError, match=message):
+        save_adapter(adapter, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "failure", "raised"),
+    [
+        (".bin", OSError(errno.ENOSPC, "No space left on device"), OutputError),
+        (".safetensors", safetensors.SafetensorError("I/O error: no space"), OutputError),
+        (".safetensors", KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_failure_while_saving_leaves_the_old_file_and_nothing_else(
+    adapter: ImagePromptAdapter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    failure: BaseException,
+    raised: type[BaseException],
+) -> None:
+    def fail(tensors: object, path: Path, metadata: object = None) -> None:
+        path.write_bytes(b"half")
+        raise failure
+
+    path = tmp_path / f"a{suffix}"
+    save_adapter(adapter, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(raised):
+        save_adapter(adapter, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_metadata_that_we_write_or_cannot_write_is_refused(
+    adapter: ImagePromptAdapter, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="'tokens' is written by imprompt itself"):
+        save_adapter(adapter, tmp_path / "a.safetensors", {"tokens": "7"})
+    with pytest.raises(CheckpointError, match="no place for metadata"):
+        save_adapter(adapter, tmp_path / "a.bin", {"encoder": "x"})
+
+
+def test_a_description_is_json(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    save_adapter(adapter, tmp_path / "a.bin")
+    assert json.loads(json.dumps(describe(tmp_path / "a.bin").__dict__))["layers"]["7"] == [20, 32]
