@@ -1,5 +1,6 @@
 """The adapter: made for a U-Net, asked through references, trained through `conditioned_on`."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,34 @@ def test_references_without_with_stay_until_replaced_or_detached(
     assert not torch.equal(output(unet), first)
     adapter.detach()
     assert torch.equal(output(unet), base)
+
+
+def test_replaced_references_are_not_kept_alive(
+    unet: UNet2DConditionModel, adapter: ImagePromptAdapter
+) -> None:
+    one, two, three = (tiny.embedding(1, seed=seed) for seed in range(3))
+    with adapter.attach(unet):
+        with adapter.references(two):
+            expected = output(unet)
+        first = weakref.ref(adapter.references(one))
+        adapter.references(two)
+        with adapter.references(three):
+            assert first() is None
+        assert torch.equal(output(unet), expected)
+
+
+def test_references_set_inside_a_context_end_with_it(
+    unet: UNet2DConditionModel, adapter: ImagePromptAdapter
+) -> None:
+    base = output(unet)
+    with adapter.attach(unet):
+        with adapter.references(tiny.embedding(1)):
+            adapter.references(tiny.embedding(1, seed=1))
+            stale = adapter.references(tiny.embedding(1, seed=2))
+            adapter.references(tiny.embedding(1, seed=3))
+            with pytest.raises(AttachmentError, match="do not act any more"):
+                stale.__enter__()
+        assert torch.equal(output(unet), base)
 
 
 # Batches of a bare U-Net

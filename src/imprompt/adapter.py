@@ -231,7 +231,9 @@ class ImagePromptAdapter(nn.Module):
         _check_arguments(arguments)
         embeddings = iter(self._embeddings([reference for argument in arguments for reference in argument]))
         conditions = [
-            self._condition([(next(embeddings), reference.scale) for reference in argument], attachment)
+            self._condition(
+                [(next(embeddings), float(reference.scale)) for reference in argument], attachment
+            )
             for argument in arguments
         ]
         return attachment.show(Laying(conditions, lambda: branches or _branches(attachment.target)))
@@ -267,7 +269,7 @@ class ImagePromptAdapter(nn.Module):
         )
 
     def _keys_values(
-        self, image_embeddings: Tensor, scale: Tensor | float, attachment: Attachment
+        self, image_embeddings: Tensor, scale: Tensor | float | int, attachment: Attachment
     ) -> dict[int, KeyValue]:
         """K' and λV' of every layer, heads split."""
         weight = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
@@ -282,7 +284,7 @@ class ImagePromptAdapter(nn.Module):
     # Training
 
     def conditioned_on(
-        self, image_embeddings: Float[Tensor, "batch images embedding_dim"], scale: float | Tensor = 1.0
+        self, image_embeddings: Float[Tensor, "batch images embedding_dim"], scale: float | int | Tensor = 1.0
     ) -> Shown:
         """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
 

@@ -4,6 +4,7 @@ The batch is looked at just before each forward pass, outside any compiled graph
 rows are the negative and which the positive half of classifier-free guidance.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -152,13 +153,22 @@ class Attachment:
             what: a `Laying` for whole generations, or K' and λV' of each layer, a row per sample
         """
         self.check_in_place()
-        self._display(Shown(self, what, self._now))
-        assert self._now is not None
-        return self._now
+        if self._now is not None:
+            self._now.settle()
+        shown = Shown(self, what, self._now)
+        self._display(shown)
+        return shown
+
+    def acts(self, shown: "Shown") -> bool:
+        """Whether this acts now."""
+        return self._now is shown
 
     def end(self, shown: "Shown") -> None:
-        """End a `Shown` context; nothing happens if something else has replaced it."""
-        if self._now is shown:
+        """End a `Shown` and all that came inside it; nothing happens if it has been replaced for good."""
+        inner = self._now
+        while inner is not None and inner is not shown:
+            inner = inner.before
+        if inner is shown:
             self._display(shown.before)
 
     def detach(self) -> None:
@@ -226,8 +236,17 @@ class Shown:
         self.attachment = attachment
         self.what = what
         self.before = before
+        self.entered = False
+
+    def settle(self) -> None:
+        """Two calls without `with`: the later one has replaced the earlier one for good."""
+        if self.before is not None and not self.entered and not self.before.entered:
+            self.before = self.before.before
 
     def __enter__(self) -> "Shown":
+        if not self.attachment.acts(self):
+            raise AttachmentError("these image prompts do not act any more; set them again")
+        self.entered = True
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -261,7 +280,7 @@ def describe_base(shapes: Shapes) -> str:
     widths = sorted({context_dim for context_dim, _ in shapes.values()})
     size = f"{len(shapes)} layers, {'/'.join(map(str, widths))}-wide text"
     family = FAMILIES.get((len(shapes), widths[0])) if len(widths) == 1 else None
-    return f"{family} ({size})" if family else f"a base with {size}"
+    return f"{family} ({size})" if family else f"a model with {size}"
 
 
 def check_fit(adapter: Shapes, base: Shapes) -> None:
@@ -291,7 +310,7 @@ def guidance_branches(pipeline: object) -> Branches:
     (positive, negative, negative) (pipeline_stable_diffusion_instruct_pix2pix.py).
 
     Raises:
-        AttachmentError: a pipeline that does not tell
+        AttachmentError: a pipeline that does not tell, or that is not the one that runs
     """
     kind = type(pipeline)
     known = isinstance(getattr(kind, "do_classifier_free_guidance", None), property)
@@ -299,16 +318,30 @@ def guidance_branches(pipeline: object) -> Branches:
         raise AttachmentError(
             f"{kind.__name__} does not tell how it stacks its batch; give references(..., branches=...)"
         )
-    try:
-        guided = bool(getattr(pipeline, "do_classifier_free_guidance"))  # noqa: B009
-        perturbed = bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
-    except AttributeError:
+    if not _is_running(pipeline):
         raise AttachmentError(
-            f"this {kind.__name__} is not running: attach the adapter to the pipeline that you call"
-        ) from None
+            f"the U-Net is called, but not by the {kind.__name__} that the adapter is attached to; attach "
+            "to what calls it, or give references(..., branches=...)"
+        )
+    guided = bool(getattr(pipeline, "do_classifier_free_guidance"))  # noqa: B009
+    perturbed = bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
     if guided and hasattr(kind, "image_guidance_scale"):
         return "positive", "negative", "negative"
     return (("negative",) if guided else ()) + (("positive",) * (2 if perturbed else 1))
+
+
+def _is_running(pipeline: object) -> bool:
+    """Whether one of its methods is up the stack.
+
+    Several pipelines may share one U-Net, and people write sampling loops of their own. The settings of a
+    pipeline's last run say nothing about these, and would lay image prompts on the wrong rows without a word.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is pipeline:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _denoiser(target: object) -> nn.Module:

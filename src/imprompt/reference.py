@@ -33,7 +33,7 @@ class Reference:
 
     images: ImagePrompt | Sequence[ImagePrompt] | Tensor
     _: KW_ONLY
-    scale: float = 1.0
+    scale: float | int = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not isinstance(self.scale, Real) or not math.isfinite(self.scale):

@@ -1,0 +1,156 @@
+"""torch.compile: one graph without breaks, and none more when λ, picture or prompt change."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+import tiny
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.reference import Reference
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+def latents(pipe: Any, prompt: str | list[str] = "a cat", **arguments: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    settings = {"num_inference_steps": 2, "generator": generator, "output_type": "latent"}
+    return pipe(prompt, **(settings | arguments)).images
+
+
+def wrap(pipe: Any, counter: CompileCounter) -> None:
+    pipe.unet = torch.compile(pipe.unet, backend=counter, fullgraph=True)
+
+
+def in_place(pipe: Any, counter: CompileCounter) -> None:
+    pipe.unet.compile(backend=counter, fullgraph=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "first", "compile_unet"),
+    [
+        pytest.param(tiny.sd_pipeline, "compile", wrap, id="SD, compile, then attach"),
+        pytest.param(tiny.sd_pipeline, "attach", wrap, id="SD, attach, then compile"),
+        pytest.param(tiny.sd_pipeline, "compile", in_place, id="SD, compile in place, then attach"),
+        pytest.param(tiny.sd_pipeline, "attach", in_place, marks=pytest.mark.slow),
+        pytest.param(tiny.xl_pipeline, "compile", wrap, marks=pytest.mark.slow),
+        pytest.param(tiny.xl_pipeline, "attach", in_place, marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_pipeline_makes_one_graph_for_all_references_and_prompts(
+    build: Callable[[], Any], first: str, compile_unet: Callable[[Any, CompileCounter], None]
+) -> None:
+    pipe, counter = build(), CompileCounter()
+    adapter = tiny.adapter(pipe.unet)
+    asked = [
+        ("a cat", Reference(tiny.embedding(1, seed=1), scale=0.5)),
+        ("a cat", Reference(tiny.embedding(1, seed=1), scale=0.0)),
+        ("a dog", Reference(tiny.embedding(1, seed=2), scale=1.0)),
+    ]
+    expected = []
+    for prompt, reference in asked:
+        with adapter.attach(pipe), adapter.references(reference):
+            expected.append(latents(pipe, prompt))
+
+    steps = [lambda: compile_unet(pipe, counter), lambda: adapter.attach(pipe)]
+    for step in steps if first == "compile" else reversed(steps):
+        step()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for (prompt, reference), alone in zip(asked, expected, strict=True):
+            with adapter.references(reference):
+                torch.testing.assert_close(latents(pipe, prompt), alone, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+def test_detaching_from_a_compiled_pipeline_gives_back_the_base() -> None:
+    pipe, counter = tiny.sd_pipeline(), CompileCounter()
+    adapter = tiny.adapter(pipe.unet)
+    wrap(pipe, counter)
+    base = latents(pipe)
+    with adapter.attach(pipe), adapter.references(tiny.embedding(1)):
+        assert not torch.equal(latents(pipe), base)
+    assert torch.equal(latents(pipe), base)
+    assert not pipe.unet._forward_pre_hooks
+    assert not pipe.unet._orig_mod._forward_pre_hooks
+
+
+def test_a_module_compiled_in_place_gets_its_call_back() -> None:
+    pipe = tiny.sd_pipeline()
+    adapter = tiny.adapter(pipe.unet)
+    in_place(pipe, CompileCounter())
+    call = pipe.unet._compiled_call_impl
+    with adapter.attach(pipe), adapter.references(tiny.embedding(1)):
+        assert pipe.unet._compiled_call_impl is not call
+    assert pipe.unet._compiled_call_impl is call
+
+
+@pytest.mark.slow
+def test_compiling_each_block_alone_works() -> None:
+    pipe = tiny.sd_pipeline()
+    adapter = tiny.adapter(pipe.unet)
+    with adapter.attach(pipe), adapter.references(tiny.embedding(1)):
+        expected = latents(pipe)
+        for module in pipe.unet.modules():
+            if type(module).__name__ == "BasicTransformerBlock":
+                module.compile(backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(latents(pipe), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bare_compiled_unet_is_attached_to_as_it_is() -> None:
+    unet, counter = tiny.sd_unet(), CompileCounter()
+    adapter, call = tiny.adapter(unet), tiny.unet_input(unet)
+    with adapter.attach(unet), adapter.references(tiny.embedding(1)):
+        expected = unet(**call).sample  # pyright: ignore[reportArgumentType]
+    compiled = torch.compile(unet, backend=counter, fullgraph=True)
+    assert isinstance(compiled, nn.Module)
+    with adapter.attach(compiled), adapter.references(tiny.embedding(1)):
+        torch.testing.assert_close(compiled(**call).sample, expected, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 1
+
+
+def test_compiling_a_bare_unet_while_references_act_breaks_the_graph_but_not_the_picture() -> None:
+    unet = tiny.sd_unet()
+    adapter, call = tiny.adapter(unet), tiny.unet_input(unet)
+    with adapter.attach(unet), adapter.references(tiny.embedding(1)):
+        expected = unet(**call).sample  # pyright: ignore[reportArgumentType]
+        broken = torch.compile(unet, backend="eager")
+        torch.testing.assert_close(broken(**call).sample, expected, rtol=1e-4, atol=1e-4)
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"compile before references"):
+            torch.compile(unet, backend="eager", fullgraph=True)(**call)
+
+
+def trained(unet: UNet2DConditionModel, adapter: ImagePromptAdapter, seed: int) -> Tensor:
+    call: Any = tiny.unet_input(unet, seed=seed)
+    with torch.enable_grad(), adapter.conditioned_on(tiny.embedding(2, 1, seed=seed)):
+        unet(**call).sample.square().mean().backward()
+    gradients = [parameter.grad for parameter in adapter.parameters()]
+    adapter.zero_grad()
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+
+def test_training_through_a_compiled_unet_makes_one_graph_and_the_same_gradients() -> None:
+    unet = tiny.sd_unet().requires_grad_(False)
+    adapter = tiny.adapter(unet).requires_grad_(True)
+    with adapter.attach(unet):
+        expected = [trained(unet, adapter, seed) for seed in range(3)]
+        compiled: Any = torch.compile(unet, backend="aot_eager", fullgraph=True)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for seed in range(3):
+                gradients = trained(compiled, adapter, seed)
+                torch.testing.assert_close(gradients, expected[seed], rtol=1e-3, atol=1e-5)
