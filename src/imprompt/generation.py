@@ -52,7 +52,7 @@ def load_base(name: str) -> DiffusionPipeline:
         return getattr(importlib.import_module(module), function)(dtype=dtype).to(device)
     _check_base(name)
     try:
-        return AutoPipelineForText2Image.from_pretrained(name, torch_dtype=dtype).to(device)
+        return AutoPipelineForText2Image.from_pretrained(name, dtype=dtype).to(device)
     except Exception as error:  # foreign folders and a network: this may fail in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownModel(f"the base model {name} cannot be loaded: {reason}") from error
