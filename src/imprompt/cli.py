@@ -88,6 +88,9 @@ def generate(
     ] = None,
     base: Annotated[str, typer.Option(help="mini, a folder in diffusers' format, or a hub id.")] = "mini",
     adapter: Annotated[str, typer.Option(help="mini, a file, or one on the hub: owner/name:file.")] = "mini",
+    image_encoder: Annotated[
+        str | None, typer.Option(help="A folder or a hub id; if left out, the one known for the adapter.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="A PNG; of several, out-0.png and so on.")] = Path("out.png"),
 ) -> None:
     """Make pictures from image prompts, with or without text.
@@ -113,7 +116,7 @@ def generate(
 
     steps = DEFAULT_STEPS if steps is None else steps
     references = [Reference(load_image(picture), scale=scale) for picture in reference]
-    image_adapter, pipe = _loaded(adapter, base)
+    image_adapter, pipe = _loaded(adapter, image_encoder, base)
     with _progress_bar(count * steps) as advance:
         pictures = generate_each(
             pipe,
@@ -219,15 +222,28 @@ def _spare(references: Sequence[str], path: Path) -> None:
             raise OutputError(f"{path} is the image prompt itself; choose another name with --output")
 
 
-def _loaded(adapter: str, base: str) -> "tuple[ImagePromptAdapter, DiffusionPipeline]":
+def _loaded(
+    adapter: str, image_encoder: str | None, base: str
+) -> "tuple[ImagePromptAdapter, DiffusionPipeline]":
     from imprompt.checkpoint import load_adapter
     from imprompt.generation import load_base
 
+    _silence_loading()
     with _console().status("loading the models"):
-        image_adapter, pipe = load_adapter(adapter), load_base(base)
+        image_adapter = load_adapter(adapter, image_encoder=image_encoder or "known")
+        pipe = load_base(base)
     pipe.set_progress_bar_config(disable=True)
     # K' and V' are made once, so full precision costs nothing.
     return image_adapter.to(pipe.device).float(), pipe
+
+
+def _silence_loading() -> None:
+    """Leave standard error to us: diffusers and transformers draw a bar for every folder of weights."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -318,3 +334,7 @@ def _one_line(text: str) -> str:
 def _fail(message: str, code: int) -> int:
     sys.stderr.write(f"imprompt: {_one_line(message)}\n")
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

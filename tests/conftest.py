@@ -1,0 +1,67 @@
+"""What several test files share: a whole toy model on disk, and the command line in this process."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+import tiny
+from imprompt import cli, generation
+from imprompt.checkpoint import save_adapter
+from imprompt.generation import load_base
+
+
+class ToyModel(NamedTuple):
+    """A base, an adapter that fits it, an adapter that does not, and an image encoder, as files."""
+
+    base: Path
+    adapter: Path
+    other_adapter: Path
+    image_encoder: Path
+
+    @property
+    def options(self) -> list[str]:
+        """What makes `imprompt generate` use it."""
+        options = {"--base": self.base, "--adapter": self.adapter, "--image-encoder": self.image_encoder}
+        return [str(word) for option in options.items() for word in option] + ["--steps", "2"]
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyModel:
+    folder = tmp_path_factory.mktemp("toy")
+    names = "base", "adapter.safetensors", "other.safetensors", "encoder"
+    made = ToyModel(*(folder / name for name in names))
+    tiny.sd_pipeline().save_pretrained(made.base)
+    tiny.vision_model().save_pretrained(made.image_encoder)
+    save_adapter(tiny.adapter(tiny.sd_unet()), made.adapter)
+    save_adapter(tiny.adapter(tiny.xl_unet()), made.other_adapter)
+    return made
+
+
+class Result(NamedTuple):
+    """What a command did."""
+
+    code: int
+    output: str
+    error: str
+
+
+@functools.cache
+def load_base_once(name: str) -> DiffusionPipeline:
+    return load_base(name)
+
+
+@pytest.fixture
+def imprompt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run a command as `imprompt(*words)`; a base is read from disk once for all tests."""
+    monkeypatch.setattr(generation, "load_base", load_base_once)
+
+    def run(*words: str | Path) -> Result:
+        capfd.readouterr()
+        code = cli.main([str(word) for word in words])
+        return Result(code, *capfd.readouterr())
+
+    return run
