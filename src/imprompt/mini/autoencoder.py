@@ -1,0 +1,86 @@
+"""The embedded model's autoencoder: a linear code of every 8 × 8 patch, by principal components.
+
+    latents = W (patch − mean)        patch ≈ mean + W⁺ latents
+
+W holds the patches' leading principal directions, each divided by the geometric mean of its own standard
+deviation and the first one's. Nothing is learned by descent: `fit` is a closed form. A linear code of the
+same width bounds from below what a learned autoencoder must beat.
+"""
+
+from typing import Self
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """A linear patch code with the interface of diffusers' `AutoencoderKL`, so that every pipeline takes it.
+
+    Pictures in [-1, 1] with shape (batch, 3, height, width), both divisible by `patch_size`; latents with shape
+    (batch, latent_channels, height / patch_size, width / patch_size). The code is deterministic: its
+    "distribution" is a point.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 8,
+        latent_channels: int = 32,
+        # diffusers' pipelines read the latents' shrinkage from the length of this list: 2 ** (4 - 1) = 8.
+        block_out_channels: tuple[int, ...] = (1, 1, 1, 1),
+        scaling_factor: float = 1.0,
+        force_upcast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(3, latent_channels, patch_size, stride=patch_size, bias=False)
+        self.decoder = nn.ConvTranspose2d(latent_channels, 3, patch_size, stride=patch_size, bias=False)
+        self.mean = nn.Parameter(torch.zeros(3, patch_size, patch_size))
+
+    def mean_picture(self, rows: int, columns: int) -> Float[Tensor, "3 height width"]:
+        """The mean patch, repeated over a picture of that many patches."""
+        return self.mean.repeat(1, rows, columns)
+
+    def encode(
+        self, pixels: Float[Tensor, "batch 3 height width"], return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Pictures → latents, as a distribution with no spread."""
+        size = self.config["patch_size"]
+        mean = self.encoder(pixels - self.mean_picture(pixels.shape[-2] // size, pixels.shape[-1] // size))
+        point = DiagonalGaussianDistribution(
+            torch.cat([mean, torch.zeros_like(mean)], dim=1), deterministic=True
+        )
+        return AutoencoderKLOutput(latent_dist=point) if return_dict else (point,)
+
+    def decode(
+        self,
+        latents: Float[Tensor, "batch latent_channels latent_height latent_width"],
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Latents → pictures; `generator` is accepted because pipelines pass it, and not needed."""
+        pixels = self.decoder(latents) + self.mean_picture(*latents.shape[-2:])
+        return DecoderOutput(sample=pixels) if return_dict else (pixels,)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, pixels: Float[Tensor, "batch 3 height width"], *, latent_channels: int = 32) -> Self:
+        """The best linear code of these pictures' patches in the least-squares sense."""
+        code = cls(latent_channels=latent_channels)
+        size = code.config["patch_size"]
+        patches = nn.functional.unfold(pixels, size, stride=size).transpose(1, 2).flatten(0, 1).double()
+        mean = patches.mean(dim=0)
+        variances, directions = torch.linalg.eigh((patches - mean).T.cov())
+        deviations = variances.flip(0)[:latent_channels].sqrt()
+        directions = directions.flip(1)[:, :latent_channels].T  # (latent_channels, patch)
+        spread = (deviations * deviations[0]).sqrt()[:, None]
+        encode, decode = directions / spread, directions * spread
+        shape = code.encoder.weight.shape
+        code.encoder.weight.copy_(encode.reshape(shape))
+        code.decoder.weight.copy_(decode.reshape(shape))
+        code.mean.copy_(mean.reshape(code.mean.shape))
+        return code

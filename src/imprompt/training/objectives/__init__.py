@@ -1,0 +1,29 @@
+"""The stages' losses: contrastive (text/image pair), denoising (base and adapter), judging; and the codec's fit."""
+
+from pathlib import Path
+
+from imprompt.training.objectives.objective import Objective
+from imprompt.training.recipe import AdapterRecipe, BaseRecipe, JudgeRecipe, PairRecipe, Recipe
+
+__all__ = ["Objective", "build_objective"]
+
+
+def build_objective(recipe: Recipe, output: Path) -> Objective:
+    """The objective of a recipe's stage; earlier stages are read from `output`."""
+    if isinstance(recipe, PairRecipe):
+        from imprompt.training.objectives.contrastive import PairObjective
+
+        return PairObjective(recipe)
+    if isinstance(recipe, BaseRecipe):
+        from imprompt.training.objectives.denoising import BaseObjective
+
+        return BaseObjective(recipe, output)
+    if isinstance(recipe, AdapterRecipe):
+        from imprompt.training.objectives.prompting import AdapterObjective
+
+        return AdapterObjective(recipe, output)
+    if isinstance(recipe, JudgeRecipe):
+        from imprompt.training.objectives.judging import JudgeObjective
+
+        return JudgeObjective(recipe)
+    raise TypeError(f"{type(recipe).__name__} is not trained by descent")

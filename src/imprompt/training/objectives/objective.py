@@ -1,0 +1,33 @@
+"""What the training loop asks of a stage."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Generator, Tensor, nn
+
+from imprompt.training.data import Batch
+
+
+class Objective(nn.Module):
+    """A model and its loss. Frozen parts are kept apart in plain attributes or with gradients switched off."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, with learning rates, as the optimiser wants it."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        """The parts of the loss as scalars; the one named `loss` is minimised. All randomness from `generator`."""
+        raise NotImplementedError
+
+    def held_out(self) -> dict[str, float]:
+        """Figures on concepts that training never sees; the same randomness at every call."""
+        return {}
+
+    def picture(self) -> Image.Image | None:
+        """A sample grid, with the same randomness at every call."""
+        return None
+
+    def export(self, output: Path) -> None:
+        """Write the stage's model into the model's folder."""
+        raise NotImplementedError

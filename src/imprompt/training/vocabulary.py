@@ -1,0 +1,35 @@
+"""The embedded model's tokenizer: byte-pair pieces of our own captions, in CLIP's format."""
+
+import json
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def train_tokenizer(captions: Sequence[str], *, size: int, length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer with at most `size` pieces; prompts are padded or cut to `length` tokens."""
+    pieces = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
+    clip = CLIPTokenizer().backend_tokenizer  # how CLIP splits text into words, before any pieces
+    pieces.normalizer, pieces.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[BEGIN, END],
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pieces.train_from_iterator(captions, trainer)
+    merges = json_merges(pieces)
+    vocabulary = pieces.get_vocab()
+    for letter in pre_tokenizers.ByteLevel.alphabet():
+        # Any text must have tokens: CLIP ends words in `</w>`, single letters too.
+        vocabulary.setdefault(letter + "</w>", len(vocabulary))
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def json_merges(pieces: Tokenizer) -> list[tuple[str, str]]:
+    """The learned merges, in order."""
+    return [tuple(merge) for merge in json.loads(pieces.to_str())["model"]["merges"]]

@@ -1,0 +1,254 @@
+"""The trainer: batches, recipes, the loop, and the whole chain from pictures to a model that generates."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imprompt import mini
+from imprompt.errors import ConfigError
+from imprompt.mini.autoencoder import PatchAutoencoder
+from imprompt.training.captions import GROUNDS
+from imprompt.training.data import EmojiBatches, EmojiPictures, Mixture
+from imprompt.training.emoji import is_held_out, slug
+from imprompt.training.loop import Run, train
+from imprompt.training.objectives import build_objective
+from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
+from imprompt.training.recipe import Recipe, load_recipe, parse_recipe
+from toy_pictures import write_toy_data
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+
+TINY = {"steps": 2, "batch_size": 8, "log_every": 1, "save_every": 1, "sample_every": 2, "warmup_steps": 1}
+STAGES = {
+    "codec": {"latent_channels": 8},
+    "pair": {"text_width": 64, "text_layers": 1, "image_width": 64, "image_layers": 1, "vocabulary": 600},
+    "base": {"widths": [16, 32], "heads": 2},
+    "adapter": {},
+    "judge": {},
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_data(tmp_path_factory.mktemp("data") / "toy")
+
+
+@pytest.fixture(scope="module")
+def model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole embedded model, made by two steps of every stage."""
+    output = tmp_path_factory.mktemp("model")
+    for stage in STAGES:
+        train(recipe(stage, toy, output))
+    return output
+
+
+def recipe(stage: str, data: Path, output: Path, **changes: object) -> Recipe:
+    settings = {"stage": stage, "data": str(data), "output": str(output), **TINY, **STAGES[stage], **changes}
+    return parse_recipe(settings, "test")
+
+
+# Data
+
+
+@given(seed=st.integers(0, 9), step=st.integers(0, 50))
+def test_a_batch_is_a_pure_function_of_seed_and_step(toy: Path, seed: int, step: int) -> None:
+    one, other = (EmojiBatches(EmojiPictures(toy), 4, seed=seed)[step] for _ in range(2))
+    assert torch.equal(one.pixels, other.pixels)
+    assert one.captions == other.captions
+
+
+def test_every_drawing_comes_once_in_an_epoch(toy: Path) -> None:
+    pictures = EmojiPictures(toy)
+    batches = EmojiBatches(pictures, 3, seed=0)
+    rows = [row for step in range(len(pictures)) for row in batches.rows(step)]
+    for epoch in range(3):
+        assert sorted(rows[epoch * len(pictures) : (epoch + 1) * len(pictures)]) == list(range(len(pictures)))
+
+
+def test_no_concept_is_on_both_sides_of_the_split(toy: Path) -> None:
+    seen, unseen = ({d.concept for d in EmojiPictures(toy, held_out=side).drawings} for side in (False, True))
+    assert not seen & unseen
+    assert all(map(is_held_out, unseen))
+
+
+def test_a_tenth_of_all_names_is_held_out() -> None:
+    share = sum(is_held_out(f"concept {i}") for i in range(5000)) / 5000
+    assert 0.08 < share < 0.12
+
+
+def test_a_caption_that_names_a_ground_stands_on_that_ground(toy: Path) -> None:
+    batches = EmojiBatches(EmojiPictures(toy), 64, seed=0, mixture=Mixture(placed=0.3, paired=0.3))
+    batch = batches[0]
+    named = [
+        (p, c.split(" on a ")[1].split()[0])
+        for p, c in zip(batch.pixels, batch.captions, strict=True)
+        if " on a " in c
+    ]
+    assert len(named) > 20
+    for pixels, ground in named:
+        corners = (pixels[:, [0, 0, -1, -1], [0, -1, 0, -1]] + 1) * 127.5
+        distance = (corners - torch.tensor(GROUNDS[ground])[:, None]).abs().amax(dim=0)
+        assert distance.min() < 20, ground
+
+
+def test_the_reference_is_the_target_unless_a_changed_ground_is_asked_for(toy: Path) -> None:
+    same = EmojiBatches(EmojiPictures(toy), 16, seed=0)[0]
+    changed = EmojiBatches(EmojiPictures(toy), 16, seed=0, mixture=Mixture(0, 0, changed_ground=1.0))[0]
+    assert torch.equal(same.pixels, same.reference_pixels)
+    assert not torch.equal(changed.pixels, changed.reference_pixels)
+
+
+@pytest.mark.parametrize(
+    ("label", "icon"), [("woman’s hat", "womans-hat"), ("flag: Côte d’Ivoire", "flag-cote-divoire")]
+)
+def test_labels_are_spelt_as_the_icon_sets_spell_them(label: str, icon: str) -> None:
+    assert slug(label) == icon
+
+
+# The codec
+
+
+@given(seed=st.integers(0, 100))
+def test_latents_survive_a_round_trip_through_the_codec(toy: Path, seed: int) -> None:
+    codec = PatchAutoencoder.fit(EmojiBatches(EmojiPictures(toy), 16, seed=0)[0].pixels, latent_channels=8)
+    latents = torch.randn(2, 8, 3, 4, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        again = codec.encode(codec.decode(latents).sample).latent_dist.mode()  # type: ignore[union-attr]
+    torch.testing.assert_close(again, latents, rtol=1e-3, atol=1e-3)
+
+
+def test_more_channels_rebuild_better(toy: Path) -> None:
+    pixels = EmojiBatches(EmojiPictures(toy), 32, seed=0)[0].pixels
+    errors = []
+    for channels in (2, 8, 24):
+        codec = PatchAutoencoder.fit(pixels, latent_channels=channels)
+        with torch.no_grad():
+            again = codec.decode(codec.encode(pixels).latent_dist.mode()).sample  # type: ignore[union-attr]
+        errors.append(float((again - pixels).square().mean()))
+    assert errors == sorted(errors, reverse=True)
+
+
+# The schedule
+
+
+def test_the_schedule_ends_without_signal() -> None:
+    assert float(build_scheduler().alphas_cumprod[-1]) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_times_are_inside_the_schedule() -> None:
+    timesteps = sample_timesteps(10_000, torch.Generator().manual_seed(0))
+    assert int(timesteps.min()) >= 0
+    assert int(timesteps.max()) <= 999
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_sound(path: Path) -> None:
+    assert load_recipe(path).steps > 0
+
+
+def test_settings_replace_what_the_recipe_says() -> None:
+    changed = load_recipe(RECIPES[0], ["seed=7", "mixture.placed=0.25", "output=elsewhere"])
+    assert (changed.seed, changed.mixture.placed, changed.output) == (7, 0.25, "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["learning_rat=1"], "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        (["steps=0"], "steps"),
+        (["batch_size=many"], "batch_size"),
+        (["mixture.place=0.1"], "unknown key 'place'; did you mean 'placed'?"),
+        (["stage=unet"], "unet"),
+        (["seed"], "--set takes key=value"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=".*") as caught:
+        load_recipe(next(p for p in RECIPES if p.stem == "mini-base"), settings)
+    assert message in str(caught.value)
+
+
+def test_a_missing_recipe_and_one_that_is_no_toml_are_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("steps = = 3")
+    with pytest.raises(ConfigError, match="no such recipe"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_recipe(tmp_path / "broken.toml")
+
+
+def test_missing_pictures_say_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="imprompt mini build-data"):
+        EmojiPictures(tmp_path)
+
+
+# The loop
+
+
+def test_a_resumed_run_ends_with_the_same_bits(toy: Path, model: Path, tmp_path: Path) -> None:
+    whole = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "whole")
+    whole.go()
+    first = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "parts")
+    first.train_step(), first.train_step()
+    first.save()
+    second = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "parts")
+    second.load(torch.load(tmp_path / "parts" / "state.pt", weights_only=True))
+    second.go()
+    assert all(map(torch.equal, whole.trained, second.trained))
+    assert all(map(torch.equal, whole.averaged, second.averaged))
+
+
+def test_resuming_what_never_ran_is_an_error(toy: Path, model: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        train(recipe("judge", toy, model / "elsewhere"), resume=True)
+
+
+def test_training_the_adapter_leaves_the_base_as_it_was(toy: Path, model: Path, tmp_path: Path) -> None:
+    training = run(recipe("adapter", toy, model), tmp_path)
+    before = {name: weight.clone() for name, weight in training.objective.state_dict().items()}
+    adapter_before = [weight.clone() for weight in training.trained]
+    training.train_step()
+    frozen = {name for name in before if not name.startswith("adapter.")}
+    after = training.objective.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not any(map(torch.equal, adapter_before, training.trained))
+    assert sum(p.numel() for p in training.trained) == sum(
+        p.numel() for p in training.objective.adapter.parameters()
+    )
+
+
+def test_a_run_leaves_a_log_and_sample_grids(model: Path) -> None:
+    for stage in ("base", "adapter"):
+        lines = [json.loads(line) for line in (model / "runs" / stage / "log.jsonl").read_text().splitlines()]
+        assert any("loss" in line for line in lines)
+        assert any("held-out loss" in line for line in lines)
+        assert (model / "runs" / stage / "sample-000002.png").stat().st_size > 0
+
+
+def test_the_trained_model_generates(model: Path) -> None:
+    pipe, adapter = mini.pipeline(weights=model), mini.adapter(weights=model)
+    embedding = torch.randn(1, adapter.projection.input_dim, generator=torch.Generator().manual_seed(0))
+    with adapter.attach(pipe), adapter.references(embedding_reference(embedding)):
+        picture = pipe("red disc", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[
+            0
+        ]
+    assert picture.size == (64, 64)
+
+
+def embedding_reference(embedding: torch.Tensor):
+    from imprompt import Reference
+
+    return Reference(embedding)
+
+
+def run(recipe: Recipe, folder: Path) -> Run:
+    output = Path(recipe.output)
+    training = Run(recipe, output, build_objective(recipe, output))
+    training.folder = folder
+    return training
