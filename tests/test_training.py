@@ -170,7 +170,7 @@ def test_settings_replace_what_the_recipe_says() -> None:
     ],
 )
 def test_a_wrong_setting_is_named(settings: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=".*") as caught:
+    with pytest.raises(ConfigError) as caught:
         load_recipe(next(p for p in RECIPES if p.stem == "mini-base"), settings)
     assert message in str(caught.value)
 

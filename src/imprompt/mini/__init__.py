@@ -1,4 +1,4 @@
-"""The embedded model: a whole text-to-image model in miniature, with its image-prompt adapter, in this package.
+"""The embedded model: a text-to-image model in miniature, and its image-prompt adapter, in this package.
 
 64 × 64 px emoji; diffusers' own pipeline, so everything written for Stable Diffusion works on it. How it was
 made: recipes/mini-*.toml; what it is and is not: weights/README.md.

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 class PatchAutoencoder(ModelMixin, ConfigMixin):
     """A linear patch code with the interface of diffusers' `AutoencoderKL`, so that every pipeline takes it.
 
-    Pictures in [-1, 1] with shape (batch, 3, height, width), both divisible by `patch_size`; latents with shape
-    (batch, latent_channels, height / patch_size, width / patch_size). The code is deterministic: its
-    "distribution" is a point.
+    Pictures in [-1, 1] with shape (batch, 3, height, width), both divisible by `patch_size`; latents
+    with shape (batch, latent_channels, height / patch_size, width / patch_size). The code is deterministic:
+    its "distribution" is a point.
     """
 
     @register_to_config

@@ -26,7 +26,7 @@ GROUND_JITTER = 14
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model is shown: pictures, their captions, and a picture to prompt with (not always the same one).
+    """What a model is shown: pictures, their captions, and pictures to prompt with (not always the same).
 
     `pixels` and `reference_pixels` have shape (batch, 3, size, size), range [-1, 1]; `concepts` numbers what
     each picture shows, so that two pictures of one concept are not held against each other.
@@ -67,7 +67,7 @@ class EmojiPictures:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawing, its ground (RGB in [0, 255]), its caption; perhaps small in a corner, perhaps with a neighbour."""
+    """A drawing, its ground (RGB in [0, 255]), its caption; perhaps in a corner, perhaps with a neighbour."""
 
     row: int
     colour: Float[Tensor, "1 3"]
@@ -79,7 +79,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often a picture holds a small drawing in a corner, or two drawings, and a changed reference ground."""
+    """How often a drawing is small in a corner, or has a neighbour; or the reference has another ground."""
 
     placed: float = 0.05
     paired: float = 0.05

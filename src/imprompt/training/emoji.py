@@ -40,13 +40,13 @@ STYLES = {
 """Icon set → the word that names its style in captions."""
 
 PACKAGES = {
-    "@iconify-json/noto@1.2.9": "sha512-DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
-    "@iconify-json/noto-v1@1.2.5": "sha512-/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
-    "@iconify-json/twemoji@1.2.5": "sha512-uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
-    "@iconify-json/emojione@1.2.3": "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
-    "@iconify-json/fluent-emoji-flat@1.2.6": "sha512-RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
-    "@iconify-json/fluent-emoji@1.2.7": "sha512-D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
-    "emojibase-data@17.0.0": "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
+    "@iconify-json/noto@1.2.9": "sha512-DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",  # noqa: E501
+    "@iconify-json/noto-v1@1.2.5": "sha512-/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",  # noqa: E501
+    "@iconify-json/twemoji@1.2.5": "sha512-uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",  # noqa: E501
+    "@iconify-json/emojione@1.2.3": "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",  # noqa: E501
+    "@iconify-json/fluent-emoji-flat@1.2.6": "sha512-RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",  # noqa: E501
+    "@iconify-json/fluent-emoji@1.2.7": "sha512-D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",  # noqa: E501
+    "emojibase-data@17.0.0": "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",  # noqa: E501
 }
 """npm package → its sha512, as npm publishes it."""
 
@@ -69,8 +69,8 @@ class Drawing:
 def build_data(folder: Path, *, size: int = 64, downloads: Path | None = None) -> int:
     """Draw every concept of every set at `size` × `size` px into `folder`; return how many there are.
 
-    Writes `pictures.npy` (uint8, drawings × size × size × RGBA, straight alpha), `drawings.jsonl` (one `Drawing`
-    a line, same order) and `sources.json`. The folder appears whole or not at all.
+    Writes `pictures.npy` (uint8, drawings × size × size × RGBA, straight alpha), `drawings.jsonl` (one
+    `Drawing` a line, same order) and `sources.json`. The folder appears whole or not at all.
 
     Raises:
         MissingExtra: without the drawing library (`imprompt[mini]`).
@@ -86,7 +86,7 @@ def build_data(folder: Path, *, size: int = 64, downloads: Path | None = None) -
 
 
 def load_data(folder: Path) -> tuple[np.ndarray, list[Drawing]]:
-    """The pictures (uint8, drawings × height × width × RGBA) and their drawings, as `build_data` wrote them."""
+    """The pictures (uint8, drawings × height × width × RGBA) and their drawings, in order."""
     if not (folder / "pictures.npy").exists():
         raise ConfigError(f"no pictures in {folder}: make them with `imprompt mini build-data`")
     lines = (folder / "drawings.jsonl").read_text().splitlines()
@@ -134,7 +134,7 @@ def unpack(archive: Path) -> Path:
 
 
 def find_drawings(packages: dict[str, Path]) -> Iterator[tuple[Drawing, str]]:
-    """Every (drawing, SVG) that some set has for a named emoji, without skin-tone variants, in a fixed order."""
+    """Every (drawing, SVG) that some set has for an emoji, no skin-tone variants, in a fixed order."""
     emoji = json.loads((packages["emojibase-data"] / "en" / "data.json").read_text())
     concepts = {slug(entry["label"]): entry for entry in emoji if "group" in entry}
     for icon_set in STYLES:

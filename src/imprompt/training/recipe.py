@@ -1,7 +1,7 @@
 """Recipes: what a training run is, read from one TOML file. Typed and closed: an unknown key is an error.
 
-Folders named without a leading `/` or `.` lie in the cache (`IMPROMPT_CACHE`, or `~/.cache/imprompt`), where data
-and unfinished models belong.
+Folders named without a leading `/` or `.` lie in the cache (`IMPROMPT_CACHE`, or `~/.cache/imprompt`), where
+data and unfinished models belong.
 """
 
 import difflib
@@ -122,7 +122,7 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe; `settings` are `key=value` (dotted keys, TOML values) that replace what the file says.
 
     Raises:
-        ConfigError: no such file, no TOML, an unknown key (with the nearest known one), a wrong type or range.
+        ConfigError: no such file, no TOML, an unknown key (and the nearest known one), a wrong type or range.
     """
     try:
         values = tomllib.loads(path.read_text())

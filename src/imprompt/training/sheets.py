@@ -10,7 +10,7 @@ GAP = 2
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image | Tensor]], *, zoom: int = 1) -> Image.Image:
-    """Rows of pictures (PIL, or tensors of shape (3, height, width) in [-1, 1]) as one picture, `zoom` times as large."""
+    """Rows of pictures as one picture; cells are PIL, or tensors of shape (3, height, width) in [-1, 1]."""
     pictures = [[as_picture(cell) if isinstance(cell, Tensor) else cell for cell in row] for row in rows]
     width, height = pictures[0][0].size
     step_x, step_y = width * zoom + GAP, height * zoom + GAP

@@ -1,4 +1,4 @@
-"""The stages' losses: contrastive (text/image pair), denoising (base and adapter), judging; and the codec's fit."""
+"""The stages' losses: contrastive (the pair), denoising (base, adapter), judging; and the codec's fit."""
 
 from pathlib import Path
 

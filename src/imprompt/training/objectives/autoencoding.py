@@ -17,7 +17,7 @@ LOOK = 256
 
 
 def fit_codec(recipe: CodecRecipe, output: Path) -> Path:
-    """Fit the linear patch code on `steps` batches; write it to `<output>/vae`, its figures to `<output>/runs/codec`."""
+    """Fit the patch code on `steps` batches, into `<output>/vae`; its figures into `<output>/runs/codec`."""
     folder, mixture = in_cache(recipe.data), Mixture(**recipe.mixture.model_dump())
     seen = EmojiBatches(EmojiPictures(folder), recipe.batch_size, seed=recipe.seed, mixture=mixture)
     codec = PatchAutoencoder.fit(

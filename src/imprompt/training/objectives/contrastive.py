@@ -1,6 +1,6 @@
-"""The text/image pair: every picture is told by its caption, and its embedding remembers a thumbnail of it.
+"""The text/image pair: a picture is told by its caption, and its embedding remembers a thumbnail.
 
-    logits = s · image · textᵀ      loss = ½ (CE over rows + CE over columns)          (CLIP, arXiv 2103.00020)
+    logits = s · image · textᵀ      loss = ½ (CE over rows + CE over columns)       (CLIP, arXiv 2103.00020)
 
 Other pictures of the same concept in the batch are neither right nor wrong: they are masked.
 """
@@ -78,7 +78,7 @@ class PairObjective(Objective):
         return self.clip.text_projection(self.clip.text_model(ids).pooler_output)
 
     def held_out(self) -> dict[str, float]:
-        """Retrieval among unseen concepts by bare names on white: share of pictures whose name ranks first / in five."""
+        """Share of unseen pictures on white whose bare name ranks first, or in five, of all unseen names."""
         names = sorted({drawing.concept for drawing in self.unseen.drawings})
         rows = list(range(len(self.unseen)))
         images = torch.cat(

@@ -37,8 +37,9 @@ SHOWN_STEPS = 20
 PROMPTS = (
     "grinning face, noto style", "pig face, fluent style", "red heart, twemoji style", "dog face, flat style",
     "red apple, noto style", "automobile, twemoji style", "house, fluent style", "birthday cake, flat style",
-    "woman with red hair, noto style", "sad face, blob style, on a blue background", "banana on a red background",
-    "flag: France", "cat face, on a green background", "guitar, emojione style", "tree, flat style", "rocket",
+    "woman with red hair, noto style", "sad face, blob style, on a blue background",
+    "banana on a red background", "flag: France", "cat face, on a green background",
+    "guitar, emojione style", "tree, flat style", "rocket",
     "hedgehog, noto style", "volcano, flat style", "penguin, twemoji style", "crown, fluent style",
     "popcorn", "owl, on a purple background", "running shoe, noto style", "robot, fluent style",
 )  # fmt: skip

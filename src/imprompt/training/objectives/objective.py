@@ -10,14 +10,14 @@ from imprompt.training.data import Batch
 
 
 class Objective(nn.Module):
-    """A model and its loss. Frozen parts are kept apart in plain attributes or with gradients switched off."""
+    """A model and its loss. Frozen parts have their gradients switched off."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, with learning rates, as the optimiser wants it."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """The parts of the loss as scalars; the one named `loss` is minimised. All randomness from `generator`."""
+        """The loss' parts, scalars; the one named `loss` is minimised. Randomness is `generator`'s."""
         raise NotImplementedError
 
     def held_out(self) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """The adapter's loss: the base model's own, with the image prompt beside the text; only the adapter learns.
 
-    loss = ‖v - v_θ(x_t, c_t, c_i, t)‖²         (Ye et al. 2023, equation 6; v in ε's place, as the base has it)
+    loss = ‖v - v_θ(x_t, c_t, c_i, t)‖²       (Ye et al. 2023, equation 6, with v for ε, as the base has it)
 
-Image dropped 5 %, text 5 %, both 5 %; a dropped image is a zero embedding before the projection. The reference
-sometimes stands on another ground than the target, whose caption names the ground: so text keeps its say.
+Image dropped 5 %, text 5 %, both 5 %; a dropped image is a zero embedding before the projection. The
+reference sometimes stands on another ground than the target, whose caption names the ground: so text keeps
+its say.
 """
 
 from pathlib import Path
