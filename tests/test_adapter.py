@@ -1,5 +1,6 @@
 """The adapter: made for a U-Net, asked through references, trained through `conditioned_on`."""
 
+import functools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from torch import Tensor
 
 import tiny
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.attachment import cross_attention_layers
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, ImageError, InvalidReference
+from imprompt.layers import cross_attention_layers
 from imprompt.projection import LinearProjection
 from imprompt.reference import Reference
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+assert_close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_new_adapter_starts_from_the_texts_key_and_value(unet: UNet2DCondition
 
 
 def test_a_new_adapter_is_float32_for_a_base_in_half_precision(unet: UNet2DConditionModel) -> None:
-    adapter = ImagePromptAdapter.for_unet(unet.to(torch.bfloat16), embedding_dim=tiny.EMBEDDING_DIM)
+    adapter = ImagePromptAdapter.for_unet(unet.bfloat16(), embedding_dim=tiny.EMBEDDING_DIM)
     assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
 
 
@@ -255,7 +256,7 @@ def test_one_reference_per_prompt_equals_each_alone(
             both = output(unet)
         for row, reference in enumerate([one, two]):
             with adapter.references(reference):
-                torch.testing.assert_close(output(unet)[row], both[row], **CLOSE)
+                assert_close(output(unet)[row], both[row])
 
 
 def test_references_with_unequally_many_pictures_share_a_batch(
@@ -267,7 +268,7 @@ def test_references_with_unequally_many_pictures_share_a_batch(
             both = output(unet)
         for row, reference in enumerate([two, three]):
             with adapter.references(reference):
-                torch.testing.assert_close(output(unet)[row], both[row], **CLOSE)
+                assert_close(output(unet)[row], both[row])
 
 
 def test_one_for_all_and_one_each_act_together(
@@ -279,7 +280,7 @@ def test_one_for_all_and_one_each_act_together(
             both = output(unet)
         for row, reference in enumerate([one, two]):
             with adapter.references(every, reference):
-                torch.testing.assert_close(output(unet)[row], both[row], **CLOSE)
+                assert_close(output(unet)[row], both[row])
 
 
 def test_lists_of_different_lengths_are_refused(
@@ -296,7 +297,7 @@ def test_more_references_than_samples_are_refused(
     references: list[Any] = [tiny.embedding(1)] * 3
     adapter.attach(unet)
     adapter.references(references)
-    with pytest.raises(AmbiguousBatch, match="3 references, one per prompt, do not fit 2 samples"):
+    with pytest.raises(AmbiguousBatch, match="3 references, one per prompt, do not fit a batch of 2"):
         output(unet)
 
 
@@ -332,7 +333,7 @@ def test_branches_of_a_bare_unet_can_be_named(
             pair = output(unet)
         for row, embedding in enumerate([zero, it]):
             with adapter.references(embedding):
-                torch.testing.assert_close(output(unet)[row], pair[row], **CLOSE)
+                assert_close(output(unet)[row], pair[row])
 
 
 def test_a_batch_that_branches_do_not_divide_is_refused(
@@ -356,7 +357,7 @@ def test_every_sample_has_its_own_image_and_scale(
         with adapter.conditioned_on(embeddings, scales):
             both = output(unet)
         with adapter.references(Reference(embeddings[1], scale=0.7)):
-            torch.testing.assert_close(output(unet)[1], both[1], **CLOSE)
+            assert_close(output(unet)[1], both[1])
     assert torch.equal(both[0], base[0])
 
 

@@ -1,14 +1,26 @@
 """Attaching to whole pipelines: once per generation, exact batches, nothing left behind."""
 
+import copy
+import functools
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusers.pipelines.pag.pipeline_pag_sd import StableDiffusionPAGPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_instruct_pix2pix import (
+    StableDiffusionInstructPix2PixPipeline,
+)
 from torch import Tensor, nn
 
 import tiny
@@ -19,7 +31,7 @@ from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError
 from imprompt.reference import Reference
 from test_parity import for_diffusers, official
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+assert_close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
 STEPS = 3
 
 
@@ -120,7 +132,7 @@ def test_several_prompts_with_one_reference_each_equal_each_alone(
         for i, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
             with adapter.references(reference):
                 alone = latents(pipe, prompt, generator=generators(2 * i, 2 * i + 1), **settings)
-            torch.testing.assert_close(together[2 * i : 2 * i + 2], alone, **CLOSE)
+            assert_close(together[2 * i : 2 * i + 2], alone)
 
 
 def test_pictures_of_one_prompt_may_have_a_reference_each(pipe: Any, adapter: ImagePromptAdapter) -> None:
@@ -129,7 +141,7 @@ def test_pictures_of_one_prompt_may_have_a_reference_each(pipe: Any, adapter: Im
         with adapter.references([one, two]):
             both = latents(pipe, num_images_per_prompt=2, generator=generators(1, 2))
         with adapter.references(two):
-            torch.testing.assert_close(latents(pipe, generator=generators(2)), both[1:], **CLOSE)
+            assert_close(latents(pipe, generator=generators(2)), both[1:])
 
 
 @pytest.mark.parametrize(("prompts", "images"), [(["a", "b", "c"], 1), (["a", "b", "c", "d"], 1), (["a"], 3)])
@@ -182,27 +194,27 @@ def test_guidance_may_be_switched_off_part_way(pipe: Any, adapter: ImagePromptAd
                     unconditional = pipe.unet(x, t, negative).sample
                 noise = unconditional + 4.0 * (noise - unconditional)
             x = pipe.scheduler.step(noise, t, x).prev_sample
-    torch.testing.assert_close(ours, x, **CLOSE)
+    assert_close(ours, x)
 
 
 # Other pipelines, against diffusers' own adapter in each
 
 
 def pag(pipe: Any) -> Any:
-    return diffusers.StableDiffusionPAGPipeline.from_pipe(pipe, pag_applied_layers=["mid"])
+    return StableDiffusionPAGPipeline.from_pipe(pipe, pag_applied_layers=["mid"])
 
 
 def image_to_image(pipe: Any) -> Any:
-    return diffusers.StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    return StableDiffusionImg2ImgPipeline.from_pipe(pipe)
 
 
 def controlled(pipe: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8))
+        net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8))
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.1)
-    return diffusers.StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
+    return StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
 
 
 OTHERS: list[tuple[Callable[[Any], Any], dict[str, Any]]] = [
@@ -227,7 +239,7 @@ def test_other_pipelines_against_diffusers(build: Callable[[Any], Any], settings
     pipe.load_ip_adapter(official(adapter), subfolder="", weight_name="", image_encoder_folder=None)
     embeds = for_diffusers(embedding, guided=arguments["guidance_scale"] > 1)
     expected = latents(pipe, ip_adapter_image_embeds=embeds, **arguments)
-    torch.testing.assert_close(ours, expected, **CLOSE)
+    assert_close(ours, expected)
 
 
 def test_instruct_pix2pix_against_diffusers() -> None:
@@ -237,14 +249,14 @@ def test_instruct_pix2pix_against_diffusers() -> None:
     adapter.image_encoder = ImageEncoder(base.image_encoder)  # pyright: ignore[reportArgumentType]
     base.unet.conv_in = nn.Conv2d(8, 16, 3, padding=1)
     base.unet.register_to_config(in_channels=8)
-    pipe = diffusers.StableDiffusionInstructPix2PixPipeline(**base.components, requires_safety_checker=False)
+    pipe = StableDiffusionInstructPix2PixPipeline(**base.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     arguments: dict[str, Any] = {"image": tiny.picture(width=16, height=16), "guidance_scale": 2.0}
     with adapter.attach(pipe), adapter.references(tiny.picture(seed=1)):
         ours = latents(pipe, **arguments)
     pipe.load_ip_adapter(official(adapter), subfolder="", weight_name="", image_encoder_folder=None)
     expected = latents(pipe, ip_adapter_image=tiny.picture(seed=1), **arguments)
-    torch.testing.assert_close(ours, expected, **CLOSE)
+    assert_close(ours, expected)
 
 
 def test_a_pipeline_that_does_not_tell_its_branches_is_refused(adapter: ImagePromptAdapter) -> None:
@@ -333,6 +345,29 @@ def test_an_adapter_moves_from_one_base_to_another(pipe: Any, adapter: ImageProm
         adapter.attach(other)
     with adapter.attach(other):
         assert adapter.is_attached
+
+
+def test_a_detached_adapter_does_not_keep_the_base_alive(adapter: ImagePromptAdapter) -> None:
+    pipe = tiny.sd_pipeline()
+    with adapter.attach(pipe), adapter.references(tiny.embedding(1)):
+        latents(pipe)
+    unet = weakref.ref(pipe.unet)
+    del pipe
+    gc.collect()
+    assert unet() is None
+
+
+def test_copies_are_not_attached(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    base = latents(pipe)
+    with adapter.attach(pipe), adapter.references(tiny.embedding(1)):
+        other, unet = copy.deepcopy(adapter), copy.deepcopy(pipe.unet)
+        assert not other.is_attached
+        assert {type(processor) for processor in unet.attn_processors.values()} == {AttnProcessor2_0}
+        shown = latents(pipe)
+    pipe.unet = unet
+    assert torch.equal(latents(pipe), base)
+    with other.attach(pipe), other.references(tiny.embedding(1)):
+        assert torch.equal(latents(pipe), shown)
 
 
 # What is refused

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 
 import tiny
@@ -111,6 +112,7 @@ def test_compiling_each_block_alone_works() -> None:
         torch.testing.assert_close(latents(pipe), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bare_compiled_unet_is_attached_to_as_it_is() -> None:
     unet, counter = tiny.sd_unet(), CompileCounter()
     adapter, call = tiny.adapter(unet), tiny.unet_input(unet)
@@ -131,7 +133,7 @@ def test_compiling_a_bare_unet_while_references_act_breaks_the_graph_but_not_the
         broken = torch.compile(unet, backend="eager")
         torch.testing.assert_close(broken(**call).sample, expected, rtol=1e-4, atol=1e-4)
         torch._dynamo.reset()
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"compile before references"):
+        with pytest.raises(Unsupported, match=r"compile before references"):
             torch.compile(unet, backend="eager", fullgraph=True)(**call)
 
 

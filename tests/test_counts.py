@@ -7,7 +7,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.attachment import cross_attention_layers, describe_base, layer_shapes
+from imprompt.layers import cross_attention_layers, describe_base, layer_shapes
 
 SD15: dict[str, Any] = {"cross_attention_dim": 768}
 SD2: dict[str, Any] = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}

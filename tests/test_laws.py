@@ -3,6 +3,7 @@
 What a law may cost in rounding is said beside it; "to the last bit" means `torch.equal`.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from imprompt.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 EXAMPLES = settings(max_examples=25, deadline=None)
-ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+assert_close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 SIZES = st.integers(1, 9)
 SCALES = st.floats(-2, 2, width=32)
@@ -81,7 +82,7 @@ def test_scale_zero_is_the_base_layer_to_the_last_bit(layer: Layer) -> None:
 @given(LAYERS, SCALES, SCALES)
 def test_the_output_is_affine_in_the_scale(layer: Layer, one: float, other: float) -> None:
     middle = layer.output((one + other) / 2)
-    torch.testing.assert_close(middle, (layer.output(one) + layer.output(other)) / 2, **ROUNDING)
+    assert_close(middle, (layer.output(one) + layer.output(other)) / 2)
 
 
 @EXAMPLES
@@ -89,7 +90,7 @@ def test_the_output_is_affine_in_the_scale(layer: Layer, one: float, other: floa
 def test_what_the_image_adds_does_not_depend_on_the_text(layer: Layer, scale: float) -> None:
     other = layer.text.flip(-1) + 1
     added = layer.output(scale) - layer.output(None)
-    torch.testing.assert_close(added, layer.output(scale, other) - layer.output(None, other), **ROUNDING)
+    assert_close(added, layer.output(scale, other) - layer.output(None, other))
 
 
 @EXAMPLES
@@ -97,13 +98,13 @@ def test_what_the_image_adds_does_not_depend_on_the_text(layer: Layer, scale: fl
 def test_the_order_of_image_tokens_is_irrelevant(layer: Layer) -> None:
     expected = layer.output(1.0)
     layer.key, layer.value = layer.key[:, layer.permutation], layer.value[:, layer.permutation]
-    torch.testing.assert_close(layer.output(1.0), expected, **ROUNDING)
+    assert_close(layer.output(1.0), expected)
 
 
 @EXAMPLES
 @given(LAYERS, st.integers(2, 4))
 def test_repeating_all_image_tokens_changes_nothing(layer: Layer, copies: int) -> None:
-    torch.testing.assert_close(layer.output(1.0, copies=copies), layer.output(1.0), **ROUNDING)
+    assert_close(layer.output(1.0, copies=copies), layer.output(1.0))
 
 
 @EXAMPLES
@@ -114,7 +115,7 @@ def test_samples_of_a_layers_batch_do_not_influence_each_other(layer: Layer, cho
     for tensor in (layer.hidden, layer.text, layer.key, layer.value):
         others = torch.arange(len(tensor)) != chosen
         tensor[others] = tensor[others].flip(-1) * 3
-    torch.testing.assert_close(layer.output(1.0)[chosen], before, **ROUNDING)
+    assert_close(layer.output(1.0)[chosen], before)
 
 
 # A whole U-Net
@@ -180,7 +181,7 @@ def test_samples_of_a_models_batch_do_not_influence_each_other(model: Model) -> 
             for name in ("sample", "encoder_hidden_states")
         }
         after = model.output(1.0, **changed)
-    torch.testing.assert_close(after[0], before, **ROUNDING)
+    assert_close(after[0], before)
     assert not torch.allclose(after[1], before)
 
 
@@ -193,7 +194,7 @@ def test_the_order_of_a_references_pictures_is_irrelevant(model: Model, images: 
         for order in (embeddings, embeddings.flip(0)):
             model.embedding = order
             outputs.append(model.output(1.0))
-    torch.testing.assert_close(*outputs, **ROUNDING)
+    assert_close(*outputs)
 
 
 @FEW
@@ -203,7 +204,7 @@ def test_two_references_are_two_terms_and_half_a_scale_twice_is_the_whole(model:
     with model.adapter.attach(model.unet):
         whole = model.output(1.0)
         with model.adapter.references(half, half):
-            torch.testing.assert_close(model.output(), whole, **ROUNDING)
+            assert_close(model.output(), whole)
 
 
 @FEW
@@ -224,4 +225,4 @@ def test_training_and_generating_condition_alike(model: Model, scale: float) -> 
     with model.adapter.attach(model.unet):
         with model.adapter.conditioned_on(model.embedding.expand(2, 1, -1), scale):
             trained = model.output()
-        torch.testing.assert_close(model.output(scale), trained, **ROUNDING)
+        assert_close(model.output(scale), trained)

@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 PIPELINES = {"sd": tiny.sd_pipeline, "sdxl": tiny.xl_pipeline}
 
 
-def official(adapter: ImagePromptAdapter) -> dict[str, dict[str, Tensor]]:
+def official(adapter: ImagePromptAdapter) -> Any:
     """The two dictionaries of an official `.bin` file."""
     layers = {n: adapter.key_value(n) for n in adapter.shapes}
     keys = {f"{n}.to_k_ip.weight": layer.to_key.weight.detach() for n, layer in layers.items()}

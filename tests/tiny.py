@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from transformers import (
     CLIPImageProcessorPil,
@@ -78,8 +76,8 @@ def xl_unet(*, seed: int = 0) -> UNet2DConditionModel:
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=XL_CONTEXT_1 + XL_CONTEXT_2,
-        attention_head_dim=(2, 4),
-        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),  # pyright: ignore[reportArgumentType]
+        transformer_layers_per_block=(1, 2),  # pyright: ignore[reportArgumentType]
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
@@ -159,10 +157,10 @@ def scheduler() -> DDIMScheduler:
 def autoencoder(*, seed: int = 0) -> AutoencoderKL:
     """Two blocks: pictures are twice as wide as latents."""
     return AutoencoderKL(
-        block_out_channels=(8, 8),
+        block_out_channels=(8, 8),  # pyright: ignore[reportArgumentType]
         norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
         latent_channels=4,
         sample_size=16,
     ).eval()
@@ -175,7 +173,7 @@ def sd_pipeline(*, seed: int = 0, image_encoder: bool = False) -> StableDiffusio
         text_encoder=text_model(seed=seed + 1),
         tokenizer=tokenizer(),
         unet=sd_unet(seed=seed + 2),
-        scheduler=scheduler(),
+        scheduler=scheduler(),  # pyright: ignore[reportArgumentType]
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=image_processor(),  # pyright: ignore[reportArgumentType]
         image_encoder=vision_model(seed=seed + 3) if image_encoder else None,  # pyright: ignore[reportArgumentType]
@@ -194,7 +192,7 @@ def xl_pipeline(*, seed: int = 0, image_encoder: bool = False) -> StableDiffusio
         tokenizer=tokenizer(),
         tokenizer_2=tokenizer(),
         unet=xl_unet(seed=seed + 2),
-        scheduler=scheduler(),
+        scheduler=scheduler(),  # pyright: ignore[reportArgumentType]
         feature_extractor=image_processor(),  # pyright: ignore[reportArgumentType]
         image_encoder=vision_model(seed=seed + 3) if image_encoder else None,  # pyright: ignore[reportArgumentType]
         add_watermarker=False,

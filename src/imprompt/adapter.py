@@ -7,7 +7,9 @@ for SD1.5 with a 1024-wide image embedding and four tokens.
 """
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -21,14 +23,13 @@ from imprompt.attachment import (
     Condition,
     Laying,
     Shown,
-    cross_attention_layers,
     guidance_branches,
-    layer_shapes,
 )
 from imprompt.attention import KeyValue, split_heads, text_projections
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.image import ImagePrompt, load_image
+from imprompt.layers import cross_attention_layers, layer_shapes
 from imprompt.projection import ImageProjection, LinearProjection
 from imprompt.reference import Reference
 
@@ -81,7 +82,7 @@ class ImagePromptAdapter(nn.Module):
         self.projection = projection
         self.layers = nn.ModuleDict({str(number): ImageKeyValue(*shape) for number, shape in layers.items()})
         self.image_encoder = None
-        self._attachment: Attachment | None = None
+        self._attachment: weakref.ref[Attachment] | None = None
 
     @classmethod
     def for_unet(
@@ -122,6 +123,10 @@ class ImagePromptAdapter(nn.Module):
         if name == "image_encoder" and isinstance(value, CLIPVisionModelWithProjection):
             value = ImageEncoder(value)
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: everything but where the adapter is attached."""
+        return self.__dict__ | {"_attachment": None}
 
     def key_value(self, number: int) -> ImageKeyValue:
         """Return W'_k and W'_v of the layer with official number N."""
@@ -164,7 +169,8 @@ class ImagePromptAdapter(nn.Module):
     @property
     def is_attached(self) -> bool:
         """Whether the adapter sits on a denoiser now."""
-        return self._attachment is not None and self._attachment.is_attached
+        attachment = self._attachment and self._attachment()
+        return attachment is not None and attachment.is_attached
 
     def attach(self, target: object) -> Attachment:
         """Attach to a denoiser, at once; the returned context detaches at its end.
@@ -181,8 +187,9 @@ class ImagePromptAdapter(nn.Module):
         """
         if self.is_attached:
             raise AttachmentError("the adapter is attached already; detach it first")
-        self._attachment = Attachment(target, self.shapes)
-        return self._attachment
+        attachment = Attachment(target, self.shapes)
+        self._attachment = weakref.ref(attachment)
+        return attachment
 
     def detach(self) -> None:
         """Take the adapter off: the denoiser has its very own processors again, and no hooks of ours.
@@ -191,24 +198,24 @@ class ImagePromptAdapter(nn.Module):
             AttachmentError: not attached
         """
         self._attached().detach()
-        self._attachment = None
 
     def _attached(self) -> Attachment:
-        if self._attachment is None or not self._attachment.is_attached:
+        attachment = self._attachment and self._attachment()
+        if attachment is None or not attachment.is_attached:
             raise AttachmentError("the adapter is not attached; call adapter.attach(pipeline) first")
-        return self._attachment
+        return attachment
 
     # Inference
 
     @torch.no_grad()
     def references(
-        self, *references: ReferenceLike | list[ReferenceLike], branches: Branches | None = None
+        self, *references: ReferenceLike | Sequence[ReferenceLike], branches: Branches | None = None
     ) -> Shown:
         """Let image prompts act from now on; the returned context ends it.
 
         Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt; an
-        argument that is a list has one reference for each prompt. Several arguments act together: their
-        attentions add up.
+        argument that is a list has one reference for each prompt (or for each picture, where one prompt makes
+        several). Several arguments act together: their attentions add up.
 
         In a list, references with fewer pictures have theirs repeated until all have equally many tokens,
         which changes nothing but rounding.
@@ -304,8 +311,8 @@ class ImagePromptAdapter(nn.Module):
         return attachment.show(self._keys_values(image_embeddings, scale, attachment))
 
 
-def _per_prompt(argument: ReferenceLike | list[ReferenceLike]) -> list[Reference]:
-    several = argument if isinstance(argument, list) else [argument]
+def _per_prompt(argument: ReferenceLike | Sequence[ReferenceLike]) -> list[Reference]:
+    several = argument if isinstance(argument, Sequence) and not isinstance(argument, str) else [argument]
     return [one if isinstance(one, Reference) else Reference(one) for one in several]
 
 

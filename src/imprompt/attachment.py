@@ -14,15 +14,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from imprompt.attention import DecoupledAttention, KeyValue, check_supported
-from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError
+from imprompt.errors import AmbiguousBatch, AttachmentError
+from imprompt.layers import FAMILIES as FAMILIES
+from imprompt.layers import Shapes, check_fit, cross_attention_layers, layer_shapes
 
 Branch = Literal["positive", "negative"]
 Branches = tuple[Branch, ...]
-Shapes = Mapping[int, tuple[int, int]]
-"""Official layer number → (context_dim, inner_dim)."""
-
-FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL"}
-"""(number of cross-attention layers, width of the text embeddings) of the well-known bases."""
 
 
 class Condition(NamedTuple):
@@ -92,7 +89,10 @@ class Laying:
     def _check_prompts(self, prompts: int, samples: int, text: Tensor) -> None:
         """Rows that share a reference must share their text, or they are not of one prompt."""
         if samples % prompts:
-            raise AmbiguousBatch(f"{prompts} references, one per prompt, do not fit {samples} samples")
+            raise AmbiguousBatch(
+                f"{prompts} references, one per prompt, do not fit a batch of {samples}; several pictures "
+                "for one prompt are one Reference([...])"
+            )
         if prompts == 1 or prompts == samples or self._is_checked(prompts, text):
             return
         groups = text.unflatten(0, (-1, samples // prompts))
@@ -253,55 +253,6 @@ class Shown:
         self.attachment.end(self)
 
 
-def cross_attention_layers(unet: UNet2DConditionModel) -> dict[int, tuple[str, Attention]]:
-    """Return the cross-attention layers under their official numbers N, each with its module's name.
-
-    N is the position in `unet.attn_processors` (down, up, then mid), counting self-attention too, as the
-    official training script numbers them (tencent-ailab/IP-Adapter, tutorial_train.py): 1, 3, 5, ...
-    """
-    names = [name.removesuffix(".processor") for name in unet.attn_processors]
-    modules = {number: (name, unet.get_submodule(name)) for number, name in enumerate(names)}
-    return {
-        number: (name, attn)
-        for number, (name, attn) in modules.items()
-        if isinstance(attn, Attention) and attn.is_cross_attention and name.endswith("attn2")
-    }
-
-
-def layer_shapes(layers: Mapping[int, tuple[str, Attention]]) -> dict[int, tuple[int, int]]:
-    """Return (context_dim, inner_dim) of each layer."""
-    return {number: (attn.cross_attention_dim, attn.inner_kv_dim) for number, (_, attn) in layers.items()}
-
-
-def describe_base(shapes: Shapes) -> str:
-    """Name a base by its layers: "SDXL (70 layers, 2048-wide text)"."""
-    if not shapes:
-        return "a model without cross-attention"
-    widths = sorted({context_dim for context_dim, _ in shapes.values()})
-    size = f"{len(shapes)} layers, {'/'.join(map(str, widths))}-wide text"
-    family = FAMILIES.get((len(shapes), widths[0])) if len(widths) == 1 else None
-    return f"{family} ({size})" if family else f"a model with {size}"
-
-
-def check_fit(adapter: Shapes, base: Shapes) -> None:
-    """Compare an adapter's layers with a base's.
-
-    Raises:
-        AdapterMismatch: they differ; the message names both families, or the first layer that differs
-    """
-    if dict(adapter) == dict(base):
-        return
-    if describe_base(adapter) != describe_base(base):
-        raise AdapterMismatch(
-            f"this adapter is for {describe_base(adapter)}; this base is {describe_base(base)}"
-        )
-    differing = next(n for n in sorted({*adapter, *base}) if adapter.get(n) != base.get(n))
-    raise AdapterMismatch(
-        f"this adapter does not fit this base: layer {differing} has (text, inner) widths "
-        f"{adapter.get(differing)} in the adapter and {base.get(differing)} in the base"
-    )
-
-
 def guidance_branches(pipeline: object) -> Branches:
     """Say how a running diffusers pipeline stacks its batch.
 
@@ -374,18 +325,20 @@ def _adopted(attn: Attention, owner: Attachment) -> DecoupledAttention:
 def _hook(module: nn.Module, before: Callable[[Tensor, Tensor], None]) -> Callable[[], None]:
     """Call `before(sample, text)` ahead of every call of a denoiser; returns what undoes it."""
 
-    def look(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+    def look(called: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        if called is not module:  # A copy, made while we were attached, has a copy of the hook.
+            return
         # UNet2DConditionModel.forward(sample, timestep, encoder_hidden_states, ...)
         sample = args[0] if args else kwargs["sample"]
         before(sample, args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
 
     compiled = module._compiled_call_impl
     if compiled is None:
-        return module.register_forward_pre_hook(lambda _, *call: look(*call), with_kwargs=True).remove
+        return module.register_forward_pre_hook(look, with_kwargs=True).remove
 
     # module.compile() compiles the hooks too; what it calls is replaced to stay outside.
     def call(*args: Tensor, **kwargs: Tensor) -> object:
-        look(args, kwargs)
+        look(module, args, kwargs)
         return compiled(*args, **kwargs)
 
     module._compiled_call_impl = call  # pyright: ignore[reportAttributeAccessIssue]

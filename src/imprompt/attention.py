@@ -79,6 +79,10 @@ class DecoupledAttention:
         self._owned: dict[object, tuple[KeyValue, ...]] = {}
         self._text: RememberedText | None = None
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """A copied or pickled layer has its own processor again: copies are not attached."""
+        return _itself, (self.base,)
+
     def show(self, owner: object, images: tuple[KeyValue, ...]) -> None:
         """Replace the owner's terms; an empty tuple takes them away."""
         self._owned[owner] = images
@@ -176,6 +180,10 @@ def check_supported(name: str, attn: Attention) -> None:
     used += ["rescale_output_factor"] if attn.rescale_output_factor != 1.0 else []
     if used:
         raise AttachmentError(f"{name} uses {', '.join(used)}, which the image branch is not defined for")
+
+
+def _itself(processor: AttnProcessor2_0) -> AttnProcessor2_0:
+    return processor
 
 
 def _check_batch(query: Tensor, image_key: Tensor) -> None:

@@ -1,0 +1,63 @@
+"""The cross-attention layers of a base model: their official numbers and widths, and whose they are."""
+
+from collections.abc import Mapping
+
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from imprompt.errors import AdapterMismatch
+
+Shapes = Mapping[int, tuple[int, int]]
+"""Official layer number → (context_dim, inner_dim)."""
+
+FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL"}
+"""(number of cross-attention layers, width of the text embeddings) of the well-known bases."""
+
+
+def cross_attention_layers(unet: UNet2DConditionModel) -> dict[int, tuple[str, Attention]]:
+    """Return the cross-attention layers under their official numbers N, each with its module's name.
+
+    N is the position in `unet.attn_processors` (down, up, then mid), counting self-attention too, as the
+    official training script numbers them (tencent-ailab/IP-Adapter, tutorial_train.py): 1, 3, 5, ...
+    """
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    modules = {number: (name, unet.get_submodule(name)) for number, name in enumerate(names)}
+    return {
+        number: (name, attn)
+        for number, (name, attn) in modules.items()
+        if isinstance(attn, Attention) and attn.is_cross_attention and name.endswith("attn2")
+    }
+
+
+def layer_shapes(layers: Mapping[int, tuple[str, Attention]]) -> dict[int, tuple[int, int]]:
+    """Return (context_dim, inner_dim) of each layer."""
+    return {number: (attn.cross_attention_dim, attn.inner_kv_dim) for number, (_, attn) in layers.items()}
+
+
+def describe_base(shapes: Shapes) -> str:
+    """Name a base by its layers: "SDXL (70 layers, 2048-wide text)"."""
+    if not shapes:
+        return "a model without cross-attention"
+    widths = sorted({context_dim for context_dim, _ in shapes.values()})
+    size = f"{len(shapes)} layers, {'/'.join(map(str, widths))}-wide text"
+    family = FAMILIES.get((len(shapes), widths[0])) if len(widths) == 1 else None
+    return f"{family} ({size})" if family else f"a model with {size}"
+
+
+def check_fit(adapter: Shapes, base: Shapes) -> None:
+    """Compare an adapter's layers with a base's.
+
+    Raises:
+        AdapterMismatch: they differ; the message names both families, or the first layer that differs
+    """
+    if dict(adapter) == dict(base):
+        return
+    if describe_base(adapter) != describe_base(base):
+        raise AdapterMismatch(
+            f"this adapter is for {describe_base(adapter)}; this base is {describe_base(base)}"
+        )
+    differing = next(n for n in sorted({*adapter, *base}) if adapter.get(n) != base.get(n))
+    raise AdapterMismatch(
+        f"this adapter does not fit this base: layer {differing} has (text, inner) widths "
+        f"{adapter.get(differing)} in the adapter and {base.get(differing)} in the base"
+    )
