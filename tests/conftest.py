@@ -1,10 +1,11 @@
 """What several test files share: a whole toy model on disk, and the command line in this process."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub.constants
 import pytest
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -49,6 +50,14 @@ class Result(NamedTuple):
     error: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Let the hub answer at once that it cannot be reached."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        yield
+
+
 @functools.cache
 def load_base_once(name: str) -> DiffusionPipeline:
     return load_base(name)
@@ -62,6 +71,7 @@ def imprompt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     def run(*words: str | Path) -> Result:
         capfd.readouterr()
         code = cli.main([str(word) for word in words])
-        return Result(code, *capfd.readouterr())
+        said = capfd.readouterr()
+        return Result(code, said.out, said.err)
 
     return run

@@ -1,0 +1,294 @@
+"""Bad input on the command line: one line that says what is wrong, the exit code, and nothing written."""
+
+import os
+import pickle
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import tiny
+from conftest import Result, ToyModel
+from imprompt.generation import save_picture
+
+Imprompt = Callable[..., Result]
+
+
+class Intruder:
+    """Unpickling this makes a file named `trace`."""
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (Path("trace"),)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: ToyModel) -> Path:
+    """A folder with every kind of bad file, and one good picture."""
+    monkeypatch.chdir(tmp_path)
+    tiny.picture().save("cat.png")
+    Path("text.png").write_text("not a picture")
+    Path("cut.png").write_bytes(Path("cat.png").read_bytes()[:200])
+    Path("empty.png").touch()
+    Path("giant.png").write_bytes(png_header(30_000, 30_000))
+    Path("line\nbreak.png").write_text("not a picture")
+    Path("folder.png").mkdir()
+    torch.save({"image_proj": Intruder()}, "code.bin")
+    Path("plain.bin").write_bytes(pickle.dumps(Intruder()))
+    tensors = safetensors.torch.load_file(toy.adapter)
+    name = "ip_adapter.3.to_v_ip.weight"
+    safetensors.torch.save_file(tensors | {name: tensors[name][1:].clone()}, "shape.safetensors")
+    Path("cut.safetensors").write_bytes(toy.adapter.read_bytes()[:5000])
+    save_picture(tiny.picture(), "ours.png", {"prompt": "x"})
+    return tmp_path
+
+
+LIMIT = 64 * 1024 * 1024
+BAD: dict[str, tuple[str, int, str]] = {
+    "a missing file": ("none.png", 1, "none.png: no such file"),
+    "a second reference missing": ("cat.png none.png", 1, "none.png: no such file"),
+    "text renamed .png": (
+        "text.png",
+        1,
+        "text.png is not a picture: its content is not PNG, JPEG, WebP, GIF, BMP or TIFF",
+    ),
+    "a truncated PNG": (
+        "cut.png",
+        1,
+        "cut.png is truncated or damaged: image file is truncated",
+    ),
+    "an empty file": ("empty.png", 1, "empty.png is empty"),
+    "a giant header": (
+        "giant.png",
+        1,
+        f"giant.png has 30000 × 30000 pixels; the limit is {LIMIT} in all, make it smaller",
+    ),
+    "a folder": ("folder.png", 1, "folder.png is a folder, not a picture"),
+    "an adapter as a picture": (
+        "{toy.adapter}",
+        1,
+        "{toy.adapter} is not a picture: its content is not PNG, JPEG, WebP, GIF, BMP or TIFF",
+    ),
+    "an unknown base": (
+        "cat.png --base frob",
+        1,
+        "no base model 'frob': no such folder, nor 'mini', nor a hub id (owner/name)",
+    ),
+    "a folder that is no base": (
+        "cat.png --base folder.png",
+        1,
+        "folder.png is a folder without model_index.json, so no model in diffusers' format",
+    ),
+    "an unknown adapter": (
+        "cat.png --adapter frob",
+        1,
+        "no adapter 'frob': no such file, nor 'mini', nor a file on the hub (owner/name:file)",
+    ),
+    "a picture as an adapter": ("cat.png --adapter cat.png", 1, "cat.png is truncated or no adapter file: *"),
+    "an adapter for another base": (
+        "cat.png --adapter {toy.other_adapter}",
+        1,
+        "this adapter is for a model with 8 layers, 28-wide text; "
+        "this base is a model with 4 layers, 20-wide text",
+    ),
+    "a pickle with code": (
+        "cat.png --adapter code.bin",
+        1,
+        "code.bin holds more than tensors, perhaps code; it was refused and nothing in it was run",
+    ),
+    "a plain pickle with code": ("cat.png --adapter plain.bin", 1, "plain.bin *"),
+    "a wrong-shaped tensor": (
+        "cat.png --adapter shape.safetensors",
+        1,
+        "shape.safetensors: ip_adapter.3.to_v_ip.weight has shape 15 × 20, not 16 × 20",
+    ),
+    "a truncated adapter": (
+        "cat.png --adapter cut.safetensors",
+        1,
+        "cut.safetensors is truncated or no adapter file: *",
+    ),
+    "an unknown image encoder": ("cat.png --image-encoder frob/none", 1, "no image encoder at frob/none: *"),
+    "a missing output folder": (
+        "cat.png --output none/out.png",
+        1,
+        "none/out.png cannot be written: there is no folder none; make it first",
+    ),
+    "a folder as output": (
+        "cat.png --output folder.png",
+        1,
+        "folder.png cannot be written: it is there already and is not a file",
+    ),
+    "a device as output": (
+        "cat.png --output /dev/null",
+        1,
+        "/dev/null cannot be written: its name must end in .png",
+    ),
+    "an output that is no PNG": (
+        "cat.png --output out.jpg",
+        1,
+        "out.jpg cannot be written: its name must end in .png",
+    ),
+    "the reference as output": (
+        "cat.png --output cat.png",
+        1,
+        "cat.png is the image prompt itself; choose another name with --output",
+    ),
+    "a size between": ("cat.png --size 13", 1, "size must be a multiple of 8 pixels on this base, not 13"),
+    "too many steps": ("cat.png --steps 1001", 1, "steps must be 1 to 1000 on this base, not 1001"),
+    "a seed out of range": (f"cat.png --seed {2**63}", 1, f"a seed must be 0 to {2**63 - 1}, not {2**63}"),
+    "a scale that is not finite": ("cat.png --scale nan", 1, "scale must be a finite number, not nan"),
+    "a guidance scale that is not finite": (
+        "cat.png --guidance-scale inf",
+        1,
+        "guidance_scale must be a finite number, not inf",
+    ),
+    "a scale that is no number": (
+        "cat.png --scale abc",
+        2,
+        "Invalid value for '--scale': 'abc' is not a number (see imprompt generate --help)",
+    ),
+    "a count of none": (
+        "cat.png --count 0",
+        2,
+        "Invalid value for '--count': * (see imprompt generate --help)",
+    ),
+    "no reference": ("", 2, "Missing argument 'reference'. (see imprompt generate --help)"),
+    "an unknown option": ("cat.png --sclae 1", 2, "No such option: --sclae * (see imprompt generate --help)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_generate_refuses(imprompt: Imprompt, toy: ToyModel, folder: Path, case: str) -> None:
+    words, code, message = BAD[case]
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    result = imprompt("generate", *toy.options, *words.format(toy=toy).split())
+    assert_one_line(result, code, message.format(toy=toy))
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def assert_one_line(result: Result, code: int, message: str) -> None:
+    start, star, end = message.partition("*")
+    assert (result.code, result.output) == (code, "")
+    assert result.error.count("\n") == 1
+    assert result.error.startswith(f"imprompt: {start}"), result.error
+    assert result.error.endswith(f"{end}\n"), result.error
+    assert star or result.error == f"imprompt: {message}\n"
+
+
+def test_a_line_break_in_a_name_makes_no_second_line(imprompt: Imprompt) -> None:
+    result = imprompt("generate", "line\nbreak.png")
+    assert_one_line(result, 1, "line break.png is not a picture: *")
+
+
+def test_a_missing_output_folder_is_found_before_any_work(imprompt: Imprompt) -> None:
+    result = imprompt("generate", "none.png", "--base", "frob", "--output", "none/out.png")
+    assert "there is no folder none" in result.error
+
+
+def test_the_first_numbered_name_that_cannot_be_written_stops_all(imprompt: Imprompt, toy: ToyModel) -> None:
+    Path("x-1.png").mkdir()
+    result = imprompt("generate", "cat.png", "--count", "2", "--output", "x.png", *toy.options)
+    assert_one_line(result, 1, "x-1.png cannot be written: it is there already and is not a file")
+    assert not Path("x-0.png").exists()
+
+
+def test_a_read_only_folder(imprompt: Imprompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    assert_one_line(
+        imprompt("generate", "cat.png"), 1, "out.png cannot be written: the folder . is read-only for you"
+    )
+
+
+def odd_pictures() -> dict[str, Callable[[], None]]:
+    red = Image.new("RGB", (40, 30), (255, 0, 0))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "CMYK": lambda: red.convert("CMYK").save("x", "JPEG"),
+        "16-bit": lambda: Image.fromarray(np.full((30, 40), 30_000, np.uint16)).save("x", "PNG"),
+        "palette": lambda: red.convert("P").save("x", "PNG", transparency=0),
+        "animated": lambda: red.save("x", "GIF", save_all=True, append_images=[Image.new("RGB", (40, 30))]),
+        "EXIF-rotated": lambda: red.save("x", "JPEG", exif=turned),
+    }
+
+
+@pytest.mark.parametrize("kind", odd_pictures())
+def test_odd_pictures_work(imprompt: Imprompt, toy: ToyModel, kind: str) -> None:
+    odd_pictures()[kind]()
+    assert imprompt("generate", "x", *toy.options) == Result(0, "wrote out.png\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("none", 1, "none: no such file"),
+        ("folder.png", 1, "folder.png is a folder, not an adapter file"),
+        ("empty.png", 1, "empty.png is empty"),
+        ("text.png", 1, "text.png is truncated or no adapter file: *"),
+        ("cat.png", 1, "cat.png holds no settings of imprompt"),
+        ("code.bin", 1, "code.bin holds more than tensors, perhaps code; *"),
+        ("cut.safetensors", 1, "cut.safetensors is truncated or no adapter file: *"),
+        ("", 2, "Missing argument 'file'. (see imprompt inspect --help)"),
+    ],
+)
+def test_inspect_refuses(imprompt: Imprompt, words: str, code: int, message: str) -> None:
+    assert_one_line(imprompt("inspect", *words.split()), code, message)
+    assert not Path("trace").exists()
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_inspect_shows_a_faulty_adapter_and_fails(imprompt: Imprompt, option: list[str]) -> None:
+    result = imprompt("inspect", "shape.safetensors", *option)
+    message = "ip_adapter.3.to_v_ip.weight has shape 15"
+    assert result.code == 1
+    assert message in result.output
+    assert result.error.startswith(f"imprompt: shape.safetensors: {message}")
+
+
+def test_codes_for_the_terminal_are_not_passed_on(imprompt: Imprompt) -> None:
+    tensors = {"image_proj.\x1b[2Jx": torch.zeros(1)}
+    safetensors.torch.save_file(tensors, "esc.safetensors", {"encoder": "\x1b[2J[red]x[/red]"})
+    save_picture(tiny.picture(), "esc.png", {"prompt": "\x1b[2J [bold]x"})
+    for name in ("esc.safetensors", "esc.png"):
+        for option in ([], ["--json"]):
+            result = imprompt("inspect", name, *option)
+            assert "\x1b" not in result.output + result.error
+
+
+def test_an_unknown_suite(imprompt: Imprompt) -> None:
+    assert_one_line(imprompt("evaluate", "frob"), 1, "there is no suite 'frob'; the suites are: mini")
+
+
+@pytest.mark.parametrize("words", ["frob", "mini frob"])
+def test_an_unknown_command(imprompt: Imprompt, words: str) -> None:
+    assert_one_line(imprompt(*words.split()), 2, "No such command 'frob'. (see *")
+
+
+def test_no_command_shows_the_help_and_fails(imprompt: Imprompt) -> None:
+    result = imprompt()
+    assert result.code == 2
+    assert "Usage: imprompt" in result.output + result.error
+
+
+def test_the_installed_command_gives_the_exit_code_to_the_shell() -> None:
+    result = subprocess.run(
+        ["imprompt", "generate", "cat.png", "--scale", "abc"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
