@@ -7,7 +7,7 @@ deviation and the first one's. Nothing is learned by descent: `fit` is a closed 
 same width bounds from below what a learned autoencoder must beat.
 """
 
-from typing import Self
+from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -32,7 +32,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         patch_size: int = 8,
         latent_channels: int = 32,
         # diffusers' pipelines read the latents' shrinkage from the length of this list: 2 ** (4 - 1) = 8.
-        block_out_channels: tuple[int, ...] = (1, 1, 1, 1),
+        block_out_channels: Sequence[int] = (1, 1, 1, 1),
         scaling_factor: float = 1.0,
         force_upcast: bool = False,
     ) -> None:
@@ -68,7 +68,9 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     @classmethod
     @torch.no_grad()
-    def fit(cls, pixels: Float[Tensor, "batch 3 height width"], *, latent_channels: int = 32) -> Self:
+    def fit(
+        cls, pixels: Float[Tensor, "batch 3 height width"], *, latent_channels: int = 32
+    ) -> "PatchAutoencoder":
         """The best linear code of these pictures' patches in the least-squares sense."""
         code = cls(latent_channels=latent_channels)
         size = code.config["patch_size"]

@@ -179,7 +179,7 @@ def render(svg: str, size: int) -> np.ndarray:
     try:
         import resvg_py
     except ImportError as error:
-        raise MissingExtra("drawing the pictures needs resvg: pip install 'imprompt[mini]'") from error
+        raise MissingExtra("resvg_py", "mini") from error
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
     picture = Image.open(BytesIO(bytes(png))).convert("RGBA")
     square = Image.new("RGBA", (size, size))

@@ -23,7 +23,8 @@ from torch.utils.tensorboard import SummaryWriter
 from imprompt.training.checkpoint import load_state, save_state
 from imprompt.training.data import EmojiBatches, EmojiPictures, Mixture
 from imprompt.training.objectives import Objective, build_objective
-from imprompt.training.recipe import Recipe, in_cache
+from imprompt.training.objectives.autoencoding import fit_codec
+from imprompt.training.recipe import CodecRecipe, Recipe, in_cache
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -33,6 +34,8 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
     finished the stage's model (with averaged weights) to `<output>/`.
     """
     output = in_cache(recipe.output)
+    if isinstance(recipe, CodecRecipe):
+        return fit_codec(recipe, output)
     run = Run(recipe, output, build_objective(recipe, output))
     if resume:
         run.load(load_state(run.folder))
@@ -112,7 +115,8 @@ class Run:
     def average(self) -> None:
         """Exponential moving average of the trained weights, with a short memory while the run is young."""
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.averaged, self.trained, 1 - decay)
+        for average, trained in zip(self.averaged, self.trained, strict=True):
+            average.lerp_(trained, 1 - decay)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:

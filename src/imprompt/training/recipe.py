@@ -25,9 +25,9 @@ class Closed(BaseModel):
 class MixtureSettings(Closed):
     """Shares of pictures with something other than one whole drawing (see `data.Mixture`)."""
 
-    placed: float = Field(0.05, ge=0, le=1)
-    paired: float = Field(0.05, ge=0, le=1)
-    changed_ground: float = Field(0.0, ge=0, le=1)
+    placed: float = Field(default=0.05, ge=0, le=1)
+    paired: float = Field(default=0.05, ge=0, le=1)
+    changed_ground: float = Field(default=0.0, ge=0, le=1)
 
 
 class Recipe(Closed):

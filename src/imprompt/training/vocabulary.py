@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
@@ -30,6 +31,6 @@ def train_tokenizer(captions: Sequence[str], *, size: int, length: int) -> CLIPT
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
 
-def json_merges(pieces: Tokenizer) -> list[tuple[str, str]]:
+def json_merges(pieces: Tokenizer) -> Any:
     """The learned merges, in order."""
     return [tuple(merge) for merge in json.loads(pieces.to_str())["model"]["merges"]]

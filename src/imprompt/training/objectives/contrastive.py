@@ -7,7 +7,7 @@ Other pictures of the same concept in the batch are neither right nor wrong: the
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -100,13 +100,14 @@ class PairObjective(Objective):
         self.clip.save_pretrained(output / "pair")
         self.tokenizer.save_pretrained(output / "pair")
         self.tokenizer.save_pretrained(output / "tokenizer")
-        vision = CLIPVisionModelWithProjection(self.clip.config.vision_config)
+        config = self.clip.config
+        vision = CLIPVisionModelWithProjection(cast(CLIPVisionConfig, config.vision_config))
         vision.load_state_dict(matching(self.clip.state_dict(), vision.state_dict()))
         vision.save_pretrained(output / "image_encoder")
-        text = CLIPTextModel(self.clip.config.text_config)
+        text = CLIPTextModel(cast(CLIPTextConfig, config.text_config))
         text.load_state_dict(matching(self.clip.state_dict(), text.state_dict()))
         text.save_pretrained(output / "text_encoder")
-        write_preprocessor(output / "image_encoder", self.clip.config.vision_config.image_size)
+        write_preprocessor(output / "image_encoder", self.unseen.pictures.shape[1])
 
 
 def pair_config(recipe: PairRecipe, tokenizer: CLIPTokenizer, image_size: int) -> CLIPConfig:
@@ -119,9 +120,9 @@ def pair_config(recipe: PairRecipe, tokenizer: CLIPTokenizer, image_size: int) -
         num_attention_heads=recipe.text_width // 64,
         max_position_embeddings=recipe.text_length,
         projection_dim=recipe.embedding_dim,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )
     vision = CLIPVisionConfig(
         hidden_size=recipe.image_width,
@@ -189,6 +190,6 @@ def write_preprocessor(folder: Path, size: int) -> None:
     """How a picture becomes this encoder's pixels: `size` × `size`, range [-1, 1]."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    half = [0.5, 0.5, 0.5]
-    shape = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    half: Any = [0.5, 0.5, 0.5]
+    shape: Any = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     CLIPImageProcessorPil(image_mean=half, image_std=half, **shape).save_pretrained(folder)

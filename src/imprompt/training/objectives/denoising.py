@@ -118,7 +118,7 @@ class BaseObjective(Objective):
 
     def picture(self) -> Image.Image:
         """`PROMPTS`, one picture each."""
-        shown = self.pipeline()(
+        shown: Any = self.pipeline()(
             list(PROMPTS),
             num_inference_steps=SHOWN_STEPS,
             guidance_scale=SHOWN_GUIDANCE,
@@ -162,6 +162,7 @@ def build_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # without effect on trailing steps, but diffusers' pipelines insist
     )
 
 

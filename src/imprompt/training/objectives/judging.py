@@ -118,8 +118,8 @@ class JudgeObjective(Objective):
 
     def picture(self) -> Image.Image:
         """Unseen drawings, a view of each, and the other sets' drawing that the judge takes for the same."""
-        step = len(self.unseen) // SHOWN
-        rows = list(range(0, step * SHOWN, step))
+        step = max(1, len(self.unseen) // SHOWN)
+        rows = list(range(0, len(self.unseen), step))[:SHOWN]
         plain, _ = self.unseen_embeddings()
         similarity = plain[rows] @ plain.T
         style = self.styles()
@@ -143,7 +143,7 @@ def build_network(recipe: JudgeRecipe, image_size: int) -> ConvNextForImageClass
         # Scales near zero are for deep networks: they would keep five layers out of a short training.
         layer_scale_init_value=0.0,
         initializer_range=0.05,
-        num_labels=recipe.embedding_dim,
+        num_labels=recipe.embedding_dim,  # pyright: ignore[reportCallIssue]
     )
     network = ConvNextForImageClassification(config)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -49,7 +49,7 @@ class AdapterObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.pipe = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
+        self.pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
         self.pipe.set_progress_bar_config(disable=True)
         self.unet = self.pipe.unet.requires_grad_(False).to(memory_format=torch.channels_last)
         self.text_encoder = self.pipe.text_encoder.requires_grad_(False)
