@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from imprompt.attention import DecoupledAttention, KeyValue, check_supported
 from imprompt.errors import AmbiguousBatch, AttachmentError
-from imprompt.layers import FAMILIES as FAMILIES
 from imprompt.layers import Shapes, check_fit, cross_attention_layers, layer_shapes
 
 Branch = Literal["positive", "negative"]
