@@ -271,6 +271,20 @@ def test_codes_for_the_terminal_are_not_passed_on(imprompt: Imprompt) -> None:
             assert "\x1b" not in result.output + result.error
 
 
+def test_convert_refuses(imprompt: Imprompt) -> None:
+    result = imprompt("convert", "code.bin", "a.safetensors")
+    assert_one_line(result, 1, "code.bin holds more than tensors, perhaps code; *")
+    assert_one_line(
+        imprompt("convert", "code.bin", "a.ckpt"), 1, "a.ckpt cannot be written: its name must end in *"
+    )
+    assert not Path("a.safetensors").exists()
+
+
+def test_an_unknown_stage_or_setting(imprompt: Imprompt) -> None:
+    assert_one_line(imprompt("mini", "train", "frob"), 1, "recipes/mini-frob.toml: no such recipe")
+    assert_one_line(imprompt("mini", "train", "base", "--resume", "x"), 1, "--resume takes latest, not 'x'")
+
+
 def test_an_unknown_suite(imprompt: Imprompt) -> None:
     assert_one_line(imprompt("evaluate", "frob"), 1, "there is no suite 'frob'; the suites are: mini")
 

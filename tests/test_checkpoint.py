@@ -21,8 +21,15 @@ from torch import Tensor
 import tiny
 from imprompt import checkpoint
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.checkpoint import describe, from_official, load_adapter, save_adapter, to_official
-from imprompt.checkpoint.files import TensorFile
+from imprompt.checkpoint import (
+    convert_adapter,
+    describe,
+    from_official,
+    load_adapter,
+    save_adapter,
+    to_official,
+)
+from imprompt.checkpoint.files import TensorFile, read_tensors
 from imprompt.checkpoint.recognise import Description, describe_tensors
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, CheckpointError, OutputError, UnknownModel
@@ -570,6 +577,27 @@ def test_metadata_that_we_write_or_cannot_write_is_refused(
         save_adapter(adapter, tmp_path / "a.safetensors", {"tokens": "7"})
     with pytest.raises(CheckpointError, match="no place for metadata"):
         save_adapter(adapter, tmp_path / "a.bin", {"encoder": "x"})
+
+
+def test_converting_there_and_back_is_the_identity(tmp_path: Path) -> None:
+    tensors = {name: torch.randn(shape).half() for name, shape in (PLUS | layers(768, [8])).items()}
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", {"encoder": "x"})
+    convert_adapter(tmp_path / "a.safetensors", tmp_path / "b.bin")
+    convert_adapter(tmp_path / "b.bin", tmp_path / "c.safetensors")
+    assert same(
+        dict(sorted(read_tensors(tmp_path / "c.safetensors").tensors.items())), dict(sorted(tensors.items()))
+    )
+    convert_adapter(tmp_path / "a.safetensors", tmp_path / "d.safetensors")
+    assert describe(tmp_path / "d.safetensors").metadata["encoder"] == "x"
+
+
+def test_a_faulty_file_is_not_converted(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    tensors = official(adapter)
+    del tensors[KEY]
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=f"{KEY} is missing"):
+        convert_adapter(tmp_path / "a.safetensors", tmp_path / "b.bin")
+    assert not (tmp_path / "b.bin").exists()
 
 
 def test_a_description_is_json(adapter: ImagePromptAdapter, tmp_path: Path) -> None:

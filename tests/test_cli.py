@@ -160,11 +160,16 @@ def test_inspect_shows_the_settings_of_a_picture(imprompt: Imprompt, toy: ToyMod
     assert json.loads(imprompt("inspect", "out.png", "--json").output) == read_settings("out.png")
 
 
+def test_convert_writes_the_other_layout(imprompt: Imprompt, toy: ToyModel) -> None:
+    assert imprompt("convert", toy.adapter, "a.bin") == Result(0, "wrote a.bin\n", "")
+    assert "official layout (pickle)" in imprompt("inspect", "a.bin").output
+
+
 # Help and start
 
 
 @pytest.mark.parametrize(
-    "command", ["", "generate", "inspect", "evaluate", "mini", "mini build-data", "mini train"]
+    "command", ["", "generate", "inspect", "convert", "evaluate", "mini", "mini build-data", "mini train"]
 )
 def test_help_says_how_it_is_used(imprompt: Imprompt, command: str) -> None:
     code, output, error = imprompt(*command.split(), "--help")

@@ -176,6 +176,27 @@ def inspect(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="An adapter file.", show_default=False)],
+    destination: Annotated[
+        Path, typer.Argument(help="Its new name: .safetensors or .bin.", show_default=False)
+    ],
+) -> None:
+    """Write an adapter file in another layout.
+
+    [bold]Example[/bold]
+
+    imprompt convert ip-adapter_sd15.bin ip-adapter_sd15.safetensors
+    """
+    check_output(destination, ".safetensors", ".bin")
+
+    from imprompt.checkpoint import convert_adapter
+
+    convert_adapter(source, destination)
+    typer.echo(f"wrote {_one_line(str(destination))}")
+
+
+@app.command()
 def evaluate(
     suite: Annotated[
         str, typer.Argument(help="mini: held-out concepts on the embedded model.", show_default=False)
@@ -195,20 +216,39 @@ def evaluate(
 
 @mini_app.command()
 def build_data(
-    output: Annotated[Path, typer.Option(help="Folder for the data set.")] = Path("runs/data"),
+    output: Annotated[
+        str, typer.Option(help="A folder; a bare name is in the cache, as in recipes.")
+    ] = "emoji-64",
+    size: Annotated[int, typer.Option(min=8, help="Width and height of a picture.")] = 64,
 ) -> None:
     """Render the public icon sets to a captioned data set, split by concept."""
-    _optional("imprompt.training.emoji", "mini").build_data(output=output)
+    emoji, recipe = (_optional(f"imprompt.training.{name}", "mini") for name in ("emoji", "recipe"))
+    folder = recipe.in_cache(output)
+    typer.echo(f"wrote {emoji.build_data(folder, size=size):,} pictures to {folder}")
 
 
 @mini_app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="A recipe of recipes/, e.g. unet.", show_default=False)],
-    resume: Annotated[str | None, typer.Option(help="latest, or a checkpoint's folder.")] = None,
-    set: Annotated[list[str] | None, typer.Option(help="key=value; replaces a value of the recipe.")] = None,
+    stage: Annotated[
+        str, typer.Argument(help="pair, base, adapter, ...; or a recipe's file.", show_default=False)
+    ],
+    resume: Annotated[str | None, typer.Option(help="latest: go on where the last run stopped.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
 ) -> None:
-    """Train one stage of the embedded model."""
-    _optional("imprompt.training.loop", "mini").train(stage, resume=resume, overrides=set or [])
+    """Train one stage of the embedded model, by recipes/mini-STAGE.toml.
+
+    [bold]Examples[/bold]
+
+    imprompt mini train base --resume latest
+
+    imprompt mini train adapter --set steps=500 --set mixture.paired=0
+    """
+    if resume not in (None, "latest"):
+        raise ConfigError(f"--resume takes latest, not {resume!r}")
+    loop, recipe = (_optional(f"imprompt.training.{name}", "mini") for name in ("loop", "recipe"))
+    path = Path(stage) if stage.endswith(".toml") else Path("recipes", f"mini-{stage}.toml")
+    folder = loop.train(recipe.load_recipe(path, settings or ()), resume=resume == "latest")
+    typer.echo(f"wrote {folder}")
 
 
 def _output_paths(output: Path, count: int) -> list[Path]:

@@ -22,10 +22,12 @@ from imprompt.checkpoint.files import TensorFile, read_tensors, write_tensors
 from imprompt.checkpoint.recognise import Description, describe, describe_tensors
 from imprompt.encoder import ImageEncoder, load_image_encoder
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
+from imprompt.output import check_output
 from imprompt.projection import LinearProjection
 
 __all__ = [
     "Description",
+    "convert_adapter",
     "describe",
     "from_official",
     "load_adapter",
@@ -111,6 +113,21 @@ def save_adapter(
     write_tensors(tensors, path, {**facts, **(metadata or {})})
 
 
+def convert_adapter(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
+    """Write a sound adapter file of any recognised variant anew, in the layout of the destination's suffix.
+
+    Number formats are kept; metadata too, but for a `.bin` file, which has no place for it.
+
+    Raises:
+        CheckpointError: the source is damaged or no adapter, or holds wrong tensors
+        OutputError: another suffix than .safetensors or .bin, a missing folder, a full disk
+    """
+    check_output(Path(destination), ".safetensors", ".bin")
+    file = read_tensors(Path(source))
+    _check_sound(Path(source), describe_tensors(file))
+    write_tensors(file.tensors, Path(destination), file.metadata)
+
+
 def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of an adapter's state dict to the official ones; undoes `from_official`."""
     return {_renamed(name, _OURS_TO_OFFICIAL): tensor for name, tensor in tensors.items()}
@@ -157,13 +174,17 @@ def _from_hub(repository: str, file: str) -> Path:
 def _from_file(path: Path) -> ImagePromptAdapter:
     file = read_tensors(path)
     described = describe_tensors(file)
+    _check_sound(path, described)
+    if described.limit:
+        raise CheckpointError(f"{path}: {described.limit}")
+    return _built(file.tensors, described)
+
+
+def _check_sound(path: Path, described: Description) -> None:
     if described.problems:
         more = len(described.problems) - 1
         rest = f" (and {more} more: imprompt inspect {path})" if more else ""
         raise CheckpointError(f"{path}: {described.problems[0]}{rest}")
-    if described.limit:
-        raise CheckpointError(f"{path}: {described.limit}")
-    return _built(file.tensors, described)
 
 
 def _built(tensors: Mapping[str, Tensor], described: Description) -> ImagePromptAdapter:

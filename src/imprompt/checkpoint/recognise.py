@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imprompt.attachment import FAMILIES
 from imprompt.checkpoint.files import TensorFile, read_tensors
+from imprompt.layers import FAMILIES
 
 Tensors = Mapping[str, Tensor]
 
