@@ -1,0 +1,77 @@
+"""What is shown: references beside their pictures at several scales."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from imprompt.evaluation.pictures import Drawing, HeldOut
+from imprompt.evaluation.report import write_picture
+from imprompt.evaluation.sampling import Condition, Settings
+from imprompt.evaluation.scoring import Pictures
+from imprompt.evaluation.sheets import Row, titled_sheet
+
+CONTACTS = 24
+"""Concepts on the contact sheet: the first ones by hash, chosen by nobody."""
+
+FEATURED = (
+    "popcorn", "tropical fish", "mouse face", "violin", "fire engine", "two hearts", "volcano", "penguin",
+)  # fmt: skip
+"""Concepts of the README's figure: chosen, to show different kinds of things."""
+
+
+def exhibits(settings: Settings) -> list[Condition]:
+    """What is shown beside each reference, under these titles."""
+    return [
+        Condition("scale 0", 0.0),
+        Condition("scale 0.5", 0.5),
+        Condition("scale 1", 1.0),
+        Condition(f"scale 1, “{settings.text}”", 1.0, settings.text),
+    ]
+
+
+class Exhibited(NamedTuple):
+    """References to be shown at several scales: on the contact sheet, and in the README's figure."""
+
+    contacts: list[Drawing]
+    featured: list[Drawing]
+
+
+def exhibited_references(held_out: HeldOut, references: Sequence[Drawing]) -> Exhibited:
+    """The first references, chosen by nobody, and the featured ones, chosen."""
+    known = {drawing.concept for drawing in held_out.drawings}
+    featured = [held_out.reference(name) for name in FEATURED if name in known]
+    return Exhibited(list(references[:CONTACTS]), featured)
+
+
+def write_exhibits(
+    held_out: HeldOut, exhibited: Exhibited, shown: Sequence[Pictures], settings: Settings, output: Path
+) -> None:
+    """The contact sheet, with names, and the figure, without."""
+    titles = ["image prompt", *(condition.name for condition in exhibits(settings))]
+    rows = [
+        Row([held_out.on_white(reference), *(pictures[index][0] for pictures in shown)], label_of(reference))
+        for index, reference in enumerate(exhibited.contacts + exhibited.featured)
+    ]
+    contacts, featured = rows[: len(exhibited.contacts)], rows[len(exhibited.contacts) :]
+    write_picture(titled_sheet(titles, contacts, blocks=3), output / "contact-sheet.png")
+    if featured:
+        figure = titled_sheet(titles, [Row(row.pictures) for row in featured], blocks=2)
+        write_picture(figure, output / "figure.png")
+
+
+def label_of(reference: Drawing) -> str:
+    """What a reference shows, and in which style."""
+    return f"{reference.concept} ({reference.style})"
+
+
+def write_every_concept(
+    held_out: HeldOut, references: Sequence[Drawing], pictures: Pictures, output: Path
+) -> None:
+    """Every reference with all its pictures."""
+    rows = [
+        Row([held_out.on_white(reference), *several])
+        for reference, several in zip(references, pictures, strict=True)
+    ]
+    write_picture(
+        titled_sheet([""] * len(rows[0].pictures), rows, blocks=5, cell=64), output / "every-concept.png"
+    )

@@ -1,0 +1,139 @@
+"""Making the pictures to be scored: many concepts in one call, each with its own reference and seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from jaxtyping import Float
+from PIL import Image
+from torch import Generator, Tensor
+
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.errors import AdapterMismatch
+from imprompt.evaluation.judge import Judge
+from imprompt.evaluation.pictures import Drawing, HeldOut, chance_of
+from imprompt.reference import Reference
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is measured, and by what. The adapter has its image encoder and is not attached."""
+
+    pipe: StableDiffusionPipeline
+    adapter: ImagePromptAdapter
+    judge: Judge
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are made.
+
+    Args:
+        seeds: pictures of each concept where the main figures come from
+        steps: denoising steps
+        guidance_scale: w
+        batch_size: pictures in one call of the pipeline; 32 to 64 is best on a processor
+        text: what the text asks for where there is text, and
+        ground: the ground that it names
+    """
+
+    seeds: int = 4
+    steps: int = 25
+    guidance_scale: float = 4.0
+    batch_size: int = 48
+    text: str = "on a blue background"
+    ground: str = "blue"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way of asking: λ, text, and how many seeds."""
+
+    name: str
+    scale: float
+    text: str = ""
+    seeds: int = 1
+
+
+def make_pictures(
+    models: Models,
+    held_out: HeldOut,
+    references: Sequence[Drawing],
+    condition: Condition,
+    *,
+    settings: Settings,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> list[list[Image.Image]]:
+    """`condition.seeds` pictures of each reference; a concept's k-th seed is the same in every condition.
+
+    A picture depends a little on the size of its batch (the order of sums in matrix products), not on its
+    company.
+
+    Args:
+        models: see there
+        held_out: where the references' pictures are
+        references: one for each concept
+        condition: what is asked for
+        settings: how
+        advance: told how many pictures were made, call by call
+    """
+    embeddings = embed(models, [held_out.on_white(reference) for reference in references])
+    at_once = max(settings.batch_size // condition.seeds, 1)
+    made: list[list[Image.Image]] = []
+    with models.adapter.attach(models.pipe):
+        for start in range(0, len(references), at_once):
+            group = slice(start, start + at_once)
+            made += _make_group(models, references[group], embeddings[group], condition, settings)
+            advance(len(references[group]) * condition.seeds)
+    return made
+
+
+def _make_group(
+    models: Models,
+    references: Sequence[Drawing],
+    embeddings: Float[Tensor, "references embedding_dim"],
+    condition: Condition,
+    settings: Settings,
+) -> list[list[Image.Image]]:
+    """One call of the pipeline."""
+    call, count = cast(Callable[..., Any], models.pipe), condition.seeds
+    prompts: Any = [Reference(row[None], scale=condition.scale) for row in embeddings]
+    seeds = [seed_of(reference.concept, k) for reference in references for k in range(count)]
+    with models.adapter.references(prompts):
+        pictures = call(
+            [condition.text] * len(references),
+            num_images_per_prompt=count,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            generator=[Generator().manual_seed(seed) for seed in seeds],
+        ).images
+    return [pictures[start : start + count] for start in range(0, len(pictures), count)]
+
+
+def embed(models: Models, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures embedding_dim"]:
+    """Image embeddings by the adapter's own encoder, once for all conditions.
+
+    Raises:
+        AdapterMismatch: the adapter has none
+    """
+    encoder = models.adapter.image_encoder
+    if encoder is None:
+        raise AdapterMismatch("the adapter to be measured has no image encoder")
+    return encoder.encode(encoder.pixels(pictures)).float()
+
+
+@torch.no_grad()
+def through_codec(models: Models, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures encoded and decoded by the base's own autoencoder: no picture it makes can be sharper."""
+    vae, processor = cast(Any, models.pipe.vae), models.pipe.image_processor
+    side = models.pipe.unet.config["sample_size"] * models.pipe.vae_scale_factor
+    pixels = cast(Any, processor.preprocess(list(pictures), height=side, width=side))
+    latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+    return cast(list[Image.Image], processor.postprocess(vae.decode(latents).sample.float().cpu()))
+
+
+def seed_of(concept: str, k: int) -> int:
+    """The k-th seed of a concept: concepts share no noise, conditions do."""
+    return chance_of(f"seed {k} of {concept}") >> 1

@@ -1,0 +1,278 @@
+"""The evaluation: what ships, how references and galleries are chosen, what is measured and written."""
+
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from transformers import ConvNextConfig, ConvNextForImageClassification
+
+import tiny
+from imprompt.encoder import ImageEncoder
+from imprompt.errors import AdapterMismatch, OutputError, UnknownModel
+from imprompt.evaluation.exhibits import FEATURED
+from imprompt.evaluation.grounds import GROUNDS, border_colour, name_ground
+from imprompt.evaluation.judge import Judge, load_judge
+from imprompt.evaluation.pictures import HeldOut, light_copy, load_held_out, shuffled_place
+from imprompt.evaluation.report import Score, make_folder, print_summary
+from imprompt.evaluation.sampling import Condition, Models, Settings, make_pictures, seed_of, through_codec
+from imprompt.evaluation.scoring import Galleries, over_concepts, score_pictures
+from imprompt.evaluation.sheets import Row, titled_sheet
+from imprompt.evaluation.suites import evaluate
+from imprompt.training.captions import GROUNDS as CAPTIONED_GROUNDS
+from imprompt.training.emoji import STYLES, is_held_out
+
+QUICK = Settings(seeds=2, steps=2, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> HeldOut:
+    return load_held_out()
+
+
+@pytest.fixture(scope="module")
+def few(held_out: HeldOut) -> HeldOut:
+    """Nine concepts, one of them in the figure."""
+    concepts = {one.concept for one in held_out.references(8)} | {"popcorn"}
+    return HeldOut([one for one in held_out.drawings if one.concept in concepts], held_out.pictures)
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    pipe = tiny.sd_pipeline()
+    adapter = tiny.adapter(pipe.unet)
+    adapter.image_encoder = ImageEncoder(tiny.vision_model())
+    return Models(pipe, adapter, tiny_judge())
+
+
+@tiny.seeded
+def tiny_judge(*, seed: int = 0) -> Judge:
+    config = ConvNextConfig(
+        image_size=16,
+        num_stages=2,
+        hidden_sizes=[6, 8],
+        depths=[1, 1],
+        num_labels=5,  # pyright: ignore[reportCallIssue]
+    )
+    return Judge(ConvNextForImageClassification(config))
+
+
+# What ships
+
+
+def test_every_shipped_drawing_is_of_a_held_out_concept(held_out: HeldOut) -> None:
+    assert len(held_out.drawings) == len(held_out.pictures) == 940
+    assert len({drawing.concept for drawing in held_out.drawings}) == 207
+    assert all(is_held_out(drawing.concept) for drawing in held_out.drawings)
+    assert {drawing.style for drawing in held_out.drawings} == set(STYLES.values())
+
+
+def test_every_shipped_drawing_shows_something(held_out: HeldOut) -> None:
+    assert held_out.pictures.shape[1:] == (64, 64, 4)
+    assert (held_out.pictures[..., 3].reshape(940, -1) > 0).mean(axis=1).min() > 0.01
+
+
+def test_the_grounds_are_those_that_captions_name() -> None:
+    assert GROUNDS == CAPTIONED_GROUNDS
+
+
+def test_the_figure_shows_held_out_concepts(held_out: HeldOut) -> None:
+    assert set(FEATURED) <= {drawing.concept for drawing in held_out.drawings}
+
+
+# References and galleries
+
+
+def test_each_concept_is_asked_for_once_and_styles_take_turns(held_out: HeldOut) -> None:
+    references = held_out.references()
+    assert len({reference.concept for reference in references}) == len(references) == 207
+    counts = Counter(reference.style for reference in references)
+    assert set(counts) == set(STYLES.values())
+    assert max(counts.values()) < 207 / 2
+
+
+def test_fewer_concepts_are_the_first_ones(held_out: HeldOut) -> None:
+    assert held_out.references(5) == held_out.references()[:5]
+
+
+def test_a_gallery_gives_no_style_away(held_out: HeldOut) -> None:
+    for style in STYLES.values():
+        gallery = held_out.gallery(style)
+        assert {drawing.style for drawing in gallery} == {style}
+        assert len({drawing.concept for drawing in gallery}) == len(gallery)
+
+
+@pytest.mark.parametrize("count", [2, 3, 53, 106, 111, 206])
+def test_a_shuffled_reference_is_never_the_true_one(count: int) -> None:
+    places = torch.arange(count)
+    shuffled = shuffled_place(places, count)
+    assert (shuffled != places).all()
+    assert sorted(shuffled.tolist()) == places.tolist()
+
+
+def test_references_stand_on_white(held_out: HeldOut) -> None:
+    pictures = [held_out.on_white(held_out.reference(name)) for name in FEATURED]
+    assert {picture.mode for picture in pictures} == {"RGB"}
+    assert {picture.getpixel((0, 0)) for picture in pictures} == {(255, 255, 255)}
+
+
+def test_a_light_copy_is_another_picture_of_the_same_size(held_out: HeldOut) -> None:
+    picture = held_out.on_white(held_out.reference("popcorn"))
+    copy = light_copy(picture)
+    difference = np.abs(np.subtract(picture, copy, dtype=float)).mean()
+    assert copy.size == picture.size
+    assert 1 < difference < 40
+
+
+def test_concepts_share_no_seed() -> None:
+    seeds = {seed_of(concept, k) for concept in "abc" for k in range(4)}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+# Grounds
+
+
+@pytest.mark.parametrize("name", GROUNDS)
+def test_a_ground_is_known_by_its_border(name: str) -> None:
+    picture = Image.new("RGB", (64, 64), GROUNDS[name])
+    picture.paste((9, 200, 9), (6, 6, 58, 58))
+    assert border_colour(picture) == GROUNDS[name]
+    assert name_ground(border_colour(picture)) == name
+
+
+def test_a_drawing_that_touches_the_border_does_not_hide_the_ground() -> None:
+    picture = Image.new("RGB", (16, 16), GROUNDS["blue"])
+    picture.paste((255, 255, 255), (0, 5, 16, 11))
+    assert name_ground(border_colour(picture)) == "blue"
+
+
+# Judge
+
+
+def test_features_have_length_one_and_do_not_depend_on_company() -> None:
+    pictures = [tiny.picture(seed=seed, width=16, height=16) for seed in range(3)]
+    features = tiny_judge().features(pictures)
+    alone = torch.cat([tiny_judge().features([picture]) for picture in pictures])
+    assert torch.allclose(features.norm(dim=1), torch.ones(3))
+    assert torch.allclose(features, alone, atol=1e-6)
+
+
+def test_a_missing_judge_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="there is no judge in"):
+        load_judge(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UnknownModel, match="no judge in"):
+        load_judge(tmp_path)
+
+
+# Making and scoring pictures
+
+
+def test_each_picture_follows_its_own_reference_and_seed(models: Models, held_out: HeldOut) -> None:
+    references = held_out.references(3)
+    condition = Condition("image prompt", 1.0, seeds=2)
+    together = make_pictures(models, held_out, references, condition, settings=QUICK)
+    alone = [make_pictures(models, held_out, [one], condition, settings=QUICK)[0] for one in references]
+    for several, expected in zip(together, alone, strict=True):
+        for picture, other in zip(several, expected, strict=True):
+            assert np.abs(np.subtract(picture, other, dtype=int)).max() <= 1
+    assert len({picture.tobytes() for several in together for picture in several}) == 6
+
+
+def test_without_scale_the_reference_says_nothing(models: Models, held_out: HeldOut) -> None:
+    references = held_out.references(2)
+    made = make_pictures(models, held_out, references, Condition("none", 0.0), settings=QUICK)
+    generator = [torch.Generator().manual_seed(seed_of(one.concept, 0)) for one in references]
+    settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": QUICK.guidance_scale}
+    base = models.pipe(["", ""], generator=generator, **settings).images  # pyright: ignore[reportAttributeAccessIssue]
+    assert [one[0].tobytes() for one in made] == [picture.tobytes() for picture in base]
+
+
+def test_pictures_come_back_from_the_codec_at_the_base_s_size(models: Models, held_out: HeldOut) -> None:
+    pictures = [held_out.on_white(one) for one in held_out.references(2)]
+    assert [picture.size for picture in through_codec(models, pictures)] == [(16, 16)] * 2
+
+
+def test_the_reference_itself_scores_best(models: Models, few: HeldOut) -> None:
+    references = few.references()
+    pictures = [[few.on_white(one)] for one in references]
+    scores = score_pictures(Galleries(few, models.judge), references, "itself", pictures)
+    assert all(score.similarity == pytest.approx(1, abs=1e-6) for score in scores)
+    assert all(score.gap >= -1e-6 for score in scores)
+    assert all(score.rank == 0 for score in scores)
+
+
+def test_a_concept_counts_once_however_many_pictures_it_has() -> None:
+    def score(concept: str, seed: int, similarity: float) -> Score:
+        return Score("image prompt", concept, "noto", False, seed, similarity, 0.1, 0, 9, "white")
+
+    scores = [score("cat", 0, 1.0), score("cat", 1, 0.0), score("dog", 0, 0.0)]
+    assert over_concepts(scores, lambda one: one.similarity).mean == 0.25
+
+
+def test_an_adapter_without_encoder_is_refused(models: Models, held_out: HeldOut) -> None:
+    bare = Models(models.pipe, tiny.adapter(models.pipe.unet), models.judge)
+    with pytest.raises(AdapterMismatch, match="no image encoder"):
+        make_pictures(bare, held_out, held_out.references(1), Condition("image prompt", 1.0), settings=QUICK)
+
+
+def test_an_evaluation_writes_scores_summary_and_sheets(models: Models, few: HeldOut, tmp_path: Path) -> None:
+    settings = Settings(seeds=2, steps=1, batch_size=12, text="on blue")
+    summary = evaluate(models, few, settings, output=tmp_path, concepts=3)
+    names = ["contact-sheet.png", "every-concept.png", "figure.png", "scores.csv", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text(encoding="utf-8"))))
+    assert Counter(row["condition"] for row in rows) == {
+        "image prompt": 6,
+        "scale 0": 3,
+        "with text": 3,
+        "light copy": 3,
+        "autoencoder": 3,
+    }
+    stored = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    gap = stored["all"]["conditions"]["image prompt"]["gap"]
+    assert gap["low"] <= gap["mean"] <= gap["high"]
+    assert gap["mean"] == pytest.approx(np.mean([float(r["gap"]) for r in rows[:6]]), abs=1e-5)
+    assert 0 < stored["all"]["chance@1"] < stored["all"]["chance@5"] <= 1
+    assert stored["settings"]["steps"] == 1
+    assert {"imprompt", "torch", "diffusers"} <= set(stored["versions"])
+    assert not models.adapter.is_attached
+    console = Console(file=io.StringIO(), width=160)
+    print_summary(summary, console)
+    assert "chance" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_pictures_are_the_same_twice(models: Models, held_out: HeldOut) -> None:
+    condition = Condition("image prompt", 0.7, "a cat", seeds=2)
+    one, two = (
+        make_pictures(models, held_out, held_out.references(2), condition, settings=QUICK) for _ in "ab"
+    )
+    assert one == two
+
+
+def test_a_report_s_folder_is_made_or_refused_first(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"):
+        make_folder(tmp_path / "file" / "b")
+
+
+# Sheets
+
+
+def test_a_sheet_has_room_for_every_picture_and_title() -> None:
+    picture = Image.new("RGB", (8, 8), "navy")
+    rows = [Row([picture] * 3, f"a rather long name, number {i}") for i in range(5)]
+    titles = ["image prompt", "scale 1", "scale 1, “on a blue background, at night”"]
+    sheet = titled_sheet(titles, rows, blocks=2, cell=32)
+    pixels = np.asarray(sheet)
+    assert sheet.width == 2 * (3 * 36 - 4) + 24
+    assert (pixels == (0, 0, 128)).all(axis=-1).sum() == 15 * 32 * 32
