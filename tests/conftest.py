@@ -8,11 +8,16 @@ from typing import NamedTuple
 import huggingface_hub.constants
 import pytest
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from hypothesis import settings
 
 import tiny
 from imprompt import cli, generation
 from imprompt.checkpoint import save_adapter
 from imprompt.generation import load_base
+
+# How long an example takes on a busy machine says nothing about the code.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 
 class ToyModel(NamedTuple):
