@@ -150,7 +150,11 @@ BAD: dict[str, tuple[str, int, str]] = {
         "cat.png is the image prompt itself; choose another name with --output",
     ),
     "a size between": ("cat.png --size 13", 1, "size must be a multiple of 8 pixels on this base, not 13"),
-    "too many steps": ("cat.png --steps 1001", 1, "steps must be 1 to 1000 on this base, not 1001"),
+    "too many steps": (
+        "cat.png --steps 1001",
+        1,
+        "1001 steps are too many for this base's scheduler, DDIMScheduler",
+    ),
     "a seed out of range": (f"cat.png --seed {2**63}", 1, f"a seed must be 0 to {2**63 - 1}, not {2**63}"),
     "a scale that is not finite": ("cat.png --scale nan", 1, "scale must be a finite number, not nan"),
     "a guidance scale that is not finite": (

@@ -120,7 +120,7 @@ def test_a_real_ctrl_c_is_quiet(toy: ToyModel, folder: Path) -> None:
     script = (
         "import sys; from imprompt import cli; print('ready', flush=True); sys.exit(cli.main(sys.argv[1:]))"
     )
-    words = ["generate", "cat.png", *toy.options, "--steps", "1000"]
+    words = ["generate", "cat.png", *toy.options, "--steps", "999"]
     process = subprocess.Popen(
         [sys.executable, "-c", script, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

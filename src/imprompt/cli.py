@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,41 +111,33 @@ def generate(
         check_output(path, ".png")
         _spare(reference, path)
 
-    from imprompt.generation import DEFAULT_STEPS, generate_each, save_picture
-    from imprompt.image import load_image
-    from imprompt.reference import Reference
+    with _interrupted_at_once():
+        from imprompt.generation import DEFAULT_STEPS, generate_each, save_picture
+        from imprompt.image import load_image
+        from imprompt.reference import Reference
 
-    steps = DEFAULT_STEPS if steps is None else steps
+    settings: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "guidance_scale": guidance_scale,
+        "steps": DEFAULT_STEPS if steps is None else steps,
+    }
+    told = {
+        "references": [Path(name).name for name in reference],
+        "scale": scale,
+        "base": _without_folders(base),
+        "adapter": _without_folders(adapter),
+        "versions": _versions(),
+    }
     references = [Reference(load_image(picture), scale=scale) for picture in reference]
     image_adapter, pipe = _loaded(adapter, image_encoder, base)
-    with _progress_bar(count * steps) as advance:
+    seeds = range(seed, seed + count)
+    with _progress_bar(count * settings["steps"]) as advance:
         pictures = generate_each(
-            pipe,
-            image_adapter,
-            references,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            guidance_scale=guidance_scale,
-            steps=steps,
-            seeds=range(seed, seed + count),
-            size=size,
-            on_step=advance,
+            pipe, image_adapter, references, seeds=seeds, size=size, on_step=advance, **settings
         )
-        for number, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
-            settings = {
-                "prompt": prompt,
-                "negative_prompt": negative_prompt,
-                "references": [Path(name).name for name in reference],
-                "scale": scale,
-                "guidance_scale": guidance_scale,
-                "steps": steps,
-                "seed": seed + number,
-                "size": picture.width,
-                "base": _without_folders(base),
-                "adapter": _without_folders(adapter),
-                "versions": _versions(),
-            }
-            save_picture(picture, path, settings)
+        for path, own_seed, picture in zip(paths, seeds, pictures, strict=True):
+            save_picture(picture, path, {**settings, **told, "seed": own_seed, "size": picture.width})
             typer.echo(f"wrote {_one_line(str(path))}")
 
 
@@ -190,7 +183,8 @@ def convert(
     """
     check_output(destination, ".safetensors", ".bin")
 
-    from imprompt.checkpoint import convert_adapter
+    with _interrupted_at_once():
+        from imprompt.checkpoint import convert_adapter
 
     convert_adapter(source, destination)
     typer.echo(f"wrote {_one_line(str(destination))}")
@@ -269,12 +263,25 @@ def _loaded(
     from imprompt.generation import load_base
 
     _silence_loading()
-    with _console().status("loading the models"):
+    with _interrupted_at_once(), _console().status("loading the models"):
         image_adapter = load_adapter(adapter, image_encoder=image_encoder or "known")
         pipe = load_base(base)
     pipe.set_progress_bar_config(disable=True)
     # K' and V' are made once, so full precision costs nothing.
     return image_adapter.to(pipe.device).float(), pipe
+
+
+@contextlib.contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process then and there.
+
+    An import may swallow a KeyboardInterrupt or turn it into another error; and nothing is written yet.
+    """
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _silence_loading() -> None:
@@ -318,13 +325,15 @@ def _is_png(file: Path) -> bool:
 
 
 def _picture_facts(file: Path) -> tuple[dict[str, Any], Sequence[str]]:
-    from imprompt.generation import read_settings
+    with _interrupted_at_once():
+        from imprompt.generation import read_settings
 
     return read_settings(file), ()
 
 
 def _adapter_facts(file: Path) -> tuple[dict[str, Any], Sequence[str]]:
-    from imprompt.checkpoint import describe
+    with _interrupted_at_once():
+        from imprompt.checkpoint import describe
 
     description = describe(file)
     return {**dataclasses.asdict(description), "limit": description.limit}, description.problems

@@ -5,6 +5,7 @@ alone or as one of many, which no batch can promise (the order of sums in a matr
 batch).
 """
 
+import copy
 import importlib
 import json
 import math
@@ -195,15 +196,27 @@ def _check_settings(
 ) -> None:
     if not math.isfinite(guidance_scale):
         raise ConfigError(f"guidance_scale must be a finite number, not {guidance_scale}")
-    longest = getattr(pipe, "scheduler").config.num_train_timesteps  # noqa: B009
-    if not 1 <= steps <= longest:
-        raise ConfigError(f"steps must be 1 to {longest} on this base, not {steps}")
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, not {steps}")
+    _check_schedule(getattr(pipe, "scheduler"), steps)  # noqa: B009
     for seed in seeds:
         if not 0 <= seed <= _MAX_SEED:
             raise ConfigError(f"a seed must be 0 to {_MAX_SEED}, not {seed}")
     unit = math.lcm(8, getattr(pipe, "vae_scale_factor", 8))
     if size is not None and (size < unit or size % unit):
         raise ConfigError(f"size must be a multiple of {unit} pixels on this base, not {size}")
+
+
+def _check_schedule(scheduler: Any, steps: int) -> None:
+    """Try the steps out on a copy: some schedulers refuse too many, some would fail at the first step."""
+    trial = copy.deepcopy(scheduler)
+    try:
+        trial.set_timesteps(steps)
+        fits = float(trial.timesteps.max()) < trial.config.num_train_timesteps
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{steps} steps are too many for this base's scheduler, {type(scheduler).__name__}")
 
 
 def _check_base(name: str) -> None:
