@@ -28,7 +28,8 @@ STAGES = {
     "pair": {"text_width": 64, "text_layers": 1, "image_width": 64, "image_layers": 1, "vocabulary": 600},
     "base": {"widths": [16, 32], "heads": 2},
     "adapter": {},
-    "judge": {},
+    "decoder": {"width": 8},
+    "judge": {"widths": [8, 16], "depths": [1, 1]},
 }
 
 
@@ -130,6 +131,17 @@ def test_more_channels_rebuild_better(toy: Path) -> None:
             again = codec.decode(codec.encode(pixels).latent_dist.mode()).sample  # type: ignore[union-attr]
         errors.append(float((again - pixels).square().mean()))
     assert errors == sorted(errors, reverse=True)
+
+
+def test_the_refinement_begins_as_nothing_and_leaves_the_latents_alone(toy: Path) -> None:
+    pixels = EmojiBatches(EmojiPictures(toy), 8, seed=0)[0].pixels
+    plain = PatchAutoencoder.fit(pixels, latent_channels=8)
+    refined = PatchAutoencoder(latent_channels=8, refine_width=8)
+    refined.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        latents = plain.encode(pixels).latent_dist.mode()  # type: ignore[union-attr]
+        assert torch.equal(refined.encode(pixels).latent_dist.mode(), latents)  # type: ignore[union-attr]
+        assert torch.equal(refined.decode(latents).sample, plain.decode(latents).sample)  # type: ignore[union-attr]
 
 
 # The schedule

@@ -1,10 +1,10 @@
 """The embedded model's autoencoder: a linear code of every 8 × 8 patch, by principal components.
 
-    latents = W (patch − mean)        patch ≈ mean + W⁺ latents
+    latents = W (patch − mean)        patch ≈ mean + W⁺ latents        picture = patches + refine(patches)
 
 W holds the patches' leading principal directions, each divided by the geometric mean of its own standard
-deviation and the first one's. Nothing is learned by descent: `fit` is a closed form. A linear code of the
-same width bounds from below what a learned autoencoder must beat.
+deviation and the first one's: `fit` is a closed form. Three small convolutions may follow, which look across
+the patches' borders; learned on noised latents, they mend what a denoiser leaves undone.
 """
 
 from collections.abc import Sequence
@@ -35,11 +35,13 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         block_out_channels: Sequence[int] = (1, 1, 1, 1),
         scaling_factor: float = 1.0,
         force_upcast: bool = False,
+        refine_width: int = 0,
     ) -> None:
         super().__init__()
         self.encoder = nn.Conv2d(3, latent_channels, patch_size, stride=patch_size, bias=False)
         self.decoder = nn.ConvTranspose2d(latent_channels, 3, patch_size, stride=patch_size, bias=False)
         self.mean = nn.Parameter(torch.zeros(3, patch_size, patch_size))
+        self.refine = build_refinement(refine_width) if refine_width else None
 
     def mean_picture(self, rows: int, columns: int) -> Float[Tensor, "3 height width"]:
         """The mean patch, repeated over a picture of that many patches."""
@@ -64,6 +66,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     ) -> DecoderOutput | tuple[Tensor]:
         """Latents → pictures; `generator` is accepted because pipelines pass it, and not needed."""
         pixels = self.decoder(latents) + self.mean_picture(*latents.shape[-2:])
+        pixels = pixels if self.refine is None else pixels + self.refine(pixels)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
     @classmethod
@@ -86,3 +89,12 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         code.decoder.weight.copy_(decode.reshape(shape))
         code.mean.copy_(mean.reshape(code.mean.shape))
         return code
+
+
+def build_refinement(width: int) -> nn.Sequential:
+    """Three convolutions at half resolution; they begin as nothing."""
+    last = nn.Conv2d(width, 12, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    first, middle = nn.Conv2d(12, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+    return nn.Sequential(nn.PixelUnshuffle(2), first, nn.SiLU(), middle, nn.SiLU(), last, nn.PixelShuffle(2))

@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -59,6 +59,15 @@ class CodecRecipe(Recipe):
 
     stage: Literal["codec"]
     latent_channels: int = Field(32, ge=1)
+
+
+class DecoderRecipe(Recipe):
+    """The convolutions after the linear code, on noised latents."""
+
+    stage: Literal["decoder"]
+    width: int = Field(48, ge=1)
+    noise: float = Field(0.3, ge=0)
+    """Noise on the latents has a deviation between zero and this."""
 
 
 class PairRecipe(Recipe):
@@ -114,7 +123,8 @@ class JudgeRecipe(Recipe):
 
 
 AnyRecipe = Annotated[
-    CodecRecipe | PairRecipe | BaseRecipe | AdapterRecipe | JudgeRecipe, Field(discriminator="stage")
+    CodecRecipe | DecoderRecipe | PairRecipe | BaseRecipe | AdapterRecipe | JudgeRecipe,
+    Field(discriminator="stage"),
 ]
 
 
@@ -171,9 +181,8 @@ def explain(fault: Any, values: dict[str, Any]) -> str:
 
 def known_keys(stage: str) -> list[str]:
     """All keys that a stage's recipe knows, those of its groups too."""
-    kinds = {"codec": CodecRecipe, "pair": PairRecipe, "base": BaseRecipe, "adapter": AdapterRecipe}
-    kind = {**kinds, "judge": JudgeRecipe}.get(stage, Recipe)
-    return [*kind.model_fields, *MixtureSettings.model_fields]
+    kinds = {get_args(kind.model_fields["stage"].annotation)[0]: kind for kind in Recipe.__subclasses__()}
+    return [*kinds.get(stage, Recipe).model_fields, *MixtureSettings.model_fields]
 
 
 def in_cache(folder: str) -> Path:

@@ -1,9 +1,9 @@
-"""The stages' losses: contrastive (the pair), denoising (base, adapter), judging; and the codec's fit."""
+"""The stages' losses: autoencoding, contrastive (pair), denoising (base), prompting (adapter), judging."""
 
 from pathlib import Path
 
 from imprompt.training.objectives.objective import Objective
-from imprompt.training.recipe import AdapterRecipe, BaseRecipe, JudgeRecipe, PairRecipe, Recipe
+from imprompt.training.recipe import AdapterRecipe, BaseRecipe, DecoderRecipe, JudgeRecipe, PairRecipe, Recipe
 
 __all__ = ["Objective", "build_objective"]
 
@@ -14,6 +14,10 @@ def build_objective(recipe: Recipe, output: Path) -> Objective:
         from imprompt.training.objectives.contrastive import PairObjective
 
         return PairObjective(recipe)
+    if isinstance(recipe, DecoderRecipe):
+        from imprompt.training.objectives.autoencoding import DecoderObjective
+
+        return DecoderObjective(recipe, output)
     if isinstance(recipe, BaseRecipe):
         from imprompt.training.objectives.denoising import BaseObjective
 

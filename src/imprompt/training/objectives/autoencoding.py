@@ -1,15 +1,22 @@
-"""The codec's stage: no descent, one closed form, and a look at what it loses."""
+"""The autoencoder: a closed form first (no descent), then a refinement learned on noised latents.
+
+loss = ‖x - D(E(x) + σ ε)‖²        σ uniform between 0 and the recipe's noise
+"""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from PIL import Image
+from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.training.data import EmojiBatches, EmojiPictures, Mixture
-from imprompt.training.recipe import CodecRecipe, in_cache
+from imprompt.training.data import Batch, EmojiBatches, EmojiPictures, Mixture
+from imprompt.training.objectives.objective import Objective
+from imprompt.training.recipe import CodecRecipe, DecoderRecipe, in_cache
 from imprompt.training.sheets import picture_grid
 
 LOOK = 256
@@ -32,6 +39,61 @@ def fit_codec(recipe: CodecRecipe, output: Path) -> Path:
     picture_grid([list(before[:16]), list(after[:16])], zoom=2).save(run / "sample.png")
     codec.save_pretrained(output / "vae")
     return output
+
+
+class DecoderObjective(Objective):
+    """The refinement after the linear code; the code itself stays as it is."""
+
+    def __init__(self, recipe: DecoderRecipe, output: Path) -> None:
+        super().__init__()
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        code = PatchAutoencoder.from_pretrained(output / "vae")
+        settings = {**code.config, "refine_width": recipe.width}
+        self.codec = PatchAutoencoder.from_config(settings).requires_grad_(False)  # type: ignore[union-attr]
+        self.codec.load_state_dict(code.state_dict(), strict=False)
+        self.codec.refine.requires_grad_(True)
+        mixture = Mixture(**recipe.mixture.model_dump())
+        self.unseen = EmojiBatches(
+            EmojiPictures(in_cache(recipe.data), held_out=True), LOOK, seed=recipe.seed, mixture=mixture
+        )[0].pixels
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The refinement."""
+        return [{"params": list(self.codec.refine.parameters()), "lr": self.recipe.learning_rate}]
+
+    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        """The squared error of pictures from noised latents."""
+        pixels = batch.pixels.to(self.codec.device)
+        latents = self.codec.encode(pixels).latent_dist.mode()
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        sigma = torch.rand(len(latents), 1, 1, 1, generator=generator, device=latents.device)
+        decoded = self.codec.decode(latents + self.recipe.noise * sigma * noise).sample
+        return {"loss": F.mse_loss(decoded, pixels)}
+
+    def held_out(self) -> dict[str, float]:
+        """PSNR on unseen pictures, from clean latents and from the noisiest."""
+        clean = psnr(*judge_codec(self.codec, self.unseen)).mean()
+        noisy = psnr(self.unseen, self.from_noised()).mean()
+        return {"PSNR": float(clean), "PSNR from noised": float(noisy)}
+
+    def from_noised(self) -> Tensor:
+        """Unseen pictures through latents with the recipe's most noise."""
+        latents = self.codec.encode(self.unseen.to(self.codec.device)).latent_dist.mode()
+        noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(latents.device)
+        return self.codec.decode(latents + self.recipe.noise * noise).sample.clamp(-1, 1).cpu()
+
+    def picture(self) -> Image.Image:
+        """Unseen pictures, decoded, and decoded from noised latents."""
+        decoded = judge_codec(self.codec, self.unseen)[1]
+        rows = [list(pictures[:16]) for pictures in (self.unseen, decoded, self.from_noised())]
+        return picture_grid(rows, zoom=2)
+
+    def export(self, output: Path) -> None:
+        """The autoencoder, in its own place and in the base's if there is one already."""
+        self.codec.save_pretrained(output / "vae")
+        if (output / "base").is_dir():
+            self.codec.save_pretrained(output / "base" / "vae")
 
 
 @torch.no_grad()
