@@ -126,7 +126,7 @@ def test_references_stand_on_white(held_out: HeldOut) -> None:
 def test_a_light_copy_is_another_picture_of_the_same_size(held_out: HeldOut) -> None:
     picture = held_out.on_white(held_out.reference("popcorn"))
     copy = light_copy(picture)
-    difference = np.abs(np.subtract(picture, copy, dtype=float)).mean()
+    difference = np.abs(np.subtract(np.asarray(picture), np.asarray(copy), dtype=float)).mean()
     assert copy.size == picture.size
     assert 1 < difference < 40
 
@@ -183,7 +183,7 @@ def test_each_picture_follows_its_own_reference_and_seed(models: Models, held_ou
     alone = [make_pictures(models, held_out, [one], condition, settings=QUICK)[0] for one in references]
     for several, expected in zip(together, alone, strict=True):
         for picture, other in zip(several, expected, strict=True):
-            assert np.abs(np.subtract(picture, other, dtype=int)).max() <= 1
+            assert np.abs(np.subtract(np.asarray(picture), np.asarray(other), dtype=int)).max() <= 1
     assert len({picture.tobytes() for several in together for picture in several}) == 6
 
 

@@ -114,7 +114,7 @@ def _table(title: str, figures: Mapping[str, Any]) -> Table:
 
 
 def _number(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def _percent(interval: Interval) -> str:
