@@ -18,6 +18,7 @@ from imprompt.training.loop import Run, train
 from imprompt.training.objectives import build_objective
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
 from imprompt.training.recipe import Recipe, load_recipe, parse_recipe
+from imprompt.training.shipping import ship
 from toy_pictures import write_toy_data
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -252,6 +253,18 @@ def test_the_trained_model_generates(model: Path) -> None:
             0
         ]
     assert picture.size == (64, 64)
+
+
+def test_the_shipped_model_is_the_trained_one_in_float16(model: Path, tmp_path: Path) -> None:
+    assert ship(model, tmp_path) > 0
+    trained, shipped = (mini.adapter(weights=folder).state_dict() for folder in (model, tmp_path))
+    assert all(torch.equal(trained[name].half().float(), shipped[name]) for name in trained)
+    assert mini.pipeline(weights=tmp_path).unet.dtype == torch.float32
+
+
+def test_an_unfinished_model_does_not_ship(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no base, adapter, image_encoder, judge yet"):
+        ship(tmp_path, tmp_path / "weights")
 
 
 def run(recipe: Recipe, folder: Path) -> Run:

@@ -245,6 +245,19 @@ def train(
     typer.echo(f"wrote {folder}")
 
 
+@mini_app.command()
+def ship(
+    model: Annotated[str, typer.Option(help="Folder of the trained model, as in recipes.")] = "mini-64",
+    output: Annotated[Path, typer.Option(help="Where the shipped weights go.")] = Path(
+        "src/imprompt/mini/weights"
+    ),
+) -> None:
+    """Copy a trained model's parts into the package, in float16."""
+    shipping, recipe = (_optional(f"imprompt.training.{name}", "mini") for name in ("shipping", "recipe"))
+    written = shipping.ship(recipe.in_cache(model), output)
+    typer.echo(f"wrote {written / 1e6:.1f} MB to {output}")
+
+
 def _output_paths(output: Path, count: int) -> list[Path]:
     return [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(count)]
 

@@ -10,7 +10,7 @@ from imprompt.errors import AdapterMismatch
 Shapes = Mapping[int, tuple[int, int]]
 """Official layer number → (context_dim, inner_dim)."""
 
-FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL"}
+FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL", (7, 192): "mini"}
 """(number of cross-attention layers, width of the text embeddings) of the well-known bases."""
 
 

@@ -41,10 +41,10 @@ class Settings:
 
     seeds: int = 4
     steps: int = 25
-    guidance_scale: float = 4.0
+    guidance_scale: float = 7.5
     batch_size: int = 48
-    text: str = "on a blue background"
-    ground: str = "blue"
+    text: str = "face, on a red background"
+    ground: str = "red"
 
 
 @dataclass(frozen=True)

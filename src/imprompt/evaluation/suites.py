@@ -43,7 +43,7 @@ def evaluate_mini(
     weights: Path | None = None,
     seeds: int = 4,
     steps: int = 25,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = 7.5,
     concepts: int | None = None,
     batch_size: int = 48,
 ) -> dict[str, Any]:

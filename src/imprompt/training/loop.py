@@ -83,7 +83,7 @@ class Run:
                 if self.step % self.recipe.save_every == 0:
                     self.save()
             self.save()
-            if not self.stop_asked:
+            if not self.stop_asked and self.step % self.recipe.sample_every:
                 self.look(board)
         if not self.stop_asked:
             with self.averaged_weights():

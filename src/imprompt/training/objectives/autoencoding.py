@@ -5,12 +5,12 @@ loss = ‖x - D(E(x) + σ ε)‖²        σ uniform between 0 and the recipe's 
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from imprompt.mini.autoencoder import PatchAutoencoder
@@ -49,10 +49,11 @@ class DecoderObjective(Objective):
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         code = PatchAutoencoder.from_pretrained(output / "vae")
-        settings = {**code.config, "refine_width": recipe.width}
-        self.codec = PatchAutoencoder.from_config(settings).requires_grad_(False)  # type: ignore[union-attr]
+        self.codec = PatchAutoencoder(
+            latent_channels=code.config["latent_channels"], refine_width=recipe.width
+        ).requires_grad_(False)
         self.codec.load_state_dict(code.state_dict(), strict=False)
-        self.codec.refine.requires_grad_(True)
+        self.refinement = cast(nn.Sequential, self.codec.refine).requires_grad_(True)
         mixture = Mixture(**recipe.mixture.model_dump())
         self.unseen = EmojiBatches(
             EmojiPictures(in_cache(recipe.data), held_out=True), LOOK, seed=recipe.seed, mixture=mixture
@@ -60,7 +61,7 @@ class DecoderObjective(Objective):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The refinement."""
-        return [{"params": list(self.codec.refine.parameters()), "lr": self.recipe.learning_rate}]
+        return [{"params": list(self.refinement.parameters()), "lr": self.recipe.learning_rate}]
 
     def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """The squared error of pictures from noised latents."""
