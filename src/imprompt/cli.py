@@ -205,6 +205,7 @@ def evaluate(
     """
     if suite != "mini":
         raise ConfigError(f"there is no suite {suite!r}; the suites are: mini")
+    _silence_loading()
     _optional("imprompt.evaluation.suites", "eval").evaluate_mini(output=output)
 
 
@@ -248,9 +249,7 @@ def train(
 @mini_app.command()
 def ship(
     model: Annotated[str, typer.Option(help="Folder of the trained model, as in recipes.")] = "mini-64",
-    output: Annotated[Path, typer.Option(help="Where the shipped weights go.")] = Path(
-        "src/imprompt/mini/weights"
-    ),
+    output: Annotated[Path, typer.Option(help="Where they go.")] = Path("src/imprompt/mini/weights"),
 ) -> None:
     """Copy a trained model's parts into the package, in float16."""
     shipping, recipe = (_optional(f"imprompt.training.{name}", "mini") for name in ("shipping", "recipe"))
