@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from imprompt.training.captions import GROUNDS
 from imprompt.training.data import EmojiBatches, EmojiPictures, Mixture
 from imprompt.training.emoji import is_held_out, slug
 from imprompt.training.loop import Run, train
-from imprompt.training.objectives import build_objective
+from imprompt.training.objectives import build_objective, denoising, prompting
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
 from imprompt.training.recipe import Recipe, load_recipe, parse_recipe
 from imprompt.training.shipping import ship
@@ -43,8 +44,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole embedded model, made by two steps of every stage."""
     output = tmp_path_factory.mktemp("model")
-    for stage in STAGES:
-        train(recipe(stage, toy, output))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (denoising, prompting):
+            patch.setattr(module, "SHOWN_STEPS", 2)
+        for stage in STAGES:
+            train(recipe(stage, toy, output))
     return output
 
 
@@ -232,9 +236,6 @@ def test_training_the_adapter_leaves_the_base_as_it_was(toy: Path, model: Path, 
     after = training.objective.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in frozen)
     assert not any(map(torch.equal, adapter_before, training.trained))
-    assert sum(p.numel() for p in training.trained) == sum(
-        p.numel() for p in training.objective.adapter.parameters()
-    )
 
 
 def test_a_run_leaves_a_log_and_sample_grids(model: Path) -> None:
@@ -246,12 +247,11 @@ def test_a_run_leaves_a_log_and_sample_grids(model: Path) -> None:
 
 
 def test_the_trained_model_generates(model: Path) -> None:
-    pipe, adapter = mini.pipeline(weights=model), mini.adapter(weights=model)
+    pipe: Any = mini.pipeline(weights=model)
+    adapter = mini.adapter(weights=model)
     embedding = torch.randn(1, adapter.projection.input_dim, generator=torch.Generator().manual_seed(0))
     with adapter.attach(pipe), adapter.references(Reference(embedding)):
-        picture = pipe("red disc", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[
-            0
-        ]
+        picture = pipe("red disc", num_inference_steps=2).images[0]
     assert picture.size == (64, 64)
 
 

@@ -49,7 +49,7 @@ class DecoderObjective(Objective):
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         code = PatchAutoencoder.from_pretrained(output / "vae")
-        self.codec = PatchAutoencoder(
+        self.codec: Any = PatchAutoencoder(
             latent_channels=code.config["latent_channels"], refine_width=recipe.width
         ).requires_grad_(False)
         self.codec.load_state_dict(code.state_dict(), strict=False)
