@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import huggingface_hub.constants
 import pytest
+import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from hypothesis import settings
 
@@ -18,6 +19,9 @@ from imprompt.generation import load_base
 # How long an example takes on a busy machine says nothing about the code.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
+
+# Laws hold bit for bit: on a busy machine the number of threads, and with it the order of sums, may change.
+torch.set_num_threads(1)
 
 
 class ToyModel(NamedTuple):

@@ -4,6 +4,7 @@ import os
 import pickle
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -305,8 +306,9 @@ def test_no_command_shows_the_help_and_fails(imprompt: Imprompt) -> None:
 
 
 def test_the_installed_command_gives_the_exit_code_to_the_shell() -> None:
+    command = Path(sys.executable).with_name("imprompt")
     result = subprocess.run(
-        ["imprompt", "generate", "cat.png", "--scale", "abc"], capture_output=True, text=True
+        [command, "generate", "cat.png", "--scale", "abc"], capture_output=True, text=True
     )
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
