@@ -253,8 +253,7 @@ def ship(
 ) -> None:
     """Copy a trained model's parts into the package, in float16."""
     shipping, recipe = (_optional(f"imprompt.training.{name}", "mini") for name in ("shipping", "recipe"))
-    written = shipping.ship(recipe.in_cache(model), output)
-    typer.echo(f"wrote {written / 1e6:.1f} MB to {output}")
+    typer.echo(f"wrote {shipping.ship(recipe.in_cache(model), output) / 1e6:.1f} MB to {output}")
 
 
 def _output_paths(output: Path, count: int) -> list[Path]:

@@ -58,13 +58,13 @@ class BaseObjective(Objective):
         self.codec = cast(PatchAutoencoder, PatchAutoencoder.from_pretrained(output / "vae")).requires_grad_(
             False
         )
-        self.unet = build_unet(
-            recipe, self.codec.config["latent_channels"], self.text_encoder.config.hidden_size
-        )
+        self.unseen = unseen_batch(recipe)
+        channels, context_dim = self.codec.config["latent_channels"], self.text_encoder.config.hidden_size
+        sample_size = self.unseen.pixels.shape[-1] // self.codec.config["patch_size"]
+        self.unet = build_unet(recipe, channels, context_dim, sample_size=sample_size)
         # Kept out of the module tree, where it would be a second copy of the U-Net.
         self.trained_unet = [torch.compile(self.unet) if recipe.compile else self.unet]
         self.scheduler = build_scheduler()
-        self.unseen = unseen_batch(recipe)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The U-Net at the recipe's rate, the text encoder at its own."""
@@ -135,11 +135,13 @@ class BaseObjective(Objective):
         self.pipeline().save_pretrained(output / "base")
 
 
-def build_unet(recipe: BaseRecipe, channels: int, context_dim: int) -> UNet2DConditionModel:
-    """A small U-Net with cross-attention at every width."""
+def build_unet(
+    recipe: BaseRecipe, channels: int, context_dim: int, *, sample_size: int
+) -> UNet2DConditionModel:
+    """A small U-Net with cross-attention at every width, for latents of `sample_size` × `sample_size`."""
     count = len(recipe.widths)
     unet = UNet2DConditionModel(
-        sample_size=8,
+        sample_size=sample_size,
         in_channels=channels,
         out_channels=channels,
         block_out_channels=recipe.widths,
