@@ -1,6 +1,8 @@
 """The trainer: batches, recipes, the loop, and the whole chain from pictures to a model that generates."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,17 @@ def test_the_reference_is_the_target_unless_a_changed_ground_is_asked_for(toy: P
 )
 def test_labels_are_spelt_as_the_icon_sets_spell_them(label: str, icon: str) -> None:
     assert slug(label) == icon
+
+
+def test_the_vocabulary_is_the_same_in_every_process() -> None:
+    program = (
+        "from imprompt.training.vocabulary import train_tokenizer as train\n"
+        "captions = ['a red disc, noto style', 'grinning face, on a blue background'] * 9\n"
+        "print(sorted(train(captions, size=700, length=24).get_vocab().items()))"
+    )
+    said = {subprocess.run([sys.executable, "-c", program], capture_output=True).stdout for _ in range(3)}
+    assert len(said) == 1
+    assert b"background</w>" in said.pop()
 
 
 # The codec

@@ -15,20 +15,17 @@ def train_tokenizer(captions: Sequence[str], *, size: int, length: int) -> CLIPT
     pieces = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     clip = CLIPTokenizer().backend_tokenizer  # how CLIP splits text into words, before any pieces
     pieces.normalizer, pieces.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
+    # Any text must have tokens, at the end of a word too. The trainer would number letters in the order of a
+    # hash table, another one in every process; handed in, they keep their places.
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[BEGIN, END],
+        special_tokens=[BEGIN, END, *letters, *(f"{letter}</w>" for letter in letters)],
         end_of_word_suffix="</w>",
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     pieces.train_from_iterator(captions, trainer)
-    merges = json_merges(pieces)
-    vocabulary = pieces.get_vocab()
-    for letter in pre_tokenizers.ByteLevel.alphabet():
-        # Any text must have tokens: CLIP ends words in `</w>`, single letters too.
-        vocabulary.setdefault(letter + "</w>", len(vocabulary))
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    return CLIPTokenizer(vocab=pieces.get_vocab(), merges=json_merges(pieces), model_max_length=length)
 
 
 def json_merges(pieces: Tokenizer) -> Any:
