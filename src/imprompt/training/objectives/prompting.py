@@ -132,4 +132,5 @@ class AdapterObjective(Objective):
     def export(self, output: Path) -> None:
         """The adapter as an official-layout file."""
         (output / "adapter").mkdir(parents=True, exist_ok=True)
-        save_adapter(self.adapter, output / "adapter" / "ip-adapter.safetensors")
+        encoder = {"encoder": "the image encoder beside it, projected embedding"}
+        save_adapter(self.adapter, output / "adapter" / "ip-adapter.safetensors", encoder)
