@@ -15,12 +15,12 @@ from imprompt import Reference, mini
 from imprompt.errors import ConfigError
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.training.captions import GROUNDS
-from imprompt.training.data import EmojiBatches, EmojiPictures, Mixture
+from imprompt.training.data import EmojiBatches, EmojiPictures
 from imprompt.training.emoji import is_held_out, slug
 from imprompt.training.loop import Run, train
 from imprompt.training.objectives import build_objective, denoising, prompting
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
-from imprompt.training.recipe import Recipe, load_recipe, parse_recipe
+from imprompt.training.recipe import Mixture, Recipe, load_recipe, parse_recipe
 from imprompt.training.shipping import ship
 from toy_pictures import write_toy_data
 
@@ -105,7 +105,9 @@ def test_a_caption_that_names_a_ground_stands_on_that_ground(toy: Path) -> None:
 
 def test_the_reference_is_the_target_unless_a_changed_ground_is_asked_for(toy: Path) -> None:
     same = EmojiBatches(EmojiPictures(toy), 16, seed=0)[0]
-    changed = EmojiBatches(EmojiPictures(toy), 16, seed=0, mixture=Mixture(0.0, 0.0, changed_ground=1.0))[0]
+    changed = EmojiBatches(
+        EmojiPictures(toy), 16, seed=0, mixture=Mixture(placed=0.0, paired=0.0, changed_ground=1.0)
+    )[0]
     assert torch.equal(same.pixels, same.reference_pixels)
     assert not torch.equal(changed.pixels, changed.reference_pixels)
 

@@ -19,7 +19,7 @@ from imprompt.encoder import load_image_encoder
 from imprompt.errors import UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
 
-__all__ = ["WEIGHTS", "PatchAutoencoder", "adapter", "pipeline"]
+__all__ = ["WEIGHTS", "PatchAutoencoder", "adapter", "assemble", "pipeline"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Where the shipped weights are: `base`, `adapter`, `image_encoder`, `judge`."""
@@ -36,14 +36,29 @@ def pipeline(*, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> 
         UnknownModel: the weights are not there
     """
     base = existing(weights / "base")
+    return assemble(
+        cast(PatchAutoencoder, PatchAutoencoder.from_pretrained(base / "vae", torch_dtype=dtype)),
+        CLIPTextModel.from_pretrained(base / "text_encoder", dtype=dtype),
+        CLIPTokenizer.from_pretrained(base / "tokenizer"),
+        cast(UNet2DConditionModel, UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=dtype)),
+        cast(DDIMScheduler, DDIMScheduler.from_pretrained(base / "scheduler")),
+    )
+
+
+def assemble(
+    autoencoder: PatchAutoencoder,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+) -> StableDiffusionPipeline:
+    """Put the parts together as diffusers' text-to-image pipeline, quiet and without a safety checker."""
     pipe = StableDiffusionPipeline(
-        vae=PatchAutoencoder.from_pretrained(base / "vae", torch_dtype=dtype),  # type: ignore[arg-type]
-        text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder", dtype=dtype),
-        tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
-        unet=cast(
-            UNet2DConditionModel, UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=dtype)
-        ),
-        scheduler=DDIMScheduler.from_pretrained(base / "scheduler"),  # type: ignore[arg-type]
+        vae=autoencoder,  # type: ignore[arg-type]
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,  # type: ignore[arg-type]
         safety_checker=None,  # type: ignore[arg-type]
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,

@@ -6,23 +6,8 @@ The image prompt carries content and style; ground, size, place and company are 
 import random
 from collections.abc import Sequence
 
+from imprompt.mini.grounds import GROUNDS
 from imprompt.training.emoji import STYLES, Drawing
-
-GROUNDS = {
-    "white": (255, 255, 255),
-    "black": (24, 24, 28),
-    "grey": (150, 152, 156),
-    "red": (224, 62, 54),
-    "orange": (246, 150, 58),
-    "yellow": (252, 222, 92),
-    "green": (92, 182, 96),
-    "cyan": (110, 214, 222),
-    "blue": (72, 120, 224),
-    "purple": (148, 92, 204),
-    "pink": (248, 162, 196),
-    "brown": (136, 94, 66),
-}
-"""Colour word → RGB of the ground it names."""
 
 WHITE_SHARE = 0.4
 PLACES = ("top left", "top right", "bottom left", "bottom right")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from imprompt.training.captions import GROUNDS, PLACES, caption_one, caption_two, sample_ground
 from imprompt.training.emoji import Drawing, load_data
+from imprompt.training.recipe import Mixture
 
 NAMED_GROUND_SHARE = 0.6
 """How many captions name the ground."""
@@ -75,15 +76,6 @@ class Scene:
     caption: str
     place: str = ""
     neighbour: int | None = None
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How often a drawing is small in a corner, or has a neighbour; or the reference has another ground."""
-
-    placed: float = 0.05
-    paired: float = 0.05
-    changed_ground: float = 0.0
 
 
 class EmojiBatches:

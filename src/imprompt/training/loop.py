@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from imprompt.training.checkpoint import load_state, save_state
-from imprompt.training.data import EmojiBatches, EmojiPictures, Mixture
+from imprompt.training.data import EmojiBatches, EmojiPictures
 from imprompt.training.objectives import Objective, build_objective
 from imprompt.training.objectives.autoencoding import fit_codec
 from imprompt.training.recipe import CodecRecipe, Recipe, in_cache
@@ -54,8 +54,7 @@ class Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         objective.to(self.device)
         pictures = EmojiPictures(in_cache(recipe.data))
-        mixture = Mixture(**recipe.mixture.model_dump())
-        self.batches = EmojiBatches(pictures, recipe.batch_size, seed=recipe.seed, mixture=mixture)
+        self.batches = EmojiBatches(pictures, recipe.batch_size, seed=recipe.seed, mixture=recipe.mixture)
         self.optimizer = torch.optim.AdamW(
             objective.parameter_groups(), weight_decay=recipe.weight_decay, fused=True
         )
@@ -74,8 +73,9 @@ class Run:
             while self.step < self.recipe.steps and not self.stop_asked:
                 parts = self.train_step()
                 seen += self.recipe.batch_size
-                bar.update(task, completed=self.step, description=f"loss {float(parts['loss']):.4f}")
-                if self.step % self.recipe.log_every == 0:
+                bar.update(task, completed=self.step)
+                if self.step % self.recipe.log_every == 0:  # reading a figure waits for the device
+                    bar.update(task, description=f"loss {float(parts['loss']):.4f}")
                     rate = seen / (time.monotonic() - started)
                     self.log(board, {name: float(part) for name, part in parts.items()} | {"samples/s": rate})
                 if self.step % self.recipe.sample_every == 0:

@@ -22,8 +22,8 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class MixtureSettings(Closed):
-    """Shares of pictures with something other than one whole drawing (see `data.Mixture`)."""
+class Mixture(Closed):
+    """How often a drawing is small in a corner, or has a neighbour; or the reference has another ground."""
 
     placed: float = Field(default=0.05, ge=0, le=1)
     paired: float = Field(default=0.05, ge=0, le=1)
@@ -51,7 +51,7 @@ class Recipe(Closed):
     log_every: int = Field(20, ge=1)
     save_every: int = Field(500, ge=1)
     sample_every: int = Field(1000, ge=1)
-    mixture: MixtureSettings = MixtureSettings()
+    mixture: Mixture = Mixture()
 
 
 class CodecRecipe(Recipe):
@@ -182,7 +182,7 @@ def explain(fault: Any, values: dict[str, Any]) -> str:
 def known_keys(stage: str) -> list[str]:
     """All keys that a stage's recipe knows, those of its groups too."""
     kinds = {get_args(kind.model_fields["stage"].annotation)[0]: kind for kind in Recipe.__subclasses__()}
-    return [*kinds.get(stage, Recipe).model_fields, *MixtureSettings.model_fields]
+    return [*kinds.get(stage, Recipe).model_fields, *Mixture.model_fields]
 
 
 def in_cache(folder: str) -> Path:

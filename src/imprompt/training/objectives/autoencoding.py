@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.training.data import Batch, EmojiBatches, EmojiPictures, Mixture
+from imprompt.training.data import Batch, EmojiBatches, EmojiPictures
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.recipe import CodecRecipe, DecoderRecipe, in_cache
 from imprompt.training.sheets import picture_grid
@@ -25,12 +25,14 @@ LOOK = 256
 
 def fit_codec(recipe: CodecRecipe, output: Path) -> Path:
     """Fit the patch code on `steps` batches, into `<output>/vae`; its figures into `<output>/runs/codec`."""
-    folder, mixture = in_cache(recipe.data), Mixture(**recipe.mixture.model_dump())
-    seen = EmojiBatches(EmojiPictures(folder), recipe.batch_size, seed=recipe.seed, mixture=mixture)
+    folder = in_cache(recipe.data)
+    seen = EmojiBatches(EmojiPictures(folder), recipe.batch_size, seed=recipe.seed, mixture=recipe.mixture)
     codec = PatchAutoencoder.fit(
         torch.cat([seen[step].pixels for step in range(recipe.steps)]), latent_channels=recipe.latent_channels
     )
-    unseen = EmojiBatches(EmojiPictures(folder, held_out=True), LOOK, seed=recipe.seed, mixture=mixture)
+    unseen = EmojiBatches(
+        EmojiPictures(folder, held_out=True), LOOK, seed=recipe.seed, mixture=recipe.mixture
+    )
     before, after = judge_codec(codec, unseen[0].pixels)
     run = output / "runs" / "codec"
     run.mkdir(parents=True, exist_ok=True)
@@ -54,9 +56,11 @@ class DecoderObjective(Objective):
         ).requires_grad_(False)
         self.codec.load_state_dict(code.state_dict(), strict=False)
         self.refinement = cast(nn.Sequential, self.codec.refine).requires_grad_(True)
-        mixture = Mixture(**recipe.mixture.model_dump())
         self.unseen = EmojiBatches(
-            EmojiPictures(in_cache(recipe.data), held_out=True), LOOK, seed=recipe.seed, mixture=mixture
+            EmojiPictures(in_cache(recipe.data), held_out=True),
+            LOOK,
+            seed=recipe.seed,
+            mixture=recipe.mixture,
         )[0].pixels
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from imprompt.mini.autoencoder import PatchAutoencoder
+from imprompt.mini import PatchAutoencoder, assemble
 from imprompt.training.data import Batch, EmojiBatches, EmojiPictures
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.recipe import BaseRecipe, Recipe, in_cache
@@ -128,7 +128,7 @@ class BaseObjective(Objective):
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The parts as diffusers' pipeline."""
-        return build_pipeline(self.codec, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
+        return assemble(self.codec, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
 
     def export(self, output: Path) -> None:
         """The whole pipeline in diffusers' folder format."""
@@ -166,28 +166,6 @@ def build_scheduler() -> DDIMScheduler:
         set_alpha_to_one=True,
         steps_offset=1,  # without effect on trailing steps, but diffusers' pipelines insist
     )
-
-
-def build_pipeline(
-    codec: PatchAutoencoder,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
-) -> StableDiffusionPipeline:
-    """diffusers' own text-to-image pipeline of these parts, quiet and without a safety checker."""
-    pipe = StableDiffusionPipeline(
-        vae=codec,  # type: ignore[arg-type]
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,  # type: ignore[arg-type]
-        safety_checker=None,  # type: ignore[arg-type]
-        feature_extractor=None,  # type: ignore[arg-type]
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def velocity_error(
