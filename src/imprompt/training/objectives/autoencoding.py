@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.training.data import Batch, EmojiBatches, EmojiPictures
 from imprompt.training.objectives.objective import Objective
-from imprompt.training.recipe import CodecRecipe, DecoderRecipe, in_cache
+from imprompt.training.recipe import CodecRecipe, DecoderRecipe, Recipe, in_cache
 from imprompt.training.sheets import picture_grid
 
 LOOK = 256
@@ -25,15 +25,12 @@ LOOK = 256
 
 def fit_codec(recipe: CodecRecipe, output: Path) -> Path:
     """Fit the patch code on `steps` batches, into `<output>/vae`; its figures into `<output>/runs/codec`."""
-    folder = in_cache(recipe.data)
-    seen = EmojiBatches(EmojiPictures(folder), recipe.batch_size, seed=recipe.seed, mixture=recipe.mixture)
+    pictures = EmojiPictures(in_cache(recipe.data))
+    seen = EmojiBatches(pictures, recipe.batch_size, seed=recipe.seed, mixture=recipe.mixture)
     codec = PatchAutoencoder.fit(
         torch.cat([seen[step].pixels for step in range(recipe.steps)]), latent_channels=recipe.latent_channels
     )
-    unseen = EmojiBatches(
-        EmojiPictures(folder, held_out=True), LOOK, seed=recipe.seed, mixture=recipe.mixture
-    )
-    before, after = judge_codec(codec, unseen[0].pixels)
+    before, after = judge_codec(codec, unseen_pixels(recipe))
     run = output / "runs" / "codec"
     run.mkdir(parents=True, exist_ok=True)
     figures = {"held-out PSNR": float(psnr(before, after).mean()), "latent channels": recipe.latent_channels}
@@ -56,12 +53,7 @@ class DecoderObjective(Objective):
         ).requires_grad_(False)
         self.codec.load_state_dict(code.state_dict(), strict=False)
         self.refinement = cast(nn.Sequential, self.codec.refine).requires_grad_(True)
-        self.unseen = EmojiBatches(
-            EmojiPictures(in_cache(recipe.data), held_out=True),
-            LOOK,
-            seed=recipe.seed,
-            mixture=recipe.mixture,
-        )[0].pixels
+        self.unseen = unseen_pixels(recipe)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The refinement."""
@@ -99,6 +91,12 @@ class DecoderObjective(Objective):
         self.codec.save_pretrained(output / "vae")
         if (output / "base").is_dir():
             self.codec.save_pretrained(output / "base" / "vae")
+
+
+def unseen_pixels(recipe: Recipe) -> Float[Tensor, "batch 3 size size"]:
+    """Fixed pictures of held-out concepts, mixed as the recipe has it."""
+    pictures = EmojiPictures(in_cache(recipe.data), held_out=True)
+    return EmojiBatches(pictures, LOOK, seed=recipe.seed, mixture=recipe.mixture)[0].pixels
 
 
 @torch.no_grad()
