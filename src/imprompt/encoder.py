@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -20,6 +21,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and deviation of the RGB channels that CLIP was trained with (openai/CLIP, clip/clip.py)."""
 
 RGB = tuple[float, float, float]
+
+Input = Literal["image_embedding", "image_features", "face_embedding"]
+"""What a projection takes of a picture: its projected embedding "d", its features "patches d" (the penultimate
+hidden states, class token first), or the embedding of the face in it, "d" (of a face model, not of this one)."""
 
 
 class ImageEncoder:
