@@ -108,7 +108,9 @@ def measure(
 
 def arms(pipe: Any, adapter: ImagePromptAdapter) -> dict[str, Arm]:
     """The three arms, on the same weights and the same image embedding; diffusers' has a U-Net of its own."""
-    embedding = torch.randn(1, adapter.projection.input_dim, generator=torch.Generator().manual_seed(0))
+    embedding = torch.randn(
+        1, adapter.projection.takes["image_embedding"], generator=torch.Generator().manual_seed(0)
+    )
     theirs = type(pipe)(
         **{**pipe.components, "unet": copy.deepcopy(pipe.unet)}, requires_safety_checker=False
     )

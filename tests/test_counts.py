@@ -8,6 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.layers import cross_attention_layers, describe_base, layer_shapes
+from imprompt.projection import LinearProjection
 
 SD15: dict[str, Any] = {"cross_attention_dim": 768}
 SD2: dict[str, Any] = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
@@ -31,7 +32,9 @@ def unet(config: dict[str, Any]) -> UNet2DConditionModel:
 
 
 def trainable(config: dict[str, Any], embedding_dim: int) -> int:
-    adapter = ImagePromptAdapter.for_unet(unet(config), embedding_dim=embedding_dim)
+    with torch.device("meta"):
+        projection = LinearProjection(embedding_dim, config["cross_attention_dim"])
+    adapter = ImagePromptAdapter.for_unet(unet(config), projection)
     return sum(parameter.numel() for parameter in adapter.parameters() if parameter.requires_grad)
 
 

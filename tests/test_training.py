@@ -264,7 +264,9 @@ def test_a_run_leaves_a_log_and_sample_grids(model: Path) -> None:
 def test_the_trained_model_generates(model: Path) -> None:
     pipe: Any = mini.pipeline(weights=model)
     adapter = mini.adapter(weights=model)
-    embedding = torch.randn(1, adapter.projection.input_dim, generator=torch.Generator().manual_seed(0))
+    embedding = torch.randn(
+        1, adapter.projection.takes["image_embedding"], generator=torch.Generator().manual_seed(0)
+    )
     with adapter.attach(pipe), adapter.references(Reference(embedding)):
         picture = pipe("red disc", num_inference_steps=2).images[0]
     assert picture.size == (64, 64)

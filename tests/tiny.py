@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from imprompt.adapter import ImagePromptAdapter
+from imprompt.projection import LinearProjection
 
 EMBEDDING_DIM = 14
 """Width of the tiny image encoder's projected embedding."""
@@ -236,7 +237,8 @@ def unet_input(unet: UNet2DConditionModel, *, batch: int = 2, seed: int = 0) -> 
 @seeded
 def adapter(unet: UNet2DConditionModel, *, seed: int = 0, tokens: int = 4) -> ImagePromptAdapter:
     """An adapter as if trained: all weights random, strong enough to change the pictures clearly."""
-    made = ImagePromptAdapter.for_unet(unet, embedding_dim=EMBEDDING_DIM, tokens=tokens)
+    projection = LinearProjection(EMBEDDING_DIM, unet.config["cross_attention_dim"], tokens)
+    made = ImagePromptAdapter.for_unet(unet, projection)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return made.requires_grad_(False)

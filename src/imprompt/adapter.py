@@ -30,7 +30,7 @@ from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.image import ImagePrompt, load_image
 from imprompt.layers import cross_attention_layers, layer_shapes
-from imprompt.projection import ImageProjection, LinearProjection
+from imprompt.projection import ImageProjection
 from imprompt.reference import Reference
 
 ReferenceLike = Reference | ImagePrompt | Tensor
@@ -88,10 +88,7 @@ class ImagePromptAdapter(nn.Module):
     def for_unet(
         cls,
         unet: UNet2DConditionModel,
-        *,
-        embedding_dim: int,
-        tokens: int = 4,
-        generator: torch.Generator | None = None,
+        projection: ImageProjection,
     ) -> "ImagePromptAdapter":
         """Make a new adapter to be trained: W'_k and W'_v start as copies of the U-Net's W_k and W_v.
 
@@ -99,18 +96,16 @@ class ImagePromptAdapter(nn.Module):
 
         Args:
             unet: the base model; it is only read
-            embedding_dim: width of the image embedding
-            tokens: N, image tokens per picture
-            generator: randomness of the projection; torch's global one if not given
+            projection: a new one, or one already trained
+
+        Raises:
+            AdapterMismatch: no cross-attention, or one that expects tokens of another width
         """
         layers = cross_attention_layers(unet)
         if not layers:
             raise AdapterMismatch("this U-Net has no cross-attention that an image prompt could act on")
         with torch.device(unet.device):
-            projection = LinearProjection(
-                embedding_dim, next(iter(layers.values()))[1].cross_attention_dim, tokens, generator=generator
-            )
-            adapter = cls(projection, layer_shapes(layers)).float()
+            adapter = cls(projection, layer_shapes(layers)).float().to(unet.device)
         with torch.no_grad():
             for number, (_, attn) in layers.items():
                 to_k, to_v = text_projections(attn)
@@ -156,10 +151,10 @@ class ImagePromptAdapter(nn.Module):
             AdapterMismatch: embeddings of another width than the projection's
         """
         batch, _, width = image_embeddings.shape
-        if width != self.projection.input_dim:
+        (wanted,) = self.projection.takes.values()
+        if width != wanted:
             raise AdapterMismatch(
-                f"the image embedding is {width} wide; this adapter was made for an encoder of width "
-                f"{self.projection.input_dim}"
+                f"the image embedding is {width} wide; this adapter was made for an encoder of width {wanted}"
             )
         tokens = self.projection(image_embeddings.flatten(0, 1))
         return tokens.reshape(batch, -1, tokens.shape[-1])

@@ -84,7 +84,9 @@ def load_adapter(
     name = os.fspath(source)
     adapter = _embedded(name) if name in _EMBEDDED else _from_file(_local_file(name))
     if image_encoder == "known":
-        image_encoder = adapter.image_encoder or _KNOWN_ENCODERS.get(adapter.projection.input_dim)
+        image_encoder = adapter.image_encoder or _KNOWN_ENCODERS.get(
+            adapter.projection.takes["image_embedding"]
+        )
     adapter.image_encoder = None if image_encoder is None else _fitting_encoder(image_encoder, adapter, name)
     return adapter
 
@@ -202,7 +204,7 @@ def _fitting_encoder(source: EncoderLike, adapter: ImagePromptAdapter, name: str
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     encoder = source if isinstance(source, ImageEncoder) else load_image_encoder(source)
-    wanted = adapter.projection.input_dim
+    wanted = adapter.projection.takes["image_embedding"]
     if encoder.embedding_dim != wanted:
         raise AdapterMismatch(
             f"the adapter {name} needs image embeddings {wanted} wide; "

@@ -19,6 +19,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
+from imprompt.projection import LinearProjection
 from imprompt.reference import Reference
 from imprompt.training.data import Batch
 from imprompt.training.objectives.denoising import (
@@ -56,9 +57,9 @@ class AdapterObjective(Objective):
         self.codec = self.pipe.vae.requires_grad_(False)
         encoder = CLIPVisionModelWithProjection.from_pretrained(output / "image_encoder")
         self.image_encoder = encoder.requires_grad_(False)
-        self.adapter = ImagePromptAdapter.for_unet(
-            self.unet, embedding_dim=encoder.config.projection_dim, tokens=recipe.tokens
-        )
+        context_dim = self.text_encoder.config.hidden_size
+        projection = LinearProjection(encoder.config.projection_dim, context_dim, recipe.tokens)
+        self.adapter = ImagePromptAdapter.for_unet(self.unet, projection)
         self.adapter.attach(self.pipe)
         self.unseen = unseen_batch(recipe)
 

@@ -1,34 +1,15 @@
-"""Image projections: what the image encoder saw, as tokens that stand beside the text's.
+"""The linear projection of the paper: one image embedding → N tokens.
 
 Ye et al. 2023, section 3.2.1: a linear layer makes N tokens out of one image embedding, then a LayerNorm.
 """
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-class ImageProjection(nn.Module, ABC):
-    """What every projection offers: so many tokens, each as wide as the base model's text embeddings.
-
-    Attributes:
-        input_dim: width of the encoder's output
-        context_dim: width of a token
-        tokens: how many tokens one picture becomes
-    """
-
-    input_dim: int
-    context_dim: int
-    tokens: int
-
-    @abstractmethod
-    def forward(
-        self, image_embedding: Float[Tensor, "batch input_dim"]
-    ) -> Float[Tensor, "batch {self.tokens} {self.context_dim}"]:
-        """Project image embeddings to image tokens, picture by picture."""
+from imprompt.projection.base import ImageProjection
 
 
 class LinearProjection(ImageProjection):
@@ -37,30 +18,36 @@ class LinearProjection(ImageProjection):
     Its `state_dict` is the `image_proj` part of an official checkpoint, name for name.
 
     Args:
-        input_dim: width of the image embedding (1024 for ViT-H/14, 1280 for ViT-bigG/14)
+        embedding_dim: width of the image embedding (1024 for ViT-H/14, 1280 for ViT-bigG/14)
         context_dim: width of the text embeddings (768 for SD1.5, 2048 for SDXL)
         tokens: N of the paper
         generator: randomness of the initial weights; torch's global one if not given
     """
 
     def __init__(
-        self, input_dim: int, context_dim: int, tokens: int = 4, *, generator: torch.Generator | None = None
+        self,
+        embedding_dim: int,
+        context_dim: int,
+        tokens: int = 4,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.input_dim, self.context_dim, self.tokens = input_dim, context_dim, tokens
-        self.proj = nn.Linear(input_dim, tokens * context_dim)
+        self.takes = {"image_embedding": embedding_dim}
+        self.context_dim, self.tokens = context_dim, tokens
+        self.proj = nn.Linear(embedding_dim, tokens * context_dim)
         self.norm = nn.LayerNorm(context_dim)
         if generator is not None:
             self._draw(generator)
 
     def _draw(self, generator: torch.Generator) -> None:
         # nn.Linear's own initialisation, which takes no generator.
-        bound = 1 / math.sqrt(self.input_dim)
+        bound = 1 / math.sqrt(self.takes["image_embedding"])
         nn.init.uniform_(self.proj.weight, -bound, bound, generator=generator)
         nn.init.uniform_(self.proj.bias, -bound, bound, generator=generator)
 
     def forward(
-        self, image_embedding: Float[Tensor, "batch input_dim"]
+        self, image_embedding: Float[Tensor, "batch embedding_dim"]
     ) -> Float[Tensor, "batch {self.tokens} {self.context_dim}"]:
         """Project image embeddings to image tokens; a zero embedding is the paper's "no image"."""
         tokens = self.proj(image_embedding).reshape(-1, self.tokens, self.context_dim)
