@@ -1,6 +1,19 @@
 """Image projections: what an encoder saw of a picture, as tokens that stand beside the text's."""
 
 from imprompt.projection.base import ImageProjection, Input
+from imprompt.projection.face import FacePlusProjection, FaceProjection
 from imprompt.projection.linear import LinearProjection
+from imprompt.projection.patch import PatchProjection
+from imprompt.projection.perceiver import PerceiverShape
+from imprompt.projection.resampler import ResamplerProjection
 
-__all__ = ["ImageProjection", "Input", "LinearProjection"]
+__all__ = [
+    "FacePlusProjection",
+    "FaceProjection",
+    "ImageProjection",
+    "Input",
+    "LinearProjection",
+    "PatchProjection",
+    "PerceiverShape",
+    "ResamplerProjection",
+]

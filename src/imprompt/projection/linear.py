@@ -3,19 +3,15 @@
 Ye et al. 2023, section 3.2.1: a linear layer makes N tokens out of one image embedding, then a LayerNorm.
 """
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imprompt.projection.base import ImageProjection
+from imprompt.projection.base import ImageProjection, draw_linears
 
 
 class LinearProjection(ImageProjection):
     """c_i = LayerNorm(reshape(W x + b)): the projection of the paper and of the published base adapters.
-
-    Its `state_dict` is the `image_proj` part of an official checkpoint, name for name.
 
     Args:
         embedding_dim: width of the image embedding (1024 for ViT-H/14, 1280 for ViT-bigG/14)
@@ -37,14 +33,7 @@ class LinearProjection(ImageProjection):
         self.context_dim, self.tokens = context_dim, tokens
         self.proj = nn.Linear(embedding_dim, tokens * context_dim)
         self.norm = nn.LayerNorm(context_dim)
-        if generator is not None:
-            self._draw(generator)
-
-    def _draw(self, generator: torch.Generator) -> None:
-        # nn.Linear's own initialisation, which takes no generator.
-        bound = 1 / math.sqrt(self.takes["image_embedding"])
-        nn.init.uniform_(self.proj.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(self.proj.bias, -bound, bound, generator=generator)
+        draw_linears(self, generator)
 
     def forward(
         self, image_embedding: Float[Tensor, "batch embedding_dim"]
