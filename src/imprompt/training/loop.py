@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from imprompt.training.checkpoint import load_state, save_state
-from imprompt.training.data import EmojiBatches, EmojiPictures
+from imprompt.training.data import EmojiBatches
 from imprompt.training.objectives import Objective, build_objective
 from imprompt.training.objectives.autoencoding import fit_codec
 from imprompt.training.recipe import CodecRecipe, Recipe, in_cache
@@ -53,7 +53,7 @@ class Run:
         self.folder = output / "runs" / getattr(recipe, "stage", "run")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         objective.to(self.device)
-        pictures = EmojiPictures(in_cache(recipe.data))
+        pictures = objective.pictures(in_cache(recipe.data))
         self.batches = EmojiBatches(pictures, recipe.batch_size, seed=recipe.seed, mixture=recipe.mixture)
         self.optimizer = torch.optim.AdamW(
             objective.parameter_groups(), weight_decay=recipe.weight_decay, fused=True

@@ -109,6 +109,25 @@ class AdapterRecipe(Recipe):
     both_drop: float = Field(0.05, ge=0, le=1)
 
 
+class StyleRecipe(Recipe):
+    """A fine-tuned base: low-rank changes (LoRA) of the U-Net that put everything it draws in one style."""
+
+    stage: Literal["style"]
+    style: str = "blueprint"
+    """A filter of training/styles.py; the files go to `styles/<style>`."""
+    rank: int = Field(12, ge=1)
+    text_drop: float = Field(0.3, ge=0, le=1)
+
+
+class ControlRecipe(Recipe):
+    """The ControlNet on edges, beside the frozen base."""
+
+    stage: Literal["control"]
+    embedding_widths: tuple[int, ...] = (16, 32, 64, 128)
+    """Channels of the edge picture's way down to latents: half the size from each to the next."""
+    text_drop: float = Field(0.5, ge=0, le=1)
+
+
 class JudgeRecipe(Recipe):
     """The judge: a convolutional encoder, apart from all others, that recognises concepts in pictures."""
 
@@ -123,7 +142,14 @@ class JudgeRecipe(Recipe):
 
 
 AnyRecipe = Annotated[
-    CodecRecipe | DecoderRecipe | PairRecipe | BaseRecipe | AdapterRecipe | JudgeRecipe,
+    CodecRecipe
+    | DecoderRecipe
+    | PairRecipe
+    | BaseRecipe
+    | AdapterRecipe
+    | StyleRecipe
+    | ControlRecipe
+    | JudgeRecipe,
     Field(discriminator="stage"),
 ]
 

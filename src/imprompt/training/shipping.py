@@ -13,6 +13,9 @@ from imprompt.errors import ConfigError
 PARTS = ("base", "adapter", "image_encoder", "judge")
 """What ships; the rest (state, logs, the pair's text side) stays where it was made."""
 
+EXTRAS = ("styles", "control")
+"""What ships too if it has been trained: without it, what shipped before stays."""
+
 
 def ship(model: Path, weights: Path) -> int:
     """Copy a trained model's parts to `weights`, tensors halved; return the bytes written.
@@ -24,7 +27,7 @@ def ship(model: Path, weights: Path) -> int:
     if missing:
         raise ConfigError(f"{model} has no {', '.join(missing)} yet: train the other stages first")
     written = 0
-    for part in PARTS:
+    for part in (*PARTS, *(extra for extra in EXTRAS if (model / extra).is_dir())):
         shutil.rmtree(weights / part, ignore_errors=True)
         for source in sorted(path for path in (model / part).rglob("*") if path.is_file()):
             target = weights / source.relative_to(model)

@@ -1,9 +1,20 @@
-"""The stages' losses: autoencoding, contrastive (pair), denoising (base), prompting (adapter), judging."""
+"""The stages' losses: autoencoding, contrastive (pair), denoising (base), prompting (adapter),
+styling (LoRA), controlling (ControlNet), judging.
+"""
 
 from pathlib import Path
 
 from imprompt.training.objectives.objective import Objective
-from imprompt.training.recipe import AdapterRecipe, BaseRecipe, DecoderRecipe, JudgeRecipe, PairRecipe, Recipe
+from imprompt.training.recipe import (
+    AdapterRecipe,
+    BaseRecipe,
+    ControlRecipe,
+    DecoderRecipe,
+    JudgeRecipe,
+    PairRecipe,
+    Recipe,
+    StyleRecipe,
+)
 
 __all__ = ["Objective", "build_objective"]
 
@@ -26,6 +37,14 @@ def build_objective(recipe: Recipe, output: Path) -> Objective:
         from imprompt.training.objectives.prompting import AdapterObjective
 
         return AdapterObjective(recipe, output)
+    if isinstance(recipe, StyleRecipe):
+        from imprompt.training.objectives.styling import StyleObjective
+
+        return StyleObjective(recipe, output)
+    if isinstance(recipe, ControlRecipe):
+        from imprompt.training.objectives.controlling import ControlObjective
+
+        return ControlObjective(recipe, output)
     if isinstance(recipe, JudgeRecipe):
         from imprompt.training.objectives.judging import JudgeObjective
 

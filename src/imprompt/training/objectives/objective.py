@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from imprompt.training.data import Batch
+from imprompt.training.data import Batch, EmojiPictures
 
 
 class Objective(nn.Module):
@@ -15,6 +15,10 @@ class Objective(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, with learning rates, as the optimiser wants it."""
         raise NotImplementedError
+
+    def pictures(self, folder: Path) -> EmojiPictures:
+        """The pictures to be trained on, from the data set in `folder`."""
+        return EmojiPictures(folder)
 
     def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """The loss' parts, scalars; the one named `loss` is minimised. Randomness is `generator`'s."""
