@@ -1,0 +1,64 @@
+"""The spatial transformers of a U-Net, by their place t in the order in which they run."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+Section = Literal["down", "mid", "up"]
+
+SECTIONS: dict[Section, str] = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+"""Section, in running order → how the names of its modules begin."""
+
+LayerNames = Mapping[int, str]
+"""Official layer number N → name of the cross-attention module, as in `cross_attention_layers`."""
+
+FAMILIES = {
+    ((6, 1, 9), 16): "SD1.5 and SD2.x",
+    ((4, 1, 6), 70): "SDXL and Kolors",
+    ((2, 1, 4), 7): "mini",
+}
+"""Spatial transformers in (down, mid, up), and layers in all → the bases that are built so."""
+
+
+class SpatialTransformer(NamedTuple):
+    """One spatial transformer of a U-Net, with the cross-attention layers inside it."""
+
+    name: str
+    """Of the module, e.g. "down_blocks.1.attentions.0"."""
+    layers: tuple[int, ...]
+    """Official numbers N."""
+
+    @property
+    def section(self) -> Section:
+        """The part of the U-Net that it belongs to."""
+        return next(section for section in SECTIONS if self.name.startswith(SECTIONS[section]))
+
+
+def spatial_transformers(layer_names: LayerNames) -> list[SpatialTransformer]:
+    """Return the spatial transformers in the order in which they run; t is the place in the list.
+
+    Args:
+        layer_names: of a U-Net, whose modules stand in down_blocks, mid_block and up_blocks
+    """
+    inside: dict[str, list[int]] = {}
+    for number, name in layer_names.items():
+        inside.setdefault(name.partition(".transformer_blocks.")[0], []).append(number)
+    transformers = [SpatialTransformer(name, tuple(sorted(layers))) for name, layers in inside.items()]
+    return sorted(transformers, key=_running_order)
+
+
+def family(transformers: Sequence[SpatialTransformer]) -> str:
+    """Return the bases whose layers stand like these, or "" for a base that we do not know."""
+    sections = [transformer.section for transformer in transformers]
+    down, mid, up = (sections.count(section) for section in SECTIONS)
+    layers = sum(len(transformer.layers) for transformer in transformers)
+    return FAMILIES.get(((down, mid, up), layers), "")
+
+
+def numbered(transformers: Sequence[SpatialTransformer]) -> Iterable[tuple[int, int]]:
+    """Return (t, N) of every layer."""
+    return ((t, number) for t, transformer in enumerate(transformers) for number in transformer.layers)
+
+
+def _running_order(transformer: SpatialTransformer) -> tuple[int, list[int]]:
+    numbers = [int(part) for part in transformer.name.split(".") if part.isdigit()]
+    return list(SECTIONS).index(transformer.section), numbers
