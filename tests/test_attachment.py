@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnAddedKVProcessor2_0, AttnProcessor2_0
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.pag.pipeline_pag_sd import StableDiffusionPAGPipeline
@@ -390,9 +390,9 @@ def test_a_base_with_other_widths_inside_is_refused(pipe: Any, adapter: ImagePro
 
 
 def test_other_attention_processors_are_refused_by_name(pipe: Any, adapter: ImagePromptAdapter) -> None:
-    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(AttnProcessor())
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(AttnAddedKVProcessor2_0())
     before = traces(pipe)
-    with pytest.raises(AttachmentError, match=r"mid_block.*has the attention processor AttnProcessor,"):
+    with pytest.raises(AttachmentError, match=r"mid_block.*has the attention processor AttnAddedKVProcessor2_0,"):
         adapter.attach(pipe)
     assert traces(pipe) == before
 

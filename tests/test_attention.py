@@ -9,7 +9,7 @@ from accelerate import cpu_offload
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from imprompt.attention import DecoupledAttention, KeyValue, attend, merge_heads, split_heads
+from imprompt.attention import DecoupledAttention, Term, attend, merge_heads, split_heads
 from imprompt.errors import AmbiguousBatch
 
 QUERY_DIM, CONTEXT_DIM, HEADS, HEAD_DIM = 11, 13, 3, 5
@@ -38,11 +38,11 @@ def text(seed: None) -> Tensor:
     return torch.randn(2, 17, CONTEXT_DIM)
 
 
-def image(batch: int = 2, tokens: int = 4) -> KeyValue:
-    return KeyValue(*(split_heads(torch.randn(batch, tokens, INNER_DIM), HEADS) for _ in range(2)))
+def image(batch: int = 2, tokens: int = 4) -> Term:
+    return Term(*(split_heads(torch.randn(batch, tokens, INNER_DIM), HEADS) for _ in range(2)))
 
 
-def decoupled(attn: Attention, *images: KeyValue) -> DecoupledAttention:
+def decoupled(attn: Attention, *images: Term) -> DecoupledAttention:
     processor = DecoupledAttention(AttnProcessor2_0())
     processor.show("test", images)
     attn.set_processor(processor)  # pyright: ignore[reportArgumentType]

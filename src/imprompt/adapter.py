@@ -3,75 +3,77 @@
     c_i = projection(image_embedding)        K' = c_i W'_k        V' = c_i W'_v
 
 Ye et al. 2023, https://arxiv.org/abs/2308.06721, section 3.2. These are the only trained weights: 22,319,616
-for SD1.5 with a 1024-wide image embedding and four tokens.
+for SD1.5 with a 1024-wide image embedding and four tokens. Face adapters have a LoRA of the base's attention
+too.
 """
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from imprompt.attachment import (
-    Attachment,
-    Branches,
-    Condition,
-    Laying,
-    Shown,
-    guidance_branches,
+from imprompt.attachment import Attachment, Shown
+from imprompt.attention import KeyValue, Place, split_heads, text_projections
+from imprompt.conditions import (
+    KeysValues,
+    asked_of,
+    check_schedule,
+    finished,
+    layers_used,
+    lora_scale,
 )
-from imprompt.attention import KeyValue, split_heads, text_projections
-from imprompt.encoder import ImageEncoder
+from imprompt.embeddings import ImageEmbeddings
+from imprompt.encoder import ImageEncoder, Input
+from imprompt.encoding import Encoded, Inputs, ReferenceEncoder, split_tiles
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, InvalidReference
-from imprompt.image import ImagePrompt, load_image
-from imprompt.layers import cross_attention_layers, layer_shapes
-from imprompt.projection import ImageProjection
+from imprompt.faces import FaceEmbedder
+from imprompt.image import ImagePrompt
+from imprompt.layers import UNet, cross_attention_layers, layer_shapes
+from imprompt.laying import Condition, Laying, Loras
+from imprompt.matrices import ImageKeyValue, LoraShapes, LowRank
+from imprompt.projection import FacePlusProjection, ImageProjection
 from imprompt.reference import Reference
+from imprompt.running import Branches, Clock, guidance_branches
 
-ReferenceLike = Reference | ImagePrompt | Tensor
+ReferenceLike = Reference | ImagePrompt | Tensor | ImageEmbeddings
 """A reference, or what it can be made of with λ = 1: a file, a picture, an array, image embeddings."""
-
-
-class ImageKeyValue(nn.Module):
-    """W'_k and W'_v of one cross-attention layer."""
-
-    def __init__(self, context_dim: int, inner_dim: int) -> None:
-        super().__init__()
-        self.to_key = nn.Linear(context_dim, inner_dim, bias=False)
-        self.to_value = nn.Linear(context_dim, inner_dim, bias=False)
-
-    def forward(
-        self, image_tokens: Float[Tensor, "batch tokens context_dim"]
-    ) -> tuple[Float[Tensor, "batch tokens inner_dim"], Float[Tensor, "batch tokens inner_dim"]]:
-        """K' = c_i W'_k and V' = c_i W'_v."""
-        return self.to_key(image_tokens), self.to_value(image_tokens)
 
 
 class ImagePromptAdapter(nn.Module):
     """An image-prompt adapter for one kind of base model.
 
     Args:
-        projection: image embedding → image tokens
+        projection: picture → image tokens
         layers: official layer number N → (context_dim, inner_dim) of that cross-attention layer
+        lora: number of an attention layer (self-attention too) → its LoRA's matrices, for face adapters
 
     Attributes:
         projection: the image projection
         layers: `ImageKeyValue` of every layer, under str(N)
+        lora: for each layer that has one, under str(N), a `LowRank` for each of its matrices
         image_encoder: makes image embeddings from pictures; no part of the adapter's weights. A
             `CLIPVisionModelWithProjection` assigned here is wrapped. None: references must be embeddings
+        face_embedder: finds the face in a picture, for adapters that take face embeddings
 
     Raises:
         AdapterMismatch: a layer whose context is not as wide as the projection's tokens
     """
 
     image_encoder: ImageEncoder | None
+    face_embedder: FaceEmbedder | None
 
-    def __init__(self, projection: ImageProjection, layers: Mapping[int, tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        projection: ImageProjection,
+        layers: Mapping[int, tuple[int, int]],
+        lora: Mapping[int, LoraShapes] | None = None,
+    ) -> None:
         super().__init__()
         for number, (context_dim, _) in layers.items():
             if context_dim != projection.context_dim:
@@ -81,13 +83,20 @@ class ImagePromptAdapter(nn.Module):
                 )
         self.projection = projection
         self.layers = nn.ModuleDict({str(number): ImageKeyValue(*shape) for number, shape in layers.items()})
+        self.lora = nn.ModuleDict(
+            {
+                str(number): nn.ModuleDict({place: LowRank(*shape) for place, shape in places.items()})
+                for number, places in (lora or {}).items()
+            }
+        )
         self.image_encoder = None
+        self.face_embedder = None
         self._attachment: weakref.ref[Attachment] | None = None
 
     @classmethod
     def for_unet(
         cls,
-        unet: UNet2DConditionModel,
+        unet: UNet,
         projection: ImageProjection,
     ) -> "ImagePromptAdapter":
         """Make a new adapter to be trained: W'_k and W'_v start as copies of the U-Net's W_k and W_v.
@@ -135,28 +144,50 @@ class ImagePromptAdapter(nn.Module):
         weights = {int(number): self.key_value(int(number)).to_key for number in self.layers}
         return {number: (linear.in_features, linear.out_features) for number, linear in weights.items()}
 
+    def low_rank(self, number: int) -> dict[Place, tuple[Tensor, Tensor]]:
+        """Return (down, up) of the matrices that the LoRA changes in the layer with official number N."""
+        places = cast(nn.ModuleDict, self.lora[str(number)])
+        pairs = {place: cast(LowRank, module) for place, module in places.items()}
+        return {cast(Place, place): (pair.down.weight, pair.up.weight) for place, pair in pairs.items()}
+
     def forward(
-        self, image_embeddings: Float[Tensor, "batch images embedding_dim"]
-    ) -> dict[int, tuple[Float[Tensor, "batch tokens _"], Float[Tensor, "batch tokens _"]]]:
-        """Return K' and V' of every layer, by official number."""
-        image_tokens = self.image_tokens(image_embeddings)
-        return {int(number): layer(image_tokens) for number, layer in self.layers.items()}
+        self, inputs: Inputs, layers: Collection[int] | None = None, face_scale: Tensor | None = None
+    ) -> KeysValues:
+        """Return K' and V' of every layer, by official number.
+
+        Args:
+            inputs: what the projection takes, each "batch images ..."
+            layers: only these
+            face_scale: see `image_tokens`
+        """
+        image_tokens = self.image_tokens(inputs, face_scale)
+        return {
+            number: self.key_value(number)(image_tokens)
+            for number in (self.shapes if layers is None else layers)
+        }
 
     def image_tokens(
-        self, image_embeddings: Float[Tensor, "batch images embedding_dim"]
-    ) -> Float[Tensor, "batch images*{self.projection.tokens} {self.projection.context_dim}"]:
-        """Project image embeddings; the tokens of a sample's several images stand side by side.
+        self, inputs: Inputs, face_scale: Float[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch tokens {self.projection.context_dim}"]:
+        """Project what encoders saw; the tokens of a sample's several images stand side by side.
+
+        Args:
+            inputs: what the projection takes, each "batch images ..."
+            face_scale: strength of the features beside the face, for FaceID-PlusV2
 
         Raises:
-            AdapterMismatch: embeddings of another width than the projection's
+            AdapterMismatch: inputs of another kind or width than the projection's
         """
-        batch, _, width = image_embeddings.shape
-        (wanted,) = self.projection.takes.values()
-        if width != wanted:
-            raise AdapterMismatch(
-                f"the image embedding is {width} wide; this adapter was made for an encoder of width {wanted}"
-            )
-        tokens = self.projection(image_embeddings.flatten(0, 1))
+        for name, wanted in self.projection.takes.items():
+            if name not in inputs or inputs[name].shape[-1] != wanted:
+                given = ", ".join(f"{key} {value.shape[-1]} wide" for key, value in inputs.items())
+                raise AdapterMismatch(f"this adapter takes {name} {wanted} wide, not {given}")
+        batch, images = next(iter(inputs.values())).shape[:2]
+        each = [inputs[name].flatten(0, 1) for name in self.projection.takes]
+        if face_scale is not None and isinstance(self.projection, FacePlusProjection):
+            tokens = self.projection(*each, face_scale.repeat_interleave(images))
+        else:
+            tokens = self.projection(*each)
         return tokens.reshape(batch, -1, tokens.shape[-1])
 
     # Attaching
@@ -173,8 +204,8 @@ class ImagePromptAdapter(nn.Module):
         Without references the pictures stay those of the base model, bit for bit.
 
         Args:
-            target: the diffusers pipeline that will be called, or a bare `UNet2DConditionModel`; compiled or
-                not. A bare U-Net that is to be compiled is compiled first, and the compiled one attached to
+            target: the diffusers pipeline that will be called, or a bare U-Net; compiled or not. A bare U-Net
+                that is to be compiled is compiled first, and the compiled one attached to
 
         Raises:
             AttachmentError: attached already, no U-Net, or an attention processor that is not supported
@@ -182,7 +213,7 @@ class ImagePromptAdapter(nn.Module):
         """
         if self.is_attached:
             raise AttachmentError("the adapter is attached already; detach it first")
-        attachment = Attachment(target, self.shapes)
+        attachment = Attachment(target, self.shapes, [int(number) for number in self.lora])
         self._attachment = weakref.ref(attachment)
         return attachment
 
@@ -210,7 +241,7 @@ class ImagePromptAdapter(nn.Module):
 
         Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt; an
         argument that is a list has one reference for each prompt (or for each picture, where one prompt makes
-        several). Several arguments act together: their attentions add up.
+        several; or for each frame of a video). Several arguments act together: their attentions add up.
 
         In a list, references with fewer pictures have theirs repeated until all have equally many tokens,
         which changes nothing but rounding.
@@ -222,71 +253,94 @@ class ImagePromptAdapter(nn.Module):
 
         Raises:
             AttachmentError: not attached, or the U-Net was changed since
-            InvalidReference: nothing given, or something that is no reference
+            InvalidReference: nothing given, something that is no reference, or a setting without effect
             AdapterMismatch: no image encoder, or embeddings of another width
             AmbiguousBatch: lists of different lengths; also raised later, by the generation, if the batch
                 does not fit the references
         """
         attachment = self._attached()
         attachment.check_in_place()
-        arguments = [_per_prompt(argument) for argument in references]
+        arguments = [part for argument in references for part in _arguments(argument)]
         _check_arguments(arguments)
-        embeddings = iter(self._embeddings([reference for argument in arguments for reference in argument]))
+        every = [reference for argument in arguments for reference in argument]
+        clock = None if isinstance(attachment.target, nn.Module) else Clock(attachment.target)
+        check_schedule(every, clock is not None)
+        self._check_face_settings(every)
+        encoded = iter(self._encoder_for(attachment.target).encode(every))
         conditions = [
-            self._condition(
-                [(next(embeddings), float(reference.scale)) for reference in argument], attachment
-            )
-            for argument in arguments
+            self._condition(argument, [next(encoded) for _ in argument], attachment) for argument in arguments
         ]
-        return attachment.show(Laying(conditions, lambda: branches or _branches(attachment.target)))
-
-    def _embeddings(self, references: Sequence[Reference]) -> list[Tensor]:
-        """Image embeddings of each reference; all pictures go through the encoder at once."""
-        weight = next(self.projection.parameters())
-        pictures = [load_image(picture) for reference in references for picture in reference.pictures]
-        rows = iter(self._encode(pictures)) if pictures else iter(())
-        given = [
-            reference.embedding
-            if reference.embedding is not None
-            else torch.stack([next(rows) for _ in reference.pictures])
-            for reference in references
-        ]
-        return [embedding.to(weight) for embedding in given]
-
-    def _encode(self, pictures: Sequence[object]) -> Tensor:
-        if self.image_encoder is None:
-            raise AdapterMismatch(
-                "this adapter has no image encoder; set adapter.image_encoder, or give embeddings"
-            )
-        return self.image_encoder.encode(self.image_encoder.pixels(pictures))  # pyright: ignore[reportArgumentType]
-
-    def _condition(self, prompts: Sequence[tuple[Tensor, float]], attachment: Attachment) -> Condition:
-        """Finish one argument of `references`: for each of its prompts, image embeddings and λ."""
-        images = math.lcm(*(embedding.shape[0] for embedding, _ in prompts))
-        embeddings = torch.stack([embedding.repeat(images // len(embedding), 1) for embedding, _ in prompts])
-        scale = embeddings.new_tensor([scale for _, scale in prompts])
-        return Condition(
-            positive=self._keys_values(embeddings, scale, attachment),
-            negative=self._keys_values(torch.zeros_like(embeddings), scale, attachment),
+        laying = Laying(
+            conditions,
+            attachment.levels,
+            lambda: branches or _branches(attachment.target),
+            clock=clock,
+            loras=self._loras(arguments),
+            is_static=attachment.is_compiled,
         )
+        return attachment.show(laying)
 
-    def _keys_values(
-        self, image_embeddings: Tensor, scale: Tensor | float | int, attachment: Attachment
-    ) -> dict[int, KeyValue]:
-        """K' and λV' of every layer, heads split."""
-        weight = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
+    def encode(self, reference: ReferenceLike) -> ImageEmbeddings:
+        """Return what the encoders make of a reference, to be kept, saved and used again in its place.
+
+        Raises:
+            AdapterMismatch, InvalidReference, ImageError: as `references`
+        """
+        encoder = self._encoder_for(None)
+        (encoded,) = encoder.encode([_as_reference(reference)])
+        blank = {name: value[0] for name, value in encoded.negative.items()}
+        name = {} if self.image_encoder is None else {"encoder": self.image_encoder.name}
+        return ImageEmbeddings(encoded.positive, blank, name)
+
+    def views(self, reference: ReferenceLike) -> list[Image.Image]:
+        """Return exactly what the image encoder sees of a reference's pictures.
+
+        Raises:
+            AdapterMismatch: no image encoder
+        """
+        return self._encoder_for(None).views(_as_reference(reference))
+
+    def _encoder_for(self, target: object) -> ReferenceEncoder:
+        return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
+
+    def _check_face_settings(self, references: Sequence[Reference]) -> None:
+        for reference in references:
+            if reference.face_scale != 1 and not isinstance(self.projection, FacePlusProjection):
+                raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
+            if reference.lora_scale != 1 and not self.lora:
+                raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
+
+    def _condition(
+        self, references: Sequence[Reference], encoded: Sequence[Encoded], attachment: Attachment
+    ) -> Condition:
+        """Finish one argument of `references`."""
+        asked = asked_of(references, attachment.names)
+        layers = self.shapes if attachment.is_compiled else layers_used(asked)
+        images = math.lcm(*(_images(inputs) for halves in encoded for inputs in halves))
+        face_scale = torch.tensor([float(reference.face_scale) for reference in references])
+        positive, negative = (
+            self(self._stacked([halves[half] for halves in encoded], images), layers, face_scale)
+            for half in (0, 1)
+        )
+        return finished(asked, positive, negative, {layer: attachment.heads(layer) for layer in layers})
+
+    def _stacked(self, prompts: Sequence[Inputs], images: int) -> dict[Input, Tensor]:
+        """Stack the prompts' inputs, "prompts images ...", pictures repeated where there are fewer."""
+        weight = next(self.projection.parameters())
         return {
-            number: KeyValue(
-                split_heads(key, attachment.heads(number)),
-                split_heads(weight * value, attachment.heads(number)),
-            )
-            for number, (key, value) in self(image_embeddings).items()
+            name: torch.stack([_repeated(inputs[name], images).to(weight) for inputs in prompts])
+            for name in self.projection.takes
         }
+
+    def _loras(self, arguments: Sequence[Sequence[Reference]]) -> Loras | None:
+        if not self.lora:
+            return None
+        return Loras({int(number): self.low_rank(int(number)) for number in self.lora}, lora_scale(arguments))
 
     # Training
 
     def conditioned_on(
-        self, image_embeddings: Float[Tensor, "batch images embedding_dim"], scale: float | int | Tensor = 1.0
+        self, inputs: Inputs | Float[Tensor, "batch images ..."], scale: float | int | Tensor = 1.0
     ) -> Shown:
         """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
 
@@ -294,21 +348,48 @@ class ImagePromptAdapter(nn.Module):
         With gradient checkpointing, call `backward` inside the context too: the layers are run again there.
 
         Args:
-            image_embeddings: encoder's output for every sample of the next forward pass
+            inputs: encoders' output for every sample of the next forward pass; a tensor for a projection
+                that takes one
             scale: λ, one number or one per sample (shape ` batch`)
 
         Raises:
             AttachmentError: not attached, or the U-Net was changed since
-            AdapterMismatch: embeddings of another width
-            AmbiguousBatch: raised by the forward pass, if its batch is not the embeddings'
+            AdapterMismatch: inputs of another kind or width
+            AmbiguousBatch: raised by the forward pass, if its batch is not the inputs'
         """
         attachment = self._attached()
-        return attachment.show(self._keys_values(image_embeddings, scale, attachment))
+        if isinstance(inputs, Tensor):
+            inputs = {next(iter(self.projection.takes)): inputs}
+        weight = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
+        keys_values = {
+            number: KeyValue(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value)))
+            for number, (key, value) in self(inputs).items()
+        }
+        return attachment.show(keys_values)
 
 
-def _per_prompt(argument: ReferenceLike | Sequence[ReferenceLike]) -> list[Reference]:
+def _as_reference(one: ReferenceLike) -> Reference:
+    return one if isinstance(one, Reference) else Reference(one)
+
+
+def _arguments(argument: ReferenceLike | Sequence[ReferenceLike]) -> list[list[Reference]]:
+    """An argument with a reference per prompt; several of these where pictures are cut into tiles."""
     several = argument if isinstance(argument, Sequence) and not isinstance(argument, str) else [argument]
-    return [one if isinstance(one, Reference) else Reference(one) for one in several]
+    parts = [split_tiles(_as_reference(one)) for one in several]
+    if len({len(tiles) for tiles in parts}) > 1:
+        raise AmbiguousBatch(
+            f"the pictures in one list have {', '.join(str(len(tiles)) for tiles in parts)} tiles; "
+            "use pictures of like proportions, or give them in separate generations"
+        )
+    return [list(one) for one in zip(*parts, strict=True)] if parts else [[]]
+
+
+def _images(inputs: Inputs) -> int:
+    return next(iter(inputs.values())).shape[0]
+
+
+def _repeated(value: Tensor, images: int) -> Tensor:
+    return value.repeat(images // len(value), *(1,) * (value.ndim - 1))
 
 
 def _check_arguments(arguments: Sequence[Sequence[Reference]]) -> None:

@@ -1,17 +1,28 @@
 """Decoupled cross-attention: the text attends as before, every image prompt beside it.
 
-    output = Attn(Q, K, V) + Σ_r Attn(Q, K'_r, λ_r V'_r)
+    output = Attn(Q, K, V) + Σ_r m_r · Attn(Q, K'_r, λ_r V'_r)
 
 Ye et al. 2023, https://arxiv.org/abs/2308.06721, equation 5, with λ folded into V' (attention is linear in
-V'). The same query Q serves every term. K'_r and λ_r V'_r do not depend on the time step, so they arrive
-here finished, one row per sample; nothing of the image branch but its attention runs inside the sampling
-loop.
+V'), and m_r a mask over the queries. The same query Q serves every term. K'_r and λ_r V'_r do not depend on
+the time step, so they arrive here finished, one row per sample; nothing of the image branch but its attention
+runs inside the sampling loop.
+
+Face adapters bring a LoRA too, on self-attention as well: W becomes W + s · up down for the query, key, value
+and output matrices of the base (never for W'_k, W'_v).
 """
 
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +35,32 @@ class KeyValue(NamedTuple):
 
     key: Tensor
     value: Tensor
+
+
+class Term(NamedTuple):
+    """One image prompt at one layer: K' and λV', heads split, and m, "batch 1 queries 1" (None: 1)."""
+
+    key: Tensor
+    value: Tensor
+    weight: Tensor | None = None
+
+
+Place = Literal["q", "k", "v", "out"]
+"""The four matrices of an attention layer."""
+
+
+class LoraTerm(NamedTuple):
+    """One LoRA at one layer: (down, up) for some of its matrices, and its strength s, "batch 1 1"."""
+
+    pairs: dict[Place, tuple[Tensor, Tensor]]
+    scale: Tensor
+
+
+AttentionProcessor = Callable[..., Tensor]
+"""What diffusers calls in an attention layer."""
+
+PLAIN_PROCESSORS = (AttnProcessor, SlicedAttnProcessor, XFormersAttnProcessor, FusedAttnProcessor2_0)
+"""Other ways of diffusers to compute the same attention: they are called as they are, for the text."""
 
 
 def split_heads(
@@ -56,11 +93,12 @@ def attend(
 
 
 class DecoupledAttention:
-    """The attention processor that an attached adapter puts on one cross-attention layer.
+    """The attention processor that an attached adapter puts on one attention layer.
 
     It is a plain object, no module: the base model's parameters, `state_dict` and moves know nothing of it.
     On the text it does what diffusers' `AttnProcessor2_0` does, operation for operation, so without image
-    prompts, and with λ = 0, the layer gives the same bits as before.
+    prompts, and with λ = 0, the layer gives the same bits as before. Any other processor of
+    `PLAIN_PROCESSORS` goes on computing the text's part; the images' part is added to what it returns.
 
     Several adapters may share one layer; each owns its own terms of the sum.
 
@@ -70,23 +108,26 @@ class DecoupledAttention:
 
     Attributes:
         base: the processor that was here before, and will be again
-        images: all terms of the sum, each batch heads tokens head_dim
+        images: all terms of the sum
+        loras: all LoRAs that act
     """
 
-    def __init__(self, base: AttnProcessor2_0) -> None:
+    def __init__(self, base: AttentionProcessor) -> None:
         self.base = base
-        self.images: tuple[KeyValue, ...] = ()
-        self._owned: dict[object, tuple[KeyValue, ...]] = {}
+        self.images: tuple[Term, ...] = ()
+        self.loras: tuple[LoraTerm, ...] = ()
+        self._owned: dict[object, tuple[tuple[Term, ...], LoraTerm | None]] = {}
         self._text: RememberedText | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         """A copied or pickled layer has its own processor again: copies are not attached."""
         return _itself, (self.base,)
 
-    def show(self, owner: object, images: tuple[KeyValue, ...]) -> None:
+    def show(self, owner: object, images: tuple[Term, ...], lora: LoraTerm | None = None) -> None:
         """Replace the owner's terms; an empty tuple takes them away."""
-        self._owned[owner] = images
-        self.images = tuple(term for terms in self._owned.values() for term in terms)
+        self._owned[owner] = images, lora
+        self.images = tuple(term for terms, _ in self._owned.values() for term in terms)
+        self.loras = tuple(lora for _, lora in self._owned.values() if lora is not None)
         if not self.images:
             self._text = None
 
@@ -98,7 +139,7 @@ class DecoupledAttention:
 
     def adopt(self, owner: object) -> None:
         """Accept a new owner, which has no terms yet."""
-        self._owned[owner] = ()
+        self._owned[owner] = (), None
 
     def __call__(
         self,
@@ -113,21 +154,35 @@ class DecoupledAttention:
         Raises:
             AmbiguousBatch: image prompts laid out for another batch size
         """
+        if type(self.base) is not AttnProcessor2_0:
+            text = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return text + self._images_alone(attn, hidden_states) if self.images else text
+        query = split_heads(projected(attn.to_q, hidden_states, "q", self.loras), attn.heads)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = split_heads(attn.to_q(hidden_states), attn.heads)
         key, value = self._text_key_value(attn, context)
-        output = attend(query, key, value, _head_mask(attn, attention_mask, context))
-        for image in self.images:
-            _check_batch(query, image.key)
-            output = output + attend(query, image.key.to(query), image.value.to(query))
+        text = attend(query, key, value, _head_mask(attn, attention_mask, context))
         to_out, dropout = cast(nn.ModuleList, attn.to_out)
-        return dropout(to_out(merge_heads(output)))
+        return dropout(projected(to_out, merge_heads(self._with_images(text, query)), "out", self.loras))
+
+    def _with_images(self, output: Tensor, query: Tensor) -> Tensor:
+        for key, value, weight in self.images:
+            _check_batch(query, key, weight)
+            image = attend(query, key.to(query), value.to(query))
+            output = output + (image if weight is None else weight.to(query) * image)
+        return output
+
+    def _images_alone(self, attn: Attention, hidden_states: Tensor) -> Tensor:
+        """What the image prompts add to the layer's output: W_out Σ_r ..., without the bias."""
+        query = split_heads(attn.to_q(hidden_states), attn.heads)
+        to_out, dropout = cast(nn.ModuleList, attn.to_out)
+        output = to_out(merge_heads(self._with_images(torch.zeros_like(query), query)))
+        return dropout(output if to_out.bias is None else output - to_out.bias)
 
     def _text_key_value(self, attn: Attention, context: Tensor) -> KeyValue:
         if not self.images or not _may_remember(attn, context):
-            return project_text(attn, context)
-        if self._text is None or not self._text.is_of(attn, context):
-            self._text = RememberedText(attn, context)
+            return project_text(attn, context, self.loras)
+        if self._text is None or not self._text.is_of(attn, context, self.loras):
+            self._text = RememberedText(attn, context, self.loras)
         return self._text.key_value
 
 
@@ -137,22 +192,36 @@ class RememberedText:
     Because it holds the tensors themselves, no other tensor can come to be taken for them.
     """
 
-    def __init__(self, attn: Attention, context: Tensor) -> None:
-        self.sources = _sources(attn, context)
+    def __init__(self, attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> None:
+        self.sources = _sources(attn, context, loras)
         self.state = _state(self.sources)
-        self.key_value = project_text(attn, context)
+        self.key_value = project_text(attn, context, loras)
 
-    def is_of(self, attn: Attention, context: Tensor) -> bool:
+    def is_of(self, attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> bool:
         """Whether K and V of this context would come out the same."""
-        sources = _sources(attn, context)
-        same = all(mine is theirs for mine, theirs in zip(self.sources, sources, strict=True))
+        sources = _sources(attn, context, loras)
+        same = len(sources) == len(self.sources)
+        same = same and all(mine is theirs for mine, theirs in zip(self.sources, sources, strict=True))
         return same and self.state == _state(sources)
 
 
-def project_text(attn: Attention, context: Tensor) -> KeyValue:
+def project_text(attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> KeyValue:
     """K = c_t W_k and V = c_t W_v, heads split."""
     to_k, to_v = text_projections(attn)
-    return KeyValue(split_heads(to_k(context), attn.heads), split_heads(to_v(context), attn.heads))
+    key, value = projected(to_k, context, "k", loras), projected(to_v, context, "v", loras)
+    return KeyValue(split_heads(key, attn.heads), split_heads(value, attn.heads))
+
+
+def projected(
+    linear: nn.Module, x: Float[Tensor, "batch length _"], place: Place, loras: Sequence[LoraTerm]
+) -> Float[Tensor, "batch length _"]:
+    """W x + Σ s · up (down x)."""
+    output = linear(x)
+    for pairs, scale in loras:
+        if place in pairs:
+            down, up = pairs[place]
+            output = output + scale.to(x) * F.linear(F.linear(x, down.to(x)), up.to(x))
+    return output
 
 
 def text_projections(attn: Attention) -> tuple[nn.Linear, nn.Linear]:
@@ -163,15 +232,16 @@ def text_projections(attn: Attention) -> tuple[nn.Linear, nn.Linear]:
 
 
 def check_supported(name: str, attn: Attention) -> None:
-    """Refuse a cross-attention layer whose arithmetic we would change.
+    """Refuse an attention layer whose arithmetic we would change.
 
     Raises:
-        AttachmentError: another processor than `AttnProcessor2_0`, or an option that no Stable Diffusion uses
+        AttachmentError: a processor that is none of diffusers' plain ones, or an option that no Stable
+            Diffusion uses
     """
     kind = type(attn.processor)
-    if kind not in (AttnProcessor2_0, DecoupledAttention):
+    if kind not in (AttnProcessor2_0, DecoupledAttention, *PLAIN_PROCESSORS):
         raise AttachmentError(
-            f"{name} has the attention processor {kind.__name__}, and only AttnProcessor2_0 is supported; "
+            f"{name} has the attention processor {kind.__name__}, which is not supported; "
             "undo what put it there, or call unet.set_attn_processor(AttnProcessor2_0()) before attaching"
         )
     extras = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k")
@@ -182,16 +252,33 @@ def check_supported(name: str, attn: Attention) -> None:
         raise AttachmentError(f"{name} uses {', '.join(used)}, which the image branch is not defined for")
 
 
-def _itself(processor: AttnProcessor2_0) -> AttnProcessor2_0:
+def check_lora_supported(name: str, attn: Attention) -> None:
+    """Refuse an attention layer that a LoRA cannot act in.
+
+    Raises:
+        AttachmentError: another processor than `AttnProcessor2_0`
+    """
+    processor = attn.processor
+    base = processor.base if isinstance(processor, DecoupledAttention) else processor
+    if type(base) is not AttnProcessor2_0:
+        raise AttachmentError(
+            f"{name} has the attention processor {type(base).__name__}; this adapter's LoRA needs "
+            "AttnProcessor2_0: call unet.set_attn_processor(AttnProcessor2_0()) before attaching"
+        )
+
+
+def _itself(processor: AttentionProcessor) -> AttentionProcessor:
     return processor
 
 
-def _check_batch(query: Tensor, image_key: Tensor) -> None:
+def _check_batch(query: Tensor, image_key: Tensor, weight: Tensor | None) -> None:
     # Attention would broadcast a batch of one over all samples without a word.
     if query.shape[0] != image_key.shape[0]:
         raise AmbiguousBatch(
             f"the batch has {query.shape[0]} samples, but the image prompts are for {image_key.shape[0]}"
         )
+    if weight is not None and weight.shape[2] not in (1, query.shape[2]):
+        raise AmbiguousBatch(f"a layer has {query.shape[2]} positions, but its mask has {weight.shape[2]}")
 
 
 def _head_mask(attn: Attention, mask: Tensor | None, context: Tensor) -> Tensor | None:
@@ -216,9 +303,10 @@ def _is_plain(linear: nn.Linear) -> bool:
     return plain and not hooked and not linear.weight.is_inference()
 
 
-def _sources(attn: Attention, context: Tensor) -> tuple[Tensor | None, ...]:
+def _sources(attn: Attention, context: Tensor, loras: Sequence[LoraTerm]) -> tuple[Tensor | None, ...]:
     to_k, to_v = text_projections(attn)
-    return context, to_k.weight, to_k.bias, to_v.weight, to_v.bias
+    low_rank = (x for lora in loras for pair in lora.pairs.values() for x in (*pair, lora.scale))
+    return context, to_k.weight, to_k.bias, to_v.weight, to_v.bias, *low_rank
 
 
 def _state(sources: tuple[Tensor | None, ...]) -> tuple[object, ...]:

@@ -1,11 +1,16 @@
-"""The cross-attention layers of a base model: their official numbers and widths, and whose they are."""
+"""The attention layers of a base model: their official numbers, widths and places, and whose they are."""
 
+import re
 from collections.abc import Mapping
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.models.unets.unet_motion_model import UNetMotionModel
 
 from imprompt.errors import AdapterMismatch
+
+UNet = UNet2DConditionModel | UNetMotionModel
+"""The denoisers that an adapter can be attached to."""
 
 Shapes = Mapping[int, tuple[int, int]]
 """Official layer number → (context_dim, inner_dim)."""
@@ -14,19 +19,40 @@ FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL", (7, 192
 """(number of cross-attention layers, width of the text embeddings) of the well-known bases."""
 
 
-def cross_attention_layers(unet: UNet2DConditionModel) -> dict[int, tuple[str, Attention]]:
-    """Return the cross-attention layers under their official numbers N, each with its module's name.
+def attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:
+    """Return the attention layers under their official numbers N, each with its module's name.
 
-    N is the position in `unet.attn_processors` (down, up, then mid), counting self-attention too, as the
-    official training script numbers them (tencent-ailab/IP-Adapter, tutorial_train.py): 1, 3, 5, ...
+    N is the position in `unet.attn_processors` (down, up, then mid), as the official training script numbers
+    them (tencent-ailab/IP-Adapter, tutorial_train.py): self-attention 0, 2, 4, ..., cross-attention 1, 3, 5,
+    ... The attention over time of a `UNetMotionModel` is not counted.
     """
-    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    names = [
+        name.removesuffix(".processor") for name in unet.attn_processors if ".motion_modules." not in name
+    ]
     modules = {number: (name, unet.get_submodule(name)) for number, name in enumerate(names)}
+    return {number: (name, attn) for number, (name, attn) in modules.items() if isinstance(attn, Attention)}
+
+
+def cross_attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:
+    """Return those of `attention_layers` that attend to the text."""
     return {
         number: (name, attn)
-        for number, (name, attn) in modules.items()
-        if isinstance(attn, Attention) and attn.is_cross_attention and name.endswith("attn2")
+        for number, (name, attn) in attention_layers(unet).items()
+        if attn.is_cross_attention and name.endswith("attn2")
     }
+
+
+def layer_level(name: str, levels: int) -> int:
+    """Return how often the latents have been halved where a layer stands.
+
+    Args:
+        name: of the layer's module, e.g. "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+        levels: how many down blocks (and up blocks) the U-Net has; each but the last halves
+    """
+    if match := re.match(r"(down|up)_blocks\.([0-9]+)\.", name):
+        block = int(match[2])
+        return block if match[1] == "down" else levels - 1 - block
+    return levels - 1
 
 
 def layer_shapes(layers: Mapping[int, tuple[str, Attention]]) -> dict[int, tuple[int, int]]:

@@ -1,0 +1,246 @@
+"""References → what the encoders make of them, for the image prompt and for the negative branch.
+
+"No image" is a zero embedding before the projection (Ye et al. 2023, section 3.2.2), for features those of a
+grey picture, as in the official code (tencent-ailab/IP-Adapter, ip_adapter/ip_adapter.py).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection
+
+from imprompt.crop import encoder_view, tiles
+from imprompt.embeddings import ImageEmbeddings, combined
+from imprompt.encoder import ImageEncoder, Input
+from imprompt.errors import AdapterMismatch, InvalidReference
+from imprompt.faces import Face, FaceEmbedder
+from imprompt.image import load_image
+from imprompt.reference import Reference, as_pictures
+
+Inputs = Mapping[Input, Tensor]
+"""What a projection takes, each "images ..."."""
+
+
+class Encoded(NamedTuple):
+    """A reference after encoding: for the image prompt, and for the negative branch."""
+
+    positive: Inputs
+    negative: Inputs
+
+
+@dataclass(frozen=True)
+class ReferenceEncoder:
+    """Makes of references what a projection takes.
+
+    Args:
+        takes: the projection's inputs and their widths
+        encoder: None: references must hold embeddings
+        face_embedder: None: references must hold the face embeddings that the projection takes
+        target: the pipeline, whose text tower embeds the words of `Reference.without`
+    """
+
+    takes: Mapping[Input, int]
+    encoder: ImageEncoder | None
+    face_embedder: FaceEmbedder | None
+    target: object = None
+
+    def encode(self, references: Sequence[Reference]) -> list[Encoded]:
+        """Encode references; all pictures go through the encoder at once.
+
+        Raises:
+            AdapterMismatch: an encoder is missing, or embeddings are of other kinds or widths
+            InvalidReference: a setting that this adapter cannot honour
+            ImageError: a picture that cannot be read, or without a face where one is needed
+        """
+        for reference in references:
+            _check_sense(reference, self.takes)
+        pictures = [picture for reference in references for picture in self._pictures(reference)]
+        rows = iter(self._rows(pictures))
+        return [self._encoded(reference, rows) for reference in references]
+
+    def views(self, reference: Reference) -> list[Image.Image]:
+        """Return exactly what the image encoder sees of a reference's pictures.
+
+        Raises:
+            AdapterMismatch: no image encoder
+        """
+        size = self._encoder().image_size
+        parts = [part for one in split_tiles(reference) for part in self._pictures(one)]
+        return [encoder_view(part.picture, size, part.crop) for part in parts]
+
+    def _pictures(self, reference: Reference) -> "list[_Part]":
+        """All pictures of a reference, those of its negative last."""
+        both = [(reference.pictures, reference.face), (as_pictures(reference.negative), None)]
+        return [
+            self._part(load_image(picture), reference, None if face is None else face[index])
+            for pictures, face in both
+            for index, picture in enumerate(pictures)
+        ]
+
+    def _part(self, picture: Image.Image, reference: Reference, face: Tensor | None) -> "_Part":
+        if "face_embedding" not in self.takes or face is not None:
+            return _Part(picture, reference.crop, face)
+        if self.face_embedder is None:
+            raise AdapterMismatch(
+                "this adapter takes face embeddings; set adapter.face_embedder, or give Reference(face=...)"
+            )
+        found = self.face_embedder(picture)
+        if isinstance(found, Face):
+            return _Part(found.crop, "stretch", found.embedding)
+        return _Part(picture, reference.crop, found)
+
+    def _rows(self, parts: "Sequence[_Part]") -> list[dict[Input, Tensor]]:
+        """What the encoders make of each picture, in the order that the projection takes it."""
+        if not parts:
+            return []
+        names = [name for name in self.takes if name != "face_embedding"]
+        seen: dict[Input, Tensor] = {}
+        if names:
+            encoder = self._encoder()
+            pixels = torch.cat([encoder.pixels([part.picture], part.crop) for part in parts])
+            seen = encoder.inputs(pixels, names)
+        if "face_embedding" in self.takes:
+            seen["face_embedding"] = torch.stack([part.face for part in parts if part.face is not None])
+        return [{name: seen[name][row] for name in self.takes} for row in range(len(parts))]
+
+    def _encoded(self, reference: Reference, rows: Iterator[dict[Input, Tensor]]) -> Encoded:
+        given = self._given(reference.images, reference.face)
+        if given is None:
+            given = _stacked([next(rows) for _ in reference.pictures])
+        negative = self._given(reference.negative, None) if reference.negative is not None else None
+        if reference.negative is not None and negative is None:
+            negative = _stacked([next(rows) for _ in as_pictures(reference.negative)])
+        positive = {
+            name: combined(value, reference.combine, reference.weights) for name, value in given.items()
+        }
+        if reference.without:
+            positive["image_embedding"] = positive["image_embedding"] - self._text_embedding(
+                reference.without
+            )
+        return Encoded(positive, negative or self._blank(reference, positive))
+
+    def _given(self, images: object, face: Tensor | None) -> Inputs | None:
+        """Embeddings that the reference holds already; None where it holds pictures."""
+        if isinstance(images, ImageEmbeddings):
+            images.check_fits(self.takes)
+            return {name: images.inputs[name] for name in self.takes}
+        if not isinstance(images, Tensor):
+            return None
+        given = ImageEmbeddings(self._named(images, face), {}, {})
+        given.check_fits(self.takes)
+        return given.inputs
+
+    def _named(self, images: Tensor, face: Tensor | None) -> Inputs:
+        if face is not None:
+            return {"face_embedding": face, "image_features": images}
+        if images.ndim == 3:
+            return {"image_features": images}
+        return {next((name for name in self.takes if name != "image_features"), "image_embedding"): images}
+
+    def _blank(self, reference: Reference, positive: Inputs) -> Inputs:
+        """ "No image", as many times as there are images."""
+        given = reference.images.blank if isinstance(reference.images, ImageEmbeddings) else {}
+        blank: dict[Input, Tensor] = {}
+        for name, value in positive.items():
+            if name in given:
+                one = given[name]
+            elif name == "image_features":
+                one = self._encoder().blank(name)
+            else:
+                one = value.new_zeros(value.shape[1:])
+            blank[name] = one.to(value).expand_as(value)
+        return blank
+
+    def _encoder(self) -> ImageEncoder:
+        if self.encoder is None:
+            raise AdapterMismatch(
+                "this adapter has no image encoder; set adapter.image_encoder, or give embeddings"
+                + (" with a negative" if "image_features" in self.takes else "")
+            )
+        return self.encoder
+
+    def _text_embedding(self, words: str) -> Float[Tensor, " embedding_dim"]:
+        if "image_embedding" not in self.takes:
+            raise InvalidReference("`without` needs an adapter that takes the pooled image embedding")
+        return text_embedding(self.target, words, self.takes["image_embedding"])
+
+
+class _Part(NamedTuple):
+    picture: Image.Image
+    crop: object
+    face: Tensor | None
+
+
+def text_embedding(pipeline: object, words: str, width: int) -> Float[Tensor, " {width}"]:
+    """Embed words with the text tower of the image encoder's own pair, which SDXL carries.
+
+    Args:
+        pipeline: a diffusers pipeline
+        words: what to embed
+        width: of the image embedding
+
+    Raises:
+        InvalidReference: the pipeline has no text tower whose projected embedding is so wide
+    """
+    components = pipeline.components if isinstance(pipeline, DiffusionPipeline) else {}
+    for name, tower in components.items():
+        if isinstance(tower, CLIPTextModelWithProjection) and tower.config.projection_dim == width:
+            tokenizer = components[name.replace("text_encoder", "tokenizer")]
+            ids = tokenizer(words, truncation=True, return_tensors="pt").input_ids
+            with torch.no_grad():
+                return tower(ids.to(tower.device)).text_embeds[0]
+    raise InvalidReference(
+        f"without={words!r} needs the image encoder's text tower, with projected embeddings {width} wide, "
+        "and this base has none; give an image embedding that you have subtracted from"
+    )
+
+
+def split_tiles(reference: Reference) -> list[Reference]:
+    """Return a reference for each tile, acting on that tile's own part; the reference itself without tiles.
+
+    Raises:
+        InvalidReference: tiles of several pictures, or of embeddings
+    """
+    if reference.crop != "tiles":
+        return [reference]
+    if len(reference.pictures) != 1:
+        raise InvalidReference('crop="tiles" takes one picture; use a reference for each')
+    parts = tiles(load_image(reference.pictures[0]))
+    return [
+        replace(reference, images=part.picture, crop="centre", mask=_part_of(reference.area, part.area))
+        for part in parts
+    ]
+
+
+def _part_of(mask: Tensor | None, area: tuple[float, float, float, float]) -> Tensor:
+    """A mask, or all of the picture, inside an area (left, top, right, bottom, from 0 to 1)."""
+    mask = torch.ones(512, 512) if mask is None else mask
+    height, width = mask.shape
+    left, top, right, bottom = (
+        round(side * size) for side, size in zip(area, (width, height) * 2, strict=True)
+    )
+    inside = torch.zeros_like(mask)
+    inside[top:bottom, left:right] = mask[top:bottom, left:right]
+    return inside
+
+
+def _stacked(rows: Sequence[Mapping[Input, Tensor]]) -> dict[Input, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _check_sense(reference: Reference, takes: Mapping[Input, int]) -> None:
+    """Refuse settings that would have no effect."""
+    if not reference.pictures and reference.crop != "centre":
+        raise InvalidReference(f"crop={reference.crop!r} has no effect on embeddings")
+    if reference.face is not None and "face_embedding" not in takes:
+        raise InvalidReference("face has no effect: this adapter takes no face embeddings")
+    if reference.face is not None and reference.pictures and len(reference.face) != len(reference.pictures):
+        raise InvalidReference(
+            f"there are {len(reference.face)} face embeddings for {len(reference.pictures)} pictures"
+        )
