@@ -1,7 +1,7 @@
 """Frozen image encoders: pixels → image embedding, or a grid of features."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from imprompt.errors import UnknownModel
-from imprompt.image import encoder_pixels
+from imprompt.crop import Crop, encoder_pixels
+from imprompt.errors import AdapterMismatch, UnknownModel
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,8 +23,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RGB = tuple[float, float, float]
 
 Input = Literal["image_embedding", "image_features", "face_embedding"]
-"""What a projection takes of a picture: its projected embedding "d", its features "patches d" (the penultimate
-hidden states, class token first), or the embedding of the face in it, "d" (of a face model, not of this one)."""
+"""What a projection takes of a picture: its projected embedding "d", its features "patches d" (hidden states,
+class token first), or the embedding "d" of the face in it, which a face model makes."""
 
 
 class ImageEncoder:
@@ -36,6 +36,8 @@ class ImageEncoder:
         model: put into evaluation mode and frozen, in place
         mean: subtracted from the RGB channels (0–1)
         std: what they are divided by then
+        name: what messages and embedding files call it; by default what transformers loaded it from, or its
+            shape
 
     Attributes:
         image_size: side of the square picture that the model takes, in pixels
@@ -44,13 +46,20 @@ class ImageEncoder:
     """
 
     def __init__(
-        self, model: CLIPVisionModelWithProjection, *, mean: RGB = CLIP_MEAN, std: RGB = CLIP_STD
+        self,
+        model: CLIPVisionModelWithProjection,
+        *,
+        mean: RGB = CLIP_MEAN,
+        std: RGB = CLIP_STD,
+        name: str | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.mean, self.std = mean, std
         self.image_size = int(model.config.image_size)  # pyright: ignore[reportArgumentType]
         self.embedding_dim = model.config.projection_dim
         self.feature_dim = model.config.hidden_size
+        self.name = name or model.name_or_path or _shape(model)
+        self._blanks: dict[tuple[Input, torch.device, torch.dtype], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -65,12 +74,20 @@ class ImageEncoder:
     def to(self, *args: torch.device | str | torch.dtype) -> "ImageEncoder":
         """Move or convert the model, in place, as `nn.Module.to` does."""
         self.model.to(*args)  # pyright: ignore[reportArgumentType]
+        self._blanks.clear()  # a narrow type and back: device and type are the old ones, the weights not
         return self
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "batch 3 size size"]:
-        """Crop and normalise upright RGB pictures as CLIP's own preprocessing does, on the CPU."""
+    def pixels(
+        self, pictures: Sequence[Image.Image], crop: Crop | str = "centre"
+    ) -> Float[Tensor, "batch 3 size size"]:
+        """Crop and normalise upright RGB pictures, on the CPU; "centre" is CLIP's own preprocessing.
+
+        Raises:
+            InvalidReference: no `Crop`, or "tiles" for pictures that are not square
+        """
+        normalisation = {"mean": self.mean, "std": self.std}
         return torch.stack(
-            [encoder_pixels(picture, self.image_size, mean=self.mean, std=self.std) for picture in pictures]
+            [encoder_pixels(picture, self.image_size, **normalisation, crop=crop) for picture in pictures]
         )
 
     @torch.no_grad()
@@ -87,6 +104,60 @@ class ImageEncoder:
         """Return the penultimate hidden states, class token first (`hidden_states[-2]` of transformers)."""
         pixels = pixels.to(self.device, self.dtype)
         return self.model(pixels, output_hidden_states=True).hidden_states[-2]
+
+    @torch.no_grad()
+    def inputs(
+        self, pixels: Float[Tensor, "batch 3 size size"], names: Collection[Input]
+    ) -> dict[Input, Float[Tensor, "batch ..."]]:
+        """Return what `encode` and `features` do, under the names asked for; the model runs once.
+
+        Raises:
+            AdapterMismatch: a face embedding, which no image encoder makes
+        """
+        for name in names:
+            _check_made_here(name)
+        seen = self.model(pixels.to(self.device, self.dtype), output_hidden_states="image_features" in names)
+        made = {
+            "image_embedding": lambda: seen.image_embeds,
+            "image_features": lambda: seen.hidden_states[-2],
+        }
+        return {name: made[name]() for name in names}
+
+    def blank(self, name: Input) -> Float[Tensor, "..."]:
+        """Return what "no image" is, on the negative branch and for a dropped image.
+
+        image_embedding: zeros, "d". image_features: the features of normalised pixels that are all zero (a
+        picture in CLIP's mean colour, not black), "patches d". The official code's rule, and diffusers'.
+
+        Raises:
+            AdapterMismatch: a face embedding, which no image encoder makes
+        """
+        _check_made_here(name)
+        key = name, self.device, self.dtype
+        if key not in self._blanks:
+            self._blanks[key] = self._blank(name)
+        return self._blanks[key]
+
+    def _blank(self, name: Input) -> Tensor:
+        if name == "image_embedding":
+            return torch.zeros(self.embedding_dim, device=self.device, dtype=self.dtype)
+        with torch.inference_mode(False):  # what is kept must serve training later
+            return self.features(torch.zeros(1, 3, self.image_size, self.image_size))[0]
+
+
+def _check_made_here(name: Input) -> None:
+    if name == "face_embedding":
+        raise AdapterMismatch(
+            "an image encoder makes no face embedding; set adapter.face_embedder, or give Reference(face=...)"
+        )
+
+
+def _shape(model: CLIPVisionModelWithProjection) -> str:
+    config = model.config
+    return (
+        f"CLIP ViT/{config.patch_size} for {config.image_size} px, {config.num_hidden_layers} layers "
+        f"{config.hidden_size} wide, embedding {config.projection_dim} wide"
+    )
 
 
 def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> ImageEncoder:
@@ -112,7 +183,7 @@ def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> Im
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UnknownModel(f"no image encoder at {source}: {reason}") from error
-    return ImageEncoder(model, mean=mean, std=std)
+    return ImageEncoder(model, mean=mean, std=std, name=str(source))
 
 
 def _normalisation(folder: Path | None, repository: str, subfolder: str) -> tuple[RGB, RGB]:

@@ -1,17 +1,14 @@
-"""The image prompt: a file, a PIL picture or an array → an upright RGB picture → encoder pixels.
+"""The image prompt: a file, a PIL picture or an array → an upright RGB picture.
 
 Nothing is decoded before the header has been checked: format, then number of pixels. Colour profiles are not
 applied; values are taken as sRGB, as the image encoders' own preprocessing does.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from PIL import Image, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -20,7 +17,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from torch import Tensor
 
 from imprompt.errors import ImageError
 
@@ -41,7 +37,6 @@ _READERS: dict[bytes, type[ImageFile]] = {
 }
 _FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 _WORDY_MODES = {"I": "32-bit integer", "F": "floating-point"}
-_THINNEST = 16
 
 
 def load_image(source: ImagePrompt, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
@@ -60,38 +55,6 @@ def load_image(source: ImagePrompt, background: tuple[int, int, int] = (255, 255
     if isinstance(source, str | os.PathLike):
         return _load_file(Path(source), background)
     raise ImageError(f"an image prompt is a path, a PIL picture or an array, not {type(source).__name__}")
-
-
-def encoder_pixels(
-    picture: Image.Image, size: int, *, mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "3 {size} {size}"]:
-    """Return an RGB picture as an image encoder's input: its middle square, `size` pixels wide, normalised.
-
-    The shorter side becomes `size` (bicubic), the middle is cropped, values go from 0–255 to 0–1 and then to
-    (value - mean) / std per channel; equal to transformers' CLIPImageProcessorPil.
-    """
-    picture = _resize_shorter_side(_middle(picture.convert("RGB"), _THINNEST), size)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    square = np.array(picture.crop((left, top, left + size, top + size)))
-    values = torch.from_numpy(square).permute(2, 0, 1).double() / 255
-    channels = [torch.tensor(list(x), dtype=torch.float64).view(3, 1, 1) for x in (mean, std)]
-    return ((values - channels[0]) / channels[1]).float()
-
-
-def _middle(picture: Image.Image, ratio: int) -> Image.Image:
-    """Crop the longer side to `ratio` times the shorter one, or a hair-thin picture would grow huge."""
-    width, height = (min(x, ratio * min(picture.size)) for x in picture.size)
-    if (width, height) == picture.size:
-        return picture
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
-
-
-def _resize_shorter_side(picture: Image.Image, size: int) -> Image.Image:
-    # int(), not round(): the rule of transformers' get_resize_output_image_size
-    longer = int(size * max(picture.size) / min(picture.size))
-    shape = (size, longer) if picture.width <= picture.height else (longer, size)
-    return picture.resize(shape, Image.Resampling.BICUBIC)
 
 
 def _load_file(path: Path, background: tuple[int, int, int]) -> Image.Image:
