@@ -1,5 +1,6 @@
 """torch.compile: one graph without breaks, and none more when λ, picture or prompt change."""
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,12 +8,14 @@ import jaxtyping
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 
 import tiny
 from imprompt.adapter import ImagePromptAdapter
+from imprompt.encoder import ImageEncoder
 from imprompt.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -75,6 +78,51 @@ def test_a_compiled_pipeline_makes_one_graph_for_all_references_and_prompts(
             with adapter.references(reference):
                 torch.testing.assert_close(latents(pipe, prompt), alone, rtol=1e-4, atol=1e-4)
     assert counter.frame_count == 1
+
+
+def test_nothing_is_compiled_anew_over_a_hundred_random_changes() -> None:
+    """λ, layers, mask, steps, prompt, picture: all of them are data, none of them is code."""
+    pipe, counter, rng = tiny.sd_pipeline(), CompileCounter(), random.Random(0)
+    adapter = tiny.adapter(pipe.unet)
+    adapter.image_encoder = ImageEncoder(tiny.vision_model())
+    wrap(pipe, counter)
+    made: list[Tensor] = []
+    with adapter.attach(pipe), torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(100):
+            with adapter.references(random_reference(rng)):
+                made.append(latents(pipe, rng.choice(["a cat", "a dog", ""])))
+    assert counter.frame_count == 1
+    assert len({one.sum().item() for one in made}) > 90
+
+
+def random_reference(rng: random.Random) -> Reference:
+    masks = [None, torch.linspace(0, 1, 63).reshape(7, 9), Image.new("L", (4, 5), 200)]
+    return Reference(
+        tiny.picture(seed=rng.randrange(100), width=rng.randrange(20, 90)),
+        scale=rng.choice([0.0, 0.5, 1.0, rng.uniform(-1, 2)]),
+        layers=rng.choice(["full", "ease in", "weak middle", {"mid": 1.0}, {"up": 0.5, "down": -1.0}]),
+        mask=rng.choice(masks),
+        steps=rng.choice([(0.0, 1.0), (0.0, 0.5), (0.5, 1.0), [0.3, 0.7]]),
+        crop=rng.choice(["centre", "stretch", "pad"]),
+        scaling=rng.choice(["value", "key and value", "key and mean value"]),
+    )
+
+
+def test_a_compiled_reference_with_all_settings_is_what_it_is_without_compiling() -> None:
+    rng, counter = random.Random(1), CompileCounter()
+    pipe = tiny.sd_pipeline()
+    adapter = tiny.adapter(pipe.unet)
+    adapter.image_encoder = ImageEncoder(tiny.vision_model())
+    asked = [random_reference(rng) for _ in range(6)]
+    expected = []
+    for reference in asked:
+        with adapter.attach(pipe), adapter.references(reference):
+            expected.append(latents(pipe))
+    wrap(pipe, counter)
+    with adapter.attach(pipe):
+        for reference, eager in zip(asked, expected, strict=True):
+            with adapter.references(reference):
+                torch.testing.assert_close(latents(pipe), eager, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -288,7 +288,7 @@ class ImagePromptAdapter(nn.Module):
         """
         encoder = self._encoder_for(None)
         (encoded,) = encoder.encode([_as_reference(reference)])
-        blank = {name: value[0] for name, value in encoded.negative.items()}
+        blank: dict[Input, Tensor] = {name: value[0] for name, value in encoded.negative.items()}
         name = {} if self.image_encoder is None else {"encoder": self.image_encoder.name}
         return ImageEmbeddings(encoded.positive, blank, name)
 

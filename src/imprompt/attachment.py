@@ -9,6 +9,8 @@ from typing import cast, get_args
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from torch import Tensor, nn
 
 from imprompt.attention import (
@@ -201,7 +203,7 @@ def _denoiser(target: object) -> nn.Module:
 def _unet(target: object) -> UNet:
     module = _denoiser(target)
     unet = getattr(module, "_orig_mod", module)
-    if not isinstance(unet, get_args(UNet)):
+    if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
         kinds = " and ".join(kind.__name__ for kind in get_args(UNet))
         raise AttachmentError(f"cannot attach to {type(unet).__name__}; only {kinds} are supported")
     return unet

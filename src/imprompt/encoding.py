@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from imprompt.crop import encoder_view, tiles
+from imprompt.crop import Crop, encoder_view, tiles
 from imprompt.embeddings import ImageEmbeddings, combined
 from imprompt.encoder import ImageEncoder, Input
 from imprompt.errors import AdapterMismatch, InvalidReference
@@ -99,7 +99,7 @@ class ReferenceEncoder:
         """What the encoders make of each picture, in the order that the projection takes it."""
         if not parts:
             return []
-        names = [name for name in self.takes if name != "face_embedding"]
+        names: list[Input] = [name for name in self.takes if name != "face_embedding"]
         seen: dict[Input, Tensor] = {}
         if names:
             encoder = self._encoder()
@@ -116,7 +116,7 @@ class ReferenceEncoder:
         negative = self._given(reference.negative, None) if reference.negative is not None else None
         if reference.negative is not None and negative is None:
             negative = _stacked([next(rows) for _ in as_pictures(reference.negative)])
-        positive = {
+        positive: dict[Input, Tensor] = {
             name: combined(value, reference.combine, reference.weights) for name, value in given.items()
         }
         if reference.without:
@@ -132,16 +132,18 @@ class ReferenceEncoder:
             return {name: images.inputs[name] for name in self.takes}
         if not isinstance(images, Tensor):
             return None
-        given = ImageEmbeddings(self._named(images, face), {}, {})
-        given.check_fits(self.takes)
-        return given.inputs
+        named = self._named(images, face)
+        zeros: dict[Input, Tensor] = {name: value.new_zeros(value.shape[1:]) for name, value in named.items()}
+        ImageEmbeddings(named, zeros).check_fits(self.takes)
+        return named
 
     def _named(self, images: Tensor, face: Tensor | None) -> Inputs:
         if face is not None:
             return {"face_embedding": face, "image_features": images}
         if images.ndim == 3:
             return {"image_features": images}
-        return {next((name for name in self.takes if name != "image_features"), "image_embedding"): images}
+        pooled: list[Input] = [name for name in self.takes if name != "image_features"]
+        return {pooled[0] if pooled else "image_embedding": images}
 
     def _blank(self, reference: Reference, positive: Inputs) -> Inputs:
         """ "No image", as many times as there are images."""
@@ -173,7 +175,7 @@ class ReferenceEncoder:
 
 class _Part(NamedTuple):
     picture: Image.Image
-    crop: object
+    crop: Crop
     face: Tensor | None
 
 

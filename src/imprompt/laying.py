@@ -141,7 +141,7 @@ class Laying:
         laid = {
             layer: Laid(
                 tuple(
-                    Term(*_on_rows(condition, layer, batch), mask)
+                    Term(*_on_rows(condition, layer, batch), self._own(mask))
                     for condition, mask in zip(self.conditions, masks[self.levels[layer]], strict=True)
                     if layer in condition.positive
                 )
@@ -169,6 +169,10 @@ class Laying:
             areas = torch.stack([_resized(area, height, width) for area in condition.areas])
             masks.append(batch.rows.of(areas)[:, None, :, None].to(batch.device, batch.dtype))
         return masks
+
+    def _own(self, mask: Tensor | None) -> Tensor | None:
+        # A graph is compiled for tensors that are shared among layers in just this way: never share any.
+        return mask.clone() if mask is not None and self.is_static else mask
 
     def _at_step(self, batch: Batch, timestep: Tensor | float | int) -> dict[int, Laid]:
         """Weigh the terms as this step asks for."""

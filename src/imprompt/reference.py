@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
@@ -17,7 +17,7 @@ from imprompt.crop import Crop
 from imprompt.embeddings import Combine, ImageEmbeddings, load_embeddings
 from imprompt.errors import InvalidReference
 from imprompt.image import ImagePrompt, load_image
-from imprompt.layer_weights import Convention
+from imprompt.layer_weights import Convention, Layers
 
 Scaling = Literal["value", "key and value", "key and mean value"]
 """Where λ goes, see `Reference.scaling`."""
@@ -73,7 +73,7 @@ class Reference:
     images: Pictures | Tensor | ImageEmbeddings
     _: KW_ONLY
     scale: float | int = 1.0
-    layers: str | Mapping[str | int, float | int] = "full"
+    layers: Layers = "full"
     convention: Convention = "comfy"
     boost: float | int | None = None
     steps: tuple[float | int, float | int] | list[float | int] = (0.0, 1.0)

@@ -54,10 +54,10 @@ def _is_running(pipeline: object) -> bool:
 
 
 class Moment(NamedTuple):
-    """Where a generation is: step `index` of `count`, and 1 - t / (T - 1) for timestep t of T in training."""
+    """Where a generation is: at `step` of `steps`, and 1 - t / (T - 1) for timestep t of T in training."""
 
-    index: int
-    count: int
+    step: int
+    steps: int
     noise: float
 
 
@@ -95,9 +95,9 @@ class Clock:
         self._last = self._position(now)
         if self._first < 0:
             self._first = self._last
-        count = getattr(self.pipeline, "num_timesteps", None) or len(self._timesteps) - self._first
+        steps = getattr(self.pipeline, "num_timesteps", None) or len(self._timesteps) - self._first
         training_steps = getattr(self.pipeline, "scheduler").config.num_train_timesteps  # noqa: B009
-        return Moment(self._last - self._first, count, 1 - now / (training_steps - 1))
+        return Moment(self._last - self._first, steps, 1 - now / (training_steps - 1))
 
     def _position(self, timestep: float) -> int:
         places = [i for i, t in enumerate(self._timesteps) if abs(t - timestep) < 1e-3]
