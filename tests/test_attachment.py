@@ -498,8 +498,12 @@ def test_a_base_in_half_precision_takes_an_adapter_in_single(
 def test_an_adapter_in_half_precision_works_on_a_base_in_single(
     pipe: Any, adapter: ImagePromptAdapter
 ) -> None:
+    """Its K' and V' are made in single precision, as if its weights had been saved so."""
     with adapter.to(torch.bfloat16).attach(pipe), adapter.references(tiny.embedding(1)):
-        assert latents(pipe).dtype == torch.float32
+        narrow = latents(pipe)
+    assert next(adapter.parameters()).dtype == torch.bfloat16
+    with adapter.float().attach(pipe), adapter.references(tiny.embedding(1)):
+        assert torch.equal(narrow, latents(pipe))
 
 
 def test_autocast_lays_images_out_in_its_own_type(pipe: Any, adapter: ImagePromptAdapter) -> None:

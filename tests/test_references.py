@@ -380,8 +380,6 @@ def test_a_precise_mode_shows_the_picture_to_the_negative_branch_alone(
         both = output(unet)
     pushed, middle = (scale if boost is None else boost) * 0.5, {"mid": 1.0}
     zero = torch.zeros_like(embedding)
-    monkey = pytest.MonkeyPatch()
-    monkey.undo()
     positive = unprecise(unet, adapter, Reference(embedding, scale=scale, layers=middle))
     negative = unprecise(
         unet,

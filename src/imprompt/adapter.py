@@ -30,19 +30,15 @@ from imprompt.conditions import (
 )
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.encoder import ImageEncoder, Input
-from imprompt.encoding import Encoded, Inputs, ReferenceEncoder, split_tiles
-from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, InvalidReference
+from imprompt.encoding import Encoded, Inputs, ReferenceEncoder, ReferenceLike, as_arguments, as_reference
+from imprompt.errors import AdapterMismatch, AttachmentError, InvalidReference
 from imprompt.faces import FaceEmbedder
-from imprompt.image import ImagePrompt
 from imprompt.layers import UNet, cross_attention_layers, layer_shapes
 from imprompt.laying import Condition, Laying, Loras
 from imprompt.matrices import ImageKeyValue, LoraShapes, LowRank
 from imprompt.projection import FacePlusProjection, ImageProjection
 from imprompt.reference import Reference
 from imprompt.running import Branches, Clock, guidance_branches
-
-ReferenceLike = Reference | ImagePrompt | Tensor | ImageEmbeddings
-"""A reference, or what it can be made of with λ = 1: a file, a picture, an array, image embeddings."""
 
 
 class ImagePromptAdapter(nn.Module):
@@ -260,8 +256,7 @@ class ImagePromptAdapter(nn.Module):
         """
         attachment = self._attached()
         attachment.check_in_place()
-        arguments = [part for argument in references for part in _arguments(argument)]
-        _check_arguments(arguments)
+        arguments = as_arguments(references)
         every = [reference for argument in arguments for reference in argument]
         clock = None if isinstance(attachment.target, nn.Module) else Clock(attachment.target)
         check_schedule(every, clock is not None)
@@ -287,7 +282,7 @@ class ImagePromptAdapter(nn.Module):
             AdapterMismatch, InvalidReference, ImageError: as `references`
         """
         encoder = self._encoder_for(None)
-        (encoded,) = encoder.encode([_as_reference(reference)])
+        (encoded,) = encoder.encode([as_reference(reference)])
         blank: dict[Input, Tensor] = {name: value[0] for name, value in encoded.negative.items()}
         name = {} if self.image_encoder is None else {"encoder": self.image_encoder.name}
         return ImageEmbeddings(encoded.positive, blank, name)
@@ -298,7 +293,7 @@ class ImagePromptAdapter(nn.Module):
         Raises:
             AdapterMismatch: no image encoder
         """
-        return self._encoder_for(None).views(_as_reference(reference))
+        return self._encoder_for(None).views(as_reference(reference))
 
     def _encoder_for(self, target: object) -> ReferenceEncoder:
         return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
@@ -318,19 +313,35 @@ class ImagePromptAdapter(nn.Module):
         layers = self.shapes if attachment.is_compiled else layers_used(asked)
         images = math.lcm(*(_images(inputs) for halves in encoded for inputs in halves))
         face_scale = torch.tensor([float(reference.face_scale) for reference in references])
+        dtype = torch.promote_types(next(self.projection.parameters()).dtype, attachment.unet.dtype)
         positive, negative = (
-            self(self._stacked([halves[half] for halves in encoded], images), layers, face_scale)
+            self._finished(
+                self._stacked([halves[half] for halves in encoded], images, dtype), layers, face_scale
+            )
             for half in (0, 1)
         )
         return finished(asked, positive, negative, {layer: attachment.heads(layer) for layer in layers})
 
-    def _stacked(self, prompts: Sequence[Inputs], images: int) -> dict[Input, Tensor]:
+    def _stacked(self, prompts: Sequence[Inputs], images: int, dtype: torch.dtype) -> dict[Input, Tensor]:
         """Stack the prompts' inputs, "prompts images ...", pictures repeated where there are fewer."""
-        weight = next(self.projection.parameters())
+        device = next(self.projection.parameters()).device
         return {
-            name: torch.stack([_repeated(inputs[name], images).to(weight) for inputs in prompts])
+            name: torch.stack([_repeated(inputs[name], images).to(device, dtype) for inputs in prompts])
             for name in self.projection.takes
         }
+
+    def _finished(
+        self, inputs: Inputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
+    ) -> KeysValues:
+        """K' and V' in the inputs' number format: that of the base, where the adapter's own is narrower."""
+        dtype = next(iter(inputs.values())).dtype
+        used = {str(layer) for layer in layers}
+        weights = {
+            name: weight.to(dtype)
+            for name, weight in self.named_parameters()
+            if name.startswith("projection.") or name.split(".")[1] in used
+        }
+        return torch.func.functional_call(self, weights, (inputs, layers, face_scale))
 
     def _loras(self, arguments: Sequence[Sequence[Reference]]) -> Loras | None:
         if not self.lora:
@@ -368,36 +379,12 @@ class ImagePromptAdapter(nn.Module):
         return attachment.show(keys_values)
 
 
-def _as_reference(one: ReferenceLike) -> Reference:
-    return one if isinstance(one, Reference) else Reference(one)
-
-
-def _arguments(argument: ReferenceLike | Sequence[ReferenceLike]) -> list[list[Reference]]:
-    """An argument with a reference per prompt; several of these where pictures are cut into tiles."""
-    several = argument if isinstance(argument, Sequence) and not isinstance(argument, str) else [argument]
-    parts = [split_tiles(_as_reference(one)) for one in several]
-    if len({len(tiles) for tiles in parts}) > 1:
-        raise AmbiguousBatch(
-            f"the pictures in one list have {', '.join(str(len(tiles)) for tiles in parts)} tiles; "
-            "use pictures of like proportions, or give them in separate generations"
-        )
-    return [list(one) for one in zip(*parts, strict=True)] if parts else [[]]
-
-
 def _images(inputs: Inputs) -> int:
     return next(iter(inputs.values())).shape[0]
 
 
 def _repeated(value: Tensor, images: int) -> Tensor:
     return value.repeat(images // len(value), *(1,) * (value.ndim - 1))
-
-
-def _check_arguments(arguments: Sequence[Sequence[Reference]]) -> None:
-    if not arguments or not all(arguments):
-        raise InvalidReference("give at least one reference")
-    counts = sorted({len(argument) for argument in arguments} - {1})
-    if len(counts) > 1:
-        raise AmbiguousBatch(f"the lists of references have different lengths: {', '.join(map(str, counts))}")
 
 
 def _branches(target: object) -> Branches:

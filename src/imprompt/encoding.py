@@ -18,13 +18,17 @@ from transformers import CLIPTextModelWithProjection
 from imprompt.crop import Crop, encoder_view, tiles
 from imprompt.embeddings import ImageEmbeddings, combined
 from imprompt.encoder import ImageEncoder, Input
-from imprompt.errors import AdapterMismatch, InvalidReference
+from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
 from imprompt.faces import Face, FaceEmbedder
-from imprompt.image import load_image
+from imprompt.image import ImagePrompt, load_image
 from imprompt.reference import Reference, as_pictures
 
 Inputs = Mapping[Input, Tensor]
 """What a projection takes, each "images ..."."""
+
+
+ReferenceLike = Reference | ImagePrompt | Tensor | ImageEmbeddings
+"""A reference, or what it can be made of with λ = 1: a file, a picture, an array, image embeddings."""
 
 
 class Encoded(NamedTuple):
@@ -171,6 +175,43 @@ class ReferenceEncoder:
         if "image_embedding" not in self.takes:
             raise InvalidReference("`without` needs an adapter that takes the pooled image embedding")
         return text_embedding(self.target, words, self.takes["image_embedding"])
+
+
+def as_arguments(references: Sequence[ReferenceLike | Sequence[ReferenceLike]]) -> list[list[Reference]]:
+    """What acts together, each with a reference for every prompt or one for all; tiles act on their own.
+
+    Raises:
+        InvalidReference: nothing given
+        AmbiguousBatch: lists of different lengths
+    """
+    arguments = [part for argument in references for part in _arguments(argument)]
+    _check_arguments(arguments)
+    return arguments
+
+
+def as_reference(one: ReferenceLike) -> Reference:
+    """The reference itself, or one made of a picture or of embeddings."""
+    return one if isinstance(one, Reference) else Reference(one)
+
+
+def _arguments(argument: ReferenceLike | Sequence[ReferenceLike]) -> list[list[Reference]]:
+    """An argument with a reference per prompt; several of these where pictures are cut into tiles."""
+    several = argument if isinstance(argument, Sequence) and not isinstance(argument, str) else [argument]
+    parts = [split_tiles(as_reference(one)) for one in several]
+    if len({len(tiles) for tiles in parts}) > 1:
+        raise AmbiguousBatch(
+            f"the pictures in one list have {', '.join(str(len(tiles)) for tiles in parts)} tiles; "
+            "use pictures of like proportions, or give them in separate generations"
+        )
+    return [list(one) for one in zip(*parts, strict=True)] if parts else [[]]
+
+
+def _check_arguments(arguments: Sequence[Sequence[Reference]]) -> None:
+    if not arguments or not all(arguments):
+        raise InvalidReference("give at least one reference")
+    counts = sorted({len(argument) for argument in arguments} - {1})
+    if len(counts) > 1:
+        raise AmbiguousBatch(f"the lists of references have different lengths: {', '.join(map(str, counts))}")
 
 
 class _Part(NamedTuple):

@@ -21,7 +21,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from imprompt.adapter import ImagePromptAdapter, ReferenceLike
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.encoding import ReferenceLike
 from imprompt.errors import ConfigError, ImageError, UnknownModel
 from imprompt.output import check_output, written_whole
 
