@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 import tiny
-from imprompt.encoder import CLIP_MEAN, ImageEncoder, load_image_encoder
-from imprompt.errors import UnknownModel
+from imprompt.crop import encoder_view
+from imprompt.encoder import CLIP_MEAN, ImageEncoder, Input, load_image_encoder
+from imprompt.errors import AdapterMismatch, UnknownModel
 
 
 @pytest.fixture
@@ -39,6 +40,77 @@ def test_the_features_are_the_last_hidden_states_but_one(
     hidden = tiny.vision_model()(pixels, output_hidden_states=True).hidden_states
     assert torch.equal(encoder.features(pixels), hidden[-2])
     assert encoder.features(pixels).shape == (2, 5, encoder.feature_dim)
+
+
+@pytest.mark.parametrize(
+    "names", [["image_embedding"], ["image_features"], ["image_features", "image_embedding"], []]
+)
+def test_both_inputs_come_of_one_run(
+    encoder: ImageEncoder, pictures: list[Image.Image], names: list[Input]
+) -> None:
+    pixels = encoder.pixels(pictures)
+    expected = {"image_embedding": encoder.encode(pixels), "image_features": encoder.features(pixels)}
+    runs: list[object] = []
+    encoder.model.register_forward_hook(lambda *_: runs.append(1))
+    inputs = encoder.inputs(pixels, names)
+    assert len(runs) == 1
+    assert list(inputs) == names
+    assert all(torch.equal(inputs[name], expected[name]) for name in names)
+
+
+def test_the_blank_embedding_is_zero_and_the_blank_features_are_those_of_zero_pixels(
+    encoder: ImageEncoder,
+) -> None:
+    assert torch.equal(encoder.blank("image_embedding"), torch.zeros(tiny.EMBEDDING_DIM))
+    zeros = torch.zeros(1, 3, 28, 28)
+    hidden = tiny.vision_model()(zeros, output_hidden_states=True).hidden_states[-2][0]
+    assert torch.equal(encoder.blank("image_features"), hidden)
+
+
+def test_a_blank_is_made_once_and_again_after_a_move(encoder: ImageEncoder) -> None:
+    runs: list[object] = []
+    encoder.model.register_forward_hook(lambda *_: runs.append(1))
+    exact = encoder.blank("image_features")
+    assert encoder.blank("image_features") is exact
+    assert len(runs) == 1
+    rounded = encoder.to(torch.bfloat16).blank("image_features")
+    assert rounded.dtype == encoder.blank("image_embedding").dtype == torch.bfloat16
+    again = encoder.to(torch.float32).blank("image_features")
+    assert not torch.equal(again, exact)  # the weights have been rounded
+    encoder.model.double()  # moved behind our back
+    assert encoder.blank("image_features").dtype == torch.float64
+
+
+def test_a_blank_made_in_inference_mode_serves_training(encoder: ImageEncoder) -> None:
+    weight = torch.ones(encoder.feature_dim, requires_grad=True)
+    with torch.inference_mode():
+        encoder.blank("image_features")
+    (encoder.blank("image_features") @ weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_no_image_encoder_makes_face_embeddings(encoder: ImageEncoder, pictures: list[Image.Image]) -> None:
+    with pytest.raises(AdapterMismatch, match="no face embedding; set adapter"):
+        encoder.inputs(encoder.pixels(pictures), ["image_embedding", "face_embedding"])
+    with pytest.raises(AdapterMismatch, match="no face embedding"):
+        encoder.blank("face_embedding")
+
+
+def test_the_crop_decides_what_is_seen(encoder: ImageEncoder) -> None:
+    tall = tiny.picture(width=40, height=80)
+    top = encoder_view(tall, 28, "top")
+    assert torch.equal(encoder.pixels([tall], "top"), encoder.pixels([top]))
+    assert not torch.equal(encoder.pixels([tall], "top"), encoder.pixels([tall]))
+    assert torch.equal(encoder.pixels([tall], crop="centre"), encoder.pixels([tall]))
+
+
+def test_its_name_is_given_or_where_it_came_from_or_its_shape(tmp_path: Path) -> None:
+    assert ImageEncoder(tiny.vision_model(), name="my encoder").name == "my encoder"
+    described = ImageEncoder(tiny.vision_model()).name
+    assert described == "CLIP ViT/14 for 28 px, 3 layers 24 wide, embedding 14 wide"
+    tiny.vision_model().save_pretrained(tmp_path)
+    assert load_image_encoder(tmp_path).name == str(tmp_path)
+    assert ImageEncoder(load_image_encoder(tmp_path).model).name == str(tmp_path)
 
 
 def test_it_is_frozen_and_gives_no_gradients(encoder: ImageEncoder, pictures: list[Image.Image]) -> None:

@@ -79,8 +79,7 @@ class ImageEmbeddings:
         path = Path(path)
         check_output(path, ".safetensors")
         tensors = _named(self.inputs, "inputs.") | _named(self.blank, "blank.")
-        shapes = {name: list(tensor.shape) for name, tensor in self.inputs.items()}
-        ours = {"kind": _KIND, "version": VERSION, "inputs": json.dumps(shapes)}
+        ours = {"kind": _KIND, "version": VERSION, "inputs": _shapes(self.inputs)}
         metadata = {**self.metadata, **{_OURS + key: value for key, value in ours.items()}, "format": "pt"}
         with written_whole(path) as part:
             try:
@@ -113,7 +112,7 @@ class ImageEmbeddings:
 
     @property
     def _origin(self) -> str:
-        return f", made by {self.metadata['encoder']}," if "encoder" in self.metadata else ""
+        return f" of {self.metadata['encoder']}" if "encoder" in self.metadata else ""
 
 
 def load_embeddings(path: str | os.PathLike[str]) -> ImageEmbeddings:
@@ -133,9 +132,8 @@ def load_embeddings(path: str | os.PathLike[str]) -> ImageEmbeddings:
     if strange:
         raise CheckpointError(f"{path} holds {strange[0]!r}, which has no place among image embeddings")
     problem = _problem(inputs, blank)
-    shapes = {name: list(tensor.shape) for name, tensor in inputs.items()}
-    if not problem and metadata.get("imprompt.inputs") != json.dumps(shapes):
-        problem = f"its tensors have shapes {shapes}, its metadata say {metadata.get('imprompt.inputs')}"
+    if not problem and metadata.get("imprompt.inputs") != _shapes(inputs):
+        problem = f"its tensors are {_shapes(inputs)}, its metadata say {metadata.get('imprompt.inputs')}"
     if problem:
         raise CheckpointError(f"{path} is damaged: {problem}")
     theirs = {key: text for key, text in metadata.items() if not key.startswith(_OURS) and key != "format"}
@@ -272,6 +270,10 @@ def _tensor_problem(name: Input, tensor: Tensor, blank: Tensor) -> str | None:
         if not values.is_floating_point() or not values.isfinite().all():
             return f"{kind}{name} contains NaN or infinity"
     return None
+
+
+def _shapes(inputs: Mapping[Input, Tensor]) -> str:
+    return json.dumps({name: list(inputs[name].shape) for name in get_args(Input) if name in inputs})
 
 
 def _named(tensors: Mapping[Input, Tensor], prefix: str) -> dict[str, Tensor]:

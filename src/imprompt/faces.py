@@ -1,8 +1,8 @@
 """The face in a picture as a vector that FaceID adapters take: anything callable will do, or InsightFace.
 
 InsightFace is an extra: pip install 'imprompt[faces]'. Its code has the MIT licence, but **its models may be
-used for non-commercial research only** (https://github.com/deepinsight/insightface, "License"). It fetches them
-itself, on first use. The published FaceID adapters were trained on its embeddings.
+used for non-commercial research only** (https://github.com/deepinsight/insightface, "License"). It fetches
+them itself, on first use. The published FaceID adapters were trained on its embeddings.
 """
 
 import contextlib
