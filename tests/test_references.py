@@ -1,5 +1,6 @@
 """What a reference asks: where, when and how it acts, each against an independent computation."""
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
@@ -644,6 +645,36 @@ def test_a_face_and_features_act_together_with_a_strength(unet: UNet2DConditionM
             key = attachment.processors[number].images[0].key
             close(key[0].transpose(0, 1).flatten(1), adapter.key_value(number).to_key(tokens)[0])
     assert not torch.equal(by_picture, shown(unet, adapter, Reference(picture)))
+
+
+def test_adapters_of_several_kinds_act_together_as_a_sum(
+    unet: UNet2DConditionModel, adapter: ImagePromptAdapter
+) -> None:
+    plus, face = (
+        resampler(unet),
+        randomised(ImagePromptAdapter.for_unet(unet, FaceProjection(tiny.SD_CONTEXT))),
+    )
+    asked = [
+        (adapter, Reference(tiny.embedding(1), scale=0.5)),
+        (plus, Reference(torch.randn(1, 4, 24), negative=torch.zeros(1, 4, 24))),
+        (face, Reference(torch.randn(2, 512), layers={"down": 1.0})),
+    ]
+    _, attn = cross_attention_layers(unet)[1]
+    hidden, text = torch.randn(2, 64, 16), torch.randn(2, 7, tiny.SD_CONTEXT)
+    base = attn(hidden, encoder_hidden_states=text)
+
+    def beside(*some: tuple[ImagePromptAdapter, Reference]) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            for one, reference in some:
+                stack.enter_context(one.attach(unet))
+                stack.enter_context(one.references(reference))
+            output(unet)
+            return attn(hidden, encoder_hidden_states=text) - base
+
+    alone = [beside(one) for one in asked]
+    assert all(one.abs().max() > 1e-2 for one in alone)
+    close(beside(*asked), sum(alone, torch.zeros_like(base)))
+    assert torch.equal(attn(hidden, encoder_hidden_states=text), base)
 
 
 # Nothing without effect

@@ -181,7 +181,7 @@ class ImagePromptAdapter(nn.Module):
         batch, images = next(iter(inputs.values())).shape[:2]
         each = [inputs[name].flatten(0, 1) for name in self.projection.takes]
         if face_scale is not None and isinstance(self.projection, FacePlusProjection):
-            tokens = self.projection(*each, face_scale.repeat_interleave(images))
+            tokens = self.projection(*each, face_scale.repeat_interleave(images).to(each[0]))
         else:
             tokens = self.projection(*each)
         return tokens.reshape(batch, -1, tokens.shape[-1])

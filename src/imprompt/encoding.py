@@ -124,9 +124,8 @@ class ReferenceEncoder:
             name: combined(value, reference.combine, reference.weights) for name, value in given.items()
         }
         if reference.without:
-            positive["image_embedding"] = positive["image_embedding"] - self._text_embedding(
-                reference.without
-            )
+            words = self._text_embedding(reference.without)
+            positive["image_embedding"] = positive["image_embedding"] - words.to(positive["image_embedding"])
         return Encoded(positive, negative or self._blank(reference, positive))
 
     def _given(self, images: object, face: Tensor | None) -> Inputs | None:
