@@ -6,7 +6,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub
 import numpy as np
@@ -18,26 +18,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import adapter_files
 import tiny
-from imprompt import checkpoint
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import (
+    PUBLISHED,
     convert_adapter,
     describe,
     from_official,
     load_adapter,
+    loading,
     save_adapter,
     to_official,
 )
-from imprompt.checkpoint.files import TensorFile, read_tensors
-from imprompt.checkpoint.recognise import Description, describe_tensors
+from imprompt.checkpoint.files import read_tensors
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, CheckpointError, OutputError, UnknownModel
-from imprompt.projection import LinearProjection
+from imprompt.projection import (
+    FacePlusProjection,
+    ImageProjection,
+    LinearProjection,
+    PatchProjection,
+    PerceiverShape,
+    ResamplerProjection,
+)
 from imprompt.reference import Reference
 
 SUFFIXES = [".safetensors", ".bin"]
-SD_INNER = [320] * 2 + [640] * 2 + [1280] * 5 + [640] * 3 + [320] * 3 + [1280]
 
 
 @pytest.fixture
@@ -67,6 +74,19 @@ def test_save_then_load_is_the_identity(
     loaded = load_adapter(tmp_path / f"a{suffix}")
     assert same(dict(loaded.state_dict()), dict(adapter.state_dict()))
     assert loaded.shapes == adapter.shapes
+
+
+@pytest.mark.parametrize("variant", adapter_files.PROJECTIONS)
+def test_every_variant_comes_back_as_it_was_saved(tmp_path: Path, variant: str) -> None:
+    made = adapter_files.adapter(tiny.sd_unet(), variant).half()
+    save_adapter(made, tmp_path / "a.safetensors")
+    loaded = load_adapter(tmp_path / "a.safetensors", image_encoder=None)
+    assert same(dict(sorted(loaded.state_dict().items())), dict(sorted(made.state_dict().items())))
+    assert type(loaded.projection) is type(made.projection)
+    assert (loaded.projection.takes, loaded.projection.tokens) == (
+        made.projection.takes,
+        made.projection.tokens,
+    )
 
 
 @st.composite
@@ -132,106 +152,6 @@ def test_diffusers_loads_what_we_save_and_makes_the_same_picture(tmp_path: Path,
     assert np.abs(drawn(adapter) - theirs).max() <= 1e-5
 
 
-# Recognition
-
-
-def described(shapes: dict[str, tuple[int, ...]], **metadata: str) -> Description:
-    tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
-    return describe_tensors(TensorFile(tensors, metadata, "safetensors"))
-
-
-def layers(context_dim: int, inner: list[int]) -> dict[str, tuple[int, ...]]:
-    return {
-        f"ip_adapter.{2 * i + 1}.to_{x}_ip.weight": (width, context_dim)
-        for i, width in enumerate(inner)
-        for x in "kv"
-    }
-
-
-def linear(context_dim: int, embedding_dim: int, tokens: int = 4) -> dict[str, tuple[int, ...]]:
-    rows = tokens * context_dim
-    shapes = (rows, embedding_dim), (rows,), (context_dim,), (context_dim,)
-    return dict(
-        zip(
-            (
-                "image_proj.proj.weight",
-                "image_proj.proj.bias",
-                "image_proj.norm.weight",
-                "image_proj.norm.bias",
-            ),
-            shapes,
-            strict=True,
-        )
-    )
-
-
-def face(context_dim: int, tokens: int) -> dict[str, tuple[int, ...]]:
-    names = {
-        "proj.0.weight": (1024, 512),
-        "proj.0.bias": (1024,),
-        "proj.2.weight": (tokens * context_dim, 1024),
-    }
-    names |= {
-        "proj.2.bias": (tokens * context_dim,),
-        "norm.weight": (context_dim,),
-        "norm.bias": (context_dim,),
-    }
-    return {f"image_proj.{name}": shape for name, shape in names.items()}
-
-
-LORA = {"ip_adapter.0.to_q_lora.down.weight": (128, 320), "ip_adapter.0.to_out_lora.up.weight": (320, 128)}
-PLUS = {
-    "image_proj.latents": (1, 16, 768),
-    "image_proj.proj_in.weight": (768, 1280),
-    "image_proj.proj_out.weight": (768, 768),
-}
-FULL = {"image_proj.proj.0.weight": (1280, 1280), "image_proj.proj.3.weight": (768,)}
-FACE_PLUS = face(768, 4) | {"image_proj.perceiver_resampler.proj_in.weight": (768, 1280)}
-FLUX = linear(4096, 768, 4) | {"ip_adapter.0.to_k_ip.weight": (8, 4096), "ip_adapter.0.to_k_ip.bias": (8,)}
-
-
-def test_a_published_sd15_file_is_recognised_with_its_exact_count() -> None:
-    found = described(linear(768, 1024) | layers(768, SD_INNER))
-    assert (found.variant, found.base_family, found.tokens) == ("base", "SD1.5", 4)
-    assert found.encoder == "CLIP ViT-H/14 projected embedding, 1024 wide"
-    assert found.parameters == 22_319_616
-    assert found.problems == ()
-    assert found.limit is None
-
-
-@pytest.mark.parametrize(
-    ("variant", "tokens", "encoder", "shapes"),
-    [
-        ("base", 4, "CLIP ViT-bigG/14 projected embedding, 1280 wide", linear(768, 1280)),
-        ("base", 9, "an image encoder that we do not know, 77 wide", linear(768, 77, 9)),
-        ("plus", 16, "CLIP ViT-H/14 penultimate features, 1280 wide", PLUS),
-        ("full-face", 257, "CLIP ViT-H/14 penultimate features, 1280 wide", FULL),
-        ("faceid", 4, "ArcFace identity embedding, 512 wide", face(768, 4) | LORA),
-        ("faceid-portrait", 16, "ArcFace identity embedding, 512 wide", face(768, 16)),
-        (
-            "faceid-plus",
-            4,
-            "ArcFace identity embedding and CLIP ViT-H/14 penultimate features, 512 wide",
-            FACE_PLUS | LORA,
-        ),
-        ("flux", 4, "CLIP ViT-L/14 projected embedding, 768 wide", FLUX),
-    ],
-)
-def test_variants_are_recognised_by_shapes(
-    variant: str, tokens: int, encoder: str, shapes: dict[str, tuple[int, ...]]
-) -> None:
-    found = described(shapes | ({} if variant == "flux" else layers(768, [8, 16])))
-    assert (found.variant, found.tokens, found.encoder, found.problems) == (variant, tokens, encoder, ())
-
-
-@pytest.mark.parametrize(
-    ("family", "context_dim", "inner"),
-    [("SD1.5", 768, [1] * 16), ("SD2.x", 1024, [1] * 16), ("SDXL", 2048, [1] * 70), (None, 768, [1] * 5)],
-)
-def test_base_families_are_recognised(family: str | None, context_dim: int, inner: list[int]) -> None:
-    assert described(linear(context_dim, 8) | layers(context_dim, inner)).base_family == family
-
-
 def test_the_metadata_says_what_the_file_is(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
     save_adapter(adapter, tmp_path / "a.safetensors", {"encoder": "our own", "recipe": "mini"})
     found = describe(tmp_path / "a.safetensors")
@@ -239,7 +159,7 @@ def test_the_metadata_says_what_the_file_is(adapter: ImagePromptAdapter, tmp_pat
         "format": "pt",
         "variant": "base",
         "tokens": "4",
-        "embedding_dim": str(tiny.EMBEDDING_DIM),
+        "takes": f"image_embedding {tiny.EMBEDDING_DIM}",
         "context_dim": str(tiny.SD_CONTEXT),
         "encoder": "our own",
         "recipe": "mini",
@@ -311,7 +231,10 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
         replaced("image_proj.proj.bias", lambda tensor: tensor[1:]),
         "image_proj.proj.bias has shape 79, not 80",
     ),
-    "empty projection": (replaced(PROJECTION, lambda tensor: tensor[:, :0]), "gives no whole tokens"),
+    "empty projection": (
+        replaced(PROJECTION, lambda tensor: tensor[:, :0]),
+        f"{PROJECTION} has shape 80 × 0, which gives no size",
+    ),
     "NaN": (replaced(KEY, with_bad_value(torch.nan)), f"{KEY} holds NaN or infinity"),
     "infinity": (replaced(PROJECTION, with_bad_value(-torch.inf)), f"{PROJECTION} holds NaN or infinity"),
     "integers": (replaced(KEY, lambda tensor: tensor.long()), f"{KEY} is torch.int64"),
@@ -437,27 +360,6 @@ def test_another_kind_of_file_is_said_to_be_one(tmp_path: Path) -> None:
     assert describe(tmp_path / "a").problems == (problem,)
 
 
-def test_a_training_checkpoint_is_said_to_be_one() -> None:
-    found = described({"image_proj_model.proj.weight": (2, 2), "adapter_modules.1.to_k_ip.weight": (2, 2)})
-    assert found.layout == "training checkpoint of the official scripts (safetensors)"
-    assert found.problems == (
-        "it is a training checkpoint of the official scripts, not an adapter made from one",
-    )
-
-
-def test_an_unknown_projection_is_said_to_be_one() -> None:
-    assert described({"image_proj.magic": (2, 2)}).problems == (
-        "its projection (image_proj) is of no kind that we know",
-    )
-
-
-def test_recognised_variants_are_refused_with_a_sentence(tmp_path: Path) -> None:
-    tensors = {name: torch.zeros(shape) for name, shape in (PLUS | layers(768, [8])).items()}
-    safetensors.torch.save_file(tensors, tmp_path / "plus.safetensors")
-    with pytest.raises(CheckpointError, match="plus adapters are recognised but cannot be used yet"):
-        load_adapter(tmp_path / "plus.safetensors")
-
-
 # Where adapters come from
 
 
@@ -499,25 +401,159 @@ def test_the_image_encoder_is_taken_along(adapter: ImagePromptAdapter, tmp_path:
 def test_an_image_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
     adapter = ImagePromptAdapter(LinearProjection(15, 4, 2), {1: (4, 3)})
     save_adapter(adapter, tmp_path / "a.safetensors")
-    with pytest.raises(
-        AdapterMismatch, match="needs image embeddings 15 wide; those of this image encoder are 14"
-    ):
+    wanted = "needs an image encoder that we do not know, 15 wide; .* image embedding is 14 wide, not 15"
+    with pytest.raises(AdapterMismatch, match=wanted):
         load_adapter(tmp_path / "a.safetensors", image_encoder=tiny.vision_model())
 
 
-def test_published_widths_bring_their_known_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_encoder_for_an_adapter_that_takes_faces_alone_is_refused(tmp_path: Path) -> None:
+    save_adapter(adapter_files.adapter(tiny.sd_unet(), "faceid"), tmp_path / "a.safetensors")
+    assert load_adapter(tmp_path / "a.safetensors").image_encoder is None
+    with pytest.raises(AdapterMismatch, match="it has no use for an image encoder"):
+        load_adapter(tmp_path / "a.safetensors", image_encoder=tiny.vision_model())
+
+
+SMALL = PerceiverShape(width=64, depth=1)
+VIT_H, BIGG = "h94/IP-Adapter:models/image_encoder", "h94/IP-Adapter:sdxl_models/image_encoder"
+KNOWN: list[tuple[str, ImageProjection]] = [
+    (VIT_H, LinearProjection(1024, 4, 2)),
+    (BIGG, LinearProjection(1280, 4, 2)),
+    (VIT_H, ResamplerProjection(1280, 4, 2, shape=SMALL)),
+    (VIT_H, PatchProjection(1280, 4, hidden_dim=3)),
+    (VIT_H, FacePlusProjection(1280, 64, 2, version=2, shape=SMALL)),
+    ("Kwai-Kolors/Kolors-IP-Adapter-Plus:image_encoder", ResamplerProjection(1024, 4, 2, shape=SMALL)),
+]
+
+
+@pytest.mark.parametrize(("known", "projection"), KNOWN)
+def test_published_widths_bring_their_known_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str, projection: ImageProjection
+) -> None:
     asked: list[str] = []
 
     def load(source: str) -> ImageEncoder:
         asked.append(source)
-        raise UnknownModel("offline")
+        raise UnknownModel("no connection")
 
-    monkeypatch.setattr(checkpoint, "load_image_encoder", load)
-    save_adapter(ImagePromptAdapter(LinearProjection(1024, 4, 2), {1: (4, 3)}), tmp_path / "a.safetensors")
-    with pytest.raises(UnknownModel):
+    monkeypatch.setattr(loading, "load_image_encoder", load)
+    made = ImagePromptAdapter(projection, {1: (projection.context_dim, 3)})
+    save_adapter(made, tmp_path / "a.safetensors")
+    with pytest.raises(UnknownModel, match=r"a\.safetensors needs .*CLIP .* wide; no connection"):
         load_adapter(tmp_path / "a.safetensors")
-    assert asked == ["h94/IP-Adapter:models/image_encoder"]
+    assert asked == [known]
     assert load_adapter(tmp_path / "a.safetensors", image_encoder=None).image_encoder is None
+
+
+# Short names
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_short_name_fetches_its_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def offline(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    published = PUBLISHED[name]
+    for spelled in (name, name.upper(), f"{published.repository}:{published.file}"):
+        with pytest.raises(UnknownModel, match="is not here and cannot be fetched: offline"):
+            load_adapter(spelled)
+    assert asked == [(published.repository, published.file)] * 3
+
+
+def test_a_misspelt_short_name_is_answered_with_the_right_one() -> None:
+    with pytest.raises(UnknownModel, match=r"no adapter 'sd15-pluss' \(did you mean 'sd15-plus'\?\)"):
+        load_adapter("sd15-pluss")
+
+
+@pytest.mark.parametrize(("name", "version"), [("sd15-faceid-plus", 1), ("sdxl-faceid-plusv2", 2)])
+def test_a_published_face_adapter_has_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, version: Literal[1, 2]
+) -> None:
+    file = tmp_path / "file.bin"
+    save_adapter(adapter_files.adapter(tiny.sd_unet(), "faceid-plus"), file)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file_name: str(file))
+    published = PUBLISHED[name]
+    for source in (name, f"{published.repository}:{published.file}"):
+        projection = load_adapter(source, image_encoder=None).projection
+        assert isinstance(projection, FacePlusProjection)
+        assert projection.version == version
+    with pytest.raises(CheckpointError, match=f"is FaceID-Plus version {version}, not {3 - version}"):
+        load_adapter(name, face_plus_version=2 if version == 1 else 1)
+
+
+# What tensors do not tell
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_our_own_file_says_which_version_of_faceid_plus_it_is(tmp_path: Path, version: Literal[1, 2]) -> None:
+    made = adapter_files.adapter(tiny.sd_unet(), "faceid-plus" if version == 1 else "faceid-plusv2")
+    save_adapter(made, tmp_path / "a.safetensors")
+    projection = load_adapter(tmp_path / "a.safetensors", image_encoder=None).projection
+    assert isinstance(projection, FacePlusProjection)
+    assert projection.version == version
+
+
+def test_a_faceid_plus_file_of_unknown_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    save_adapter(adapter_files.adapter(tiny.sd_unet(), "faceid-plus"), tmp_path / "a.bin")
+    with pytest.raises(CheckpointError, match=r"version 1 or 2 .* say face_plus_version=1, or 2 for a file"):
+        load_adapter(tmp_path / "a.bin")
+    projection = load_adapter(tmp_path / "a.bin", image_encoder=None, face_plus_version=2).projection
+    assert isinstance(projection, FacePlusProjection)
+    assert projection.version == 2
+
+
+def test_a_version_for_another_variant_is_refused(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    save_adapter(adapter, tmp_path / "a.bin")
+    for source, variant in ((tmp_path / "a.bin", "base"), ("mini", "base")):
+        with pytest.raises(CheckpointError, match=f"is a {variant} adapter; only FaceID-Plus ones have"):
+            load_adapter(source, face_plus_version=2)
+
+
+def test_impossible_metadata_is_named(tmp_path: Path) -> None:
+    tensors = official(adapter_files.adapter(tiny.sd_unet(), "faceid-plus"))
+    for metadata, message in (
+        ({"head_dim": "wide"}, "its metadata says head_dim 'wide', which is no whole number from 1"),
+        ({"head_dim": "48"}, r"to_q.weight \(64 × 20\) gives no whole heads 48 wide"),
+        ({"face_plus_version": "3"}, "its metadata says face_plus_version '3'; it must be 1 or 2"),
+    ):
+        safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", metadata)
+        with pytest.raises(CheckpointError, match=message):
+            load_adapter(tmp_path / "a.safetensors")
+
+
+def test_a_perceiver_with_heads_of_another_width_comes_back(tmp_path: Path) -> None:
+    shape = PerceiverShape(width=10, depth=2, attention_width=12, feed_forward_width=7, head_dim=4)
+    made = ImagePromptAdapter(ResamplerProjection(24, 20, 3, shape=shape), {1: (20, 8)})
+    save_adapter(made, tmp_path / "a.safetensors")
+    loaded = load_adapter(tmp_path / "a.safetensors")
+    features = torch.randn(2, 5, 24)
+    assert torch.equal(loaded.projection(features), made.projection(features))
+    for write in (
+        lambda path: save_adapter(made, path),
+        lambda path: convert_adapter(tmp_path / "a.safetensors", path),
+    ):
+        with pytest.raises(CheckpointError, match="cannot say that heads are 4 wide"):
+            write(tmp_path / "a.bin")
+
+
+def test_full_face_with_another_number_of_patches_needs_a_file_that_can_say_it(tmp_path: Path) -> None:
+    made = adapter_files.adapter(tiny.sd_unet(), "full-face")
+    save_adapter(made, tmp_path / "a.safetensors")
+    assert load_adapter(tmp_path / "a.safetensors").projection.tokens == adapter_files.PATCHES
+    with pytest.raises(CheckpointError, match="cannot say that it takes 5 features"):
+        save_adapter(made, tmp_path / "a.bin")
+
+
+def test_a_file_of_several_number_formats_computes_in_the_widest(tmp_path: Path) -> None:
+    tensors = official(adapter_files.adapter(tiny.sd_unet(), "plus"))
+    mixed = {k: v.half() if k.startswith("ip_adapter.") else v for k, v in tensors.items()}
+    torch.save(mixed, tmp_path / "a.bin")
+    loaded = load_adapter(tmp_path / "a.bin", image_encoder=None)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    loaded({"image_features": torch.randn(1, 1, 5, adapter_files.FEATURES)})
 
 
 # Saving
@@ -580,7 +616,8 @@ def test_metadata_that_we_write_or_cannot_write_is_refused(
 
 
 def test_converting_there_and_back_is_the_identity(tmp_path: Path) -> None:
-    tensors = {name: torch.randn(shape).half() for name, shape in (PLUS | layers(768, [8])).items()}
+    made = adapter_files.adapter(tiny.sd_unet(), "faceid-plus")
+    tensors = {name: tensor.half() for name, tensor in official(made).items()}
     safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", {"encoder": "x"})
     convert_adapter(tmp_path / "a.safetensors", tmp_path / "b.bin")
     convert_adapter(tmp_path / "b.bin", tmp_path / "c.safetensors")

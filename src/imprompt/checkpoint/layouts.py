@@ -1,0 +1,237 @@
+"""The layouts that adapter files come in, and the way of each to the official one.
+
+    official           image_proj.X                                   ip_adapter.N.to_k_ip.weight
+    training scripts   image_proj_model.X                             adapter_modules.N.to_k_ip.weight
+    ... by accelerate  image_proj_model.X                             unet.PATH.processor.to_k_ip.weight
+    ... by hand        image_proj.X                                   ip_adapter.PATH.processor.to_k_ip.weight
+    diffusers          encoder_hid_proj.image_projection_layers.0.Y   PATH.processor.to_k_ip.0.weight
+
+The training scripts and diffusers store the U-Net itself in the same file; that is left out. accelerate drops
+`adapter_modules` from its safetensors files, because they share their memory with the U-Net's processors.
+
+A PATH such as `down_blocks.1.attentions.0.transformer_blocks.0.attn2` has its official number N from its
+place among all: down, up, then mid, each in natural order; self-attention of the i-th transformer block is
+2i, cross-attention 2i + 1 (tencent-ailab/IP-Adapter at 62e4af9, `tutorial_train.py`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+_PARTS = ("down_blocks", "up_blocks", "mid_block")
+_UNET = re.compile(
+    r"(?:unet\.)?(?:down_blocks|up_blocks|mid_block|conv_in|conv_norm_out|conv_out|time_embedding|"
+    r"add_embedding|class_embedding|encoder_hid_proj|text_encoder_hid_proj)\..+|unet\..+"
+)
+_PATH = r"(?:ip_adapter\.)?(?:unet\.)?((?:down_blocks|up_blocks|mid_block)\.[\w.]+?)\.attn([12])"
+_OF_PATH = re.compile(_PATH + r"\..+")
+_PROCESSOR = re.compile(
+    _PATH + r"\.processor\.(to_[kv]_ip)(?:\.([0-9]+))?\.weight|"
+    rf"{_PATH}\.processor\.(to_(?:q|k|v|out)_lora\.(?:down|up)\.weight)"
+)
+_PEFT = re.compile(_PATH + r"\.to_(q|k|v|out)(?:\.0)?\.lora_(A|B)\.faceid_[0-9]+\.weight")
+_NUMBERED = re.compile(r"adapter_modules\.([0-9]+\..+)")
+_DIFFUSERS = re.compile(r"(?:unet\.)?encoder_hid_proj\.image_projection_layers\.([0-9]+)\.(.+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A file's tensors under their official names.
+
+    Attributes:
+        tensors: what belongs to the adapter, and what belongs nowhere under its own name
+        name: the layout it was, as a phrase
+        repairs: what was done to make it official, a phrase each; none for an official file
+        problems: what stands in the way, a sentence each
+    """
+
+    tensors: dict[str, Tensor]
+    name: str
+    repairs: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def official_layout(tensors: Tensors) -> Layout:
+    """Recognise a file's layout and turn it into the official one."""
+    if two := _two_adapters(tensors):
+        return Layout({}, "several adapters", problems=(two,))
+    if any(name.startswith("adapter_modules.") for name in tensors):
+        return _training(tensors)
+    if any(_DIFFUSERS.fullmatch(name) for name in tensors):
+        return _by_path(tensors, "diffusers' own names", _diffusers_name)
+    if any(name.startswith("image_proj_model.") for name in tensors):
+        return _by_path(tensors, "training checkpoint of the official scripts, as accelerate breaks it")
+    if any(_PROCESSOR.fullmatch(name) for name in tensors):
+        return _by_path(tensors, "official layout with paths for numbers")
+    return Layout(dict(tensors), "official layout")
+
+
+def _two_adapters(tensors: Tensors) -> str | None:
+    matches = [_DIFFUSERS.fullmatch(name) for name in tensors]
+    groups = {f"image_projection_layers.{match[1]}" for match in matches if match}
+    groups |= {g for g in ("image_proj", "image_proj_model") if any(n.startswith(f"{g}.") for n in tensors)}
+    if len(groups) < 2:
+        return None
+    return f"it holds {len(groups)} adapters ({', '.join(sorted(groups))}); save each in a file of its own"
+
+
+def _training(tensors: Tensors) -> Layout:
+    def official(name: str) -> str | None:
+        if match := _NUMBERED.fullmatch(name):
+            return f"ip_adapter.{match[1]}"
+        return _projection_name(name) or _of_no_adapter(name)
+
+    kept, problems = _renamed(tensors, official)
+    repairs = "renamed image_proj_model and adapter_modules", *_left_out(tensors, kept)
+    return Layout(kept, "training checkpoint of the official scripts", repairs, problems)
+
+
+def _by_path(
+    tensors: Tensors, name: str, projection_name: Callable[[str], str | None] | None = None
+) -> Layout:
+    paths = sorted({match[1] for match in map(_OF_PATH.fullmatch, tensors) if match}, key=_place)
+    places = {path: index for index, path in enumerate(paths)}
+    rename_projection = projection_name or _projection_name
+
+    def official(own: str) -> str | None:
+        return rename_projection(own) or _layer_name(own, places) or _of_no_adapter(own)
+
+    kept, problems = _renamed(tensors, official)
+    repairs = [*_left_out(tensors, kept)]
+    if projection_name:
+        kept = _projection_from_diffusers(kept)
+        repairs.insert(0, "turned diffusers' names of the projection into the official ones")
+    numbers = {name.split(".")[1] for name in kept if name.startswith("ip_adapter.")}
+    repairs.insert(0, f"gave {len(numbers)} attention layers their official numbers, by their paths")
+    return Layout(kept, name, tuple(repairs), (*problems, *_missing_layers(kept, places)))
+
+
+def _place(path: str) -> tuple[int, list[int]]:
+    """Where a transformer block stands among all of the U-Net's."""
+    return _PARTS.index(path.partition(".")[0]), [int(number) for number in re.findall(r"[0-9]+", path)]
+
+
+def _projection_name(name: str) -> str | None:
+    group, _, rest = name.partition(".")
+    return f"image_proj.{rest}" if group in ("image_proj", "image_proj_model") else None
+
+
+def _diffusers_name(name: str) -> str | None:
+    match = _DIFFUSERS.fullmatch(name)
+    return f"image_proj.{match[2]}" if match else None
+
+
+def _layer_name(name: str, places: Mapping[str, int]) -> str | None:
+    if match := _PROCESSOR.fullmatch(name):
+        path, which, kind = match[1] or match[5], match[2] or match[6], match[7] or f"{match[3]}.weight"
+    elif match := _PEFT.fullmatch(name):
+        path, which = match[1], match[2]
+        kind = f"to_{match[3]}_lora.{'down' if match[4] == 'A' else 'up'}.weight"
+    else:
+        return None
+    return f"ip_adapter.{2 * places[path] + int(which) - 1}.{kind}"
+
+
+def _of_no_adapter(name: str) -> str | None:
+    """None for what is the U-Net's own; the name itself for what we do not know."""
+    return None if _UNET.fullmatch(name) else name
+
+
+def _renamed(
+    tensors: Tensors, official: Callable[[str], str | None]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    kept, origin, problems = dict[str, Tensor](), dict[str, str](), []
+    for own, tensor in tensors.items():
+        name = official(own)
+        if name in origin:
+            problems.append(f"{origin[name]} and {own} both stand for {name}")
+        elif name is not None:
+            kept[name], origin[name] = tensor, own
+    return kept, tuple(problems)
+
+
+def _left_out(tensors: Tensors, kept: Collection[str]) -> Iterator[str]:
+    if count := len(tensors) - len(kept):
+        yield f"left out {count} tensors of the U-Net itself"
+
+
+def _missing_layers(kept: Tensors, places: Mapping[str, int]) -> Iterator[str]:
+    """The U-Net in the file tells which layers there must be."""
+    if any(name.endswith(("to_k_ip.weight", "to_v_ip.weight")) for name in kept):
+        for path, place in places.items():
+            names = [f"ip_adapter.{2 * place + 1}.{kind}.weight" for kind in ("to_k_ip", "to_v_ip")]
+            if not any(name in kept for name in names):  # one of the two missing is found by the variant
+                yield f"{path}.attn2.processor.to_k_ip.weight ({names[0]}) is missing"
+
+
+# diffusers' names of the projections (diffusers/loaders/unet.py), turned back
+
+_LINEAR = ((r"image_embeds\.(.+)", r"proj.\1"),)
+_FULL_FACE = (
+    (r"ff\.net\.0\.proj\.(.+)", r"proj.0.\1"),
+    (r"ff\.net\.2\.(.+)", r"proj.2.\1"),
+    (r"norm\.(.+)", r"proj.3.\1"),
+)
+_FACE = _FULL_FACE[:2]
+_PERCEIVER = (
+    (r"layers\.(\d+)\.ln0\.(.+)", r"layers.\1.0.norm1.\2"),
+    (r"layers\.(\d+)\.ln1\.(.+)", r"layers.\1.0.norm2.\2"),
+    (r"layers\.(\d+)\.attn\.to_(q|kv)\.weight", r"layers.\1.0.to_\2.weight"),
+    (r"layers\.(\d+)\.attn\.to_out\.0\.weight", r"layers.\1.0.to_out.weight"),
+    (r"layers\.(\d+)\.ff\.0\.(.+)", r"layers.\1.1.0.\2"),
+    (r"layers\.(\d+)\.ff\.1\.net\.0\.proj\.weight", r"layers.\1.1.1.weight"),
+    (r"layers\.(\d+)\.ff\.1\.net\.2\.weight", r"layers.\1.1.3.weight"),
+)
+_FACE_PERCEIVER = (
+    (r"proj\.net\.0\.proj\.(.+)", r"proj.0.\1"),
+    (r"proj\.net\.2\.(.+)", r"proj.2.\1"),
+    (r"((?:proj_in|proj_out|norm_out)\..+)", r"perceiver_resampler.\1"),
+    *((pattern, f"perceiver_resampler.{template}") for pattern, template in _PERCEIVER),
+)
+
+
+def _projection_from_diffusers(tensors: Tensors) -> dict[str, Tensor]:
+    projection = {
+        name.removeprefix("image_proj."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("image_proj.")
+    }
+    rules = _diffusers_rules(projection)
+    others = {name: tensor for name, tensor in tensors.items() if not name.startswith("image_proj.")}
+    named = {_first_match(name, rules): tensor for name, tensor in _keys_with_values(projection).items()}
+    return {f"image_proj.{name}": tensor for name, tensor in named.items()} | others
+
+
+def _diffusers_rules(projection: Tensors) -> tuple[tuple[str, str], ...]:
+    if any(name.startswith("image_embeds.") for name in projection):
+        return _LINEAR
+    if any(name.startswith("proj.net.") for name in projection):
+        return _FACE_PERCEIVER
+    if "ff.net.2.weight" not in projection or "norm.weight" not in projection:
+        return _PERCEIVER
+    # Both have the same names; Full-Face makes one token of a feature, FaceID several of a face.
+    rows, width = len(projection["ff.net.2.weight"]), len(projection["norm.weight"])
+    return _FULL_FACE if rows == width else _FACE
+
+
+def _keys_with_values(projection: Tensors) -> dict[str, Tensor]:
+    """W_k and W_v of each perceiver layer are one matrix in the official layout."""
+    joined = dict(projection)
+    for name in projection:
+        value = re.sub(r"attn\.to_k\.weight$", "attn.to_v.weight", name)
+        if value != name and value in projection:
+            both = joined.pop(name), joined.pop(value)
+            joined[name.replace("attn.to_k.", "attn.to_kv.")] = torch.cat(both)
+    return joined
+
+
+def _first_match(name: str, rules: Collection[tuple[str, str]]) -> str:
+    for pattern, template in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(template)
+    return name

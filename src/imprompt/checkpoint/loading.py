@@ -1,0 +1,201 @@
+"""Reading adapters: from a file, from the hub, under a short name."""
+
+import difflib
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.checkpoint.files import read_tensors
+from imprompt.checkpoint.names import from_official
+from imprompt.checkpoint.projections import Version, projection_of
+from imprompt.checkpoint.published import PUBLISHED, Published, encoder_of
+from imprompt.checkpoint.recognise import Description, Recognised, lora_shapes_of, recognise
+from imprompt.checkpoint.saving import check_sound
+from imprompt.encoder import ImageEncoder, load_image_encoder
+from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
+from imprompt.projection import Input
+
+EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
+
+_EMBEDDED = {"mini": ("imprompt.mini", "adapter")}
+"""Adapters that imprompt brings itself: name → (module, function), imported only when asked for."""
+
+_HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+):(.+)")
+
+
+class _Source(NamedTuple):
+    """Where a file is, and what is known of it if it is a published one."""
+
+    path: Path
+    published: Published | None
+
+
+def load_adapter(
+    source: str | os.PathLike[str],
+    *,
+    image_encoder: EncoderLike | None = "known",
+    face_plus_version: Literal[1, 2] | None = None,
+) -> ImagePromptAdapter:
+    """Load an adapter of any published variant and layout.
+
+    Weights keep the file's number format; those of a file with several become the widest of them.
+
+    Args:
+        source: "mini" (the embedded one), the short name of a published one (`imprompt variants` lists them),
+            a file, or "owner/name:file/in/repo" on the hub
+        image_encoder: a model, a folder, or a hub id "owner/name:subfolder"; None for an adapter that takes
+            finished inputs only. By default the one that the adapter is known to belong to: the mini's own,
+            or for the widths of published adapters theirs, from the hub; none for other widths
+        face_plus_version: of a FaceID-Plus file that is neither a published one nor one of ours: its tensors
+            do not tell whether it is version 1 or 2
+
+    Raises:
+        CheckpointError: the file is damaged, holds wrong tensors, is a variant that cannot be used, or one of
+            FaceID-Plus and nothing tells its version.
+        UnknownModel: there is no such adapter, or its image encoder cannot be had.
+        AdapterMismatch: the image encoder does not give what the adapter takes.
+    """
+    name = os.fspath(source)
+    if name in _EMBEDDED:
+        module, function = _EMBEDDED[name]
+        adapter: ImagePromptAdapter = getattr(importlib.import_module(module), function)()
+        _no_version(face_plus_version, name, "base")
+        known: EncoderLike | None = adapter.image_encoder
+        phrase = "its own image encoder"
+    else:
+        adapter, description = _from_file(_local_file(name), face_plus_version)
+        known, phrase = _known_encoder(description.takes), description.encoder or ""
+    image_encoder = known if image_encoder == "known" else image_encoder
+    adapter.image_encoder = (
+        None if image_encoder is None else _fitting_encoder(image_encoder, adapter, name, phrase)
+    )
+    return adapter
+
+
+def _local_file(source: str) -> _Source:
+    by_name = {name.lower(): published for name, published in PUBLISHED.items()}
+    path, published = Path(source), by_name.get(source.lower())
+    if path.exists() or path.is_symlink():
+        return _Source(path, None)
+    if published:
+        return _Source(_from_hub(published.repository, published.file), published)
+    if match := _HUB_FILE.fullmatch(source):
+        known = (one for one in PUBLISHED.values() if (one.repository, one.file) == match.groups())
+        return _Source(_from_hub(match[1], match[2]), next(known, None))
+    near = difflib.get_close_matches(source, [*_EMBEDDED, *PUBLISHED], n=1)
+    perhaps = f" (did you mean {near[0]!r}?)" if near else ""
+    raise UnknownModel(
+        f"no adapter {source!r}{perhaps}: no such file, nor 'mini', nor a file on the hub (owner/name:file)"
+    )
+
+
+def _from_hub(repository: str, file: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file))
+    except (OSError, ValueError) as error:  # all of the hub's errors, offline ones too, are one of these
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnknownModel(f"{repository}:{file} is not here and cannot be fetched: {reason}") from error
+
+
+def _from_file(source: _Source, asked: Version | None) -> tuple[ImagePromptAdapter, Description]:
+    file = read_tensors(source.path)
+    found = recognise(file)
+    check_sound(source.path, found.description)
+    if limit := found.description.limit:
+        raise CheckpointError(f"{source.path}: {limit}")
+    version = _version(source, found.description, asked)
+    return _built(found, file.metadata, version), found.description
+
+
+def _version(source: _Source, described: Description, asked: Version | None) -> Version:
+    """Decide which version of FaceID-Plus a file is; 1, which means nothing, for the other variants."""
+    path, said = source.path, described.metadata.get("face_plus_version")
+    if described.variant != "faceid-plus":
+        _no_version(asked, str(path), str(described.variant))
+        return 1
+    if said not in (None, "1", "2"):
+        raise CheckpointError(f"{path}: its metadata says face_plus_version {said!r}; it must be 1 or 2")
+    known = source.published.face_plus_version if source.published else None
+    known = known or (None if said is None else 1 if said == "1" else 2)
+    if known and asked and known != asked:
+        raise CheckpointError(f"{path} is FaceID-Plus version {known}, not {asked}")
+    if version := asked or known:
+        return version
+    raise CheckpointError(
+        f"{path} is FaceID-Plus of version 1 or 2 ({described.encoder}); its tensors do not tell which: say "
+        "face_plus_version=1, or 2 for a file that was published as PlusV2"
+    )
+
+
+def _no_version(asked: Version | None, name: str, variant: str) -> None:
+    if asked is not None:
+        raise CheckpointError(
+            f"{name} is a {variant} adapter; only FaceID-Plus ones have a face_plus_version"
+        )
+
+
+def _built(found: Recognised, metadata: Mapping[str, str], version: Version) -> ImagePromptAdapter:
+    assert found.kind is not None  # a sound file has one
+    tensors = _of_one_format(found.tensors)
+    projection = projection_of(tensors, metadata, found.kind, version)
+    with torch.device("meta"):
+        adapter = ImagePromptAdapter(projection, found.description.layers, lora_shapes_of(tensors))
+    adapter.load_state_dict(from_official(tensors), assign=True)
+    return adapter
+
+
+def _of_one_format(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Some published files hold a float32 projection and float16 layers, which cannot compute together."""
+    formats = {tensor.dtype for tensor in tensors.values()}
+    if len(formats) == 1:
+        return tensors
+    widest = reduce(torch.promote_types, formats)
+    return {name: tensor.to(widest) for name, tensor in tensors.items()}
+
+
+# The image encoder
+
+
+def _known_encoder(takes: Mapping[Input, int]) -> str | None:
+    """Hub id of the encoder that all published adapters of these widths need, if any takes a picture."""
+    sources = (encoder_of(name, width).source for name, width in takes.items())
+    return next((source for source in sources if source), None)
+
+
+def _fitting_encoder(
+    source: EncoderLike, adapter: ImagePromptAdapter, name: str, phrase: str
+) -> ImageEncoder:
+    if set(adapter.projection.takes) == {"face_embedding"}:
+        raise AdapterMismatch(f"the adapter {name} takes an {phrase}; it has no use for an image encoder")
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    try:
+        encoder = source if isinstance(source, ImageEncoder) else load_image_encoder(source)
+    except UnknownModel as error:
+        raise UnknownModel(f"the adapter {name} needs {phrase}; {error}") from error
+    _check_widths(encoder, adapter, name, phrase)
+    return encoder
+
+
+def _check_widths(encoder: ImageEncoder, adapter: ImagePromptAdapter, name: str, phrase: str) -> None:
+    given: dict[Input, int] = {
+        "image_embedding": encoder.embedding_dim,
+        "image_features": encoder.feature_dim,
+    }
+    for key, width in given.items():
+        if (wanted := adapter.projection.takes.get(key, width)) != width:
+            raise AdapterMismatch(
+                f"the adapter {name} needs {phrase}; this image encoder's {key.replace('_', ' ')} is "
+                f"{width} wide, not {wanted}"
+            )

@@ -1,0 +1,202 @@
+"""The published adapters, as one table, and the encoders that they need.
+
+What was looked up: file names in the published lists of several user interfaces (2024–2026), the licences in
+the model cards' text as quoted there, the encoders in the official code (tencent-ailab/IP-Adapter at 62e4af9)
+and in Kwai-Kolors/Kolors, `ipadapter/`. No file was downloaded. What could not be looked up, `note` says.
+"""
+
+from typing import Literal, NamedTuple
+
+from imprompt.projection import Input
+
+
+class Published(NamedTuple):
+    """A published adapter."""
+
+    repository: str
+    """Its hub id."""
+    file: str
+    """The file in it."""
+    variant: str
+    """As `Description.variant`."""
+    base_family: str
+    """As `Description.base_family`."""
+    encoder: str | None
+    """Hub id and folder of the image encoder, "owner/name:folder"; None if it takes no pictures."""
+    licence: str
+    """Of the weights; "not checked" where we have not seen it."""
+    face_plus_version: Literal[1, 2] | None = None
+    """Of FaceID-Plus."""
+    note: str = ""
+    """What it is for, and what was not checked."""
+
+
+VIT_H = "h94/IP-Adapter:models/image_encoder"
+VIT_BIGG = "h94/IP-Adapter:sdxl_models/image_encoder"
+VIT_L_336 = "Kwai-Kolors/Kolors-IP-Adapter-Plus:image_encoder"
+
+_OFFICIAL, _FACE = "h94/IP-Adapter", "h94/IP-Adapter-FaceID"
+_COMPOSITION, _KOLORS = "ostris/ip-composition-adapter", "Kwai-Kolors/Kolors-IP-Adapter-Plus"
+_APACHE = "Apache-2.0"
+_RESEARCH = "research only, not for commercial use (it stands on InsightFace's models)"
+_SD, _XL = "SD1.5", "SDXL"
+_LORA = "with LoRA inside the file"
+_FIVE_FACES = "made for about five faces of one person, side by side"
+
+PUBLISHED = {
+    "sd15": Published(_OFFICIAL, "models/ip-adapter_sd15.safetensors", "base", _SD, VIT_H, _APACHE),
+    "sd15-light": Published(
+        _OFFICIAL,
+        "models/ip-adapter_sd15_light.safetensors",
+        "base",
+        _SD,
+        VIT_H,
+        _APACHE,
+        note="follows the text more than sd15",
+    ),
+    "sd15-vit-G": Published(
+        _OFFICIAL, "models/ip-adapter_sd15_vit-G.safetensors", "base", _SD, VIT_BIGG, _APACHE
+    ),
+    "sd15-plus": Published(_OFFICIAL, "models/ip-adapter-plus_sd15.safetensors", "plus", _SD, VIT_H, _APACHE),
+    "sd15-plus-face": Published(
+        _OFFICIAL,
+        "models/ip-adapter-plus-face_sd15.safetensors",
+        "plus",
+        _SD,
+        VIT_H,
+        _APACHE,
+        note="takes the cropped face",
+    ),
+    "sd15-full-face": Published(
+        _OFFICIAL,
+        "models/ip-adapter-full-face_sd15.safetensors",
+        "full-face",
+        _SD,
+        VIT_H,
+        _APACHE,
+        note="takes the cropped face",
+    ),
+    "sd15-composition": Published(
+        _COMPOSITION,
+        "ip_plus_composition_sd15.safetensors",
+        "plus",
+        _SD,
+        VIT_H,
+        _APACHE,
+        note="the layout of a picture without its style and content",
+    ),
+    "sdxl": Published(_OFFICIAL, "sdxl_models/ip-adapter_sdxl.safetensors", "base", _XL, VIT_BIGG, _APACHE),
+    "sdxl-vit-h": Published(
+        _OFFICIAL, "sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "base", _XL, VIT_H, _APACHE
+    ),
+    "sdxl-plus": Published(
+        _OFFICIAL, "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors", "plus", _XL, VIT_H, _APACHE
+    ),
+    "sdxl-plus-face": Published(
+        _OFFICIAL,
+        "sdxl_models/ip-adapter-plus-face_sdxl_vit-h.safetensors",
+        "plus",
+        _XL,
+        VIT_H,
+        _APACHE,
+        note="takes the cropped face",
+    ),
+    "sdxl-composition": Published(
+        _COMPOSITION,
+        "ip_plus_composition_sdxl.safetensors",
+        "plus",
+        _XL,
+        VIT_H,
+        _APACHE,
+        note="the layout of a picture without its style and content; its shapes were not checked",
+    ),
+    "sd15-faceid": Published(_FACE, "ip-adapter-faceid_sd15.bin", "faceid", _SD, None, _RESEARCH, note=_LORA),
+    "sd15-faceid-plus": Published(
+        _FACE,
+        "ip-adapter-faceid-plus_sd15.bin",
+        "faceid-plus",
+        _SD,
+        VIT_H,
+        _RESEARCH,
+        face_plus_version=1,
+        note=_LORA,
+    ),
+    "sd15-faceid-plusv2": Published(
+        _FACE,
+        "ip-adapter-faceid-plusv2_sd15.bin",
+        "faceid-plus",
+        _SD,
+        VIT_H,
+        _RESEARCH,
+        face_plus_version=2,
+        note=_LORA,
+    ),
+    "sd15-faceid-portrait": Published(
+        _FACE,
+        "ip-adapter-faceid-portrait_sd15.bin",
+        "faceid-portrait",
+        _SD,
+        None,
+        _RESEARCH,
+        note=_FIVE_FACES,
+    ),
+    "sdxl-faceid": Published(_FACE, "ip-adapter-faceid_sdxl.bin", "faceid", _XL, None, _RESEARCH, note=_LORA),
+    "sdxl-faceid-plusv2": Published(
+        _FACE,
+        "ip-adapter-faceid-plusv2_sdxl.bin",
+        "faceid-plus",
+        _XL,
+        VIT_H,
+        _RESEARCH,
+        face_plus_version=2,
+        note=_LORA,
+    ),
+    "sdxl-faceid-portrait": Published(
+        _FACE,
+        "ip-adapter-faceid-portrait_sdxl.bin",
+        "faceid-portrait",
+        _XL,
+        None,
+        _RESEARCH,
+        note=_FIVE_FACES,
+    ),
+    "kolors-plus": Published(
+        _KOLORS,
+        "ip_adapter_plus_general.bin",
+        "plus",
+        "Kolors",
+        VIT_L_336,
+        "not checked",
+        note="its shapes are as other readers of it expect them; its size was not checked",
+    ),
+}
+"""Short name → what it is; names are matched without regard to case."""
+
+
+class Encoder(NamedTuple):
+    """What makes an input of a projection."""
+
+    name: str
+    """As a phrase."""
+    source: str | None = None
+    """Hub id and folder of the one that published adapters need, if there are any."""
+
+
+ENCODERS: dict[tuple[Input, int], Encoder] = {
+    ("image_embedding", 512): Encoder("CLIP ViT-B projected embedding"),
+    ("image_embedding", 768): Encoder("CLIP ViT-L/14 projected embedding"),
+    ("image_embedding", 1024): Encoder("CLIP ViT-H/14 projected embedding", VIT_H),
+    ("image_embedding", 1280): Encoder("CLIP ViT-bigG/14 projected embedding", VIT_BIGG),
+    ("image_features", 768): Encoder("CLIP ViT-B penultimate features"),
+    ("image_features", 1024): Encoder("CLIP ViT-L/14-336 penultimate features", VIT_L_336),
+    ("image_features", 1280): Encoder("CLIP ViT-H/14 penultimate features", VIT_H),
+    ("image_features", 1664): Encoder("CLIP ViT-bigG/14 penultimate features", VIT_BIGG),
+    ("face_embedding", 512): Encoder("ArcFace identity embedding"),
+}
+"""What a projection takes, and its width → what gives that."""
+
+
+def encoder_of(input: Input, width: int) -> Encoder:
+    """Name what gives an input of a width, known or not."""
+    unknown = "a face embedder" if input == "face_embedding" else "an image encoder"
+    return ENCODERS.get((input, width), Encoder(f"{unknown} that we do not know"))
