@@ -706,6 +706,7 @@ def test_a_setting_that_an_adapter_cannot_honour_is_refused(
         ({"measured_in": "sigma"}, "measured_in must be one of steps, noise, not 'sigma'"),
         ({"combine": "sum"}, "combine must be one of concat"),
         ({"boost": float("nan")}, "boost must be a finite number"),
+        ({"crop": "middle"}, "'middle'"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

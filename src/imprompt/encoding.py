@@ -215,7 +215,7 @@ def _check_arguments(arguments: Sequence[Sequence[Reference]]) -> None:
 
 class _Part(NamedTuple):
     picture: Image.Image
-    crop: Crop
+    crop: Crop | str
     face: Tensor | None
 
 

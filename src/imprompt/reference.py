@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imprompt.crop import Crop
+from imprompt.crop import Crop, check_crop
 from imprompt.embeddings import Combine, ImageEmbeddings, load_embeddings
 from imprompt.errors import InvalidReference
 from imprompt.image import ImagePrompt, load_image
@@ -79,7 +79,7 @@ class Reference:
     steps: tuple[float | int, float | int] | list[float | int] = (0.0, 1.0)
     measured_in: Axis = "steps"
     mask: Mask | None = None
-    crop: Crop | tuple[float | int, float | int] = "centre"
+    crop: Crop | str = "centre"
     negative: Pictures | Tensor | ImageEmbeddings | None = None
     combine: Combine = "concat"
     weights: Sequence[float | int] | None = None
@@ -107,6 +107,7 @@ class Reference:
             object.__setattr__(self, "mask", _mask_values(self.mask))
         if self.face is not None:
             _check_embedding(self.face)
+        check_crop(self.crop)
         _check_steps(self.steps, self.measured_in)
 
     @property
