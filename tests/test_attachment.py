@@ -13,7 +13,7 @@ import jaxtyping
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers.models.attention_processor import AttnAddedKVProcessor2_0, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnAddedKVProcessor2_0, AttnProcessor, AttnProcessor2_0
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.pag.pipeline_pag_sd import StableDiffusionPAGPipeline
@@ -425,6 +425,35 @@ def test_a_base_with_other_widths_inside_is_refused(pipe: Any, adapter: ImagePro
     shapes = dict(adapter.shapes) | {5: (20, 24)}
     with pytest.raises(AdapterMismatch, match=r"layer 5 has .* \(20, 24\) in the adapter"):
         ImagePromptAdapter(adapter.projection, shapes).attach(pipe)
+
+
+def sliced(pipe: Any) -> None:
+    pipe.enable_attention_slicing(1)
+
+
+def plain(pipe: Any) -> None:
+    pipe.unet.set_default_attn_processor()
+    pipe.unet.set_attn_processor(AttnProcessor())
+
+
+def fused(pipe: Any) -> None:
+    pipe.fuse_qkv_projections(vae=False)
+
+
+@pytest.mark.parametrize("change", [sliced, plain, fused])
+def test_other_ways_to_compute_the_same_attention_stay_in_use(
+    pipe: Any, adapter: ImagePromptAdapter, change: Callable[[Any], None]
+) -> None:
+    with adapter.attach(pipe), adapter.references(tiny.embedding(1)):
+        usual = latents(pipe)
+    change(pipe)
+    base, before = latents(pipe), traces(pipe)
+    with adapter.attach(pipe):
+        with adapter.references(tiny.embedding(1)):
+            assert_close(latents(pipe), usual)
+        with adapter.references(Reference(tiny.embedding(1), scale=0.0)):
+            assert torch.equal(latents(pipe), base)
+    assert traces(pipe) == before
 
 
 def test_other_attention_processors_are_refused_by_name(pipe: Any, adapter: ImagePromptAdapter) -> None:

@@ -155,7 +155,8 @@ class DecoupledAttention:
             AmbiguousBatch: image prompts laid out for another batch size
         """
         if type(self.base) is not AttnProcessor2_0:
-            text = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            # Not all of them take `temb`, and in a transformer block it is never given.
+            text = self.base(attn, hidden_states, encoder_hidden_states, attention_mask)
             return text + self._images_alone(attn, hidden_states) if self.images else text
         query = split_heads(projected(attn.to_q, hidden_states, "q", self.loras), attn.heads)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
