@@ -1,0 +1,43 @@
+"""The figure page: the paper's figures in miniature, made by one command from what is in this package."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from imprompt import mini
+from imprompt.evaluation.figures.page import write_figure, write_page
+from imprompt.evaluation.figures.panels import PANELS
+from imprompt.evaluation.figures.studio import Settings, Studio
+from imprompt.evaluation.report import make_folder
+
+__all__ = ["Settings", "evaluate_figures"]
+
+
+def evaluate_figures(
+    output: Path, *, settings: Settings | None = None, weights: Path = mini.WEIGHTS
+) -> list[Path]:
+    """Make every figure and the page that says what each should show and whether it does.
+
+    Args:
+        output: a folder, made if it is not there; files of other names in it stay
+        settings: how many concepts, how many steps
+        weights: folder of the embedded model
+
+    Returns:
+        the files written, the page first
+
+    Raises:
+        OutputError: the folder cannot be written
+        UnknownModel: some part of the embedded model is not there
+        MissingExtra: the fine-tuned base needs peft
+    """
+    make_folder(output)
+    settings = settings or Settings()
+    studio, figures = Studio(weights, settings), []
+    with Console(stderr=True).status("figures") as status:
+        for number, panel in enumerate(PANELS, 1):
+            status.update(f"figure {number} of {len(PANELS)}")
+            figures.append(panel(studio))
+            write_figure(figures[-1], settings.shown, output)
+    write_page(figures, settings, weights, output)
+    return [output / "README.md", *(output / f"{figure.name}.jpg" for figure in figures)]

@@ -1,0 +1,229 @@
+"""The figures of the paper, in miniature, on held-out concepts: each a function from a studio to a figure."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
+from PIL import Image
+
+from imprompt import mini
+from imprompt.evaluation.figures.figure import Figure
+from imprompt.evaluation.figures.measures import (
+    colour_gap,
+    edge_gap,
+    layout_gap,
+    likeness_gap,
+    mean_difference,
+    share,
+)
+from imprompt.evaluation.figures.studio import Studio, turned
+from imprompt.evaluation.grounds import border_colour, name_ground
+from imprompt.evaluation.metrics import mean_distance
+
+NEIGHBOUR = 3
+"""Where a figure needs two pictures, the other one is that of this many rows further on."""
+
+HIDDEN = (150, 152, 156)
+"""What is shown in place of the masked part, RGB."""
+
+COLOURING, LAYING_OUT = {5: 1.0, 6: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}
+"""Layers for style and for layout, found by letting each of the base's seven transformers act alone."""
+
+TEXT_SCALE = 0.6
+"""λ where there is text: at 1, little of the text is left."""
+
+TEXTS = {"face, on a red background": "red", "house, on a green background": "green"}
+"""What the text asks for beside an image prompt, and the ground that it names."""
+
+
+def variations(studio: Studio) -> Figure:
+    """Image prompt alone, several seeds."""
+    judge, references, prompts = studio.judge, studio.references, studio.prompts()
+    seeds = [studio.draw(prompts, seed=seed) for seed in range(4)]
+    spread = np.mean([mean_distance(judge.features(row)) for row in zip(*seeds, strict=True)])
+    return Figure(
+        name="variations",
+        title="Image variations",
+        promise="without text, different seeds give different pictures of what the image prompt shows.",
+        settings="λ = 1, no text, four seeds",
+        columns={"image prompt": references, **{f"seed {k}": row for k, row in enumerate(seeds)}},
+        measured={
+            "likeness": {
+                "seed 0": likeness_gap(judge, seeds[0], references),
+                "without image prompt": likeness_gap(judge, studio.draw(), references),
+            },
+            "mean distance among the seeds (0: all the same)": {"": f"{spread:.2f}"},
+        },
+    )
+
+
+def fine_tuned(studio: Studio) -> Figure:
+    """The same adapter on a base fine-tuned on one style."""
+    judge, references, prompts = studio.judge, studio.references, studio.prompts()
+    made = {
+        "base": studio.draw(prompts),
+        "fine-tuned, no image prompt": studio.draw(pipe=studio.blueprint),
+        "fine-tuned, image prompt": studio.draw(prompts, pipe=studio.blueprint),
+    }
+    return Figure(
+        name="fine-tuned",
+        title="The same adapter on a fine-tuned base",
+        promise="an adapter works, untouched, on a base that was fine-tuned on one style: content from the "
+        "image prompt, style from the base.",
+        settings='λ = 1, no text; the base is `mini.pipeline(style="blueprint")`, new to the adapter',
+        columns={"image prompt": references, **made},
+        measured={
+            "dark blue paper": {which: share(on_paper(row)) for which, row in made.items()},
+            "likeness": {which: likeness_gap(judge, row, references) for which, row in made.items()},
+            "layout (of the base's picture)": {k: layout_gap(row, made["base"]) for k, row in made.items()},
+        },
+    )
+
+
+def on_paper(pictures: Sequence[Image.Image]) -> list[bool]:
+    """Which pictures have a dark blue border."""
+    borders = [border_colour(picture) for picture in pictures]
+    return [blue > 1.5 * max(red, green) and blue < 170 for red, green, blue in borders]
+
+
+def controlled(studio: Studio) -> Figure:
+    """A ControlNet on edges beside an image prompt."""
+    control = mini.controlnet(weights=studio.weights)
+    pipe = mini.as_pipeline(StableDiffusionControlNetPipeline, studio.pipe, controlnet=control)
+    references, prompts = studio.references, studio.prompts()
+    layouts = turned(references, NEIGHBOUR)
+    found = [mini.edge_picture(picture) for picture in layouts]
+    made = {
+        "image prompt alone": studio.draw(prompts),
+        "edges alone": studio.draw(pipe=pipe, image=found),
+        "both": studio.draw(prompts, pipe=pipe, image=found),
+    }
+    return Figure(
+        name="control",
+        title="ControlNet with an image prompt",
+        promise="the outline comes from the edges, colours and kind from the image prompt.",
+        settings="λ = 1, no text; `mini.controlnet()` at strength 1 on `mini.edge_picture(picture)`",
+        columns={"image prompt": references, "picture for edges": layouts, "its edges": found, **made},
+        measured={
+            "edges": {which: edge_gap(row, found) for which, row in made.items()},
+            "palette": {which: colour_gap(row, references) for which, row in made.items()},
+        },
+    )
+
+
+def image_to_image(studio: Studio) -> Figure:
+    """Starting from another picture."""
+    pipe = mini.as_pipeline(StableDiffusionImg2ImgPipeline, studio.pipe)
+    references, prompts = studio.references, studio.prompts()
+    starts = turned(references, NEIGHBOUR)
+    made = {
+        f"strength {strength}": studio.draw(prompts, pipe=pipe, image=starts, strength=strength)
+        for strength in (0.5, 0.7, 0.9)
+    }
+    return Figure(
+        name="image-to-image",
+        title="Image to image",
+        promise="the starting picture takes on the image prompt's colours and kind, more so at greater "
+        "strength, and keeps its layout.",
+        settings="λ = 1, no text; diffusers' image-to-image pipeline",
+        columns={"image prompt": references, "start": starts, **made},
+        measured={
+            "palette (of the image prompt)": {k: colour_gap(row, references) for k, row in made.items()},
+            "layout (of the start)": {k: layout_gap(row, starts) for k, row in made.items()},
+        },
+    )
+
+
+def inpainting(studio: Studio) -> Figure:
+    """The lower half painted anew."""
+    pipe, references = mini.as_pipeline(mini.InpaintPipeline, studio.pipe), studio.references
+    pictures = turned(references, NEIGHBOUR)
+    width, height = pictures[0].size
+    upper, lower = (0, 0, width, height // 2), (0, height // 2, width, height)
+    mask = Image.new("L", (width, height))
+    mask.paste(255, lower)
+    inputs = {"image": pictures, "mask_image": [mask] * len(pictures), "strength": 1.0}
+    inputs |= {"height": height, "width": width, "pipe": pipe}
+    made = {
+        "no image prompt": studio.draw(**inputs),
+        "image prompt": studio.draw(studio.prompts(), **inputs),
+    }
+    masked = [Image.composite(Image.new("RGB", x.size, HIDDEN), x, mask) for x in pictures]
+    kept = {which: mean_difference(cut(row, upper), cut(pictures, upper)) for which, row in made.items()}
+    return Figure(
+        name="inpainting",
+        title="Inpainting",
+        promise="only the masked half changes, and what is put there is the image prompt's.",
+        settings="λ = 1, no text, lower half masked, strength 1; `mini.InpaintPipeline`",
+        columns={"image prompt": references, "picture": pictures, "masked": masked}
+        | {f"painted, {which}": row for which, row in made.items()},
+        measured={
+            "palette (of the new half)": {k: colour_gap(cut(x, lower), references) for k, x in made.items()},
+            "mean change of the kept half, of 255": {which: f"{x:.1f}" for which, x in kept.items()},
+        },
+    )
+
+
+def cut(pictures: Sequence[Image.Image], area: tuple[int, int, int, int]) -> list[Image.Image]:
+    """The same area of every picture."""
+    return [picture.crop(area) for picture in pictures]
+
+
+def with_text(studio: Studio) -> Figure:
+    """Image prompt and text together."""
+    references, prompts = studio.references, studio.prompts(scale=TEXT_SCALE)
+    columns: dict[str, Sequence[Image.Image]] = {"no text": studio.draw(studio.prompts())}
+    obeyed: dict[str, str] = {}
+    for text, ground in TEXTS.items():
+        made = {f"“{text}” alone": studio.draw(text=text), f"“{text}”": studio.draw(prompts, text=text)}
+        columns |= made
+        obeyed |= {k: share([is_on(ground, picture) for picture in row]) for k, row in made.items()}
+    return Figure(
+        name="text",
+        title="Image and text",
+        promise="the text decides what is drawn and on what ground, the image prompt how it looks.",
+        settings=f"λ = {TEXT_SCALE} with text, 1 without",
+        columns={"image prompt": references, **columns},
+        measured={
+            "on the ground that the text names": dict(obeyed),
+            "palette": {which: colour_gap(row, references) for which, row in columns.items()},
+        },
+    )
+
+
+def is_on(ground: str, picture: Image.Image) -> bool:
+    """Whether a picture stands on a ground of that name."""
+    return name_ground(border_colour(picture)) == ground
+
+
+def style_and_layout(studio: Studio) -> Figure:
+    """Colours from one picture, layout from another."""
+    references, layouts = studio.references, turned(studio.references, NEIGHBOUR)
+    style, layout = studio.prompts(layers=COLOURING), studio.prompts(turn=NEIGHBOUR, layers=LAYING_OUT)
+    made = {
+        "style alone": studio.draw(style),
+        "layout alone": studio.draw(layout),
+        "both": studio.draw(style, layout),
+        "both, all layers": studio.draw(studio.prompts(), studio.prompts(turn=NEIGHBOUR)),
+    }
+    return Figure(
+        name="style-and-layout",
+        title="Style of one picture, layout of another",
+        promise="with layers chosen for each, one image prompt gives the colours, another the arrangement.",
+        settings=f"λ = 1, no text; `layers` = {COLOURING} for the one, {LAYING_OUT} for the other (spatial "
+        "transformers in the order in which they run: the last two carry the colours, the first most of the "
+        "rest)",
+        columns={"style from": references, "layout from": layouts, **made},
+        measured={
+            "palette (of the style picture)": {k: colour_gap(x, references) for k, x in made.items()},
+            "palette (of the layout picture)": {k: colour_gap(x, layouts) for k, x in made.items()},
+            "layout (of the layout picture)": {k: layout_gap(x, layouts) for k, x in made.items()},
+        },
+    )
+
+
+PANELS = (variations, fine_tuned, controlled, image_to_image, inpainting, with_text, style_and_layout)
+"""All figures, in the page's order."""
