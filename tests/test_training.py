@@ -1,6 +1,7 @@
 """The trainer: batches, recipes, the loop, and the whole chain from pictures to a model that generates."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,20 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from imprompt import Reference, mini
-from imprompt.errors import ConfigError
+from imprompt.errors import ConfigError, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.training.captions import GROUNDS
 from imprompt.training.data import EmojiBatches, EmojiPictures
 from imprompt.training.emoji import is_held_out, slug
 from imprompt.training.loop import Run, train
-from imprompt.training.objectives import build_objective, denoising, prompting
+from imprompt.training.objectives import build_objective, controlling, denoising, prompting, styling
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
 from imprompt.training.recipe import Mixture, Recipe, load_recipe, parse_recipe
-from imprompt.training.shipping import ship
+from imprompt.training.shipping import PARTS, ship
+from imprompt.training.styles import styled_pictures
 from toy_pictures import write_toy_data
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -32,6 +36,8 @@ STAGES = {
     "pair": {"text_width": 64, "text_layers": 1, "image_width": 64, "image_layers": 1, "vocabulary": 600},
     "base": {"widths": [16, 32], "heads": 2},
     "adapter": {},
+    "style": {"rank": 2, "mixture": {"placed": 0, "paired": 0}},
+    "control": {"embedding_widths": [4, 4, 8, 8]},
     "decoder": {"width": 8},
     "judge": {"widths": [8, 16], "depths": [1, 1]},
 }
@@ -47,7 +53,7 @@ def model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole embedded model, made by two steps of every stage."""
     output = tmp_path_factory.mktemp("model")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (denoising, prompting):
+        for module in (denoising, prompting, styling, controlling):
             patch.setattr(module, "SHOWN_STEPS", 2)
         for stage in STAGES:
             train(recipe(stage, toy, output))
@@ -253,8 +259,73 @@ def test_training_the_adapter_leaves_the_base_as_it_was(toy: Path, model: Path, 
     assert not any(map(torch.equal, adapter_before, training.trained))
 
 
+@pytest.mark.parametrize("stage", ["style", "control"])
+def test_what_stands_beside_the_base_is_trained_alone_and_resumed_exactly(
+    toy: Path, model: Path, tmp_path: Path, stage: str
+) -> None:
+    settings = recipe(stage, toy, model, steps=4, sample_every=100, save_every=100)
+    whole, first, second = (run(settings, tmp_path / name) for name in ("whole", "parts", "parts"))
+    trained = {id(weight) for weight in whole.trained}
+    frozen = [weight for weight in whole.objective.parameters() if id(weight) not in trained]
+    before = [weight.clone() for weight in frozen]
+    begun = [weight.clone() for weight in whole.trained]
+    for _ in range(4):
+        whole.train_step()
+    assert len(frozen) > 50
+    assert all(map(torch.equal, frozen, before))
+    assert sum(map(torch.equal, begun, whole.trained)) < len(begun) / 10
+    for training in (first, second):
+        if training is second:
+            training.load(torch.load(tmp_path / "parts" / "state.pt", weights_only=True))
+        for _ in range(2):
+            training.train_step()
+        training.save()
+    assert all(map(torch.equal, whole.trained, second.trained))
+
+
+def test_a_controlnet_and_a_style_begin_as_nothing(toy: Path, model: Path, tmp_path: Path) -> None:
+    control = run(recipe("control", toy, model), tmp_path).objective.held_out()
+    assert abs(control["gap to shuffled"]) < 1e-6
+    style = run(recipe("style", toy, model), tmp_path).objective.held_out()
+    assert style["loss"] == pytest.approx(style["loss of the base"], abs=1e-6)
+
+
+def test_the_trained_style_is_reached_by_name_and_leaves_a_plain_u_net(model: Path) -> None:
+    plain, styled = mini.pipeline(weights=model), mini.pipeline(style="blueprint", weights=model)
+    ours, theirs = (pipe.unet.state_dict() for pipe in (plain, styled))
+    assert ours.keys() == theirs.keys()
+    assert not torch.equal(ours["conv_in.weight"], theirs["conv_in.weight"])
+    with pytest.raises(UnknownModel, match="no style 'neon'; the styles are: blueprint"):
+        mini.pipeline(style="neon", weights=model)
+
+
+def test_the_trained_controlnet_works_in_diffusers_pipeline(model: Path) -> None:
+    control = mini.controlnet(weights=model)
+    pipe: Any = mini.as_pipeline(
+        StableDiffusionControlNetPipeline, mini.pipeline(weights=model), controlnet=control
+    )
+    picture = Image.new("RGB", (80, 40), "teal")
+    assert pipe("", image=mini.edge_picture(picture), num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_an_unknown_style_is_named(toy: Path, model: Path) -> None:
+    with pytest.raises(ConfigError, match="no style 'neon'; the styles are: blueprint"):
+        build_objective(recipe("style", toy, model, style="neon"), model)
+
+
+def test_a_blueprint_is_blue_whatever_the_drawing(toy: Path) -> None:
+    plain, drawn = EmojiPictures(toy), styled_pictures("blueprint", toy)
+    rows = list(range(len(plain)))
+    pixels = drawn.on_ground(rows, torch.zeros(len(rows), 3))
+    red, _, blue = pixels.unbind(1)
+    assert pixels.shape == plain.plain(rows).shape
+    assert pixels.abs().max() <= 1
+    assert (blue >= red - 1e-6).all()
+    assert torch.equal(pixels, drawn.on_ground(rows, torch.full((len(rows), 3), 255.0)))
+
+
 def test_a_run_leaves_a_log_and_sample_grids(model: Path) -> None:
-    for stage in ("base", "adapter"):
+    for stage in ("base", "adapter", "style", "control"):
         lines = [json.loads(line) for line in (model / "runs" / stage / "log.jsonl").read_text().splitlines()]
         assert any("loss" in line for line in lines)
         assert any("held-out loss" in line for line in lines)
@@ -277,6 +348,20 @@ def test_the_shipped_model_is_the_trained_one_in_float16(model: Path, tmp_path: 
     trained, shipped = (mini.adapter(weights=folder).state_dict() for folder in (model, tmp_path))
     assert all(torch.equal(trained[name].half().float(), shipped[name]) for name in trained)
     assert mini.pipeline(weights=tmp_path).unet.dtype == torch.float32
+
+
+def test_style_and_controlnet_ship_if_they_have_been_trained(model: Path, tmp_path: Path) -> None:
+    ship(model, tmp_path / "whole")
+    trained, shipped = (
+        mini.controlnet(weights=folder).state_dict() for folder in (model, tmp_path / "whole")
+    )
+    assert all(torch.equal(trained[name].half().float(), shipped[name]) for name in trained)
+    assert (tmp_path / "whole" / "styles" / "blueprint").is_dir()
+    for part in PARTS:
+        shutil.copytree(model / part, tmp_path / "parts" / part)
+    (tmp_path / "weights" / "control").mkdir(parents=True)
+    ship(tmp_path / "parts", tmp_path / "weights")
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == sorted([*PARTS, "control"])
 
 
 def test_an_unfinished_model_does_not_ship(tmp_path: Path) -> None:

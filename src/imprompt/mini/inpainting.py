@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from diffusers.configuration_utils import FrozenDict
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import (
     StableDiffusionInpaintPipeline,
 )
@@ -28,11 +27,11 @@ class InpaintPipeline(StableDiffusionInpaintPipeline):
 
 
 @contextmanager
-def called_four_channels(unet: ModelMixin) -> Iterator[None]:
+def called_four_channels(unet: Any) -> Iterator[None]:
     """Let a U-Net's configuration say 4 input channels, which to diffusers means: no mask among them."""
-    true: FrozenDict = unet._internal_dict  # pyright: ignore[reportAttributeAccessIssue]
-    unet._internal_dict = FrozenDict({**true, "in_channels": 4})  # pyright: ignore[reportAttributeAccessIssue]
+    true = unet._internal_dict
+    unet._internal_dict = FrozenDict({**true, "in_channels": 4})
     try:
         yield
     finally:
-        unet._internal_dict = true  # pyright: ignore[reportAttributeAccessIssue]
+        unet._internal_dict = true
