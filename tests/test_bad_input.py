@@ -17,7 +17,7 @@ from PIL import Image
 
 import tiny
 from conftest import Result, ToyModel
-from imprompt.generation import save_picture
+from imprompt.job import save_picture
 
 Imprompt = Callable[..., Result]
 
@@ -84,7 +84,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "an adapter as a picture": (
         "{toy.adapter}",
         1,
-        "{toy.adapter} is not a picture: its content is not PNG, JPEG, WebP, GIF, BMP or TIFF",
+        "{toy.adapter} holds an adapter, not image embeddings; *",
     ),
     "an unknown base": (
         "cat.png --base frob",
@@ -148,7 +148,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "the reference as output": (
         "cat.png --output cat.png",
         1,
-        "cat.png is the image prompt itself; choose another name with --output",
+        "cat.png is one of the files to be read; choose another name with --output",
     ),
     "a size between": ("cat.png --size 13", 1, "size must be a multiple of 8 pixels on this base, not 13"),
     "too many steps": (
@@ -157,7 +157,11 @@ BAD: dict[str, tuple[str, int, str]] = {
         "1001 steps are too many for this base's scheduler, DDIMScheduler",
     ),
     "a seed out of range": (f"cat.png --seed {2**63}", 1, f"a seed must be 0 to {2**63 - 1}, not {2**63}"),
-    "a scale that is not finite": ("cat.png --scale nan", 1, "scale must be a finite number, not nan"),
+    "a scale that is not finite": (
+        "cat.png --scale nan",
+        1,
+        "references[0].scale must be a finite number, not nan",
+    ),
     "a guidance scale that is not finite": (
         "cat.png --guidance-scale inf",
         1,
@@ -291,7 +295,9 @@ def test_an_unknown_stage_or_setting(imprompt: Imprompt) -> None:
 
 
 def test_an_unknown_suite(imprompt: Imprompt) -> None:
-    assert_one_line(imprompt("evaluate", "frob"), 1, "there is no suite 'frob'; the suites are: mini")
+    assert_one_line(
+        imprompt("evaluate", "frob"), 1, "there is no suite 'frob'; the suites are: mini, figures"
+    )
 
 
 @pytest.mark.parametrize("words", ["frob", "mini frob"])

@@ -15,7 +15,7 @@ from PIL import Image
 import tiny
 from conftest import Result, ToyModel
 from imprompt import cli
-from imprompt.generation import DEFAULT_STEPS, read_settings
+from imprompt.job import DEFAULT_STEPS, read_settings
 
 Imprompt = Callable[..., Result]
 
@@ -66,14 +66,15 @@ def test_a_picture_carries_its_settings_and_no_folders(imprompt: Imprompt, toy: 
     assert settings == {
         "prompt": "a hat",
         "negative_prompt": "rain",
-        "references": ["cat.png"],
-        "scale": 0.5,
+        "references": [{"images": ["cat.png"], "scale": 0.5}],
         "guidance_scale": 3.0,
         "steps": 2,
         "seed": 7,
-        "size": 16,
+        "width": 16,
+        "height": 16,
         "base": "base",
         "adapter": "adapter.safetensors",
+        "image_encoder": "encoder",
     }
 
 
@@ -89,7 +90,8 @@ def test_several_references_act_together(imprompt: Imprompt, toy: ToyModel) -> N
     pictures = []
     for references in (["cat.png"], ["hat.png"], ["cat.png", "hat.png"]):
         imprompt("generate", *references, *toy.options)
-        assert read_settings("out.png")["references"] == references
+        told = read_settings("out.png")["references"]
+        assert told == [{"images": [name], "scale": 1.0} for name in references]
         pictures.append(opened("out.png").tobytes())
     assert len(set(pictures)) == 3
 
@@ -184,9 +186,14 @@ def test_help_of_generate_teaches_by_example(imprompt: Imprompt) -> None:
 
 
 def test_options_of_generate_are_exactly_these(imprompt: Imprompt) -> None:
-    options = set(re.findall(r"--[a-z-]+", imprompt("generate", "--help").output.partition("Options")[2]))
+    lines = imprompt("generate", "--help").output.splitlines()
+    options = {match[1] for line in lines if (match := re.match(r"│ (--[a-z-]+)", line))}
     stable = "prompt negative-prompt scale guidance-scale steps seed count size base adapter output"
-    assert options - {"--help", "--image-encoder"} == {f"--{name}" for name in stable.split()}
+    newer = (
+        "image-encoder view mode mask from until crop negative combine init-image strength inpaint control "
+        "control-model control-scale job like save-job"
+    )
+    assert options - {"--help"} == {f"--{name}" for name in f"{stable} {newer}".split()}
 
 
 def test_the_start_is_quick_because_nothing_heavy_is_imported() -> None:

@@ -21,7 +21,8 @@ from imprompt.errors import (
     OutputError,
     UnknownModel,
 )
-from imprompt.generation import DEFAULT_STEPS, generate, generate_each, load_base, read_settings, save_picture
+from imprompt.generation import DEFAULT_STEPS, Settings, generate, generate_each, load_base
+from imprompt.job import read_settings, save_picture
 from imprompt.reference import Reference
 
 
@@ -74,7 +75,7 @@ def test_it_is_as_before_after_an_error_too(pipe: Any, adapter: ImagePromptAdapt
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(generate_each(pipe, adapter, [tiny.picture()], steps=2, on_step=stop))
+        list(generate_each(pipe, [(adapter, [tiny.picture()])], Settings(steps=2), on_step=stop))
     assert not adapter.is_attached
 
 
@@ -101,9 +102,8 @@ def test_each_reference_and_its_scale_reach_the_picture(pipe: Any, adapter: Imag
 
 def test_pictures_come_as_soon_as_they_are_made(pipe: Any, adapter: ImagePromptAdapter) -> None:
     steps = []
-    each = generate_each(
-        pipe, adapter, [tiny.picture()], steps=2, seeds=[0, 1], on_step=lambda: steps.append(1)
-    )
+    prompted = [(adapter, [tiny.picture()])]
+    each = generate_each(pipe, prompted, Settings(steps=2), seeds=[0, 1], on_step=lambda: steps.append(1))
     assert not steps
     next(each)
     assert len(steps) == 2
@@ -115,7 +115,7 @@ def test_pictures_come_as_soon_as_they_are_made(pipe: Any, adapter: ImagePromptA
 
 def test_the_default_number_of_steps(pipe: Any, adapter: ImagePromptAdapter) -> None:
     steps = []
-    list(generate_each(pipe, adapter, [tiny.picture()], on_step=lambda: steps.append(1)))
+    list(generate_each(pipe, [(adapter, [tiny.picture()])], Settings(), on_step=lambda: steps.append(1)))
     assert len(steps) == DEFAULT_STEPS
 
 
@@ -129,8 +129,8 @@ def test_size_is_in_pixels(pipe: Any, adapter: ImagePromptAdapter) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 12}, "size must be a multiple of 8 pixels on this base, not 12"),
-        ({"size": 0}, "size must be a multiple of 8 pixels on this base, not 0"),
+        ({"size": (8, 12)}, "size must be a multiple of 8 pixels on this base, not 12"),
+        ({"size": (0, 8)}, "size must be a multiple of 8 pixels on this base, not 0"),
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"steps": 1000}, "1000 steps are too many for this base's scheduler, DDIMScheduler"),
         ({"steps": 1001}, "1001 steps are too many for this base's scheduler, DDIMScheduler"),
@@ -142,10 +142,9 @@ def test_size_is_in_pixels(pipe: Any, adapter: ImagePromptAdapter) -> None:
 def test_settings_that_no_base_can_honour(
     pipe: Any, adapter: ImagePromptAdapter, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        generate_each(
-            pipe, adapter, [tiny.picture()], **settings
-        )  # refused before the first picture is asked for
+    seeds = settings.pop("seeds", [0])
+    with pytest.raises(ConfigError, match=message):  # refused before the first picture is asked for
+        generate_each(pipe, [(adapter, [tiny.picture()])], Settings(**settings), seeds=seeds)
 
 
 def test_no_reference_is_refused(pipe: Any, adapter: ImagePromptAdapter) -> None:

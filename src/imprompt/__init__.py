@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imprompt import mini
     from imprompt.adapter import ImagePromptAdapter
-    from imprompt.checkpoint import Description, describe, load_adapter, save_adapter
+    from imprompt.checkpoint import Description, convert_adapter, describe, load_adapter, save_adapter
+    from imprompt.crop import noise_image
+    from imprompt.embeddings import ImageEmbeddings, load_embeddings
     from imprompt.encoder import ImageEncoder, load_image_encoder
     from imprompt.errors import (
         AdapterMismatch,
@@ -30,8 +32,12 @@ if TYPE_CHECKING:
         OutputError,
         UnknownModel,
     )
-    from imprompt.generation import generate, load_base, save_picture
+    from imprompt.faces import Face, InsightFaceEmbedder
+    from imprompt.generation import Settings, generate, generate_each, load_base
+    from imprompt.generation.running import run_job
     from imprompt.image import load_image
+    from imprompt.job import Job, load_job, read_job, save_job, save_picture
+    from imprompt.layer_weights import plot_layers
     from imprompt.reference import Reference
 
 __all__ = [
@@ -41,23 +47,37 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Description",
+    "Face",
+    "ImageEmbeddings",
     "ImageEncoder",
     "ImageError",
     "ImagePromptAdapter",
     "ImpromptError",
+    "InsightFaceEmbedder",
     "InvalidReference",
+    "Job",
     "MissingExtra",
     "OutputError",
     "Reference",
+    "Settings",
     "UnknownModel",
+    "convert_adapter",
     "describe",
     "generate",
+    "generate_each",
     "load_adapter",
     "load_base",
+    "load_embeddings",
     "load_image",
     "load_image_encoder",
+    "load_job",
     "mini",
+    "noise_image",
+    "plot_layers",
+    "read_job",
+    "run_job",
     "save_adapter",
+    "save_job",
     "save_picture",
 ]
 
@@ -66,15 +86,29 @@ __version__ = importlib.metadata.version("imprompt")
 _HOMES = {
     "ImagePromptAdapter": "adapter",
     "Description": "checkpoint",
+    "convert_adapter": "checkpoint",
     "describe": "checkpoint",
     "load_adapter": "checkpoint",
     "save_adapter": "checkpoint",
     "ImageEncoder": "encoder",
     "load_image_encoder": "encoder",
+    "noise_image": "crop",
+    "ImageEmbeddings": "embeddings",
+    "load_embeddings": "embeddings",
+    "Face": "faces",
+    "InsightFaceEmbedder": "faces",
+    "plot_layers": "layer_weights",
     "generate": "generation",
     "load_base": "generation",
-    "save_picture": "generation",
+    "Settings": "generation",
+    "generate_each": "generation",
+    "run_job": "generation.running",
     "load_image": "image",
+    "Job": "job",
+    "load_job": "job",
+    "read_job": "job",
+    "save_job": "job",
+    "save_picture": "job",
     "Reference": "reference",
 }
 

@@ -1,0 +1,7 @@
+"""`python -m imprompt.cli` is `imprompt`."""
+
+import sys
+
+from imprompt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,121 @@
+"""What a file is, and where a mode acts; imports the library, so commands import this late."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imprompt.checkpoint import describe
+from imprompt.checkpoint.files import read_tensors
+from imprompt.errors import CheckpointError
+from imprompt.job import EMBEDDINGS_SUFFIX, load_job, read_settings
+
+
+class Findings(NamedTuple):
+    """What a file is, and why it is no use, a sentence each."""
+
+    facts: Mapping[str, Any]
+    problems: Sequence[str] = ()
+
+
+_FOREIGN = {
+    "a LoRA, not an image-prompt adapter; load it with pipe.load_lora_weights": (
+        "lora_unet_",
+        "lora_te",
+        ".lora_A.",
+        ".lora_B.",
+        ".lora.up.",
+        ".lora.down.",
+        "_lora.up.",
+        "_lora.down.",
+        ".lora_up.",
+        ".lora_down.",
+    ),
+    "a whole base model in one file, not an image-prompt adapter": ("model.diffusion_model.",),
+    "a ControlNet, not an image-prompt adapter; give its folder to --control-model": (
+        "control_model.",
+        "controlnet_cond_embedding.",
+        "controlnet_down_blocks.",
+    ),
+    "an image encoder, not an image-prompt adapter; give its folder to --image-encoder": (
+        "vision_model.",
+        "visual.",
+    ),
+    "the U-Net of a base model, not an image-prompt adapter": ("down_blocks.0.resnets.", "input_blocks.0."),
+    "an autoencoder, not an image-prompt adapter": ("decoder.conv_in.", "first_stage_model."),
+    "a text encoder, not an image-prompt adapter": ("text_model.",),
+    "a textual inversion, not an image-prompt adapter": ("emb_params", "clip_l", "clip_g"),
+}
+"""What else a file of tensors may be → beginnings or parts of its tensors' names, the most telling first."""
+
+
+def findings(file: Path) -> Findings:
+    """Say what a file or folder is.
+
+    Raises:
+        ImageError, CheckpointError, ConfigError: it cannot be read
+    """
+    if file.is_dir():
+        return _folder(file)
+    if _starts_with(file, b"\x89PNG\r\n\x1a\n"):
+        return Findings(read_settings(file))
+    if file.suffix == ".toml":
+        return Findings(load_job(file).model_dump(mode="json", exclude_defaults=True))
+    if file.suffix == EMBEDDINGS_SUFFIX and (embeddings := _embeddings(file)) is not None:
+        return Findings(embeddings)
+    return _tensors(file)
+
+
+def _folder(folder: Path) -> Findings:
+    """A model in diffusers' or transformers' format, by its index; anything else is no adapter."""
+    for index, key in (("model_index.json", "_class_name"), ("config.json", "_class_name")):
+        content = _json(folder / index)
+        kind = content.get(key) or next(iter(content.get("architectures", ())), None)
+        if kind:
+            return Findings({"kind": "a model in a folder", "class": str(kind)})
+    raise CheckpointError(f"{folder} is a folder, not an adapter file")
+
+
+def _tensors(file: Path) -> Findings:
+    description = describe(file)
+    if description.variant is None and (foreign := _foreign(read_tensors(file).tensors)):
+        facts = {"kind": foreign.partition(",")[0], "parameters": description.parameters}
+        return Findings(facts | {"metadata": description.metadata}, [f"it is {foreign}"])
+    return Findings({**dataclasses.asdict(description), "limit": description.limit}, description.problems)
+
+
+def _foreign(names: Iterable[str]) -> str | None:
+    names = list(names)
+    for kind, parts in _FOREIGN.items():
+        if any(part in name for name in names for part in parts):
+            return kind
+    return None
+
+
+def _starts_with(file: Path, magic: bytes) -> bool:
+    try:
+        with file.open("rb") as content:
+            return content.read(len(magic)) == magic
+    except (OSError, ValueError):
+        return False
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _embeddings(file: Path) -> dict[str, Any] | None:
+    """What an embedding file holds; None if it is another kind of file."""
+    from imprompt.embeddings import load_embeddings
+
+    try:
+        embeddings = load_embeddings(file)
+    except CheckpointError:
+        return None
+    inputs = {name: " × ".join(map(str, tensor.shape)) for name, tensor in embeddings.inputs.items()}
+    return {"kind": "image embeddings", "inputs": inputs, "metadata": dict(embeddings.metadata)}

@@ -1,0 +1,58 @@
+"""`imprompt mini`: remake the embedded model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imprompt.cli.terminal import optional
+from imprompt.errors import ConfigError
+
+app = typer.Typer(help="Remake the embedded model from public packages.", no_args_is_help=True)
+
+
+@app.command()
+def build_data(
+    output: Annotated[
+        str, typer.Option(help="A folder; a bare name is in the cache, as in recipes.")
+    ] = "emoji-64",
+    size: Annotated[int, typer.Option(min=8, help="Width and height of a picture.")] = 64,
+) -> None:
+    """Render the public icon sets to a captioned data set, split by concept."""
+    emoji, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("emoji", "recipe"))
+    folder = recipe.in_cache(output)
+    typer.echo(f"wrote {emoji.build_data(folder, size=size):,} pictures to {folder}")
+
+
+@app.command()
+def train(
+    stage: Annotated[
+        str, typer.Argument(help="pair, base, adapter, ...; or a recipe's file.", show_default=False)
+    ],
+    resume: Annotated[str | None, typer.Option(help="latest: go on where the last run stopped.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
+) -> None:
+    """Train one stage of the embedded model, by recipes/mini-STAGE.toml.
+
+    [bold]Examples[/bold]
+
+    imprompt mini train base --resume latest
+
+    imprompt mini train adapter --set steps=500 --set mixture.paired=0
+    """
+    if resume not in (None, "latest"):
+        raise ConfigError(f"--resume takes latest, not {resume!r}")
+    loop, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("loop", "recipe"))
+    path = Path(stage) if stage.endswith(".toml") else Path("recipes", f"mini-{stage}.toml")
+    folder = loop.train(recipe.load_recipe(path, settings or ()), resume=resume == "latest")
+    typer.echo(f"wrote {folder}")
+
+
+@app.command()
+def ship(
+    model: Annotated[str, typer.Option(help="Folder of the trained model, as in recipes.")] = "mini-64",
+    output: Annotated[Path, typer.Option(help="Where they go.")] = Path("src/imprompt/mini/weights"),
+) -> None:
+    """Copy a trained model's parts into the package, in float16."""
+    shipping, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("shipping", "recipe"))
+    typer.echo(f"wrote {shipping.ship(recipe.in_cache(model), output) / 1e6:.1f} MB to {output}")

@@ -1,0 +1,115 @@
+"""Base models and ControlNets by name, and the diffusers pipeline that a generation needs."""
+
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.auto_pipeline import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+)
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from imprompt.errors import ConfigError, UnknownModel
+from imprompt.generation.settings import Settings
+
+_MINI = "mini"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_base(name: str) -> DiffusionPipeline:
+    """Load a base model.
+
+    It is named "mini" (the embedded one), "mini:STYLE" (that, fine-tuned on one style of drawing), by a
+    folder in diffusers' format, or by a hub id owner/name.
+
+    It comes on the first GPU in float16 if there is one, else on the CPU in float32.
+
+    Raises:
+        UnknownModel: there is no such model here, and it cannot be fetched.
+    """
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    embedded, _, style = name.partition(":")
+    if embedded == _MINI:
+        styled = {"style": style} if style else {}
+        return importlib.import_module("imprompt.mini").pipeline(dtype=dtype, **styled).to(device)
+    _check_name("base model", name, "model_index.json")
+    try:
+        return AutoPipelineForText2Image.from_pretrained(name, dtype=dtype).to(device)
+    except Exception as error:  # foreign folders and a network: this may fail in any way
+        raise UnknownModel(f"the base model {name} cannot be loaded: {_reason(error)}") from error
+
+
+def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
+    """Load a ControlNet for a base: "mini" (edges, for the embedded base), a folder or a hub id.
+
+    Raises:
+        UnknownModel: there is no such ControlNet here, and it cannot be fetched.
+    """
+    if name == _MINI:
+        return importlib.import_module("imprompt.mini").controlnet().to(pipe.device, pipe.dtype)
+    _check_name("ControlNet", name, "config.json")
+    try:
+        loaded = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
+    except Exception as error:  # as in load_base
+        raise UnknownModel(f"the ControlNet {name} cannot be loaded: {_reason(error)}") from error
+    return cast(Any, loaded).to(pipe.device)
+
+
+def pipeline_for(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPipeline:
+    """Return the pipeline of the same base that does what the settings ask; it shares all models with `pipe`.
+
+    Raises:
+        ConfigError: diffusers has none for this base, or a ControlNet does not fit it
+    """
+    if settings.init_image is None and not settings.controls:
+        return pipe
+    kind, what = _task(settings)
+    models = [control.model for control in settings.controls]
+    controlnet: dict[str, Any] = {"controlnet": models if len(models) > 1 else models[0]} if models else {}
+    _check_controls(pipe, models)
+    try:
+        made = kind.from_pipe(pipe, **controlnet)
+    except ValueError as error:
+        raise ConfigError(f"diffusers has no pipeline of {type(pipe).__name__} for {what}") from error
+    made.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return made
+
+
+def _task(settings: Settings) -> tuple[Any, str]:
+    with_control = " with a ControlNet" if settings.controls else ""
+    if settings.init_image is None:
+        return AutoPipelineForText2Image, f"text-to-image{with_control}"
+    if settings.inpaint is None:
+        return AutoPipelineForImage2Image, f"image-to-image{with_control}"
+    return AutoPipelineForInpainting, f"inpainting{with_control}"
+
+
+def _check_controls(pipe: Any, models: Sequence[ControlNetModel]) -> None:
+    """Compare what a ControlNet reads and adds to with the base's U-Net."""
+    for model in models:
+        for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
+            its, base = getattr(model.config, key), getattr(pipe.unet.config, key)
+            if its != base:
+                raise ConfigError(
+                    f"this ControlNet is for another base: its {key} is {its}, the base's {base}"
+                )
+
+
+def _check_name(kind: str, name: str, index: str) -> None:
+    path = Path(name)
+    if path.is_dir() and not (path / index).is_file():
+        raise UnknownModel(f"{name} is a folder without {index}, so no model in diffusers' format")
+    if path.is_file():
+        raise UnknownModel(f"{name} is a file; a {kind} is a folder in diffusers' format")
+    if not path.exists() and not _HUB_ID.fullmatch(name):
+        raise UnknownModel(f"no {kind} {name!r}: no such folder, nor 'mini', nor a hub id (owner/name)")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

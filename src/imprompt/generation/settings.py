@@ -1,0 +1,189 @@
+"""What a generation is, apart from its references: `Settings`, and whether a base can honour them."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image, ImageOps
+
+from imprompt.errors import ConfigError
+from imprompt.job import DEFAULT_STEPS
+
+_MAX_SEED = 2**63 - 1
+_STRENGTH = {"init_image": 0.8, "inpaint": 1.0}
+
+
+class Control(NamedTuple):
+    """A ControlNet, the picture that it follows, and how strongly."""
+
+    model: ControlNetModel
+    image: Image.Image
+    scale: float | int = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a generation is, apart from its references.
+
+    Args:
+        prompt: what the text asks for; "" leaves everything to the image prompts
+        negative_prompt: what the text asks to avoid
+        guidance_scale: w of classifier-free guidance; at most 1 turns guidance off
+        guidance_interval: (start, end): the fraction of the steps with guidance; outside it there is none
+        steps: denoising steps
+        size: width and height in pixels, multiples of 8. By default the base's own; with `init_image`, its
+            proportions, the shorter side as long as the base's own
+        init_image: the picture to start from, made to fit the size
+        strength: how much of it is painted over, above 0 and up to 1; 0.8 by default, 1 with `inpaint`
+        inpaint: mask over `init_image`: where it is white is repainted; where it is black the picture stays
+            as it was, to the pixel
+        controls: ControlNets, acting together
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    guidance_scale: float | int = 7.5
+    guidance_interval: tuple[float | int, float | int] = (0.0, 1.0)
+    steps: int = DEFAULT_STEPS
+    size: tuple[int, int] | None = None
+    init_image: Image.Image | None = None
+    strength: float | int | None = None
+    inpaint: Image.Image | None = None
+    controls: Sequence[Control] = ()
+
+    @property
+    def painted_over(self) -> float:
+        """The strength, or what it is by default."""
+        if self.strength is not None:
+            return float(self.strength)
+        return _STRENGTH["init_image" if self.inpaint is None else "inpaint"]
+
+    @property
+    def steps_made(self) -> int:
+        """How many steps are run: with a picture to start from, only the last part of those asked for."""
+        return self.steps if self.init_image is None else int(self.steps * self.painted_over)
+
+
+def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[int]) -> None:
+    """Refuse, before the first step, what this base cannot honour.
+
+    Raises:
+        ConfigError: the first such setting
+    """
+    _check_guidance(pipe, settings)
+    if settings.steps < 1:
+        raise ConfigError(f"steps must be at least 1, not {settings.steps}")
+    _check_schedule(getattr(pipe, "scheduler"), settings.steps)  # noqa: B009
+    for seed in seeds:
+        if not 0 <= seed <= _MAX_SEED:
+            raise ConfigError(f"a seed must be 0 to {_MAX_SEED}, not {seed}")
+    _check_size(pipe, settings.size)
+    _check_start(settings)
+
+
+def _check_guidance(pipe: DiffusionPipeline, settings: Settings) -> None:
+    if not math.isfinite(settings.guidance_scale):
+        raise ConfigError(f"guidance_scale must be a finite number, not {settings.guidance_scale}")
+    start, end = settings.guidance_interval
+    if not 0 <= start < end <= 1:
+        raise ConfigError(f"guidance_interval must be 0 ≤ start < end ≤ 1, not {start} and {end}")
+    if (start, end) == (0, 1):
+        return
+    if settings.guidance_scale <= 1:
+        raise ConfigError(f"guidance_interval needs a guidance_scale above 1, not {settings.guidance_scale}")
+    if getattr(pipe, "unet").config.time_cond_proj_dim is not None:  # noqa: B009
+        raise ConfigError("guidance_interval has no effect on this base: the scale is an input of its U-Net")
+
+
+def _check_schedule(scheduler: Any, steps: int) -> None:
+    """Try the steps out on a copy: some schedulers refuse too many, some would fail at the first step."""
+    trial = copy.deepcopy(scheduler)
+    try:
+        trial.set_timesteps(steps)
+        fits = float(trial.timesteps.max()) < trial.config.num_train_timesteps
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{steps} steps are too many for this base's scheduler, {type(scheduler).__name__}")
+
+
+def _check_size(pipe: DiffusionPipeline, size: tuple[int, int] | None) -> None:
+    for side in size or ():
+        if side < _unit(pipe) or side % _unit(pipe):
+            raise ConfigError(f"size must be a multiple of {_unit(pipe)} pixels on this base, not {side}")
+
+
+def _check_start(settings: Settings) -> None:
+    if settings.init_image is None:
+        for name in ("strength", "inpaint"):
+            if getattr(settings, name) is not None:
+                raise ConfigError(f"{name} is about init_image, and there is none")
+        return
+    if not 0 < settings.painted_over <= 1:
+        raise ConfigError(f"strength must be above 0 and up to 1, not {settings.strength}")
+    if settings.steps_made < 1:
+        raise ConfigError(
+            f"strength {settings.painted_over} of {settings.steps} steps is less than one step; give more of "
+            "either"
+        )
+
+
+def call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[str, Any]:
+    """Return what the pipeline that `pipeline_for` chose is called with, pictures made to fit."""
+    arguments: dict[str, Any] = {
+        "prompt": settings.prompt,
+        "negative_prompt": settings.negative_prompt,
+        "guidance_scale": settings.guidance_scale,
+        "num_inference_steps": settings.steps,
+    }
+    size = _size(pipe, settings)
+    if size is None:
+        return arguments
+    arguments |= {"width": size[0], "height": size[1]}
+    if settings.init_image is not None:
+        arguments |= {"image": fitted(settings.init_image, size), "strength": settings.painted_over}
+    if settings.inpaint is not None:
+        arguments["mask_image"] = fitted(settings.inpaint, size)
+    return arguments | _control_arguments(settings, size)
+
+
+def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at that size: its middle, where the proportions differ."""
+    return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+
+
+def _control_arguments(settings: Settings, size: tuple[int, int]) -> dict[str, Any]:
+    if not settings.controls:
+        return {}
+    images = [fitted(control.image, size) for control in settings.controls]
+    scales = [float(control.scale) for control in settings.controls]
+    several = len(images) > 1
+    return {
+        "image" if settings.init_image is None else "control_image": images if several else images[0],
+        "controlnet_conditioning_scale": scales if several else scales[0],
+    }
+
+
+def _size(pipe: DiffusionPipeline, settings: Settings) -> tuple[int, int] | None:
+    """Width and height; None where the pipeline is left to choose its own."""
+    if settings.size is not None or (settings.init_image is None and not settings.controls):
+        return settings.size
+    side, unit = _own_size(pipe), _unit(pipe)
+    if settings.init_image is None:
+        return side, side
+    shorter = min(settings.init_image.size)
+    width, height = (max(unit, round(side * x / shorter / unit) * unit) for x in settings.init_image.size)
+    return width, height
+
+
+def _own_size(pipe: Any) -> int:
+    latent = pipe.unet.config.sample_size
+    return (latent if isinstance(latent, int) else min(latent)) * pipe.vae_scale_factor
+
+
+def _unit(pipe: DiffusionPipeline) -> int:
+    return math.lcm(8, getattr(pipe, "vae_scale_factor", 8))
