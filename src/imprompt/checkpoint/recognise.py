@@ -297,11 +297,26 @@ def _wrong_layer(layer: str, tensors: Tensors, context_dim: int | None) -> Itera
 def _wrong_lora(layer: str, tensors: Tensors) -> Iterator[str]:
     for part in ("q", "k", "v", "out"):
         down, up = (f"{layer}.to_{part}_lora.{side}.weight" for side in ("down", "up"))
-        if missing := [name for name in (down, up) if name not in tensors]:
-            yield from (f"{name} is missing" for name in missing)
-        elif tensors[down].ndim != 2 or tensors[up].ndim != 2 or len(tensors[down]) != tensors[up].shape[1]:
+        missing = [name for name in (down, up) if name not in tensors]
+        yield from (f"{name} is missing" for name in missing)
+        if missing:
+            return
+        if tensors[down].ndim != 2 or tensors[up].ndim != 2 or len(tensors[down]) != tensors[up].shape[1]:
             shapes = f"{shape_words(tensors[down])} and {shape_words(tensors[up])}"
             yield f"{down} and {up} have shapes {shapes}, which is no low-rank change"
+            return
+    yield from _unfitting_lora(
+        layer, {name: tensors[name] for name in tensors if name.startswith(f"{layer}.")}
+    )
+
+
+def _unfitting_lora(layer: str, tensors: Tensors) -> Iterator[str]:
+    (shapes,) = lora_shapes_of(tensors).values()
+    widths = {part: shape[:2] for part, shape in shapes.items()}
+    outer, inner = widths["q"]
+    if widths["k"] != widths["v"] or widths["k"][1] != inner or widths["out"] != (inner, outer):
+        words = ", ".join(f"{part} {x} → {y}" for part, (x, y) in widths.items())
+        yield f"the LoRA of {layer} is of no attention layer ({words})"
 
 
 def _wrong_shape(name: str, tensors: Tensors, shape: tuple[int, ...]) -> Iterator[str]:

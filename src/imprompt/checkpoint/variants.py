@@ -154,6 +154,7 @@ def _attention_lora(attn: Attention, rank: int) -> LoraShapes:
     return {place: (linear.in_features, linear.out_features, rank) for place, linear in places.items()}
 
 
+@functools.cache
 def _counted(name: str) -> Variant:
     adapter, published = meta_adapter(name), PUBLISHED[name]
     tensors = to_official(adapter.state_dict())
