@@ -422,9 +422,6 @@ def test_adapters_are_added_and_taken_away_one_at_a_time(pipe: Any, adapter: Ima
 
 
 @fault(16)
-@pytest.mark.xfail(
-    strict=True, reason="the U-Net's own LoRA layers are no nn.Linear to attention.text_projections"
-)
 def test_face_adapters_leave_the_users_lora_alone_and_add_up(pipe: Any, tmp_path: Path) -> None:
     files = [face_file(pipe.unet, tmp_path, seed=seed) for seed in (1, 2, 3)]
     one, two, three = (load_adapter(file, image_encoder=None) for file, _ in files)

@@ -12,7 +12,7 @@ and output matrices of the base (never for W'_k, W'_v).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from diffusers.models.attention_processor import (
@@ -225,8 +225,8 @@ def projected(
     return output
 
 
-def text_projections(attn: Attention) -> tuple[nn.Linear, nn.Linear]:
-    """W_k and W_v of a layer of the base model."""
+def text_projections(attn: Attention) -> tuple[Any, Any]:
+    """W_k and W_v of a layer of the base model: linear, or a user's LoRA around that."""
     assert attn.to_k is not None
     assert attn.to_v is not None
     return attn.to_k, attn.to_v
@@ -297,7 +297,7 @@ def _may_remember(attn: Attention, context: Tensor) -> bool:
     return all(map(_is_plain, text_projections(attn)))
 
 
-def _is_plain(linear: nn.Linear) -> bool:
+def _is_plain(linear: Any) -> bool:
     # An instance's own `forward` is how accelerate offloads weights; LoRA and quantisation are other classes.
     hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in linear.__dict__
     plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
