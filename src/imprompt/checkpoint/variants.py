@@ -188,7 +188,7 @@ def variants_json() -> str:
 def variants_markdown() -> str:
     """Write docs/variants.md: the table, then the names and shapes of each kind of file."""
     rows = variants_table()
-    return "\n".join([*_head(), *_counts(rows), *_sources(rows), *_key_lists(rows)]) + "\n"
+    return "\n".join([*_head(), *_counts(rows), *_sources(rows), *_key_lists(rows)])
 
 
 def _head() -> Iterator[str]:
