@@ -15,7 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from imprompt.adapter import ImagePromptAdapter, ReferenceLike
-from imprompt.generation.bases import load_base, load_controlnet, pipeline_for
+from imprompt.generation.bases import load_base, load_controlnet, pipeline_for, taken_for_maskless
 from imprompt.generation.guidance import step_arguments
 from imprompt.generation.settings import Control, Settings, call_arguments, check_settings
 from imprompt.job import DEFAULT_STEPS
@@ -121,7 +121,9 @@ def _pictures(
             attached.enter_context(adapter.references(*references))
         for seed in seeds:
             # On the CPU, so that a seed means the same noise on every device.
-            picture = call(**arguments, generator=torch.Generator("cpu").manual_seed(seed)).images[0]
+            generator = torch.Generator("cpu").manual_seed(seed)
+            with taken_for_maskless(call):
+                picture = call(**arguments, generator=generator).images[0]
             yield _with_rest(picture, arguments)
 
 

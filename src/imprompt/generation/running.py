@@ -12,6 +12,7 @@ from imprompt import generation
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError
+from imprompt.faces import InsightFaceEmbedder
 from imprompt.generation.settings import Control, Settings
 from imprompt.image import load_image
 from imprompt.job import Job
@@ -80,12 +81,9 @@ def load_models(job: Job) -> Models:
 
     Raises:
         UnknownModel, CheckpointError, AdapterMismatch: see `load_base`, `load_adapter`, `load_controlnet`
+        MissingExtra: faces are to be found in pictures, and what finds them is not installed
     """
-    version = {} if job.face_plus_version is None else {"face_plus_version": job.face_plus_version}
-    adapters = {
-        name: load_adapter(name, image_encoder=job.image_encoder or "known", **version)
-        for name in job.by_adapter
-    }
+    adapters = {name: _adapter(name, job) for name in job.by_adapter}
     pipe = generation.load_base(job.base)
     pipe.set_progress_bar_config(disable=True)
     return Models(
@@ -154,3 +152,13 @@ def what_is_seen(inputs: Inputs, models: Models) -> Image.Image:
 def _alone(job: Job, prompt: str, seed: int, picture: Image.Image) -> Job:
     changes = {"prompt": prompt, "seed": seed, "count": 1, "width": picture.width, "height": picture.height}
     return job.model_copy(update=changes)
+
+
+def _adapter(name: str, job: Job) -> ImagePromptAdapter:
+    adapter = load_adapter(
+        name, image_encoder=job.image_encoder or "known", face_plus_version=job.face_plus_version
+    )
+    looked_at = [one for one in job.by_adapter[name] if one.face is None and not one.is_embeddings]
+    if "face_embedding" in adapter.projection.takes and looked_at:
+        adapter.face_embedder = InsightFaceEmbedder()
+    return adapter

@@ -52,14 +52,18 @@ def load_job(path: str | os.PathLike[str]) -> Job:
 
 
 def save_job(job: Job, path: str | os.PathLike[str]) -> None:
-    """Write a job as TOML; its paths become relative to the file, which appears whole or not at all.
+    """Write a job as TOML, whole or not at all; relative paths become relative to the file.
 
     Raises:
         OutputError: another suffix than .toml, a missing folder, a full disk
     """
     path = Path(path)
     check_output(path, ".toml")
-    values = _dumped(job, lambda file: os.path.relpath(file, path.parent), exclude_defaults=True)
+
+    def moved(file: str) -> str:
+        return file if os.path.isabs(file) else os.path.relpath(file, path.parent)
+
+    values = _dumped(job, moved, exclude_defaults=True)
     with written_whole(path) as part:
         part.write_text(_toml(values), encoding="utf-8", errors="backslashreplace")
 

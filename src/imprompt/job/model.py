@@ -119,6 +119,11 @@ class JobReference(Closed):
             raise ValueError(f"steps must begin before they end, not {list(self.steps)}")
         return self
 
+    @property
+    def is_embeddings(self) -> bool:
+        """Whether it is an embedding file, not pictures."""
+        return any(file.endswith(EMBEDDINGS_SUFFIX) for file in self.images)
+
     def reference(self) -> Reference:
         """Read the files and return the image prompt.
 
