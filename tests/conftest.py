@@ -1,7 +1,7 @@
 """What several test files share: a whole toy model on disk, and the command line in this process."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from hypothesis import settings
 
+import matrix
 import tiny
 from imprompt import cli, generation
 from imprompt.checkpoint import save_adapter
@@ -84,3 +85,22 @@ def imprompt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return Result(code, said.out, said.err)
 
     return run
+
+
+# docs/pipelines.md
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-matrix", metavar="PAGE", help="write what test_pipelines*.py find to this page")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cell(pipeline, features, refused): cells of docs/pipelines.md")
+    config.stash[matrix.OUTCOMES] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    matrix.record(item.config.stash[matrix.OUTCOMES], item, report)
+    return report
