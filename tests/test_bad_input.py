@@ -172,6 +172,36 @@ BAD: dict[str, tuple[str, int, str]] = {
         2,
         "Invalid value for '--scale': 'abc' is not a number (see imprompt generate --help)",
     ),
+    "a scale for some of the references": (
+        "cat.png cat.png cat.png --scale 1 --scale 2",
+        2,
+        "--scale is given 2 times for 3 references; give it once, for all, or 3 times "
+        "(see imprompt generate --help)",
+    ),
+    "an option beside a job": (
+        "--job x.toml --scale 1",
+        2,
+        "beside --job stand only --output, --seed and --count, not *",
+    ),
+    "a control model alone": (
+        "cat.png --control-model mini",
+        2,
+        "--control-model is about --control, which is missing (see imprompt generate --help)",
+    ),
+    "a strength alone": (
+        "cat.png --strength 0.5",
+        1,
+        "strength is about init_image, and there is none; give the picture to start from",
+    ),
+    "an unknown mode": ("cat.png --mode styel", 1, "*"),
+    "an unknown crop": ("cat.png --crop middle", 1, "references[0].crop must be 'centre', *"),
+    "a span that ends before it begins": (
+        "cat.png --from 0.5 --until 0.2",
+        1,
+        "references[0]: steps must begin before they end, not [0.5, 0.2]",
+    ),
+    "like a picture of someone else": ("--like cat.png", 1, "cat.png holds no settings of imprompt"),
+    "a job that is not there": ("cat.png --like none.png", 1, "none.png: no such file"),
     "a count of none": (
         "cat.png --count 0",
         2,

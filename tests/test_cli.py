@@ -10,11 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from PIL import Image
+from safetensors.torch import save_file
 
 import tiny
 from conftest import Result, ToyModel
 from imprompt import cli
+from imprompt.embeddings import ImageEmbeddings
 from imprompt.job import DEFAULT_STEPS, read_settings
 
 Imprompt = Callable[..., Result]
@@ -96,6 +100,99 @@ def test_several_references_act_together(imprompt: Imprompt, toy: ToyModel) -> N
     assert len(set(pictures)) == 3
 
 
+def test_options_of_each_reference_are_given_in_order(imprompt: Imprompt, toy: ToyModel) -> None:
+    each = (
+        "--scale 0.5 --scale 1 --mask m.png --mask - --crop top --crop 0.5,0 --from 0.2 --until 0.5 --until 1"
+    )
+    Image.new("L", (8, 8), 255).save("m.png")
+    imprompt("generate", "cat.png", "hat.png", *each.split(), "--negative", "hat.png", *toy.options)
+    assert read_settings("out.png")["references"] == [
+        {
+            "images": ["cat.png"],
+            "scale": 0.5,
+            "steps": [0.2, 0.5],
+            "mask": "m.png",
+            "crop": "top",
+            "negative": ["hat.png"],
+        },
+        {
+            "images": ["hat.png"],
+            "scale": 1.0,
+            "steps": [0.2, 1.0],
+            "crop": [0.5, 0.0],
+            "negative": ["hat.png"],
+        },
+    ]
+
+
+def test_combine_makes_one_reference_of_all(imprompt: Imprompt, toy: ToyModel) -> None:
+    imprompt("generate", "cat.png", "hat.png", "--combine", "average", *toy.options)
+    one = {"images": ["cat.png", "hat.png"], "scale": 1.0, "combine": "average"}
+    assert read_settings("out.png")["references"] == [one]
+
+
+def test_a_picture_to_start_from_and_a_mask(imprompt: Imprompt, toy: ToyModel) -> None:
+    Image.new("L", (16, 16)).save("black.png")
+    tiny.picture(seed=3, width=16, height=16).save("start.png")
+    words = "--init-image", "start.png", "--inpaint", "black.png", "--strength", "0.5"
+    assert imprompt("generate", "cat.png", *words, *toy.options).code == 0
+    assert opened("out.png").tobytes() == opened("start.png").tobytes()
+
+
+def test_a_control_changes_the_picture(imprompt: Imprompt, toy: ToyModel, folder: Path) -> None:
+    net = ControlNetModel.from_unet(tiny.sd_unet(), conditioning_embedding_out_channels=(4, 8))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    net.save_pretrained(folder / "net")
+    made = set()
+    for scale in ("0", "1"):
+        words = "--control", "hat.png", "--control-model", "net", "--control-scale", scale
+        assert imprompt("generate", "cat.png", *words, *toy.options).code == 0
+        made.add(opened("out.png").tobytes())
+    assert len(made) == 2
+
+
+def test_view_writes_what_the_encoder_saw(imprompt: Imprompt, toy: ToyModel) -> None:
+    result = imprompt("generate", "cat.png", "hat.png", "--view", *toy.options)
+    assert result == Result(0, "wrote out.png\nwrote out-seen.png\n", "")
+    assert opened("out-seen.png").size == (28 + 8 + 28, 28)
+
+
+# Jobs
+
+
+def test_a_saved_job_and_a_picture_make_the_same_picture_again(imprompt: Imprompt, toy: ToyModel) -> None:
+    words = "--prompt", "x", "--scale", "0.5", "--seed", "4", "--save-job", "job.toml"
+    first = imprompt("generate", "cat.png", *words, *toy.options)
+    assert first.output == "wrote out.png\nwrote job.toml\n"
+    imprompt("generate", "--job", "job.toml", "--output", "again.png")
+    models = toy.options[:-2]  # elsewhere on the disk, so the picture does not tell where
+    imprompt("generate", "--like", "out.png", "--output", "like.png", *models)
+    assert opened("out.png").tobytes() == opened("again.png").tobytes() == opened("like.png").tobytes()
+
+
+def test_like_takes_everything_but_what_is_given(imprompt: Imprompt, toy: ToyModel) -> None:
+    imprompt("generate", "cat.png", "--prompt", "x", "--scale", "0.5", "--mode", "ease in", *toy.options)
+    words = "--seed", "9", "--prompt", "", "--output", "like.png"
+    imprompt("generate", "hat.png", "--like", "out.png", *words, *toy.options)
+    told = read_settings("like.png")
+    assert (told["prompt"], told["seed"]) == ("", 9)
+    assert told["references"] == [{"images": ["hat.png"], "scale": 0.5, "layers": "ease in"}]
+
+
+def test_a_job_takes_seed_count_and_output(imprompt: Imprompt, toy: ToyModel) -> None:
+    imprompt("generate", "cat.png", "--save-job", "job.toml", *toy.options)
+    result = imprompt("generate", "--job", "job.toml", "--seed", "5", "--count", "2", "--output", "j.png")
+    assert result.output == "wrote j-0.png\nwrote j-1.png\n"
+    assert [read_settings(f"j-{i}.png")["seed"] for i in range(2)] == [5, 6]
+
+
+def test_layers_are_drawn(imprompt: Imprompt) -> None:
+    for base in ("mini", "sd15", "sdxl"):
+        assert imprompt("layers", "style", "--base", base) == Result(0, "wrote layers.png\n", "")
+        assert opened("layers.png").width > 100
+
+
 def test_size_is_in_pixels(imprompt: Imprompt, toy: ToyModel) -> None:
     imprompt("generate", "cat.png", "--size", "24", *toy.options)
     assert opened("out.png").size == (24, 24)
@@ -162,6 +259,35 @@ def test_inspect_shows_the_settings_of_a_picture(imprompt: Imprompt, toy: ToyMod
     assert json.loads(imprompt("inspect", "out.png", "--json").output) == read_settings("out.png")
 
 
+def test_inspect_explains_jobs_embeddings_and_folders(imprompt: Imprompt, toy: ToyModel) -> None:
+    imprompt("generate", "cat.png", "--save-job", "job.toml", *toy.options)
+    assert json.loads(imprompt("inspect", "job.toml", "--json").output)["steps"] == 2
+    assert "StableDiffusionPipeline" in imprompt("inspect", toy.base).output
+    assert "CLIPVisionModelWithProjection" in imprompt("inspect", toy.image_encoder).output
+    embeddings = {"image_embedding": torch.ones(1, 14)}, {"image_embedding": torch.zeros(14)}
+    ImageEmbeddings(*embeddings, {"encoder": "toy"}).save("cat.safetensors")
+    facts = json.loads(imprompt("inspect", "cat.safetensors", "--json").output)
+    assert (facts["kind"], facts["inputs"]) == ("image embeddings", {"image_embedding": "1 × 14"})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora_unet_down_blocks_0.lora_down.weight", "a LoRA"),
+        ("unet.down_blocks.0.attn1.to_q.lora_A.weight", "a LoRA"),
+        ("model.diffusion_model.input_blocks.0.weight", "a whole base model in one file"),
+        ("vision_model.embeddings.class_embedding", "an image encoder"),
+        ("controlnet_cond_embedding.conv_in.weight", "a ControlNet"),
+        ("down_blocks.0.resnets.0.conv1.weight", "the U-Net of a base model"),
+    ],
+)
+def test_inspect_names_what_is_no_adapter(imprompt: Imprompt, name: str, kind: str) -> None:
+    save_file({name: torch.zeros(2, 2)}, "x.safetensors")
+    code, _, error = imprompt("inspect", "x.safetensors")
+    assert (code, error.count("\n")) == (1, 1)
+    assert error.startswith(f"imprompt: x.safetensors: it is {kind}, not an image-prompt adapter")
+
+
 def test_convert_writes_the_other_layout(imprompt: Imprompt, toy: ToyModel) -> None:
     assert imprompt("convert", toy.adapter, "a.bin") == Result(0, "wrote a.bin\n", "")
     assert "official layout (pickle)" in imprompt("inspect", "a.bin").output
@@ -171,7 +297,19 @@ def test_convert_writes_the_other_layout(imprompt: Imprompt, toy: ToyModel) -> N
 
 
 @pytest.mark.parametrize(
-    "command", ["", "generate", "inspect", "convert", "evaluate", "mini", "mini build-data", "mini train"]
+    "command",
+    [
+        "",
+        "generate",
+        "inspect",
+        "convert",
+        "evaluate",
+        "variants",
+        "layers",
+        "mini",
+        "mini build-data",
+        "mini train",
+    ],
 )
 def test_help_says_how_it_is_used(imprompt: Imprompt, command: str) -> None:
     code, output, error = imprompt(*command.split(), "--help")

@@ -1,12 +1,15 @@
 """From references to pictures: seeds, settings, and a pipeline left as it was."""
 
 import errno
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.auto_pipeline import AutoPipelineForImage2Image
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
@@ -21,7 +24,7 @@ from imprompt.errors import (
     OutputError,
     UnknownModel,
 )
-from imprompt.generation import DEFAULT_STEPS, Settings, generate, generate_each, load_base
+from imprompt.generation import DEFAULT_STEPS, Control, Settings, generate, generate_each, guidance, load_base
 from imprompt.job import read_settings, save_picture
 from imprompt.reference import Reference
 
@@ -123,6 +126,149 @@ def test_size_is_in_pixels(pipe: Any, adapter: ImagePromptAdapter) -> None:
     assert generate(pipe, adapter, [tiny.picture()], steps=1, size=32)[0].size == (32, 32)
 
 
+# A picture to start from, ControlNets
+
+
+def one(pipe: Any, adapter: ImagePromptAdapter, *references: Any, **settings: Any) -> Image.Image:
+    asked = Settings(**{"steps": 2} | settings)
+    return next(generate_each(pipe, [(adapter, references or [tiny.picture()])], asked))
+
+
+def controlnet(pipe: Any) -> ControlNetModel:
+    """A ControlNet with something to say: new ones are silent."""
+    made = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    return made
+
+
+def test_a_picture_to_start_from_keeps_its_proportions(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    made = one(pipe, adapter, init_image=tiny.picture(width=60, height=31), strength=0.5)
+    assert made.size == (32, 16)
+    assert one(pipe, adapter, init_image=tiny.picture(), size=(24, 16)).size == (24, 16)
+
+
+def test_scale_zero_is_the_base_with_a_picture_to_start_from(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    start = tiny.picture(width=16, height=16)
+    base = AutoPipelineForImage2Image.from_pipe(pipe)
+    base.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    expected = base("", image=start, strength=0.5, num_inference_steps=2, generator=generator).images[0]
+    made = one(pipe, adapter, Reference(tiny.picture(), scale=0), init_image=start, strength=0.5)
+    assert made.tobytes() == expected.tobytes()
+
+
+def test_inpainting_changes_what_is_white_only(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    start, mask = tiny.picture(width=16, height=16), Image.new("L", (16, 16))
+    mask.paste(255, (8, 0, 16, 16))
+    made = one(pipe, adapter, init_image=start, inpaint=mask.convert("RGB"))
+    assert made.crop((0, 0, 8, 16)).tobytes() == start.crop((0, 0, 8, 16)).tobytes()
+    assert made.crop((8, 0, 16, 16)).tobytes() != start.crop((8, 0, 16, 16)).tobytes()
+
+
+def test_controls_act_and_add_up(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    follow = Control(controlnet(pipe), tiny.picture(seed=3))
+    silent = follow._replace(scale=0.0)
+    made = {
+        name: one(pipe, adapter, controls=controls, size=(16, 16)).tobytes()
+        for name, controls in {
+            "none": [],
+            "one": [follow],
+            "two": [follow, follow],
+            "silent": [silent],
+        }.items()
+    }
+    assert made["none"] == made["silent"]
+    assert len(set(made.values())) == 3
+
+
+@pytest.mark.parametrize("more", [{}, {"inpaint": Image.new("RGB", (16, 16), "white")}])
+def test_a_control_and_a_picture_to_start_from(
+    pipe: Any, adapter: ImagePromptAdapter, more: dict[str, Any]
+) -> None:
+    start = tiny.picture(width=16, height=16)
+    plain = one(pipe, adapter, init_image=start, **more)
+    controlled = one(
+        pipe, adapter, init_image=start, controls=[Control(controlnet(pipe), tiny.picture(seed=3))], **more
+    )
+    assert plain.tobytes() != controlled.tobytes()
+    assert type(pipe) is StableDiffusionPipeline
+    assert not adapter.is_attached
+
+
+def test_a_control_for_another_base_is_refused(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    other = controlnet(tiny.xl_pipeline())
+    with pytest.raises(
+        ConfigError, match="this ControlNet is for another base: its cross_attention_dim is 28"
+    ):
+        one(pipe, adapter, controls=[Control(other, tiny.picture())])
+
+
+# Guidance in a part of the steps
+
+
+def guided(
+    pipe: Any, adapter: ImagePromptAdapter, interval: tuple[float, float], **settings: Any
+) -> np.ndarray:
+    made = one(pipe, adapter, guidance_interval=interval, guidance_scale=5.0, steps=4, **settings)
+    return np.asarray(made).astype(int)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.5, 1.0), (0.25, 0.75), (0.0, 0.2), (0.9, 1.0)])
+@pytest.mark.parametrize("kind", ["text", "start", "inpaint", "control", "xl"])
+def test_dropping_the_negative_half_is_guidance_of_one(
+    pipe: Any,
+    adapter: ImagePromptAdapter,
+    monkeypatch: pytest.MonkeyPatch,
+    interval: tuple[float, float],
+    kind: str,
+) -> None:
+    if kind == "xl":
+        pipe, adapter = xl()
+    start, white = tiny.picture(width=16, height=16), Image.new("RGB", (16, 16), "white")
+    settings = {
+        "start": {"init_image": start, "strength": 1.0},
+        "inpaint": {"init_image": start, "inpaint": white},
+        "control": {"controls": [Control(controlnet(pipe), start)]},
+    }.get(kind, {})
+    dropped = guided(pipe, adapter, interval, **settings)
+    monkeypatch.setattr(guidance, "_droppable", lambda pipe: [])
+    kept = guided(pipe, adapter, interval, **settings)
+    assert np.abs(dropped - kept).max() <= 1  # rounding to 8 bits
+    everywhere = one(pipe, adapter, guidance_scale=5.0, steps=4, **settings)
+    assert np.abs(dropped - np.asarray(everywhere).astype(int)).max() > 1
+
+
+@functools.cache
+def xl() -> tuple[Any, ImagePromptAdapter]:
+    pipe = tiny.xl_pipeline()
+    made = tiny.adapter(pipe.unet)
+    made.image_encoder = tiny.vision_model()  # pyright: ignore[reportAttributeAccessIssue]
+    return pipe, made
+
+
+def test_the_negative_half_is_computed_only_where_it_must_be(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    rows: list[int] = []
+    with pipe.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))):
+        guided(pipe, adapter, (0.0, 0.5))
+    assert rows == [2, 2, 1, 1]
+
+
+# Several adapters
+
+
+def test_references_of_several_adapters_act_together(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    other = tiny.adapter(pipe.unet, seed=5)
+    other.image_encoder = tiny.vision_model()  # pyright: ignore[reportAttributeAccessIssue]
+    each = [(adapter, [tiny.picture(seed=1)]), (other, [tiny.picture(seed=2)])]
+    made = {
+        next(generate_each(pipe, some, Settings(steps=2))).tobytes() for some in (each[:1], each[1:], each)
+    }
+    assert len(made) == 3
+    assert not adapter.is_attached
+    assert not other.is_attached
+
+
 # Refusals
 
 
@@ -134,6 +280,14 @@ def test_size_is_in_pixels(pipe: Any, adapter: ImagePromptAdapter) -> None:
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"steps": 1000}, "1000 steps are too many for this base's scheduler, DDIMScheduler"),
         ({"steps": 1001}, "1001 steps are too many for this base's scheduler, DDIMScheduler"),
+        ({"strength": 0.5}, "strength is about init_image, and there is none"),
+        ({"init_image": tiny.picture(), "strength": 1.5}, "strength must be above 0 and up to 1, not 1.5"),
+        ({"init_image": tiny.picture(), "strength": 0.01}, "strength 0.01 of 25 steps is less than one step"),
+        ({"guidance_interval": (0.5, 0.5)}, "guidance_interval must be 0 ≤ start < end ≤ 1, not 0.5 and 0.5"),
+        (
+            {"guidance_interval": (0.0, 0.5), "guidance_scale": 1.0},
+            "guidance_interval needs a guidance_scale above 1, not 1.0",
+        ),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, not nan"),
         ({"seeds": [-1]}, "a seed must be 0 to 9223372036854775807, not -1"),
         ({"seeds": [2**63]}, "a seed must be 0 to"),
