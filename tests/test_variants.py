@@ -127,7 +127,7 @@ def for_diffusers(given: ImageEmbeddings, name: Input) -> Tensor:
 def run(pipe: Any, **more: Any) -> np.ndarray:
     generator = torch.Generator().manual_seed(0)
     more = {"guidance_scale": 5.0, "num_inference_steps": STEPS, "output_type": "np"} | more
-    return pipe("a cat", generator=generator, **more).images
+    return pipe(["a cat"], generator=generator, **more).images
 
 
 def ours(pipe: Any, adapter: ImagePromptAdapter, reference: Reference) -> np.ndarray:
@@ -176,6 +176,7 @@ def test_diffusers_makes_the_same_picture_of_several_images(variant: str) -> Non
     assert np.abs(made - theirs(pipe, adapter, given, 1.0)).max() <= 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_diffusers_makes_the_same_picture_on_kolors() -> None:
     pipe: Any = kolors()
     adapter = adapter_files.adapter(pipe.unet, "plus")
