@@ -16,6 +16,9 @@ from accelerate import cpu_offload
 from diffusers.models.attention_processor import AttnAddedKVProcessor2_0, AttnProcessor, AttnProcessor2_0
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusers.pipelines.deprecated.stable_diffusion_panorama.pipeline_stable_diffusion_panorama import (
+    StableDiffusionPanoramaPipeline,
+)
 from diffusers.pipelines.pag.pipeline_pag_sd import StableDiffusionPAGPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
     StableDiffusionImg2ImgPipeline,
@@ -567,3 +570,15 @@ def test_offloading_after_attaching_gives_the_same(pipe: Any, adapter: ImageProm
         expected = latents(pipe)
         cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
         assert torch.equal(latents(pipe), expected)
+
+
+def test_a_pipeline_that_misleads_about_its_batch_is_refused(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    """Panorama stacks (negative, positive) for every view and says that it is not guided."""
+    panorama: Any = StableDiffusionPanoramaPipeline(**pipe.components, requires_safety_checker=False)
+    panorama.set_progress_bar_config(disable=True)
+    with (
+        adapter.attach(panorama),
+        adapter.references(tiny.embedding(1)),
+        pytest.raises(AttachmentError, match=r"Panorama.* does not tell how it stacks its batch"),
+    ):
+        latents(panorama, height=16, width=16)

@@ -10,6 +10,9 @@ from imprompt.errors import AttachmentError
 Branch = Literal["positive", "negative"]
 Branches = tuple[Branch, ...]
 
+_MISLEADING = ("LEdits", "StableDiffusionPanorama")
+"""Pipelines whose `do_classifier_free_guidance` does not say how they stack their batch."""
+
 
 def guidance_branches(pipeline: object) -> Branches:
     """Say how a running diffusers pipeline stacks its batch.
@@ -23,7 +26,7 @@ def guidance_branches(pipeline: object) -> Branches:
     """
     kind = type(pipeline)
     known = isinstance(getattr(kind, "do_classifier_free_guidance", None), property)
-    if not known or kind.__name__.startswith("LEdits"):
+    if not known or kind.__name__.startswith(_MISLEADING):
         raise AttachmentError(
             f"{kind.__name__} does not tell how it stacks its batch; give references(..., branches=...)"
         )
