@@ -174,7 +174,7 @@ on the latents of all samples and frames, which reach ±10; the image prompt cha
 - ✓: a test ran and passed
 - ✗: refused, by an error; its sentence is below
 - –: diffusers does not have it; the reason is below
-- empty: not tried. Compiling takes seconds, so it is tried once for each way of calling a U-Net
+- empty: not tried; compiling takes seconds, so a few pipelines stand for all
 
 {tables}
 

@@ -9,7 +9,8 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -90,8 +91,20 @@ class Case:
         arguments |= {"num_images_per_prompt": each} if each > 1 else {}
         arguments |= {"prompt": list(prompts)} | dict(self.call) | changes
         arguments |= {name: [arguments[name]] * len(prompts) for name in self.listed}
-        result = pipe(**arguments)
+        with _processors_put_back(pipe.unet):
+            result = pipe(**arguments)
         return result.frames if self.frames > 1 else result.images
+
+
+@contextmanager
+def _processors_put_back(unet: Any) -> Iterator[None]:
+    """Some of diffusers' PAG pipelines leave theirs behind where latents are asked for."""
+    before = unet.attn_processors
+    try:
+        yield
+    finally:
+        for name, processor in before.items():
+            unet.get_submodule(name.removesuffix(".processor")).processor = processor
 
 
 def kind_of(name: str) -> Any:
