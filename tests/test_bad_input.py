@@ -124,7 +124,12 @@ BAD: dict[str, tuple[str, int, str]] = {
         1,
         "cut.safetensors is truncated or no adapter file: *",
     ),
-    "an unknown image encoder": ("cat.png --image-encoder frob/none", 1, "no image encoder at frob/none: *"),
+    "an unknown image encoder": (
+        "cat.png --image-encoder frob/none",
+        1,
+        "the adapter {toy.adapter} needs an image encoder that we do not know, 14 wide; "
+        "no image encoder at frob/none: *",
+    ),
     "a missing output folder": (
         "cat.png --output none/out.png",
         1,

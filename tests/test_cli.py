@@ -264,8 +264,10 @@ def test_inspect_explains_jobs_embeddings_and_folders(imprompt: Imprompt, toy: T
     assert json.loads(imprompt("inspect", "job.toml", "--json").output)["steps"] == 2
     assert "StableDiffusionPipeline" in imprompt("inspect", toy.base).output
     assert "CLIPVisionModelWithProjection" in imprompt("inspect", toy.image_encoder).output
-    embeddings = {"image_embedding": torch.ones(1, 14)}, {"image_embedding": torch.zeros(14)}
-    ImageEmbeddings(*embeddings, {"encoder": "toy"}).save("cat.safetensors")
+    made = ImageEmbeddings(
+        {"image_embedding": torch.ones(1, 14)}, {"image_embedding": torch.zeros(14)}, {"encoder": "toy"}
+    )
+    made.save("cat.safetensors")
     facts = json.loads(imprompt("inspect", "cat.safetensors", "--json").output)
     assert (facts["kind"], facts["inputs"]) == ("image embeddings", {"image_embedding": "1 × 14"})
 

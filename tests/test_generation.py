@@ -2,6 +2,7 @@
 
 import errno
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_size_is_in_pixels(pipe: Any, adapter: ImagePromptAdapter) -> None:
 
 
 def one(pipe: Any, adapter: ImagePromptAdapter, *references: Any, **settings: Any) -> Image.Image:
-    asked = Settings(**{"steps": 2} | settings)
+    asked = replace(Settings(steps=2), **settings)
     return next(generate_each(pipe, [(adapter, references or [tiny.picture()])], asked))
 
 
