@@ -80,7 +80,8 @@ def as_pipeline(kind: type[Pipeline], pipe: DiffusionPipeline, **parts: Any) -> 
         pipe: where the parts are
         **parts: what it needs beside them, a `controlnet` for instance
     """
-    made = kind(**(pipe.components | parts), requires_safety_checker=False)
+    build = cast(Any, kind)
+    made: Pipeline = build(**(pipe.components | parts), requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
 

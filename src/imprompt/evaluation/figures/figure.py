@@ -1,6 +1,6 @@
 """A figure: rows of pictures, what they should show, what was measured of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -29,8 +29,8 @@ class Figure:
     title: str
     promise: str
     settings: str
-    columns: dict[str, Sequence[Image.Image]]
-    measured: dict[str, dict[str, Interval | str | None]]
+    columns: Mapping[str, Sequence[Image.Image]]
+    measured: Mapping[str, Mapping[str, Interval | str | None]]
 
     def sheet(self, shown: int) -> Image.Image:
         """The first `shown` rows under their titles."""
@@ -41,7 +41,7 @@ class Figure:
     def lines(self) -> list[str]:
         """What was measured, a line for each kind of number."""
         return [
-            f"{what}: " + "; ".join(f"{which} {said(number)}" for which, number in numbers.items())
+            f"{what}: " + "; ".join(f"{which} {said(number)}".strip() for which, number in numbers.items())
             for what, numbers in self.measured.items()
         ]
 

@@ -45,8 +45,8 @@ def write_figure(figure: Figure, shown: int, folder: Path) -> None:
 def write_page(figures: Sequence[Figure], settings: Settings, weights: Path, folder: Path) -> None:
     """`README.md` beside the figures."""
     how = (
-        f"Behind each number are {settings.measured} concepts: those of the README's figure, of which "
-        f"{settings.shown} are shown, and others by hash.\n{settings.steps} DDIM steps, guidance "
+        f"Behind each number are {settings.measured} concepts, those of the README's figure first, others "
+        f"by hash;\n{settings.shown} of them are shown. {settings.steps} DDIM steps, guidance "
         f"{settings.guidance_scale}; the noise is the same throughout a row, unless a seed is named."
     )
     is_seen = fingerprint(weights) == SEEN_WEIGHTS and settings == Settings()
@@ -57,7 +57,7 @@ def write_page(figures: Sequence[Figure], settings: Settings, weights: Path, fol
 
 def section(figure: Figure, verdicts: Mapping[str, str], is_seen: bool) -> str:
     """One figure of the page."""
-    verdict = f"**Does it? {verdicts.get(figure.name, 'Not judged yet.')}** (seen on {SEEN_ON})"
+    verdict = f"**Does it?** {verdicts.get(figure.name, 'Not judged yet.')} (Seen on {SEEN_ON}.)"
     if not is_seen:
         verdict = "**Does it?** Nobody has looked yet: other weights or settings than at the last look."
     lines = [

@@ -29,14 +29,17 @@ NEIGHBOUR = 3
 HIDDEN = (150, 152, 156)
 """What is shown in place of the masked part, RGB."""
 
-COLOURING, LAYING_OUT = {5: 1.0, 6: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}
+COLOURING, LAYING_OUT = {4: 1.0, 5: 1.0, 6: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}
 """Layers for style and for layout, found by letting each of the base's seven transformers act alone."""
 
-TEXT_SCALE = 0.6
-"""λ where there is text: at 1, little of the text is left."""
+TEXT_SCALE = 2.0
+"""λ where there is text."""
 
-TEXTS = {"face, on a red background": "red", "house, on a green background": "green"}
-"""What the text asks for beside an image prompt, and the ground that it names."""
+TEXTS = ("face", "flag", "face, on a blue background")
+"""What the text asks for beside an image prompt: things that this base can draw from text."""
+
+GROUND = "blue"
+"""The ground that one of the texts names."""
 
 
 def variations(studio: Studio) -> Figure:
@@ -174,22 +177,21 @@ def cut(pictures: Sequence[Image.Image], area: tuple[int, int, int, int]) -> lis
 
 def with_text(studio: Studio) -> Figure:
     """Image prompt and text together."""
-    references, prompts = studio.references, studio.prompts(scale=TEXT_SCALE)
-    columns: dict[str, Sequence[Image.Image]] = {"no text": studio.draw(studio.prompts())}
-    obeyed: dict[str, str] = {}
-    for text, ground in TEXTS.items():
-        made = {f"“{text}” alone": studio.draw(text=text), f"“{text}”": studio.draw(prompts, text=text)}
-        columns |= made
-        obeyed |= {k: share([is_on(ground, picture) for picture in row]) for k, row in made.items()}
+    references, prompts = studio.references, studio.prompts(scale=TEXT_SCALE, layers=COLOURING)
+    alone = {f"“{text}” alone": studio.draw(text=text) for text in TEXTS}
+    both = {f"“{text}”": studio.draw(prompts, text=text) for text in TEXTS}
+    silent = {"no text": studio.draw(studio.prompts())}
+    columns = {name: row for pair in zip(alone.items(), both.items(), strict=True) for name, row in pair}
+    blue = [is_on(GROUND, picture) for name, row in both.items() if GROUND in name for picture in row]
     return Figure(
         name="text",
         title="Image and text",
-        promise="the text decides what is drawn and on what ground, the image prompt how it looks.",
-        settings=f"λ = {TEXT_SCALE} with text, 1 without",
-        columns={"image prompt": references, **columns},
+        promise="the text decides what is drawn and on what ground, the image prompt in what colours.",
+        settings=f"with text λ = {TEXT_SCALE} on the layers {COLOURING}; without text λ = 1 on all",
+        columns={"image prompt": references, **silent, **columns},
         measured={
-            "on the ground that the text names": dict(obeyed),
-            "palette": {which: colour_gap(row, references) for which, row in columns.items()},
+            f"on {GROUND}, where the text says so": {"": share(blue)},
+            "palette": {k: colour_gap(row, references) for k, row in (silent | columns).items()},
         },
     )
 
@@ -214,8 +216,7 @@ def style_and_layout(studio: Studio) -> Figure:
         title="Style of one picture, layout of another",
         promise="with layers chosen for each, one image prompt gives the colours, another the arrangement.",
         settings=f"λ = 1, no text; `layers` = {COLOURING} for the one, {LAYING_OUT} for the other (spatial "
-        "transformers in the order in which they run: the last two carry the colours, the first most of the "
-        "rest)",
+        "transformers in the order in which they run; docs/log.md says why these)",
         columns={"style from": references, "layout from": layouts, **made},
         measured={
             "palette (of the style picture)": {k: colour_gap(x, references) for k, x in made.items()},

@@ -30,7 +30,7 @@ class Settings:
         guidance_scale: w
     """
 
-    measured: int = 24
+    measured: int = 8
     shown: int = 6
     steps: int = 25
     guidance_scale: float = 7.5
