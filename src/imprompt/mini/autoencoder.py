@@ -62,7 +62,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self,
         latents: Float[Tensor, "batch latent_channels latent_height latent_width"],
         return_dict: bool = True,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Latents → pictures; `generator` is accepted because pipelines pass it, and not needed."""
         pixels = self.decoder(latents) + self.mean_picture(*latents.shape[-2:])
