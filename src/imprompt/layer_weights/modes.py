@@ -95,14 +95,14 @@ CONVENTIONS: dict[str, dict[str, dict[str, Mode]]] = {
 """Convention → bases → name → mode."""
 
 OURS: dict[str, dict[str, Mode]] = {
-    # By analogy with the larger bases, not measured: the deepest down block and the middle lay the picture
-    # out; the end of the deepest up block and what follows colour it in.
+    # Measured (docs/log.md, 2026-11-22): 4 to 6 carry the colours, 0 most of the shapes; 1 and 2, the deep
+    # blocks that lay the picture out on large bases, do next to nothing here.
     "mini": {
         "style": Mode(_on(4, 5, 6)),
-        "strong style": Mode(_on(0, 3, 4, 5, 6)),
-        "precise style": Mode(_on(4, 5, 6), avoid=_on(1, 2)),
-        "composition": Mode(_on(1, 2)),
-        "precise composition": Mode(_on(1, 2), avoid=_on(4, 5, 6) | _on(0, 3, weight=0.1)),
+        "strong style": Mode(_on(range(1, 7))),
+        "precise style": Mode(_on(4, 5, 6), avoid=_on(0)),
+        "composition": Mode(_on(range(4))),
+        "precise composition": Mode(_on(range(4)), avoid=_on(4, 5, 6)),
     },
 }
 """Bases that only imprompt knows → name → mode, the same in every convention."""
