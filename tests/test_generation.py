@@ -15,6 +15,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 
 import tiny
+from imprompt import mini
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.errors import (
     AdapterMismatch,
@@ -26,6 +27,7 @@ from imprompt.errors import (
     UnknownModel,
 )
 from imprompt.generation import DEFAULT_STEPS, Control, Settings, generate, generate_each, guidance, load_base
+from imprompt.generation.bases import control_picture
 from imprompt.job import read_settings, save_picture
 from imprompt.reference import Reference
 
@@ -195,6 +197,12 @@ def test_a_control_and_a_picture_to_start_from(
     assert plain.tobytes() != controlled.tobytes()
     assert type(pipe) is StableDiffusionPipeline
     assert not adapter.is_attached
+
+
+def test_the_embedded_controlnet_is_shown_the_edges_of_a_picture_and_others_the_picture() -> None:
+    picture = tiny.picture(width=64, height=64)
+    assert control_picture(picture, "mini").tobytes() == mini.edge_picture(picture).tobytes()
+    assert control_picture(picture, "owner/name") is picture
 
 
 def test_a_control_for_another_base_is_refused(pipe: Any, adapter: ImagePromptAdapter) -> None:

@@ -115,7 +115,9 @@ def generate(
     control: Annotated[
         list[str] | None,
         typer.Option(
-            help="A picture for a ControlNet; may be repeated.", metavar="<file>", rich_help_panel=START
+            help="A picture for a ControlNet to follow (mini: its edges); may be repeated.",
+            metavar="<file>",
+            rich_help_panel=START,
         ),
     ] = None,
     control_model: Annotated[

@@ -14,7 +14,8 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
-from imprompt.adapter import ImagePromptAdapter, ReferenceLike
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.encoding import ReferenceLike
 from imprompt.generation.bases import load_base, load_controlnet, pipeline_for, taken_for_maskless
 from imprompt.generation.guidance import step_arguments
 from imprompt.generation.settings import Control, Settings, call_arguments, check_settings

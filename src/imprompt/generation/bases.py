@@ -15,6 +15,7 @@ from diffusers.pipelines.auto_pipeline import (
     AutoPipelineForText2Image,
 )
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
 
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.settings import Settings
@@ -53,13 +54,18 @@ def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
         UnknownModel: there is no such ControlNet here, and it cannot be fetched.
     """
     if name == _MINI:
-        return importlib.import_module("imprompt.mini").controlnet().to(pipe.device, pipe.dtype)
+        return importlib.import_module("imprompt.mini").controlnet(dtype=pipe.dtype).to(pipe.device)
     _check_name("ControlNet", name, "config.json")
     try:
         loaded = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
     except Exception as error:  # as in load_base
         raise UnknownModel(f"the ControlNet {name} cannot be loaded: {_reason(error)}") from error
     return cast(Any, loaded).to(pipe.device)
+
+
+def control_picture(picture: Image.Image, model: str) -> Image.Image:
+    """What a ControlNet of this name is shown: the edges of a picture for "mini", else the picture itself."""
+    return importlib.import_module("imprompt.mini").edge_picture(picture) if model == _MINI else picture
 
 
 def pipeline_for(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPipeline:

@@ -13,6 +13,7 @@ from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError
 from imprompt.faces import InsightFaceEmbedder
+from imprompt.generation.bases import control_picture
 from imprompt.generation.settings import Control, Settings
 from imprompt.image import load_image
 from imprompt.job import Job
@@ -72,7 +73,9 @@ def read_inputs(job: Job) -> Inputs:
     return Inputs(
         references={name: [one.reference() for one in group] for name, group in job.by_adapter.items()},
         settings=settings,
-        control_images=[load_image(control.image) for control in job.controls],
+        control_images=[
+            control_picture(load_image(control.image), control.model) for control in job.controls
+        ],
     )
 
 
