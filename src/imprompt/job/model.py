@@ -148,8 +148,8 @@ class JobControl(Closed):
 
     image: File
     model: Name = "mini"
-    """"mini" (for the embedded base; it follows the edges of any picture); or a folder in diffusers' format or
-    a hub id, for which the picture must be a control picture already."""
+    """"mini", which follows the edges of any picture on the embedded base; or a folder in diffusers' format
+    or a hub id, for which the picture must be a control picture already."""
     scale: Number = 1.0
 
 
