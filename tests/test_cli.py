@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import tiny
 from conftest import Result, ToyModel
 from imprompt import cli
+from imprompt.checkpoint.published import PUBLISHED
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.job import DEFAULT_STEPS, read_settings
 
@@ -296,6 +297,12 @@ def test_convert_writes_the_other_layout(imprompt: Imprompt, toy: ToyModel) -> N
 
 
 # Help and start
+
+
+def test_variants_lists_every_short_name(imprompt: Imprompt) -> None:
+    code, output, error = imprompt("variants")
+    assert (code, error) == (0, "")
+    assert all(name in output for name in PUBLISHED)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The published variants on their true architectures: how large they are, and the names in their files.
 
 Everything is built on the meta device, without memory: the bases from their configurations, the adapters by
-this package's own classes. `imprompt variants` prints the table; docs/variants.md is its output.
+this package's own classes. docs/variants.md is the output of `imprompt variants --page`.
 
 Sizes: tencent-ailab/IP-Adapter at 62e4af9 (`ip_adapter.py`, `resampler.py`, `ip_adapter_faceid.py`); Kolors
 as readers of its file expect it. Bases: the `unet/config.json` of stable-diffusion-v1-5,
@@ -195,9 +195,9 @@ def _head() -> Iterator[str]:
     yield from (
         "# The published adapters",
         "",
-        "Written by `imprompt variants > docs/variants.md`, which builds every adapter without memory on the",
-        "true architecture of its base and counts. A test compares the counts with the published ones, and",
-        "this page with the command's output.",
+        "Written by `imprompt variants --page > docs/variants.md`, which builds every adapter without memory",
+        "on the true architecture of its base and counts. A test compares the counts with the published ones,",
+        "and this page with the command's output.",
         "",
     )
 

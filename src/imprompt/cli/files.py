@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imprompt.cli.terminal import interrupted_at_once, one_line, print_facts
+from imprompt.cli.terminal import interrupted_at_once, one_line, print_facts, print_rows
 from imprompt.errors import CheckpointError
 from imprompt.output import check_output
 
@@ -69,12 +69,33 @@ def convert(
     typer.echo(f"wrote {one_line(str(destination))}")
 
 
-def variants(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """List every published adapter: its short name for --adapter, its file, base, encoder and licence."""
-    with interrupted_at_once():
-        from imprompt.checkpoint.variants import variants_json, variants_markdown
+def variants(
+    page: Annotated[
+        bool, typer.Option("--page", help="With files, sizes and all tensor names, as Markdown.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same, for programs.")] = False,
+) -> None:
+    """List every published adapter by its short name, for --adapter.
 
-    typer.echo(variants_json() if as_json else variants_markdown())
+    [bold]Examples[/bold]
+
+    imprompt variants
+
+    imprompt variants --page > variants.md
+    """
+    with interrupted_at_once():
+        if page or as_json:
+            from imprompt.checkpoint.variants import variants_json, variants_markdown
+        else:
+            from imprompt.checkpoint.published import PUBLISHED
+
+    if page or as_json:
+        typer.echo(variants_json() if as_json else variants_markdown())
+    else:
+        print_rows(
+            ("short name", "variant", "base", "licence", "note"),
+            [(name, one.variant, one.base_family, one.licence, one.note) for name, one in PUBLISHED.items()],
+        )
 
 
 def layers(

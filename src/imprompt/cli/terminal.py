@@ -93,6 +93,19 @@ def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
     Console().print(table)
 
 
+def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with a title over each column."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*titles, box=None)
+    # The first column is what will be typed: whole, however narrow the terminal.
+    table.columns[0].min_width = max(len(row[0]) for row in rows)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 def _lines(name: str, value: Any) -> list[str]:
     """What a table shows of a fact; nothing that a file holds may send codes to the terminal."""
     if name == "layers":
