@@ -195,9 +195,9 @@ def _head() -> Iterator[str]:
     yield from (
         "# The published adapters",
         "",
-        "Written by `imprompt variants --page > docs/variants.md`, which builds every adapter without memory",
-        "on the true architecture of its base and counts. A test compares the counts with the published ones,",
-        "and this page with the command's output.",
+        "Written by `imprompt variants --page > docs/variants.md`, which builds every adapter without",
+        "memory on the true architecture of its base and counts. A test compares the counts with the",
+        "published ones, and this page with the command's output.",
         "",
     )
 
