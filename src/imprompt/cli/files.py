@@ -84,18 +84,16 @@ def variants(
     imprompt variants --page > variants.md
     """
     with interrupted_at_once():
-        if page or as_json:
-            from imprompt.checkpoint.variants import variants_json, variants_markdown
-        else:
-            from imprompt.checkpoint.published import PUBLISHED
+        from imprompt.checkpoint import published, variants
 
     if page or as_json:
-        typer.echo(variants_json() if as_json else variants_markdown())
-    else:
-        print_rows(
-            ("short name", "variant", "base", "licence", "note"),
-            [(name, one.variant, one.base_family, one.licence, one.note) for name, one in PUBLISHED.items()],
-        )
+        typer.echo(variants.variants_json() if as_json else variants.variants_markdown())
+        return
+    rows = [
+        (name, one.variant, one.base_family, one.licence, one.note)
+        for name, one in published.PUBLISHED.items()
+    ]
+    print_rows(("short name", "variant", "base", "licence", "note"), rows)
 
 
 def layers(
