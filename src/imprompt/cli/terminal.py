@@ -50,10 +50,16 @@ def interrupted_at_once() -> Iterator[None]:
 
 
 def silence_loading() -> None:
-    """Leave standard error to us: diffusers and transformers draw a bar for every folder of weights."""
+    """Leave standard error to us.
+
+    diffusers and transformers draw a bar for every folder of weights, and the hub tells of every attempt to
+    reach it; a download keeps its bar.
+    """
     import diffusers.utils.logging
+    import huggingface_hub.utils.logging
     import transformers.utils.logging
 
+    huggingface_hub.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
