@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tiny
 from imprompt.adapter import ImagePromptAdapter
+from imprompt.crop import noise_image
 from imprompt.encoder import ImageEncoder
 from imprompt.encoding import text_embedding
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
@@ -85,6 +86,17 @@ def test_a_negative_picture_goes_through_the_encoder(pipe: Any, adapter: ImagePr
     by_picture = made(pipe, adapter, Reference(one, negative=other), guidance_scale=2.0)
     by_hand = Reference(embeddings[0], negative=embeddings[1])
     close(by_picture, made(pipe, adapter, by_hand, guidance_scale=2.0))
+
+
+def test_noise_is_a_spoiled_copy_of_each_picture_as_the_negative(
+    pipe: Any, adapter: ImagePromptAdapter
+) -> None:
+    adapter.image_encoder = ImageEncoder(tiny.vision_model())
+    pictures = [tiny.picture(seed=1), tiny.picture(seed=2)]
+    spoiled = [noise_image(one, "fade", 0.5, seed, size=28) for seed, one in enumerate(pictures)]
+    by_name = made(pipe, adapter, Reference(pictures, noise=("fade", 0.5)), guidance_scale=2.0)
+    close(by_name, made(pipe, adapter, Reference(pictures, negative=spoiled), guidance_scale=2.0))
+    assert (by_name - made(pipe, adapter, Reference(pictures), guidance_scale=2.0)).abs().max() > 1e-2
 
 
 def test_an_encoded_reference_acts_as_the_picture_does(pipe: Any, adapter: ImagePromptAdapter) -> None:
@@ -313,6 +325,9 @@ def test_a_setting_that_an_adapter_cannot_honour_is_refused(
         ({"combine": "sum"}, "combine must be one of concat"),
         ({"boost": float("nan")}, "boost must be a finite number"),
         ({"crop": "middle"}, "'middle'"),
+        ({"noise": ("grain", 0.5)}, "noise must be fade, .* not 'grain'"),
+        ({"noise": ("fade", 1.5)}, "amount of noise must be .* not 1.5"),
+        ({"noise": ("fade", 0.5)}, "needs pictures"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -163,7 +163,7 @@ def noise_image(
     Raises:
         InvalidReference: an unknown kind, an amount outside 0–1, a negative seed
     """
-    _check_noise(kind, amount, seed)
+    check_noise(kind, amount, seed)
     values = torch.from_numpy(np.array(_shorter_side(picture.convert("RGB"), size, (0.5, 0.5))))
     values = values.permute(2, 0, 1).float() / 255
     noise = torch.Generator().manual_seed(seed)
@@ -199,7 +199,12 @@ def _shuffle(x: Tensor, amount: float | int, noise: torch.Generator) -> Tensor:
 _SPOIL = {"fade": _fade, "dissolve": _dissolve, "gaussian": _gaussian, "shuffle": _shuffle}
 
 
-def _check_noise(kind: str, amount: float | int, seed: int) -> None:
+def check_noise(kind: str, amount: float | int, seed: int) -> None:
+    """Refuse what `noise_image` does not make.
+
+    Raises:
+        InvalidReference: an unknown kind, an amount outside 0–1, a negative seed
+    """
     if kind not in _SPOIL:
         raise InvalidReference(f"noise must be {', '.join(get_args(Noise))}, not {kind!r}")
     if not _is_share(amount):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from imprompt.crop import Crop, encoder_view, tiles
+from imprompt.crop import Crop, encoder_view, noise_image, tiles
 from imprompt.embeddings import ImageEmbeddings, combined
 from imprompt.encoder import ImageEncoder, Input
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
@@ -81,11 +81,19 @@ class ReferenceEncoder:
     def _pictures(self, reference: Reference) -> "list[_Part]":
         """All pictures of a reference, those of its negative last."""
         both = [(reference.pictures, reference.face), (as_pictures(reference.negative), None)]
-        return [
+        parts = [
             self._part(load_image(picture), reference, None if face is None else face[index])
             for pictures, face in both
             for index, picture in enumerate(pictures)
         ]
+        if reference.noise is None:
+            return parts
+        kind, amount = reference.noise
+        size = self._encoder().image_size
+        spoiled = [
+            noise_image(part.picture, kind, amount, seed, size=size) for seed, part in enumerate(parts)
+        ]
+        return [*parts, *(_Part(picture, reference.crop, None) for picture in spoiled)]
 
     def _part(self, picture: Image.Image, reference: Reference, face: Tensor | None) -> "_Part":
         if "face_embedding" not in self.takes or face is not None:
@@ -117,9 +125,10 @@ class ReferenceEncoder:
         given = self._given(reference.images, reference.face)
         if given is None:
             given = _stacked([next(rows) for _ in reference.pictures])
-        negative = self._given(reference.negative, None) if reference.negative is not None else None
-        if reference.negative is not None and negative is None:
-            negative = _stacked([next(rows) for _ in as_pictures(reference.negative)])
+        negative = self._given(reference.negative, None)
+        others = reference.pictures if reference.noise else as_pictures(reference.negative)
+        if others:
+            negative = _stacked([next(rows) for _ in others])
         positive: dict[Input, Tensor] = {
             name: combined(value, reference.combine, reference.weights) for name, value in given.items()
         }
@@ -280,6 +289,8 @@ def _check_sense(reference: Reference, takes: Mapping[Input, int]) -> None:
     """Refuse settings that would have no effect."""
     if not reference.pictures and reference.crop != "centre":
         raise InvalidReference(f"crop={reference.crop!r} has no effect on embeddings")
+    if reference.noise is not None and "face_embedding" in takes:
+        raise InvalidReference(f"noise={reference.noise}: there is no face in noise; give a negative")
     if reference.face is not None and "face_embedding" not in takes:
         raise InvalidReference("face has no effect: this adapter takes no face embeddings")
     if reference.face is not None and reference.pictures and len(reference.face) != len(reference.pictures):

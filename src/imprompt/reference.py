@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imprompt.crop import Crop, check_crop
+from imprompt.crop import Crop, Noise, check_crop, check_noise
 from imprompt.embeddings import Combine, ImageEmbeddings, load_embeddings
 from imprompt.errors import InvalidReference
 from imprompt.image import ImagePrompt, load_image
@@ -54,6 +54,8 @@ class Reference:
         crop: what of a picture the encoder sees, see `imprompt.crop`; "tiles": everything, a square at a
             time, each acting on its own part of the picture
         negative: picture or embeddings to stand on the negative branch of guidance, instead of "no image"
+        noise: (kind, amount), the amount from 0 to 1: a copy of each picture, spoiled so by
+            `imprompt.noise_image`, stands on the negative branch
         combine: what becomes of several pictures, see `imprompt.embeddings.combined`
         weights: one for each picture, for the ways of combining that take them
         without: words for what shall not be taken from the picture: their text embedding is subtracted from
@@ -81,6 +83,7 @@ class Reference:
     mask: Mask | None = None
     crop: Crop | str = "centre"
     negative: Pictures | Tensor | ImageEmbeddings | None = None
+    noise: tuple[Noise | str, float | int] | None = None
     combine: Combine = "concat"
     weights: Sequence[float | int] | None = None
     without: str = ""
@@ -103,6 +106,12 @@ class Reference:
         object.__setattr__(self, "images", _checked_images(self.images))
         if self.negative is not None:
             object.__setattr__(self, "negative", _checked_images(self.negative))
+        if self.noise is not None:
+            check_noise(*self.noise, seed=0)
+            if self.negative is not None or not self.pictures:
+                raise InvalidReference(
+                    f"noise={self.noise} needs pictures, and takes the place of a negative"
+                )
         if self.mask is not None:
             object.__setattr__(self, "mask", _mask_values(self.mask))
         if self.face is not None:
@@ -196,7 +205,7 @@ def _mask_values(mask: Mask) -> Tensor:
         mask = torch.from_numpy(np.array(grey)).float() / 255
     if mask.ndim != 2 or mask.numel() == 0:
         raise InvalidReference(f"a mask must have shape (height, width), not {tuple(mask.shape)}")
-    values = mask.detach().float()
+    values = mask.detach().float().cpu()
     if not bool(((values >= 0) & (values <= 1)).all()):  # NaN too
         raise InvalidReference(f"a mask's values must be from 0 to 1, not {values.min()} to {values.max()}")
     if not values.any():

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from imprompt.crop import CropName
+from imprompt.crop import CropName, Noise
 from imprompt.embeddings import Combine, load_embeddings
 from imprompt.errors import InvalidReference
 from imprompt.image import load_image
@@ -96,6 +96,8 @@ class JobReference(Closed):
     mask: File | None = None
     crop: CropName | Span = "centre"
     negative: Files | None = None
+    noise: tuple[Noise, Share] | None = None
+    """[kind, amount]: "fade", "dissolve", "gaussian" or "shuffle"."""
     combine: Combine = "concat"
     weights: tuple[Number, ...] | None = None
     without: str = ""
