@@ -109,8 +109,8 @@ def test_its_name_is_given_or_where_it_came_from_or_its_shape(tmp_path: Path) ->
     described = ImageEncoder(tiny.vision_model()).name
     assert described == "CLIP ViT/14 for 28 px, 3 layers 24 wide, embedding 14 wide"
     tiny.vision_model().save_pretrained(tmp_path)
-    assert load_image_encoder(tmp_path).name == str(tmp_path)
-    assert ImageEncoder(load_image_encoder(tmp_path).model).name == str(tmp_path)
+    assert load_image_encoder(tmp_path).name == tmp_path.name
+    assert ImageEncoder(load_image_encoder(tmp_path).model).name == tmp_path.name
 
 
 def test_it_is_frozen_and_gives_no_gradients(encoder: ImageEncoder, pictures: list[Image.Image]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_an_encoded_reference_acts_as_the_picture_does(pipe: Any, adapter: Image
     assert torch.equal(
         made(pipe, adapter, Reference(kept)), made(pipe, adapter, Reference(pictures, crop="stretch"))
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_embeddings_of_another_encoder_of_the_same_width_are_refused(
+    pipe: Any, adapter: ImagePromptAdapter, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    adapter.image_encoder = ImageEncoder(tiny.vision_model())
+    adapter.encode(tiny.picture()).save(tmp_path / "kept.safetensors")
+    kept = Reference(str(tmp_path / "kept.safetensors"))
+    with adapter.attach(pipe):
+        adapter.image_encoder = ImageEncoder(tiny.vision_model()).to(dtype)
+        adapter.references(kept)
+        adapter.image_encoder = ImageEncoder(tiny.vision_model(seed=1)).to(dtype)
+        with pytest.raises(AdapterMismatch, match="made by another image encoder"):
+            adapter.references(kept)
 
 
 def test_views_are_what_the_encoder_sees(adapter: ImagePromptAdapter) -> None:

@@ -284,8 +284,7 @@ class ImagePromptAdapter(nn.Module):
         encoder = self._encoder_for(None)
         (encoded,) = encoder.encode([as_reference(reference)])
         blank: dict[Input, Tensor] = {name: value[0] for name, value in encoded.negative.items()}
-        name = {} if self.image_encoder is None else {"encoder": self.image_encoder.name}
-        return ImageEmbeddings(encoded.positive, blank, name)
+        return ImageEmbeddings(encoded.positive, blank, encoder.metadata)
 
     def views(self, reference: ReferenceLike) -> list[Image.Image]:
         """Return exactly what the image encoder sees of a reference's pictures.

@@ -58,8 +58,14 @@ class ImageEncoder:
         self.image_size = int(model.config.image_size)  # pyright: ignore[reportArgumentType]
         self.embedding_dim = model.config.projection_dim
         self.feature_dim = model.config.hidden_size
-        self.name = name or model.name_or_path or _shape(model)
+        self.name = name or _without_folders(model.name_or_path or "") or _shape(model)
         self._blanks: dict[tuple[Input, torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def signature(self) -> tuple[float, ...]:
+        """Some of the model's weights: another encoder's are others, the same one's alike in every format."""
+        weights = self.model.vision_model.embeddings.class_embedding
+        return tuple(weights.flatten()[:8].double().tolist())
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +189,12 @@ def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> Im
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UnknownModel(f"no image encoder at {source}: {reason}") from error
-    return ImageEncoder(model, mean=mean, std=std, name=str(source))
+    return ImageEncoder(model, mean=mean, std=std, name=_without_folders(str(source)))
+
+
+def _without_folders(source: str) -> str:
+    """A hub id as it is, of a local folder its last name: where it lies is nobody's business."""
+    return Path(source).resolve().name if source and Path(source).is_dir() else source
 
 
 def _normalisation(folder: Path | None, repository: str, subfolder: str) -> tuple[RGB, RGB]:

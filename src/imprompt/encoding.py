@@ -4,10 +4,12 @@
 grey picture, as in the official code (tencent-ailab/IP-Adapter, ip_adapter/ip_adapter.py).
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from jaxtyping import Float
@@ -22,6 +24,8 @@ from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
 from imprompt.faces import Face, FaceEmbedder
 from imprompt.image import ImagePrompt, load_image
 from imprompt.reference import Reference, as_pictures
+
+_SIGNATURE = "encoder_signature"
 
 Inputs = Mapping[Input, Tensor]
 """What a projection takes, each "images ..."."""
@@ -53,6 +57,13 @@ class ReferenceEncoder:
     encoder: ImageEncoder | None
     face_embedder: FaceEmbedder | None
     target: object = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What embeddings say of the image encoder, so that another one's are not taken for its own."""
+        if self.encoder is None or set(self.takes) == {"face_embedding"}:
+            return {}
+        return {"encoder": self.encoder.name, _SIGNATURE: json.dumps(self.encoder.signature)}
 
     def encode(self, references: Sequence[Reference]) -> list[Encoded]:
         """Encode references; all pictures go through the encoder at once.
@@ -141,6 +152,7 @@ class ReferenceEncoder:
         """Embeddings that the reference holds already; None where it holds pictures."""
         if isinstance(images, ImageEmbeddings):
             images.check_fits(self.takes)
+            self._check_encoder(images.metadata)
             return {name: images.inputs[name] for name in self.takes}
         if not isinstance(images, Tensor):
             return None
@@ -148,6 +160,16 @@ class ReferenceEncoder:
         zeros: dict[Input, Tensor] = {name: value.new_zeros(value.shape[1:]) for name, value in named.items()}
         ImageEmbeddings(named, zeros).check_fits(self.takes)
         return named
+
+    def _check_encoder(self, metadata: Mapping[str, str]) -> None:
+        mine = json.loads(self.metadata.get(_SIGNATURE, "[]"))
+        theirs = json.loads(metadata.get(_SIGNATURE, "[]"))
+        # Number formats differ by less than a hundredth, encoders by far more.
+        if mine and theirs and not np.allclose(mine, theirs, rtol=0.01, atol=1e-5):
+            raise AdapterMismatch(
+                f"these image embeddings were made by another image encoder ({metadata.get('encoder')}) than "
+                f"this adapter's ({self.metadata['encoder']}); make them with this adapter"
+            )
 
     def _named(self, images: Tensor, face: Tensor | None) -> Inputs:
         if face is not None:
