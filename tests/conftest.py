@@ -3,17 +3,20 @@
 import functools
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub.constants
+import jaxtyping
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from hypothesis import settings
 
 import matrix
 import tiny
 from imprompt import cli, generation
+from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
 from imprompt.generation import load_base
 
@@ -66,6 +69,34 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         yield
+
+
+@pytest.fixture
+def unet() -> UNet2DConditionModel:
+    return tiny.sd_unet()
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return tiny.sd_pipeline()
+
+
+@pytest.fixture
+def adapter() -> ImagePromptAdapter:
+    """For `unet` and for the U-Net of `pipe`."""
+    return tiny.adapter(tiny.sd_unet())
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in production: no type checks at run time but our own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @functools.cache

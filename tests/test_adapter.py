@@ -5,7 +5,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -75,12 +74,6 @@ def test_the_image_encoder_is_no_part_of_the_weights(adapter: ImagePromptAdapter
 
 
 # References
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in production: no type checks at run time but our own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def test_a_picture_acts_in_every_form_alike(

@@ -7,23 +7,12 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imprompt.adapter import ImagePromptAdapter
+from imprompt.checkpoint.variants import UNETS
 from imprompt.layers import cross_attention_layers, describe_base, layer_shapes
 from imprompt.projection import LinearProjection
 
-SD15: dict[str, Any] = {"cross_attention_dim": 768}
+SD15, SDXL = UNETS["SD1.5"], UNETS["SDXL"]
 SD2: dict[str, Any] = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
-SDXL: dict[str, Any] = {
-    "cross_attention_dim": 2048,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 
 
 def unet(config: dict[str, Any]) -> UNet2DConditionModel:

@@ -1,7 +1,6 @@
 """How strongly a reference acts, layer by layer: modes, pushing away, scaling."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -18,34 +17,7 @@ from imprompt.layers import cross_attention_layers
 from imprompt.reference import Reference
 from showing import close, latents, output, shown
 
-
-@pytest.fixture
-def unet() -> UNet2DConditionModel:
-    return tiny.sd_unet()
-
-
-@pytest.fixture
-def pipe() -> Any:
-    return tiny.sd_pipeline()
-
-
-@pytest.fixture
-def adapter() -> ImagePromptAdapter:
-    return tiny.adapter(tiny.sd_unet())
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users have no jaxtyping hook that would refuse wrong types before we do."""
-    import jaxtyping
-
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 # Layers

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +29,7 @@ from imprompt.projection import (
 from imprompt.reference import Reference
 from showing import close, latents, made, output, shown
 
-
-@pytest.fixture
-def unet() -> UNet2DConditionModel:
-    return tiny.sd_unet()
-
-
-@pytest.fixture
-def pipe() -> Any:
-    return tiny.sd_pipeline()
-
-
-@pytest.fixture
-def adapter() -> ImagePromptAdapter:
-    return tiny.adapter(tiny.sd_unet())
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users have no jaxtyping hook that would refuse wrong types before we do."""
-    import jaxtyping
-
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 # Negatives, crops, words

@@ -1,7 +1,7 @@
 """Where and when a reference acts: masks and steps, each against an independent computation."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -21,34 +21,7 @@ from imprompt.layers import cross_attention_layers, layer_level
 from imprompt.reference import Reference
 from showing import STEPS, close, latents, made, output, ramp, shown
 
-
-@pytest.fixture
-def unet() -> UNet2DConditionModel:
-    return tiny.sd_unet()
-
-
-@pytest.fixture
-def pipe() -> Any:
-    return tiny.sd_pipeline()
-
-
-@pytest.fixture
-def adapter() -> ImagePromptAdapter:
-    return tiny.adapter(tiny.sd_unet())
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users have no jaxtyping hook that would refuse wrong types before we do."""
-    import jaxtyping
-
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 # Masks

@@ -93,7 +93,6 @@ def finished(
     return Condition(
         positive={layer: half[0] for layer, half in halves.items()},
         negative={layer: half[1] for layer, half in halves.items()},
-        prompts=len(references),
         areas=[reference.area for reference in references],
         weights=weights if any(reference.is_scheduled for reference in references) else None,
         needs_guidance=any(one.weights.avoid for one in asked),

@@ -24,14 +24,17 @@ class Condition(NamedTuple):
 
     positive: Mapping[int, KeyValue]
     negative: Mapping[int, KeyValue]
-    prompts: int
-    """1: for every prompt alike. More: one row for each prompt."""
     areas: Sequence[Tensor | None]
     """A mask "height width" for each prompt; None: everywhere."""
     weights: Callable[[Moment], list[float]] | None = None
     """What multiplies λ at a step, for each prompt; None: always 1."""
     needs_guidance: bool = False
     """Whether some layers push away from the picture, which only guidance can."""
+
+    @property
+    def prompts(self) -> int:
+        """1: for every prompt alike. More: one row for each prompt."""
+        return len(self.areas)
 
 
 class Loras(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Generator, Tensor
@@ -27,7 +26,9 @@ from imprompt.training.objectives.denoising import (
     encode_latents,
     encode_texts,
     fixed_noise,
+    frozen_base,
     sample_timesteps,
+    some_dropped,
     unseen_batch,
     velocity_error,
 )
@@ -46,10 +47,8 @@ class ControlObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
-        self.unet = pipe.unet.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.text_encoder = pipe.text_encoder.requires_grad_(False)
-        self.codec = pipe.vae.requires_grad_(False)
+        pipe = frozen_base(output)
+        self.unet, self.text_encoder, self.codec = pipe.unet, pipe.text_encoder, pipe.vae
         control = ControlNetModel.from_unet(
             self.unet, conditioning_embedding_out_channels=recipe.embedding_widths
         )
@@ -67,8 +66,7 @@ class ControlObjective(Objective):
     def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """The velocity's squared error at random times, given the target's edges; many captions dropped."""
         device, count = self.unet.device, len(batch.pixels)
-        drop = torch.rand(count, generator=generator, device=device) < self.recipe.text_drop
-        captions = ["" if dropped else text for text, dropped in zip(batch.captions, drop, strict=True)]
+        captions = some_dropped(batch.captions, self.recipe.text_drop, generator)
         pixels = batch.pixels.to(device)
         latents = encode_latents(self.codec, pixels)
         timesteps = sample_timesteps(count, generator)

@@ -6,7 +6,7 @@ v-prediction (arXiv 2202.00512) on a schedule with no signal left at its end (ar
 logit-normally (arXiv 2403.03206). The text encoder goes on training beside the U-Net, more slowly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,8 +78,7 @@ class BaseObjective(Objective):
         """The velocity's squared error at random times, some captions dropped."""
         device = self.unet.device
         latents = encode_latents(self.codec, batch.pixels.to(device))
-        drop = torch.rand(len(latents), generator=generator, device=device) < self.recipe.text_drop
-        captions = ["" if dropped else text for text, dropped in zip(batch.captions, drop, strict=True)]
+        captions = some_dropped(batch.captions, self.recipe.text_drop, generator)
         timesteps = sample_timesteps(len(latents), generator)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         return {"loss": self.error(latents, noise, timesteps, captions, unet=self.trained_unet[0])}
@@ -133,6 +132,22 @@ class BaseObjective(Objective):
     def export(self, output: Path) -> None:
         """The whole pipeline in diffusers' folder format."""
         self.pipeline().save_pretrained(output / "base")
+
+
+def some_dropped(captions: Sequence[str], share: float, generator: Generator) -> list[str]:
+    """The captions, each emptied with a probability of `share`."""
+    drop = torch.rand(len(captions), generator=generator, device=generator.device) < share
+    return ["" if dropped else text for text, dropped in zip(captions, drop, strict=True)]
+
+
+def frozen_base(output: Path) -> Any:
+    """The trained base's pipeline, quiet, its models frozen and its U-Net laid out for convolutions."""
+    pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.to(memory_format=torch.channels_last)
+    for model in (pipe.unet, pipe.text_encoder, pipe.vae):
+        model.requires_grad_(False)
+    return pipe
 
 
 def build_unet(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Float
 from PIL import Image
 from torch import Generator, Tensor
@@ -29,6 +28,7 @@ from imprompt.training.objectives.denoising import (
     encode_latents,
     encode_texts,
     fixed_noise,
+    frozen_base,
     sample_timesteps,
     unseen_batch,
     velocity_error,
@@ -50,11 +50,8 @@ class AdapterObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.unet = self.pipe.unet.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.text_encoder = self.pipe.text_encoder.requires_grad_(False)
-        self.codec = self.pipe.vae.requires_grad_(False)
+        self.pipe = pipe = frozen_base(output)
+        self.unet, self.text_encoder, self.codec = pipe.unet, pipe.text_encoder, pipe.vae
         encoder = CLIPVisionModelWithProjection.from_pretrained(output / "image_encoder")
         self.image_encoder = encoder.requires_grad_(False)
         context_dim = self.text_encoder.config.hidden_size

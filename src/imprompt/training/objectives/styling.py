@@ -26,7 +26,9 @@ from imprompt.training.objectives.denoising import (
     encode_latents,
     encode_texts,
     fixed_noise,
+    frozen_base,
     sample_timesteps,
+    some_dropped,
     velocity_error,
 )
 from imprompt.training.objectives.objective import Objective
@@ -48,11 +50,8 @@ class StyleObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.unet = self.pipe.unet.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.text_encoder = self.pipe.text_encoder.requires_grad_(False)
-        self.codec = self.pipe.vae.requires_grad_(False)
+        self.pipe = pipe = frozen_base(output)
+        self.unet, self.text_encoder, self.codec = pipe.unet, pipe.text_encoder, pipe.vae
         change = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=list(CHANGED))
         self.unet.add_adapter(change)
         unseen = styled_pictures(recipe.style, in_cache(recipe.data), held_out=True)
@@ -70,8 +69,7 @@ class StyleObjective(Objective):
     def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """The velocity's squared error at random times, some captions dropped."""
         device, count = self.unet.device, len(batch.pixels)
-        drop = torch.rand(count, generator=generator, device=device) < self.recipe.text_drop
-        captions = ["" if dropped else text for text, dropped in zip(batch.captions, drop, strict=True)]
+        captions = some_dropped(batch.captions, self.recipe.text_drop, generator)
         latents = encode_latents(self.codec, batch.pixels.to(device))
         timesteps = sample_timesteps(count, generator)
         noise = torch.randn(latents.shape, generator=generator, device=device)
