@@ -202,7 +202,7 @@ def test_settings_replace_what_the_recipe_says() -> None:
         (["learning_rat=1"], "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
         (["steps=0"], "steps"),
         (["batch_size=many"], "batch_size"),
-        (["mixture.place=0.1"], "unknown key 'place'; did you mean 'placed'?"),
+        (["mixture.place=0.1"], "unknown key 'place'; did you mean 'mixture.placed'?"),
         (["stage=unet"], "unet"),
         (["seed"], "--set takes key=value"),
     ],

@@ -10,6 +10,8 @@
     ├── UnknownModel                no base model, adapter or encoder of that name or at that path
     ├── OutputError                 a result cannot be written
     ├── ConfigError                 a recipe or a setting is wrong
+    ├── DataError                   training data cannot be used, or too much of it cannot
+    ├── TrainingError               a run cannot go on
     └── MissingExtra                an optional dependency is not installed
 
 The command line prints the message as one line on standard error and exits with 1. Anything else that escapes
@@ -55,6 +57,14 @@ class OutputError(ImpromptError):
 
 class ConfigError(ImpromptError):
     """A recipe or a setting is wrong; the message names it and the nearest right name, if any."""
+
+
+class DataError(ImpromptError):
+    """Training data cannot be read, or too large a share of it is damaged (the message names the first)."""
+
+
+class TrainingError(ImpromptError):
+    """A training run cannot go on: its figures are not finite, its checkpoint is of another run, ..."""
 
 
 class MissingExtra(ImpromptError):

@@ -24,7 +24,8 @@ from imprompt.training.checkpoint import load_state, save_state
 from imprompt.training.data import EmojiBatches
 from imprompt.training.objectives import Objective, build_objective
 from imprompt.training.objectives.autoencoding import fit_codec
-from imprompt.training.recipe import CodecRecipe, Recipe, in_cache
+from imprompt.training.recipe import CodecRecipe, Recipe
+from imprompt.training.settings import in_cache
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> Path:

@@ -1,25 +1,19 @@
-"""Recipes: what a training run is, read from one TOML file. Typed and closed: an unknown key is an error.
+"""Recipes: what a training run of one of the embedded model's stages is, read from one TOML file.
 
 Folders named without a leading `/` or `.` lie in the cache (`IMPROMPT_CACHE`, or `~/.cache/imprompt`), where
 data and unfinished models belong.
 """
 
-import difflib
-import os
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from imprompt.errors import ConfigError
+from imprompt.training.settings import Closed, LoopSettings, explain, in_cache, read_toml
 
-
-class Closed(BaseModel):
-    """A frozen group of settings that knows all its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = ["Recipe", "in_cache", "load_recipe", "parse_recipe"]
 
 
 class Mixture(Closed):
@@ -30,27 +24,13 @@ class Mixture(Closed):
     changed_ground: float = Field(default=0.0, ge=0, le=1)
 
 
-class Recipe(Closed):
+class Recipe(LoopSettings):
     """What every stage has."""
 
     data: str = "emoji-64"
     """Folder of the pictures, as `imprompt mini build-data` wrote it."""
     output: str = "mini-64"
     """Folder of the model under construction: earlier stages are read from it, this one is written to it."""
-    seed: int = 0
-    steps: int = Field(ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(200, ge=0)
-    cooldown_steps: int = Field(0, ge=0)
-    """The learning rate falls to zero, linearly, over this many last steps."""
-    weight_decay: float = Field(0.01, ge=0)
-    max_gradient_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    log_every: int = Field(20, ge=1)
-    save_every: int = Field(500, ge=1)
-    sample_every: int = Field(1000, ge=1)
     mixture: Mixture = Mixture()
 
 
@@ -160,30 +140,7 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: no such file, no TOML, an unknown key (and the nearest known one), a wrong type or range.
     """
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: no such recipe") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-    for setting in settings:
-        replace_setting(values, setting)
-    return parse_recipe(values, str(path))
-
-
-def replace_setting(values: dict[str, Any], setting: str) -> None:
-    """Put one `key=value` into nested settings; a value that is no TOML is taken as a string."""
-    key, separator, text = setting.partition("=")
-    if not separator:
-        raise ConfigError(f"--set takes key=value, not {setting!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *groups, last = key.strip().split(".")
-    for group in groups:
-        values = values.setdefault(group, {})
-    values[last] = value
+    return parse_recipe(read_toml(path, settings), str(path))
 
 
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
@@ -191,29 +148,9 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
     try:
         return TypeAdapter(AnyRecipe).validate_python(values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise ConfigError(f"{source}: {explain(fault, values)}") from error
-
-
-def explain(fault: Any, values: dict[str, Any]) -> str:
-    """A validation fault as a sentence, with the nearest known key for an unknown one."""
-    place = [str(part) for part in fault["loc"]]
-    if fault["type"] != "extra_forbidden":
-        return f"{'.'.join(place) or 'recipe'}: {fault['msg']}"
-    known = known_keys(str(values.get("stage")))
-    near = difflib.get_close_matches(place[-1], known, n=1)
-    return f"unknown key {place[-1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def known_keys(stage: str) -> list[str]:
-    """All keys that a stage's recipe knows, those of its groups too."""
-    kinds = {get_args(kind.model_fields["stage"].annotation)[0]: kind for kind in Recipe.__subclasses__()}
-    return [*kinds.get(stage, Recipe).model_fields, *Mixture.model_fields]
-
-
-def in_cache(folder: str) -> Path:
-    """Where a recipe's folder is: as it stands if it begins with `/` or `.`, else in the cache."""
-    if folder.startswith(("/", ".")):
-        return Path(folder)
-    cache = os.environ.get("IMPROMPT_CACHE")
-    return (Path(cache) if cache else Path.home() / ".cache" / "imprompt") / folder
+        kinds = {get_args(kind.model_fields["stage"].annotation)[0]: kind for kind in Recipe.__subclasses__()}
+        fault: Any = error.errors()[0]
+        fault["loc"] = [part for part in fault["loc"] if part != values.get("stage")]
+        raise ConfigError(
+            f"{source}: {explain(fault, kinds.get(str(values.get('stage')), Recipe))}"
+        ) from error

@@ -1,0 +1,238 @@
+"""What `imprompt train` is told: one TOML file, typed and closed.
+
+    preset = "sd15"              everything that is not said comes from there (presets.py)
+    output = "runs/cats"         folder of the run
+    [base]      the frozen model             [adapter]   what is trained
+    [data]      pictures and captions        [cache]     what frozen models made of them
+    [loss]      drops, weighting, times      [training]  steps, batch, learning rate, ...
+    [watch]     what is looked at meanwhile
+
+Paths are as they stand, from the folder in which the command runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from imprompt.errors import ConfigError
+from imprompt.training.presets import PRESETS, overlaid, preset_named
+from imprompt.training.settings import Closed, LoopSettings, explain, read_toml
+
+Variant = Literal["base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2"]
+Injection = Literal["decoupled", "concatenated"]
+
+FACES = ("faceid", "faceid-plus", "faceid-plusv2")
+
+
+class BaseSettings(Closed):
+    """The frozen model."""
+
+    model: str = "mini"
+    """"mini", "mini:STYLE", a folder in diffusers' format, or a hub id."""
+    image_encoder: str = "known"
+    """A folder or "owner/name:subfolder"; "known": the one that a preset names, or the embedded model's."""
+
+
+class AdapterSettings(Closed):
+    """What is trained."""
+
+    variant: Variant = "base"
+    tokens: int = Field(4, ge=1)
+    injection: Injection = "decoupled"
+    """"concatenated" is the paper's simple adapter: image tokens behind the text's; for comparison only."""
+    lora_rank: int = Field(0, ge=0)
+    """Rank of a LoRA of every attention layer of the base, as FaceID adapters have; 0 for none."""
+    start: str = ""
+    """An adapter to go on from: "mini", a published one's short name, a file, or "owner/name:file"."""
+
+
+class Columns(Closed):
+    """What the data calls its columns (in a WebDataset: the files' suffixes)."""
+
+    image: str = "image"
+    text: str = "text"
+    reference: str = "reference"
+    """A picture, or a list of them, to prompt with in place of the target; optional."""
+    mask: str = "mask"
+    """A grey picture: where it is black, the loss does not look; optional."""
+    face: str = "face"
+    """A face embedding: a list of numbers, or a .npy file; needed by FaceID adapters."""
+
+
+class DataSettings(Closed):
+    """Pictures and captions."""
+
+    source: str = ""
+    """A folder, a .json, .jsonl, .csv or .parquet file, tar files ("shards/{00000..00099}.tar" or "shards/*.tar"),
+    or "hf:owner/name[:split]", a Hugging Face data set (or "hf:folder", one that was saved). Empty: the cache
+    alone."""
+    root: str = ""
+    """Where relative file names in a table begin; by default the table's own folder."""
+    columns: Columns = Columns()
+    size: int = Field(512, ge=8)
+    """Side of the square target in pixels; with buckets, of the square whose area they have."""
+    buckets: bool = False
+    """Targets keep about their proportions instead of being cut to squares."""
+    bucket_step: int = Field(64, ge=8)
+    longest: float = Field(2.0, ge=1)
+    """The longest bucket's longer side over its shorter one."""
+    reference_crop: Literal["centre", "pad", "stretch"] = "centre"
+    """How the image encoder's square is cut from a reference."""
+    held_out: float | str = 0.01
+    """A share of the samples, chosen by their content, or another source, for looking at how it goes."""
+    held_out_most: int = Field(256, ge=2)
+    """No more than this many are looked at."""
+
+
+class CacheSettings(Closed):
+    """What frozen models make of the data, computed once."""
+
+    enabled: bool = True
+    """False: computed anew at every step."""
+    folder: str = ""
+    """By default `cache` beside the run's folder."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp16"
+    text: Literal["states", "captions"] = "states"
+    """"captions" keeps the text only (a thousandth of the space) and encodes it at every step."""
+    shard_size: int = Field(512, ge=1)
+    batch_size: int = Field(8, ge=1)
+    """Pictures that go through a frozen model together."""
+    engine: Literal["processes", "ray"] = "processes"
+    workers: int = Field(1, ge=1)
+    """Processes, or Ray tasks at a time."""
+
+
+class LossSettings(Closed):
+    """The base's own loss, with conditions dropped now and then so that guidance can be used."""
+
+    image_drop: float = Field(0.05, ge=0, le=1)
+    text_drop: float = Field(0.05, ge=0, le=1)
+    both_drop: float = Field(0.05, ge=0, le=1)
+    weighting: Literal["none", "min-snr"] = "none"
+    min_snr_gamma: float = Field(5.0, gt=0)
+    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    timestep_location: float = 0.0
+    """Centre of logit-normal times; above 0 is towards noise."""
+    noise_offset: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _drops_fit(self) -> "LossSettings":
+        if (drops := self.image_drop + self.text_drop + self.both_drop) > 1:
+            raise ValueError(f"image_drop + text_drop + both_drop is {drops:g}; it can be at most 1")
+        return self
+
+
+class AdapterLoop(LoopSettings):
+    """The loop's settings, and those of the adapter's optimiser."""
+
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does between warm-up and cool-down; "cosine" falls to zero at the last step."""
+    gradient_checkpointing: bool = False
+    loader_workers: int = Field(0, ge=0)
+    """Processes that read the cache ahead; 0 reads in this one."""
+    check_every: int = Field(100, ge=1)
+    """Steps between looks at the held-out loss."""
+
+
+class WatchSettings(Closed):
+    """What is looked at while it trains."""
+
+    references: int = Field(8, ge=1)
+    """Held-out references in a sample grid."""
+    prompts: tuple[str, ...] = ("",)
+    """Each reference is drawn with each prompt; "own" is the sample's own caption."""
+    scales: tuple[float, ...] = (0.0, 0.5, 1.0)
+    sampling_steps: int = Field(25, ge=1)
+    guidance_scale: float = 7.5
+    judge: str = ""
+    """A CLIP model (folder or hub id) that measures likeness to reference and prompt; empty: the adapter's
+    own image encoder, to the reference only."""
+    wandb: str = ""
+    """A Weights & Biases project to report to, beside TensorBoard and the log."""
+
+
+class TrainingConfig(Closed):
+    """One run of `imprompt train`."""
+
+    preset: str
+    output: str
+    base: BaseSettings = BaseSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    data: DataSettings = DataSettings()
+    cache: CacheSettings = CacheSettings()
+    loss: LossSettings = LossSettings()
+    training: AdapterLoop
+    watch: WatchSettings = WatchSettings()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "TrainingConfig":
+        for impossible, why in _conflicts(self):
+            if impossible:
+                raise ValueError(why)
+        return self
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where the cache is."""
+        return Path(self.cache.folder) if self.cache.folder else Path(self.output).parent / "cache"
+
+
+def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
+    """Settings that do not go together, and what to do about it."""
+    adapter, data, training = config.adapter, config.data, config.training
+    return [
+        (
+            adapter.injection == "concatenated" and adapter.variant != "base",
+            f'adapter.injection "concatenated" goes with the variant "base", not "{adapter.variant}"',
+        ),
+        (
+            adapter.lora_rank > 0 and adapter.variant not in FACES,
+            f'adapter.lora_rank goes with a face variant ({", ".join(FACES)}), not with "{adapter.variant}"',
+        ),
+        (
+            adapter.lora_rank > 0 and bool(adapter.start),
+            "adapter.lora_rank comes from the file that adapter.start names; leave it out",
+        ),
+        (
+            training.batch_size % training.passes != 0,
+            f"training.batch_size {training.batch_size} cannot be cut into {training.passes} equal passes",
+        ),
+        (
+            not data.source and not config.cache.enabled,
+            "data.source is empty and cache.enabled is false: there is nothing to train on",
+        ),
+        (
+            data.buckets and data.size % data.bucket_step != 0,
+            f"data.size {data.size} is no multiple of data.bucket_step {data.bucket_step}",
+        ),
+        (
+            isinstance(data.held_out, float | int) and not 0 < data.held_out < 1,
+            f"data.held_out is a share between 0 and 1, or another source, not {data.held_out}",
+        ),
+        (
+            training.schedule == "cosine" and training.cooldown_steps > 0,
+            "training.schedule cosine has its own end; leave out training.cooldown_steps",
+        ),
+    ]
+
+
+def load_config(path: Path, settings: Sequence[str] = ()) -> TrainingConfig:
+    """Read a run's configuration; `settings` are `key=value` that replace what the file says.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown key or preset (and the nearest known one), a wrong type
+            or range, or settings that do not go together
+    """
+    return parse_config(read_toml(path, settings), str(path))
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> TrainingConfig:
+    """Check settings, laid over those of their preset; the first fault becomes one sentence."""
+    if "preset" not in values:
+        raise ConfigError(f"{source}: preset is missing; the presets are: {', '.join(PRESETS)}")
+    try:
+        return TrainingConfig.model_validate(overlaid(preset_named(values["preset"], source), values))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error.errors()[0], TrainingConfig)}") from error
