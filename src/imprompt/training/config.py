@@ -39,10 +39,10 @@ class AdapterSettings(Closed):
     """What is trained."""
 
     variant: Variant = "base"
-    tokens: int = Field(4, ge=1)
+    tokens: int = Field(default=4, ge=1)
     injection: Injection = "decoupled"
     """"concatenated" is the paper's simple adapter: image tokens behind the text's; for comparison only."""
-    lora_rank: int = Field(0, ge=0)
+    lora_rank: int = Field(default=0, ge=0)
     """Rank of a LoRA of every attention layer of the base, as FaceID adapters have; 0 for none."""
     start: str = ""
     """An adapter to go on from: "mini", a published one's short name, a file, or "owner/name:file"."""
@@ -65,24 +65,24 @@ class DataSettings(Closed):
     """Pictures and captions."""
 
     source: str = ""
-    """A folder, a .json, .jsonl, .csv or .parquet file, tar files ("shards/{00000..00099}.tar" or "shards/*.tar"),
-    or "hf:owner/name[:split]", a Hugging Face data set (or "hf:folder", one that was saved). Empty: the cache
+    """A folder, a .json, .jsonl, .csv or .parquet file, tar files ("shards/{00000..00099}.tar" or "s/*.tar"), or
+    "hf:owner/name[:split]", a Hugging Face data set (or "hf:folder", one that was saved). Empty: the cache
     alone."""
     root: str = ""
     """Where relative file names in a table begin; by default the table's own folder."""
     columns: Columns = Columns()
-    size: int = Field(512, ge=8)
+    size: int = Field(default=512, ge=8)
     """Side of the square target in pixels; with buckets, of the square whose area they have."""
     buckets: bool = False
     """Targets keep about their proportions instead of being cut to squares."""
-    bucket_step: int = Field(64, ge=8)
-    longest: float = Field(2.0, ge=1)
+    bucket_step: int = Field(default=64, ge=8)
+    longest: float = Field(default=2.0, ge=1)
     """The longest bucket's longer side over its shorter one."""
     reference_crop: Literal["centre", "pad", "stretch"] = "centre"
     """How the image encoder's square is cut from a reference."""
     held_out: float | str = 0.01
     """A share of the samples, chosen by their content, or another source, for looking at how it goes."""
-    held_out_most: int = Field(256, ge=2)
+    held_out_most: int = Field(default=256, ge=2)
     """No more than this many are looked at."""
 
 
@@ -96,26 +96,26 @@ class CacheSettings(Closed):
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     text: Literal["states", "captions"] = "states"
     """"captions" keeps the text only (a thousandth of the space) and encodes it at every step."""
-    shard_size: int = Field(512, ge=1)
-    batch_size: int = Field(8, ge=1)
+    shard_size: int = Field(default=512, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Pictures that go through a frozen model together."""
     engine: Literal["processes", "ray"] = "processes"
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Processes, or Ray tasks at a time."""
 
 
 class LossSettings(Closed):
     """The base's own loss, with conditions dropped now and then so that guidance can be used."""
 
-    image_drop: float = Field(0.05, ge=0, le=1)
-    text_drop: float = Field(0.05, ge=0, le=1)
-    both_drop: float = Field(0.05, ge=0, le=1)
+    image_drop: float = Field(default=0.05, ge=0, le=1)
+    text_drop: float = Field(default=0.05, ge=0, le=1)
+    both_drop: float = Field(default=0.05, ge=0, le=1)
     weighting: Literal["none", "min-snr"] = "none"
-    min_snr_gamma: float = Field(5.0, gt=0)
+    min_snr_gamma: float = Field(default=5.0, gt=0)
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
     timestep_location: float = 0.0
     """Centre of logit-normal times; above 0 is towards noise."""
-    noise_offset: float = Field(0.0, ge=0)
+    noise_offset: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _drops_fit(self) -> "LossSettings":
@@ -130,21 +130,21 @@ class AdapterLoop(LoopSettings):
     schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does between warm-up and cool-down; "cosine" falls to zero at the last step."""
     gradient_checkpointing: bool = False
-    loader_workers: int = Field(0, ge=0)
+    loader_workers: int = Field(default=0, ge=0)
     """Processes that read the cache ahead; 0 reads in this one."""
-    check_every: int = Field(100, ge=1)
+    check_every: int = Field(default=100, ge=1)
     """Steps between looks at the held-out loss."""
 
 
 class WatchSettings(Closed):
     """What is looked at while it trains."""
 
-    references: int = Field(8, ge=1)
+    references: int = Field(default=8, ge=1)
     """Held-out references in a sample grid."""
     prompts: tuple[str, ...] = ("",)
     """Each reference is drawn with each prompt; "own" is the sample's own caption."""
     scales: tuple[float, ...] = (0.0, 0.5, 1.0)
-    sampling_steps: int = Field(25, ge=1)
+    sampling_steps: int = Field(default=25, ge=1)
     guidance_scale: float = 7.5
     judge: str = ""
     """A CLIP model (folder or hub id) that measures likeness to reference and prompt; empty: the adapter's

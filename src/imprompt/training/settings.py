@@ -23,23 +23,23 @@ class LoopSettings(Closed):
 
     seed: int = 0
     steps: int = Field(ge=1)
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Samples of one step, of all processes and passes together: a run means the same on any machine."""
-    passes: int = Field(1, ge=1)
+    passes: int = Field(default=1, ge=1)
     """Into how many forward and backward passes each process cuts its share of a batch, to save memory."""
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(200, ge=0)
-    cooldown_steps: int = Field(0, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=200, ge=0)
+    cooldown_steps: int = Field(default=0, ge=0)
     """The learning rate falls to zero, linearly, over this many last steps."""
-    weight_decay: float = Field(0.01, ge=0)
-    max_gradient_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Of the averaged weights, which are those that are shown and saved; 0 for none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    log_every: int = Field(20, ge=1)
-    save_every: int = Field(500, ge=1)
-    sample_every: int = Field(1000, ge=1)
-    keep: int = Field(2, ge=1)
+    log_every: int = Field(default=20, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    sample_every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
     """How many checkpoints stay, beside the best."""
 
 
