@@ -1,0 +1,6 @@
+"""Watching a run: its log, its terminal, its page, its model card."""
+
+from imprompt.training.watching.display import Display
+from imprompt.training.watching.log import RunLog, write_environment
+
+__all__ = ["Display", "RunLog", "write_environment"]

@@ -1,0 +1,263 @@
+"""What a run says of itself: `log.jsonl`, sample grids and TensorBoard, and Weights & Biases when asked.
+
+runs/cats/log.jsonl             one JSON object a line: "step", "time", and figures or an "event"
+runs/cats/samples/000300.png    what the adapter drew at that step
+runs/cats/tensorboard/          figures, pictures and events, for `tensorboard --logdir runs`
+runs/cats/environment.json      what it ran on
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, PngImagePlugin
+
+from imprompt.errors import ConfigError, MissingExtra, OutputError
+from imprompt.output import written_whole
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOG_FILE = "log.jsonl"
+ENVIRONMENT_FILE = "environment.json"
+SAMPLES_FOLDER = "samples"
+
+Figures = Mapping[str, float | int]
+
+
+class RunLog:
+    """Where a run writes what happens; one process of a run has one.
+
+    Args:
+        folder: the run's folder; made if it is not there
+        config: the resolved configuration, for Weights & Biases
+        from_step: the step that a resumed run goes on from: what was said of later steps is dropped, for they
+            will be run again; 0 begins a new log
+        wandb: a Weights & Biases project to report to as well; empty for none
+
+    Raises:
+        MissingExtra: TensorBoard is not installed
+        ConfigError: `wandb` names a project, and its package is not installed
+        OutputError: the folder cannot be written
+    """
+
+    def __init__(
+        self, folder: Path, *, config: Mapping[str, Any], from_step: int = 0, wandb: str = ""
+    ) -> None:
+        self.folder = folder
+        self.path = folder / LOG_FILE
+        with _output_errors(folder):
+            (folder / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
+        _keep_until(folder, from_step)
+        self._board = _board(folder, from_step)
+        self._wandb = _wandb_run(wandb, folder, config) if wandb else None
+
+    def figures(self, step: int, figures: Figures) -> None:
+        """Write figures of one step, with six significant digits; what is not finite is null."""
+        self._write(step, {name: _rounded(value) for name, value in figures.items()})
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **figures})
+
+    def picture(self, step: int, picture: Image.Image, caption: str) -> Path:
+        """Write a sample grid, whole or not at all; the caption stands in the file too ("Description")."""
+        path = self.folder / SAMPLES_FOLDER / f"{step:06d}.png"
+        facts = PngImagePlugin.PngInfo()
+        facts.add_itxt("Description", caption)
+        with written_whole(path) as part:
+            picture.save(part, format="PNG", pnginfo=facts)
+        # Height, width, channels: TensorBoard takes an array, and a copy of it, for its own thread.
+        self._board.add_image("samples", _as_array(picture), step, dataformats="HWC")
+        if self._wandb is not None:
+            image = _wandb_package().Image(picture, caption=caption)
+            self._wandb.log({"step": step, "samples": image})
+        return path
+
+    def event(self, step: int, sentence: str) -> None:
+        """Write what happened, as a sentence: started, resumed, rolled back, interrupted, finished."""
+        self._write(step, {"event": sentence})
+        self._board.add_text("events", sentence, step)
+
+    def close(self) -> None:
+        """Write what TensorBoard and Weights & Biases still hold back; the log holds nothing back."""
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Append one line, and leave it to the system at once: a killed run has all its lines."""
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **facts}, ensure_ascii=False)
+        with _output_errors(self.path), self.path.open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The log's lines as objects, in order; a line that a killed run left unfinished is passed over."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as log:
+        for text in log:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line
+
+
+def write_environment(folder: Path) -> Path:
+    """Write what the run ran on to `environment.json`: versions, commit, device, threads, command.
+
+    No name of a user or a machine, and no absolute path, gets into it: it goes into the run's page.
+    """
+    path = folder / ENVIRONMENT_FILE
+    with written_whole(path) as part:
+        part.write_text(json.dumps(_environment(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _keep_until(folder: Path, step: int) -> None:
+    """Drop the log's lines and the sample grids of later steps; of all steps when nothing is resumed."""
+    path = folder / LOG_FILE
+    if path.exists():
+        kept = [line for line in read_lines(path) if step and line["step"] <= step]
+        with written_whole(path) as part:
+            lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+            part.write_text("".join(lines), encoding="utf-8")
+    for picture in (folder / SAMPLES_FOLDER).glob("*.png"):
+        if picture.stem.isdecimal() and (not step or int(picture.stem) > step):
+            picture.unlink()
+
+
+def _board(folder: Path, from_step: int) -> "SummaryWriter":
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtra("tensorboard", "train") from error
+    with _output_errors(folder):
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else 0)
+
+
+def _wandb_package() -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError(
+            "watch.wandb names a project, but wandb is not installed: pip install wandb, or leave it out"
+        ) from error
+    return wandb
+
+
+def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
+    """A run over there. It cannot go back a step, so a resumed run is another one of the same group."""
+    run = _wandb_package().init(
+        project=project, name=folder.name, group=folder.name, dir=str(folder), config=dict(config)
+    )
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _rounded(value: float | int) -> float | int | None:
+    """Six significant digits; JSON knows no NaN and no infinity."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _as_array(picture: Image.Image) -> Any:
+    import numpy as np
+
+    return np.array(picture.convert("RGB"))
+
+
+class _output_errors:
+    """Turn the system's refusal to write into our error, naming what could not be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise OutputError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    packages = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
+    facts = {
+        "command": _command(sys.argv),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
+    commit = _commit(Path(__file__).parents[2])
+    return facts | ({"commit": commit} if commit else {})
+
+
+def _command(words: list[str]) -> str:
+    """The command as typed, its absolute paths as they look from here, or as bare names if elsewhere."""
+    program, *arguments = words
+    return " ".join([Path(program).name, *(_without_folders(word) for word in arguments)])
+
+
+def _without_folders(word: str) -> str:
+    key, separator, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    here = Path.cwd()
+    return key + separator + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} logical cores" if names else platform.processor() or platform.machine()
+
+
+def _commit(folder: Path) -> str:
+    """The commit of the source that runs, marked if that was changed; empty if it is no checkout."""
+    try:
+        git = ["git", "-C", str(folder)]
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if tracked.returncode:
+            return ""
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.stdout.strip() + (" with changes" if changed.returncode else "")
