@@ -5,6 +5,7 @@ applied; values are taken as sRGB, as the image encoders' own preprocessing does
 """
 
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,10 +58,19 @@ def load_image(source: ImagePrompt, background: tuple[int, int, int] = (255, 255
     raise ImageError(f"an image prompt is a path, a PIL picture or an array, not {type(source).__name__}")
 
 
+def decode_image(data: bytes, name: str, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Return an encoded picture as `load_image` does one in a file; `name` is what messages call it.
+
+    Raises:
+        ImageError: empty, damaged, no picture of a known format, or more than MAX_PIXELS.
+    """
+    return _decoded(_opened(BytesIO(data), name), name, background)
+
+
 def _load_file(path: Path, background: tuple[int, int, int]) -> Image.Image:
     try:
         with path.open("rb") as file:
-            return _decoded(_opened(file, path), str(path), background)
+            return _decoded(_opened(file, str(path)), str(path), background)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -69,19 +79,19 @@ def _load_file(path: Path, background: tuple[int, int, int]) -> Image.Image:
         raise ImageError(f"{path} cannot be read: {error}") from error
 
 
-def _opened(file: BinaryIO, path: Path) -> Image.Image:
+def _opened(file: BinaryIO, name: str) -> Image.Image:
     """Read the header only. We choose the reader by signature; PIL would try all formats it knows."""
     head = file.read(12)
     if not head:
-        raise ImageError(f"{path} is empty")
+        raise ImageError(f"{name} is empty")
     reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
     if reader is None or (reader is WebPImageFile and head[8:12] != b"WEBP"):
-        raise ImageError(f"{path} is not a picture: its content is not {_FORMATS}")
+        raise ImageError(f"{name} is not a picture: its content is not {_FORMATS}")
     file.seek(0)
     try:
-        return reader(file, str(path))
+        return reader(file, name)
     except Exception as error:  # a hostile file may make a decoder fail in any way
-        raise ImageError(f"{path} is truncated or damaged: {_reason(error)}") from error
+        raise ImageError(f"{name} is truncated or damaged: {_reason(error)}") from error
 
 
 def _decoded(picture: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:

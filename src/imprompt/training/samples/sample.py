@@ -1,7 +1,7 @@
 """One training sample as it lies in the data: encoded pictures, not yet decoded, and words."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -46,6 +46,18 @@ class Unreadable:
 
     name: str
     reason: str
+
+
+class Unusable(Exception):
+    """Raised while one sample is read; the message is the reason, a phrase. It never leaves this package."""
+
+
+def read_sample(name: str, read: Callable[[], Sample]) -> Sample | Unreadable:
+    """Read one sample, or say why it cannot be used."""
+    try:
+        return read()
+    except Unusable as fault:
+        return Unreadable(name, str(fault))
 
 
 @runtime_checkable

@@ -1,0 +1,145 @@
+"""A folder of pictures, each with its caption beside it.
+
+    cat.png             the target, in any folder below; in the order of the paths
+    cat.txt             its caption
+    cat.reference.png   a picture to prompt with in place of the target; several: cat.reference.1.png, ...
+    cat.mask.png        where the loss looks
+    cat.face.npy        the embedding of the face in it
+
+Other suffixes of pictures will do. `columns` changes the words between the dots; an empty `columns.text` says
+that there are no captions.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from imprompt.errors import DataError
+from imprompt.training.config import Columns, DataSettings
+from imprompt.training.samples.files import PICTURES, caption, face_embedding, fingerprint, read_bytes, state
+from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
+
+FACES = (".npy", ".pt", ".bin")
+
+
+class Files(NamedTuple):
+    """What belongs to one target: paths relative to the folder."""
+
+    image: str
+    text: str
+    references: tuple[str, ...]
+    mask: str
+    face: str
+
+
+@dataclass(frozen=True)
+class FolderPart:
+    """Some consecutive pictures of a folder."""
+
+    folder: Path
+    rows: tuple[Files, ...]
+    has_text: bool
+
+    @property
+    def identity(self) -> str:
+        """Of the names, sizes and times of change of its files."""
+        return fingerprint((self.has_text, *(self._states(row) for row in self.rows)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def samples(self) -> Iterator[Sample | Unreadable]:
+        """Read them, in the order of their paths."""
+        for row in self.rows:
+            yield read_sample(str(self.folder / row.image), lambda row=row: self._read(row))
+
+    def _states(self, row: Files) -> list[tuple[str, tuple[int, int]]]:
+        names = (row.image, row.text, *row.references, row.mask, row.face)
+        return [(name, state(self.folder / name)) for name in names if name]
+
+    def _read(self, row: Files) -> Sample:
+        if self.has_text and not row.text:
+            raise Unusable(f"it has no caption: there is no {Path(row.image).stem}.txt")
+        return Sample(
+            name=str(self.folder / row.image),
+            image=read_bytes(self.folder / row.image),
+            text=caption(read_bytes(self.folder / row.text)) if self.has_text else "",
+            references=tuple(read_bytes(self.folder / name) for name in row.references),
+            mask=read_bytes(self.folder / row.mask) if row.mask else None,
+            face=face_embedding(read_bytes(self.folder / row.face)) if row.face else None,
+        )
+
+
+def folder_parts(folder: Path, data: DataSettings, part_size: int) -> Sequence[FolderPart]:
+    """List a folder and those below it; hidden files and folders are left out.
+
+    Raises:
+        DataError: a word of `columns` that no file has, or a reference or mask of no picture
+    """
+    rows = list(_rows(folder, data.columns))
+    _check_words(folder, rows, data.columns)
+    return [
+        FolderPart(folder, tuple(rows[start : start + part_size]), bool(data.columns.text))
+        for start in range(0, len(rows), part_size)
+    ]
+
+
+def _rows(folder: Path, columns: Columns) -> Iterator[Files]:
+    names = sorted(_names(folder))
+    known = set(names)
+    roles = tuple(word for word in (columns.reference, columns.mask, columns.face) if word)
+    beside: dict[str, list[str]] = {}
+    owners: set[str] = set()
+    for name in names:
+        if (owner := _owner(name, roles)) is not None:
+            beside.setdefault(owner, []).append(name)
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in PICTURES and _owner(name, roles) is None:
+            text = f"{stem}.txt"
+            yield _files(name, text if text in known else "", beside.get(stem, []), columns)
+            owners.add(stem)
+    if lost := beside.keys() - owners:
+        name = beside[min(lost)][0]
+        raise DataError(f"{folder / name} belongs to no picture: there is no {min(lost)}.png; rename one")
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Every file below the folder, its path relative to it with slashes."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inner = Path(place).relative_to(folder)
+        yield from ((inner / name).as_posix() for name in names if not name.startswith("."))
+
+
+def _owner(name: str, roles: tuple[str, ...]) -> str | None:
+    """The stem that a file like `a/cat.reference.1.png` belongs to, `a/cat`; None if it has no such word."""
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in (*PICTURES, *FACES):
+        return None
+    head, dot, last = stem.rpartition(".")
+    if last.isdecimal() and "." in head:
+        head, dot, last = head.rpartition(".")
+    return head if dot and head and last in roles else None
+
+
+def _files(image: str, text: str, beside: list[str], columns: Columns) -> Files:
+    stem = os.path.splitext(image)[0]
+
+    def having(word: str) -> list[str]:
+        return [name for name in beside if word and name.startswith(f"{stem}.{word}.")]
+
+    masks, faces = having(columns.mask), having(columns.face)
+    references = tuple(having(columns.reference))
+    return Files(image, text, references, masks[0] if masks else "", faces[0] if faces else "")
+
+
+def _check_words(folder: Path, rows: list[Files], columns: Columns) -> None:
+    """A word that was asked for by name must be there at least once."""
+    for field, plain in (("reference", "references"), ("mask", "mask"), ("face", "face")):
+        word = getattr(columns, field)
+        asked = word and word != Columns.model_fields[field].default
+        if asked and not any(getattr(row, plain) for row in rows):
+            raise DataError(f"{folder} has no file like NAME.{word}.png, which data.columns.{field} asks for")

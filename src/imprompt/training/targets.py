@@ -1,0 +1,129 @@
+"""A picture → the target that the base learns to draw: resized, cut, and its size noted.
+
+Without buckets this is the official script's rule (tencent-ailab/IP-Adapter, tutorial_train.py: torchvision's
+Resize(size, bilinear) and CenterCrop(size) on a PIL picture), equal to the last bit:
+
+    resized     the shorter side becomes `size`, the longer int(size · longer / shorter)
+    corner      round((resized - target) / 2), halves to the even number, as Python rounds
+                (its script for SDXL rounds down: there a corner may lie one pixel further up or left)
+
+With buckets the target is one of several sizes of about the same area (NovelAI's aspect ratio bucketing), and
+the picture is resized until it just covers it, by the same rule.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from imprompt.errors import ImageError
+from imprompt.training.config import DataSettings
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+MASK_TOLERANCE = 0.02
+"""How far a mask's proportions may differ from its picture's: rounding when it was made smaller."""
+
+
+class Target(NamedTuple):
+    """What the base learns to draw.
+
+    Attributes:
+        pixels: -1 to 1
+        size_condition: (original height, original width, top, left, height, width), what SDXL is told of a
+            picture's size: before it was resized; the corner of the cut, in resized pixels; and the target's
+    """
+
+    pixels: Float[Tensor, "3 height width"]
+    size_condition: tuple[int, ...]
+
+
+class Cut(NamedTuple):
+    """How a picture becomes a target: resized first, then a window cut from it."""
+
+    resized: Size
+    left: int
+    top: int
+    target: Size
+
+
+def make_target(picture: Image.Image, data: DataSettings) -> Target:
+    """Resize and cut an upright RGB picture; a small one is enlarged, as in the official script."""
+    cut = _cut(picture.size, data)
+    width, height = cut.target
+    original = picture.height, picture.width
+    values = torch.from_numpy(np.array(_apply(cut, picture.convert("RGB")))).permute(2, 0, 1)
+    # In this order, as torchvision's ToTensor and Normalize([0.5], [0.5]) compute it.
+    return Target(values.float().div(255).sub(0.5).div(0.5), (*original, cut.top, cut.left, height, width))
+
+
+def make_mask(mask: Image.Image, picture_size: Size, data: DataSettings) -> Float[Tensor, "1 height width"]:
+    """Resize and cut a mask as the picture that it belongs to: 0 (black, not looked at) to 1 (white).
+
+    Args:
+        mask: any mode, taken as grey; of any size with the picture's proportions
+        picture_size: width and height of the picture
+        data: the target's size
+
+    Raises:
+        ImageError: other proportions than the picture's
+    """
+    proportion = (mask.width * picture_size[1]) / (mask.height * picture_size[0])
+    if abs(math.log(proportion)) > MASK_TOLERANCE:
+        raise ImageError(
+            f"the mask has {mask.width} × {mask.height} pixels, other proportions than its picture's "
+            f"{picture_size[0]} × {picture_size[1]}"
+        )
+    grey = np.array(_apply(_cut(picture_size, data), mask.convert("L")))
+    return torch.from_numpy(grey)[None].float() / 255
+
+
+def target_size(width: int, height: int, data: DataSettings) -> Size:
+    """Width and height of the target of a picture of that size: the bucket nearest in proportions."""
+    if not data.buckets:
+        return data.size, data.size
+    wanted = math.log(width / height)
+    return min(buckets(data), key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - wanted))
+
+
+def buckets(data: DataSettings) -> list[Size]:
+    """Every target size, (width, height), from the tallest to the widest.
+
+    Sides are multiples of `bucket_step`, areas at most size², none could be longer on one side without being
+    larger than that, and none is longer than `longest`.
+    """
+    if not data.buckets:
+        return [(data.size, data.size)]
+    area, step = data.size**2, data.bucket_step
+    tall = {
+        (width, area // width // step * step)
+        for width in range(step, data.size + 1, step)
+        if area // width // step * step <= data.longest * width
+    }
+    every = tall | {(height, width) for width, height in tall}
+    return sorted(every, key=lambda bucket: bucket[0] / bucket[1])
+
+
+def _cut(picture: Size, data: DataSettings) -> Cut:
+    target = target_size(*picture, data)
+    resized = _covering(picture, target)
+    left, top = (round((all_ - part) / 2) for all_, part in zip(resized, target, strict=True))
+    return Cut(resized, left, top, target)
+
+
+def _covering(picture: Size, target: Size) -> Size:
+    """The smallest size of about the picture's proportions that covers the target: one side is equal."""
+    (width, height), (target_width, target_height) = picture, target
+    if target_width * height >= target_height * width:
+        return target_width, int(target_width * height / width)
+    return int(target_height * width / height), target_height
+
+
+def _apply(cut: Cut, picture: Image.Image) -> Image.Image:
+    resized = picture.resize(cut.resized, Image.Resampling.BILINEAR)
+    return resized.crop((cut.left, cut.top, cut.left + cut.target[0], cut.top + cut.target[1]))
