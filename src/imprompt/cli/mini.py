@@ -1,7 +1,7 @@
 """`imprompt mini`: remake the embedded model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,33 @@ def build_data(
     emoji, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("emoji", "recipe"))
     folder = recipe.in_cache(output)
     typer.echo(f"wrote {emoji.build_data(folder, size=size):,} pictures to {folder}")
+
+
+@app.command()
+def export(
+    output: Annotated[
+        Path, typer.Argument(help="A folder that is not there yet, for the training pictures.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="The data set, as build-data wrote it; a bare name is in the cache.")
+    ] = "emoji-64",
+    layout: Annotated[
+        Literal["folder", "official", "webdataset"], typer.Option(help="How the files are laid out.")
+    ] = "folder",
+    variants: Annotated[int, typer.Option(min=1, help="How often each drawing comes, each time anew.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the order and of what is drawn around.")] = 0,
+) -> None:
+    """Write the data set as pictures with captions, for `imprompt train`; held-out ones to OUTPUT-held-out.
+
+    [bold]Example[/bold]
+
+    imprompt mini export emoji-pictures
+    """
+    exporting, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("exporting", "recipe"))
+    count = exporting.export_pictures(
+        recipe.in_cache(data), output, layout=layout, variants=variants, seed=seed
+    )
+    typer.echo(f"wrote {count:,} pictures to {output}")
 
 
 @app.command()
