@@ -1,0 +1,277 @@
+"""The frozen models of a run: what they make of pictures and captions, and how to tell them from others.
+
+The base's U-Net is one of them; the cache needs the others, training the U-Net alone.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from imprompt import mini
+from imprompt.crop import Crop
+from imprompt.encoder import ImageEncoder, Input, load_image_encoder
+from imprompt.errors import AdapterMismatch, ConfigError
+from imprompt.generation import load_base
+from imprompt.training.config import TrainingConfig, Variant
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+TAKES: dict[Variant, tuple[Input, ...]] = {
+    "base": ("image_embedding",),
+    "plus": ("image_features",),
+    "full-face": ("image_features",),
+    "faceid": ("face_embedding",),
+    "faceid-plus": ("face_embedding", "image_features"),
+    "faceid-plusv2": ("face_embedding", "image_features"),
+}
+"""What the projection of each variant is given."""
+
+
+class FrozenBase:
+    """A base model and its image encoder: frozen, in evaluation mode.
+
+    Args:
+        pipe: a diffusers pipeline with a U-Net; moved, converted and frozen in place
+        image_encoder: None if only face embeddings are needed
+        device: where everything computes
+        dtype: in which everything computes but what `encoding_dtype` excepts
+
+    Attributes:
+        unet, scheduler: the pipeline's
+        autoencoder: the pipeline's, or a copy of it in another type, for encoding only
+
+    Raises:
+        AdapterMismatch: the pipeline has no U-Net
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        image_encoder: ImageEncoder | None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not isinstance(getattr(pipe, "unet", None), nn.Module):
+            raise AdapterMismatch(f"a {type(pipe).__name__} has no U-Net; training needs a base that has one")
+        self.device, self.dtype = torch.device(device), dtype
+        autoencoder = cast(Any, pipe).vae
+        encodes_in = encoding_dtype(dtype, autoencoder)
+        apart = None if encodes_in == dtype else copy.deepcopy(autoencoder).to(device, encodes_in)
+        self.pipe: Any = pipe.to(device, dtype)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.autoencoder: Any = self.pipe.vae if apart is None else apart
+        self.unet, self.scheduler = self.pipe.unet, self.pipe.scheduler
+        self.image_encoder = image_encoder and image_encoder.to(self.device).to(dtype)
+        for module in self.modules:
+            module.eval().requires_grad_(False)
+        self._fingerprints: dict[str, str] | None = None
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Every network, the image encoder last."""
+        parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        apart = [] if self.autoencoder is self.pipe.vae else [self.autoencoder]
+        return [*parts, *apart, *([self.image_encoder.model] if self.image_encoder else [])]
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether the U-Net is told the picture's size and a pooled text, as SDXL's and Kolors's are."""
+        return self.unet.config.addition_embed_type == "text_time"
+
+    @torch.no_grad()
+    def moments(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch twochannels latent_height latent_width"]:
+        """Encode pictures in [-1, 1]: the latents' mean and log-variance, unscaled, float32.
+
+        The log-variance of a deterministic autoencoder is -∞, so that `latents` gives the mean exactly.
+        """
+        found = self.autoencoder.encode(pixels.to(self.device, self.autoencoder.dtype)).latent_dist
+        spread = torch.full_like(found.mean, -torch.inf) if found.deterministic else found.logvar
+        return torch.cat([found.mean, spread], dim=1).float()
+
+    def latents(
+        self,
+        moments: Float[Tensor, "batch twochannels latent_height latent_width"],
+        noise: Float[Tensor, "batch channels latent_height latent_width"],
+    ) -> Float[Tensor, "batch channels latent_height latent_width"]:
+        """Draw latents, mean + deviation · noise, shifted and scaled as the base was trained, float32."""
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        return self._scaled(mean + (log_variance / 2).exp() * noise)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """By AutoencoderKL's rule: whole tensors by two numbers, or each channel by its own two."""
+        config = self.pipe.vae.config
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            mean, std = (
+                torch.tensor(config[key], device=latents.device).view(1, -1, 1, 1)
+                for key in ("latents_mean", "latents_std")
+            )
+            return (latents - mean) * config["scaling_factor"] / std
+        return (latents - (config.get("shift_factor") or 0)) * config["scaling_factor"]
+
+    @torch.no_grad()
+    def text(self, captions: Sequence[str]) -> dict[str, Float[Tensor, "batch ..."]]:
+        """Encode captions as the pipeline does, cut to the length that its text encoder takes.
+
+        Returns:
+            "text_embeddings", "batch length width"; for SDXL and Kolors also "pooled_text", "batch width"
+        """
+        with _quiet("diffusers", "transformers"):  # they would name every caption that is cut
+            made = self.pipe.encode_prompt(
+                prompt=list(captions),
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
+        pooled = {"pooled_text": made[2]} if len(made) == 4 else {}
+        return {"text_embeddings": made[0], **pooled}
+
+    def image_inputs(
+        self, pictures: Sequence[Image.Image], names: Collection[Input], crop: Crop | str = "centre"
+    ) -> dict[Input, Float[Tensor, "batch ..."]]:
+        """Encode upright RGB pictures to what a projection takes.
+
+        Raises:
+            AdapterMismatch: there is no image encoder, or a face embedding, which none makes
+        """
+        encoder = self._encoder()
+        return encoder.inputs(encoder.pixels(pictures, crop), names)
+
+    def blank(self, name: Input) -> Float[Tensor, "..."]:
+        """What stands for a dropped image: see `ImageEncoder.blank`.
+
+        Raises:
+            AdapterMismatch: as `image_inputs`
+        """
+        return self._encoder().blank(name)
+
+    def _encoder(self) -> ImageEncoder:
+        if self.image_encoder is None:
+            raise AdapterMismatch("there is no image encoder; name one in base.image_encoder")
+        return self.image_encoder
+
+    def added_conditions(
+        self,
+        pooled_text: Float[Tensor, "batch width"] | None,
+        size_condition: Int[Tensor, "batch 6"] | None,
+    ) -> dict[str, Tensor] | None:
+        """What SDXL's U-Net is told beside text and time (`added_cond_kwargs`); None for other bases.
+
+        Args:
+            pooled_text: of `text`
+            size_condition: original height and width, top and left of the cut, the target's height and width
+                in pixels (Podell et al. 2023, section 2.2)
+
+        Raises:
+            AdapterMismatch: the base needs both and one is missing
+        """
+        if not self.needs_size:
+            return None
+        if pooled_text is None or size_condition is None:
+            raise AdapterMismatch("this base needs a pooled text and the picture's size")
+        sizes = size_condition.to(pooled_text.device, pooled_text.dtype)
+        return {"text_embeds": pooled_text, "time_ids": sizes}
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the autoencoder, of the text encoders with their tokenizers, of the image encoder."""
+        if self._fingerprints is None:
+            pipe, encoder = self.pipe, self.image_encoder
+            texts = [getattr(pipe, f"text_encoder{n}", None) for n in ("", "_2", "_3")]
+            words = [getattr(pipe, f"tokenizer{n}", None) for n in ("", "_2", "_3")]
+            self._fingerprints = {
+                "autoencoder": weights_fingerprint(self.autoencoder),
+                "text_encoder": _digest(
+                    weights_fingerprint(*(text for text in texts if text is not None)),
+                    *(_vocabulary(tokenizer) for tokenizer in words if tokenizer is not None),
+                ),
+                "image_encoder": ""
+                if encoder is None
+                else _digest(weights_fingerprint(encoder.model), encoder.mean, encoder.std),
+            }
+        return self._fingerprints
+
+
+def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBase:
+    """Load the frozen models of a run.
+
+    On the CPU they compute in float32, which is the fastest there; elsewhere in `training.precision`.
+
+    Raises:
+        UnknownModel: no such base or image encoder
+        ConfigError: base.image_encoder is "known" for a base whose encoder is not
+        AdapterMismatch: a base without a U-Net
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    dtype = torch.float32 if on_cpu else DTYPES[config.training.precision]
+    pipe, encoder = load_base(config.base.model), _image_encoder(config)
+    return FrozenBase(pipe, encoder, device=device, dtype=dtype)
+
+
+def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
+    base = config.base
+    if base.image_encoder != "known":
+        return load_image_encoder(base.image_encoder)
+    if base.model.partition(":")[0] == "mini":
+        return load_image_encoder(mini.existing(mini.WEIGHTS / "image_encoder"))
+    if config.adapter.variant == "faceid":
+        return None
+    raise ConfigError(
+        f"base.image_encoder: no encoder is known for {base.model}; name a folder or owner/name[:subfolder]"
+    )
+
+
+def encoding_dtype(dtype: torch.dtype, autoencoder: Any) -> torch.dtype:
+    """In what an autoencoder encodes: float16 if the base does and its range allows it, else float32.
+
+    `force_upcast` is how diffusers notes that it does not. Bfloat16 would round latents by half a percent,
+    once and for all.
+    """
+    safe = dtype == torch.float16 and not autoencoder.config.get("force_upcast", True)
+    return torch.float16 if safe else torch.float32
+
+
+def weights_fingerprint(*modules: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers that are saved."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(values.numpy())  # pyright: ignore[reportArgumentType]
+    return digest.hexdigest()
+
+
+def _digest(*words: object) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def _vocabulary(tokenizer: Any) -> list[object]:
+    """What a tokenizer's answers follow from, beside its class."""
+    known = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return [type(tokenizer).__name__, getattr(tokenizer, "model_max_length", None), sorted(known.items())]
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Let libraries report errors only."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
