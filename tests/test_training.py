@@ -20,11 +20,12 @@ from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.training.captions import GROUNDS
 from imprompt.training.data import EmojiBatches, EmojiPictures
 from imprompt.training.emoji import is_held_out, slug
-from imprompt.training.loop import Run, train
+from imprompt.training.loop import Run
 from imprompt.training.objectives import build_objective, controlling, denoising, prompting, styling
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
 from imprompt.training.recipe import Mixture, Recipe, load_recipe, parse_recipe
 from imprompt.training.shipping import PARTS, ship
+from imprompt.training.stages import stage_run, train_stage
 from imprompt.training.styles import styled_pictures
 from toy_pictures import write_toy_data
 
@@ -56,7 +57,7 @@ def model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for module in (denoising, prompting, styling, controlling):
             patch.setattr(module, "SHOWN_STEPS", 2)
         for stage in STAGES:
-            train(recipe(stage, toy, output))
+            train_stage(recipe(stage, toy, output))
     return output
 
 
@@ -233,30 +234,29 @@ def test_a_resumed_run_ends_with_the_same_bits(toy: Path, model: Path, tmp_path:
     whole = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "whole")
     whole.go()
     first = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "parts")
-    for _ in range(2):
-        first.train_step()
+    go(first, 2)
     first.save()
     second = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "parts")
-    second.load(torch.load(tmp_path / "parts" / "state.pt", weights_only=True))
+    assert second.resume()
     second.go()
-    assert all(map(torch.equal, whole.trained, second.trained))
-    assert all(map(torch.equal, whole.averaged, second.averaged))
+    assert all(map(torch.equal, whole.descent.trained, second.descent.trained))
+    assert all(map(torch.equal, whole.descent.averaged, second.descent.averaged))
 
 
 def test_resuming_what_never_ran_is_an_error(toy: Path, model: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to resume"):
-        train(recipe("judge", toy, model / "elsewhere"), resume=True)
+        train_stage(recipe("judge", toy, model / "elsewhere"), resume=True)
 
 
 def test_training_the_adapter_leaves_the_base_as_it_was(toy: Path, model: Path, tmp_path: Path) -> None:
     training = run(recipe("adapter", toy, model), tmp_path)
     before = {name: weight.clone() for name, weight in training.objective.state_dict().items()}
-    adapter_before = [weight.clone() for weight in training.trained]
-    training.train_step()
+    adapter_before = [weight.clone() for weight in training.descent.trained]
+    go(training, 1)
     frozen = {name for name in before if not name.startswith("adapter.")}
     after = training.objective.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in frozen)
-    assert not any(map(torch.equal, adapter_before, training.trained))
+    assert not any(map(torch.equal, adapter_before, training.descent.trained))
 
 
 @pytest.mark.parametrize("stage", ["style", "control"])
@@ -265,22 +265,20 @@ def test_what_stands_beside_the_base_is_trained_alone_and_resumed_exactly(
 ) -> None:
     settings = recipe(stage, toy, model, steps=4, sample_every=100, save_every=100)
     whole, first, second = (run(settings, tmp_path / name) for name in ("whole", "parts", "parts"))
-    trained = {id(weight) for weight in whole.trained}
+    trained = {id(weight) for weight in whole.descent.trained}
     frozen = [weight for weight in whole.objective.parameters() if id(weight) not in trained]
     before = [weight.clone() for weight in frozen]
-    begun = [weight.clone() for weight in whole.trained]
-    for _ in range(4):
-        whole.train_step()
+    begun = [weight.clone() for weight in whole.descent.trained]
+    go(whole, 4)
     assert len(frozen) > 50
     assert all(map(torch.equal, frozen, before))
-    assert sum(map(torch.equal, begun, whole.trained)) < len(begun) / 10
+    assert sum(map(torch.equal, begun, whole.descent.trained)) < len(begun) / 10
     for training in (first, second):
         if training is second:
-            training.load(torch.load(tmp_path / "parts" / "state.pt", weights_only=True))
-        for _ in range(2):
-            training.train_step()
+            assert training.resume()
+        go(training, 2)
         training.save()
-    assert all(map(torch.equal, whole.trained, second.trained))
+    assert all(map(torch.equal, whole.descent.trained, second.descent.trained))
 
 
 def test_a_controlnet_and_a_style_begin_as_nothing(toy: Path, model: Path, tmp_path: Path) -> None:
@@ -289,7 +287,7 @@ def test_a_controlnet_and_a_style_begin_as_nothing(toy: Path, model: Path, tmp_p
             run(recipe(stage, toy, model), tmp_path).objective.held_out() for stage in ("control", "style")
         )
     assert abs(control["gap to shuffled"]) < 1e-6
-    assert style["loss"] == pytest.approx(style["loss of the base"], abs=1e-6)
+    assert style["held-out loss"] == pytest.approx(style["held-out loss of the base"], abs=1e-6)
 
 
 def test_the_trained_style_is_reached_by_name_and_leaves_a_plain_u_net(model: Path) -> None:
@@ -331,7 +329,7 @@ def test_a_run_leaves_a_log_and_sample_grids(model: Path) -> None:
         lines = [json.loads(line) for line in (model / "runs" / stage / "log.jsonl").read_text().splitlines()]
         assert any("loss" in line for line in lines)
         assert any("held-out loss" in line for line in lines)
-        assert (model / "runs" / stage / "sample-000002.png").stat().st_size > 0
+        assert (model / "runs" / stage / "samples" / "000002.png").stat().st_size > 0
 
 
 def test_the_trained_model_generates(model: Path) -> None:
@@ -373,6 +371,12 @@ def test_an_unfinished_model_does_not_ship(tmp_path: Path) -> None:
 
 def run(recipe: Recipe, folder: Path) -> Run:
     output = Path(recipe.output)
-    training = Run(recipe, output, build_objective(recipe, output))
-    training.folder = folder
+    training = stage_run(recipe, output, build_objective(recipe, output))
+    training.folder, training.checkpoints.folder = folder, folder / "checkpoints"
     return training
+
+
+def go(training: Run, steps: int) -> None:
+    """Take some steps, without looking or saving."""
+    for passes in training.feed(range(training.step, training.step + steps)):
+        training.train_step(passes)

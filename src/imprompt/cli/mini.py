@@ -69,9 +69,9 @@ def train(
     """
     if resume not in (None, "latest"):
         raise ConfigError(f"--resume takes latest, not {resume!r}")
-    loop, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("loop", "recipe"))
+    stages, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("stages", "recipe"))
     path = Path(stage) if stage.endswith(".toml") else Path("recipes", f"mini-{stage}.toml")
-    folder = loop.train(recipe.load_recipe(path, settings or ()), resume=resume == "latest")
+    folder = stages.train_stage(recipe.load_recipe(path, settings or ()), resume=resume == "latest")
     typer.echo(f"wrote {folder}")
 
 

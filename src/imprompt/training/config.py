@@ -65,7 +65,7 @@ class DataSettings(Closed):
     """Pictures and captions."""
 
     source: str = ""
-    """A folder, a .json, .jsonl, .csv or .parquet file, tar files ("shards/{00000..00099}.tar" or "s/*.tar"), or
+    """A folder, a .json, .jsonl, .csv or .parquet file, tar files ("s/{000..099}.tar" or "s/*.tar"), or
     "hf:owner/name[:split]", a Hugging Face data set (or "hf:folder", one that was saved). Empty: the cache
     alone."""
     root: str = ""
@@ -127,6 +127,8 @@ class LossSettings(Closed):
 class AdapterLoop(LoopSettings):
     """The loop's settings, and those of the adapter's optimiser."""
 
+    passes: int = Field(default=1, ge=1)
+    """Into how many forward and backward passes each process cuts its share of a batch, to save memory."""
     schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does between warm-up and cool-down; "cosine" falls to zero at the last step."""
     gradient_checkpointing: bool = False

@@ -30,13 +30,19 @@ class Batch:
     """What a model is shown: pictures, their captions, and pictures to prompt with (not always the same).
 
     `pixels` and `reference_pixels` have shape (batch, 3, size, size), range [-1, 1]; `concepts` numbers what
-    each picture shows, so that two pictures of one concept are not held against each other.
+    each picture shows, so that two pictures of one concept are not held against each other. What else is
+    random of the step comes from `generator`, seeded by `seed`.
     """
 
     pixels: Float[Tensor, "batch 3 size size"]
     reference_pixels: Float[Tensor, "batch 3 size size"]
     captions: list[str]
     concepts: Tensor
+    seed: int = 0
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The step's randomness, from its beginning."""
+        return torch.Generator(device).manual_seed(self.seed)
 
 
 class EmojiPictures:
@@ -100,7 +106,8 @@ class EmojiBatches:
             if scene.place or scene.neighbour is not None:
                 pixels[index] = references[index] = self.compose(scene)
         captions = [scene.caption for scene in scenes]
-        return Batch(pixels, references, captions, self.pictures.concepts[torch.tensor(rows)])
+        concepts = self.pictures.concepts[torch.tensor(rows)]
+        return Batch(pixels, references, captions, concepts, self.seed * 1_000_003 + step)
 
     def rows(self, step: int) -> list[int]:
         """Which drawings the step shows: consecutive places in the epochs' permutations, laid end to end."""

@@ -1,175 +1,295 @@
-"""The training loop: one for every stage. The model knows nothing of it.
+"""The training loop: one for the embedded model's stages and for every adapter.
 
-    for step in steps:  loss(batch(step), generator(step)) → gradients → clipped → AdamW → EMA
+    for step in steps:  loss(batch(step)) → gradients → clipped → AdamW → average
 
-Batch and randomness are pure functions of (seed, step), so an interrupted run goes on exactly where it was.
+Batch and randomness are pure functions of (seed, step), so a run that was stopped, or killed, goes on from
+its last checkpoint to the same weights, bit for bit, that it would have reached at once.
 """
 
 import contextlib
-import copy
-import json
-import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+import torch.distributed
+from accelerate import PartialState
+from torch import Tensor
 
-from imprompt.training.checkpoint import load_state, save_state
-from imprompt.training.data import EmojiBatches
-from imprompt.training.objectives import Objective, build_objective
-from imprompt.training.objectives.autoencoding import fit_codec
-from imprompt.training.recipe import CodecRecipe, Recipe
-from imprompt.training.settings import in_cache
+from imprompt.errors import TrainingError
+from imprompt.training.checkpoints import Checkpoints
+from imprompt.training.descent import Descent, factor_at
+from imprompt.training.objectives.objective import Objective
+from imprompt.training.settings import LoopSettings
+from imprompt.training.watching import Display, RunLog, write_environment
 
+Passes = Sequence[Any]
+"""One process' share of a step's batch, in one or several pieces of equal size."""
 
-def train(recipe: Recipe, *, resume: bool = False) -> Path:
-    """Run a recipe to its end, or to Ctrl-C / SIGTERM, which save first; return the model's folder.
+Feed = Callable[[range], Iterator[Passes]]
+"""Gives the passes of these steps, in order."""
 
-    Writes `state.pt`, `log.jsonl`, TensorBoard events and sample grids to `<output>/runs/<stage>/`, and when
-    finished the stage's model (with averaged weights) to `<output>/`.
-    """
-    output = in_cache(recipe.output)
-    if isinstance(recipe, CodecRecipe):
-        return fit_codec(recipe, output)
-    run = Run(recipe, output, build_objective(recipe, output))
-    if resume:
-        run.load(load_state(run.folder))
-    run.go()
-    return output
+BAD_IN_A_ROW = 3
+"""So many steps without finite gradients, one after another, and the run goes back to its last checkpoint."""
 
 
 class Run:
-    """One training run: objective, optimiser, averaged weights, and where it is."""
+    """One training run: what is trained, how, and where it is.
 
-    def __init__(self, recipe: Recipe, output: Path, objective: Objective) -> None:
+    Args:
+        settings: of the loop
+        objective: what is trained, on its device
+        feed: this process' share of the data
+        folder: of the run
+        output: where the finished model goes; by default the run's folder
+        config: everything that was asked for, for the log
+        wandb: a Weights & Biases project, or nothing
+    """
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        objective: Objective,
+        feed: Feed,
+        folder: Path,
+        *,
+        output: Path | None = None,
+        config: Mapping[str, Any],
+        wandb: str = "",
+    ) -> None:
         # Flush-to-zero: the averaged weights of dead units are denormal and slow a CPU down by half.
         torch.set_flush_denormal(True)
-        self.recipe, self.output, self.objective = recipe, output, objective
-        self.folder = output / "runs" / getattr(recipe, "stage", "run")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        objective.to(self.device)
-        pictures = objective.pictures(in_cache(recipe.data))
-        self.batches = EmojiBatches(pictures, recipe.batch_size, seed=recipe.seed, mixture=recipe.mixture)
-        self.optimizer = torch.optim.AdamW(
-            objective.parameter_groups(), weight_decay=recipe.weight_decay, fused=True
-        )
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.averaged = [p.detach().clone() for p in self.trained]
+        self.settings, self.objective, self.feed, self.folder = settings, objective, feed, folder
+        self.output, self.config, self.wandb = output or folder, config, wandb
+        self.processes = PartialState()
+        names = {id(p): name for name, p in objective.named_parameters()}
+        groups = objective.parameter_groups()
+        order = [names.get(id(p), "a trained weight") for group in groups for p in group["params"]]
+        self.descent = Descent(groups, order, settings)
+        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         self.step, self.stop_asked = 0, False
+        self.figures: dict[str, float] = {}
+        self.went_back_at = -1
+        self.log: RunLog | None = None
+        self.display: Display | None = None
 
-    def go(self) -> None:
-        """Train from where the run is to its last step."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "recipe.json").write_text(self.recipe.model_dump_json(indent=1))
-        with self.saving_on_signals(), SummaryWriter(str(self.folder)) as board, progress() as bar:
-            task = bar.add_task("training", total=self.recipe.steps, completed=self.step)
-            started, seen = time.monotonic(), 0
-            while self.step < self.recipe.steps and not self.stop_asked:
-                parts = self.train_step()
-                seen += self.recipe.batch_size
-                bar.update(task, completed=self.step)
-                if self.step % self.recipe.log_every == 0:  # reading a figure waits for the device
-                    bar.update(task, description=f"loss {float(parts['loss']):.4f}")
-                    rate = seen / (time.monotonic() - started)
-                    self.log(board, {name: float(part) for name, part in parts.items()} | {"samples/s": rate})
-                if self.step % self.recipe.sample_every == 0:
-                    self.look(board)
-                if self.step % self.recipe.save_every == 0:
-                    self.save()
-            self.save()
-            if not self.stop_asked and self.step % self.recipe.sample_every:
-                self.look(board)
-        if not self.stop_asked:
-            with self.averaged_weights():
-                self.objective.export(self.output)
+    # From start to end
 
-    def train_step(self) -> dict[str, Tensor]:
-        """One step: loss, gradients, clipping, AdamW, averaging; the loss' parts, detached."""
-        generator = torch.Generator(self.device).manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.schedule()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            parts = self.objective.loss(self.batches[self.step], generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.trained, self.recipe.max_gradient_norm)
-        self.optimizer.step()
-        self.step += 1
-        self.average()
-        return {name: part.detach() for name, part in parts.items()} | {"gradient norm": norm}
+    def resume(self) -> bool:
+        """Go on from the latest checkpoint, if there is one; says whether there was."""
+        if (latest := self.checkpoints.latest()) is None:
+            return False
+        state = self.checkpoints.load(latest)
+        self.check_state(state)
+        self.descent.load(state)
+        self.step, self.figures = state["step"], dict(state["figures"])
+        return True
 
-    def schedule(self) -> float:
-        """The learning rate's factor: linear warm-up, plateau, linear cool-down to zero."""
-        recipe = self.recipe
-        warm = (self.step + 1) / max(recipe.warmup_steps, 1)
-        cool = (recipe.steps - self.step) / max(recipe.cooldown_steps, 1)
-        return min(1.0, warm, cool)
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of something else.
 
-    @torch.no_grad()
-    def average(self) -> None:
-        """Exponential moving average of the trained weights, with a short memory while the run is young."""
-        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        for average, trained in zip(self.averaged, self.trained, strict=True):
-            average.lerp_(trained, 1 - decay)
-
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """The averaged weights in the trained ones' place, for looking and for export."""
-        current = [p.detach().clone() for p in self.trained]
-        self.write(self.averaged)
-        try:
-            yield
-        finally:
-            self.write(current)
-
-    @torch.no_grad()
-    def write(self, values: list[Tensor]) -> None:
-        """Copy values into the trained weights."""
-        for parameter, value in zip(self.trained, values, strict=True):
-            parameter.copy_(value)
-
-    def look(self, board: SummaryWriter) -> None:
-        """Held-out figures and a sample grid, with the averaged weights."""
-        with self.averaged_weights(), torch.no_grad():
-            self.log(board, {f"held-out {name}": value for name, value in self.objective.held_out().items()})
-            picture = self.objective.picture()
-        if picture is not None:
-            picture.save(self.folder / f"sample-{self.step:06d}.png")
-
-    def log(self, board: SummaryWriter, figures: dict[str, float]) -> None:
-        """Figures of this step to TensorBoard and to `log.jsonl`."""
-        for name, value in figures.items():
-            board.add_scalar(name, value, self.step)
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(
-                json.dumps({"step": self.step, "time": round(time.time(), 1)} | rounded(figures)) + "\n"
+        Raises:
+            TrainingError: other weights than this run trains, or more steps than it has
+        """
+        there, here = (
+            [tuple(p.shape) for p in weights] for weights in (state["trained"], self.descent.trained)
+        )
+        if there != here:
+            raise TrainingError(
+                f"the checkpoints in {self.checkpoints.folder} are of another model ({len(there)} trained "
+                f"weights, here {len(here)}, or of other shapes); name another output folder, or delete them"
+            )
+        if state["step"] > self.settings.steps:
+            raise TrainingError(
+                f"the run in {self.folder} has taken {state['step']} steps already; training.steps is "
+                f"{self.settings.steps}"
             )
 
-    def save(self) -> None:
-        """The whole state of the run, atomically."""
-        weights = {"trained": self.trained, "averaged": self.averaged}
-        tensors = {name: [w.detach().cpu() for w in values] for name, values in weights.items()}
-        save_state(self.folder, {"step": self.step, "optimizer": self.optimizer.state_dict(), **tensors})
+    def go(self) -> bool:
+        """Train to the last step, or until it is asked to stop; says whether it finished."""
+        with self.asked_to_stop_by_signals(), self.reported():
+            self.event(f"resumed at step {self.step}" if self.step else "started")
+            if self.step == 0:
+                self.watch(at_start=True)
+                self.save()
+            batches = self.feed(range(self.step, self.settings.steps))
+            while self.step < self.settings.steps and not self.must_stop():
+                self.advance(batches)
+            if self.must_stop():
+                self.save()
+                self.event("interrupted; --resume latest goes on from here")
+            else:
+                self.finish()
+        return not self.must_stop()
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.step = state["step"]
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.write(state["trained"])
-        self.averaged = [w.to(self.device) for w in state["averaged"]]
+    def advance(self, batches: Iterator[Passes]) -> None:
+        """Take one step, and do what is due after it."""
+        asked = time.monotonic()
+        passes = next(batches)
+        self.waited += time.monotonic() - asked
+        parts = self.train_step(passes)
+        if self.display is not None:
+            self.display.advance(self.step)
+        if self.step % self.settings.log_every == 0:
+            self.report(parts)
+        self.watch()
+        if self.step % self.settings.save_every == 0 and self.step < self.settings.steps:
+            self.save()
+
+    def finish(self) -> None:
+        """The last look, the last checkpoint, the finished model."""
+        self.watch(at_end=True)
+        self.save()
+        if self.is_main:
+            with self.descent.averages_in_place():
+                self.objective.export(self.output)
+        self.event("finished")
+
+    # One step
+
+    def train_step(self, passes: Passes) -> dict[str, Tensor]:
+        """Gradients of every pass, then one step; returns the loss' parts of this process, and norms."""
+        share = 1 / (len(passes) * self.processes.num_processes)
+        sums: dict[str, Tensor] = {}
+        for batch in passes:
+            with self.autocast():
+                parts = self.objective.differentiate(batch, lambda loss: self.descent.backward(loss * share))
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0) + part.detach() / len(passes)
+        norms = self.descent.step(factor_at(self.settings, self.step), self.step)
+        self.step += 1
+        return sums | norms
+
+    def autocast(self) -> Any:
+        """For float32 weights that are to compute in less: products are of the narrow kind."""
+        kind, dtype = self.processes.device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}
+        narrow = dtype.get(self.settings.precision)
+        return (
+            torch.autocast(kind, narrow) if narrow and self.objective.autocasts else contextlib.nullcontext()
+        )
+
+    # What is due now and then
+
+    def report(self, parts: Mapping[str, Tensor]) -> None:
+        """Read this step's figures, which waits for the device; see whether the run can go on."""
+        trouble = self.descent.trouble()
+        seconds = time.monotonic() - self.started
+        figures = {name: float(part) for name, part in parts.items()}
+        figures |= {
+            "learning rate": self.descent.optimizer.param_groups[0]["lr"],
+            "samples/s": (self.step - self.counted_from) * self.settings.batch_size / seconds,
+            "waiting": min(1.0, self.waited / seconds),
+            "skipped steps": trouble.skipped,
+        }
+        self.say(figures)
+        self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
+        if trouble.name:
+            self.event(f"steps were skipped: the gradient of {trouble.name} was not finite")
+        if trouble.in_a_row >= BAD_IN_A_ROW:
+            self.go_back(trouble.name)
+
+    def go_back(self, name: str) -> None:
+        """Put the last checkpoint's weights in place; the data goes on, or the same batch would come back.
+
+        Raises:
+            TrainingError: that has been done before, and not one checkpoint was reached since
+        """
+        latest = self.checkpoints.latest()
+        if latest is None or latest.step == self.went_back_at:
+            raise TrainingError(
+                f"the gradients are not finite any more, at {name} first, and were not after going back to "
+                f"the last checkpoint either; lower training.learning_rate or use another "
+                f"training.precision than {self.settings.precision}"
+            )
+        self.descent.load(self.checkpoints.load(latest))
+        self.went_back_at = latest.step
+        self.event(
+            f"{BAD_IN_A_ROW} steps in a row were not finite: back to the weights of step {latest.step}"
+        )
+
+    def watch(self, *, at_start: bool = False, at_end: bool = False) -> None:
+        """Look at the held-out samples and draw, where that is due; the main process does it."""
+        settings = self.settings
+        checks = (
+            at_start or at_end or self.step % getattr(settings, "check_every", settings.sample_every) == 0
+        )
+        draws = at_start or at_end or self.step % settings.sample_every == 0
+        # What is due at the last step comes with its end.
+        if (self.step == settings.steps and not at_end) or not (checks or draws) or not self.is_main:
+            return
+        with self.descent.averages_in_place(), torch.no_grad():
+            figures = self.objective.held_out() if checks else {}
+            picture, seen = self.objective.look() if draws else (None, {})
+        self.figures |= figures | seen
+        self.say(figures | seen)
+        if picture is not None and self.log is not None:
+            self.log.picture(self.step, picture, f"step {self.step}")
+        self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
+
+    def save(self) -> None:
+        """A checkpoint; the main process writes it."""
+        if not self.is_main:
+            return
+        state = {"step": self.step, "figures": self.figures, **self.descent.state()}
+        with self.descent.averages_in_place():
+            self.checkpoints.save(self.step, state, self.figures, self.objective.save)
+
+    # Saying what happens
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.processes.is_main_process
+
+    def say(self, figures: Mapping[str, float]) -> None:
+        """Figures to the log and to the terminal."""
+        if self.log is not None and self.display is not None and figures:
+            self.log.figures(self.step, figures)
+            self.display.figures(self.step, figures)
+
+    def event(self, sentence: str) -> None:
+        """What happened, to the log and to the terminal."""
+        if self.log is not None and self.display is not None:
+            self.log.event(self.step, sentence)
+            self.display.event(self.step, sentence)
 
     @contextlib.contextmanager
-    def saving_on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask for a stop after the current step."""
+    def reported(self) -> Iterator[None]:
+        """Log and display, open while the run goes on."""
+        self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
+        if not self.is_main:
+            yield
+            return
+        log = RunLog(self.folder, config=self.config, from_step=self.step, wandb=self.wandb)
+        with log, Display(self.settings.steps, self.step) as display:
+            write_environment(self.folder)
+            self.log, self.display = log, display
+            try:
+                yield
+            finally:
+                self.log = self.display = None
+
+    def must_stop(self) -> bool:
+        """Whether a signal has come; several processes agree on it where figures are read anyway."""
+        if self.processes.num_processes == 1:
+            return self.stop_asked
+        if self.step % self.settings.log_every == 0:
+            flag = torch.tensor(float(self.stop_asked), device=self.processes.device)
+            torch.distributed.all_reduce(flag)
+            self.agreed_to_stop = bool(flag)
+        return self.agreed_to_stop
+
+    agreed_to_stop = False
+
+    @contextlib.contextmanager
+    def asked_to_stop_by_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask for a checkpoint and an end after this step; a second one ends at once."""
 
         def ask(signum: int, frame: object) -> None:
+            if self.stop_asked:
+                raise KeyboardInterrupt
             self.stop_asked = True
 
         old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -178,14 +298,3 @@ class Run:
         finally:
             for s, handler in old.items():
                 signal.signal(s, handler)
-
-
-def rounded(figures: dict[str, float]) -> dict[str, float | None]:
-    """Figures with six significant digits; JSON has no NaN."""
-    return {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in figures.items()}
-
-
-def progress() -> Progress:
-    """The bar of a run."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, refresh_per_second=1)

@@ -25,8 +25,6 @@ class LoopSettings(Closed):
     steps: int = Field(ge=1)
     batch_size: int = Field(default=64, ge=1)
     """Samples of one step, of all processes and passes together: a run means the same on any machine."""
-    passes: int = Field(default=1, ge=1)
-    """Into how many forward and backward passes each process cuts its share of a batch, to save memory."""
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=200, ge=0)
     cooldown_steps: int = Field(default=0, ge=0)

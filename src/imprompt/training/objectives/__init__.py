@@ -4,7 +4,7 @@ styling (LoRA), controlling (ControlNet), judging.
 
 from pathlib import Path
 
-from imprompt.training.objectives.objective import Objective
+from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import (
     AdapterRecipe,
     BaseRecipe,
@@ -16,10 +16,10 @@ from imprompt.training.recipe import (
     StyleRecipe,
 )
 
-__all__ = ["Objective", "build_objective"]
+__all__ = ["StageObjective", "build_objective"]
 
 
-def build_objective(recipe: Recipe, output: Path) -> Objective:
+def build_objective(recipe: Recipe, output: Path) -> StageObjective:
     """The objective of a recipe's stage; earlier stages are read from `output`."""
     if isinstance(recipe, PairRecipe):
         from imprompt.training.objectives.contrastive import PairObjective

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.training.data import Batch, EmojiBatches, EmojiPictures
-from imprompt.training.objectives.objective import Objective
+from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import CodecRecipe, DecoderRecipe, Recipe, in_cache
 from imprompt.training.sheets import picture_grid
 
@@ -40,7 +40,7 @@ def fit_codec(recipe: CodecRecipe, output: Path) -> Path:
     return output
 
 
-class DecoderObjective(Objective):
+class DecoderObjective(StageObjective):
     """The refinement after the linear code; the code itself stays as it is."""
 
     def __init__(self, recipe: DecoderRecipe, output: Path) -> None:
@@ -59,8 +59,9 @@ class DecoderObjective(Objective):
         """The refinement."""
         return [{"params": list(self.refinement.parameters()), "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The squared error of pictures from noised latents."""
+        generator = batch.generator(self.codec.device)
         pixels = batch.pixels.to(self.codec.device)
         latents = self.codec.encode(pixels).latent_dist.mode()
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)

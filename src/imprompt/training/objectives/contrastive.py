@@ -25,7 +25,7 @@ from transformers import (
 
 from imprompt.training.captions import every_caption
 from imprompt.training.data import Batch, EmojiPictures
-from imprompt.training.objectives.objective import Objective
+from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import PairRecipe, in_cache
 from imprompt.training.vocabulary import train_tokenizer
 
@@ -35,7 +35,7 @@ MAX_LOG_SCALE = 4.6052
 """ln 100, CLIP's ceiling on the logits' scale."""
 
 
-class PairObjective(Objective):
+class PairObjective(StageObjective):
     """A small CLIP with a linear thumbnail reader on its image embedding."""
 
     def __init__(self, recipe: PairRecipe) -> None:
@@ -53,8 +53,9 @@ class PairObjective(Objective):
         """Everything, at one rate."""
         return [{"params": list(self.parameters()), "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Caption contrast and thumbnail error, weighted by the recipe."""
+        generator = batch.generator(self.device)
         pixels = shaken(batch.pixels.to(self.device), generator)
         images, texts = self.embed_images(pixels), self.embed_texts(batch.captions)
         caption = contrast(images, texts, self.clip.logit_scale, batch.concepts.to(self.device))

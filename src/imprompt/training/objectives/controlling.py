@@ -15,7 +15,7 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from imprompt.mini.edges import edges
 from imprompt.training.data import Batch
@@ -32,7 +32,7 @@ from imprompt.training.objectives.denoising import (
     unseen_batch,
     velocity_error,
 )
-from imprompt.training.objectives.objective import Objective
+from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import ControlRecipe
 from imprompt.training.sheets import picture_grid
 
@@ -40,7 +40,7 @@ SHOWN = 12
 """Held-out pictures whose edges the sample grid shows."""
 
 
-class ControlObjective(Objective):
+class ControlObjective(StageObjective):
     """The ControlNet beside the frozen base."""
 
     def __init__(self, recipe: ControlRecipe, output: Path) -> None:
@@ -63,8 +63,9 @@ class ControlObjective(Objective):
         """All of the ControlNet."""
         return [{"params": list(self.controlnet.parameters()), "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, given the target's edges; many captions dropped."""
+        generator = batch.generator(self.unet.device)
         device, count = self.unet.device, len(batch.pixels)
         captions = some_dropped(batch.captions, self.recipe.text_drop, generator)
         pixels = batch.pixels.to(device)
@@ -110,7 +111,7 @@ class ControlObjective(Objective):
             return sum(float(self.error(latents, noise, t, silence, control)) for t in times) / len(times)
 
         true, shuffled = loss(own), loss(own.roll(1, dims=0))
-        return {"loss": true, "gap to shuffled": shuffled - true}
+        return {"held-out loss": true, "gap to shuffled": shuffled - true}
 
     def picture(self) -> Image.Image:
         """Unseen pictures; their edges; and what is drawn from these: not at all, without text, with text."""

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from imprompt.mini import PatchAutoencoder, assemble
 from imprompt.training.data import Batch, EmojiBatches, EmojiPictures
-from imprompt.training.objectives.objective import Objective
+from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import BaseRecipe, Recipe, in_cache
 from imprompt.training.sheets import picture_grid
 
@@ -46,7 +46,7 @@ PROMPTS = (
 """What the sample grid shows; the last eight concepts are held out."""
 
 
-class BaseObjective(Objective):
+class BaseObjective(StageObjective):
     """U-Net and text encoder on the codec's latents."""
 
     def __init__(self, recipe: BaseRecipe, output: Path) -> None:
@@ -74,8 +74,9 @@ class BaseObjective(Objective):
             {"params": list(self.text_encoder.parameters()), "lr": recipe.text_learning_rate},
         ]
 
-    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, some captions dropped."""
+        generator = batch.generator(self.unet.device)
         device = self.unet.device
         latents = encode_latents(self.codec, batch.pixels.to(device))
         captions = some_dropped(batch.captions, self.recipe.text_drop, generator)
@@ -103,7 +104,7 @@ class BaseObjective(Objective):
         latents = encode_latents(self.codec, self.unseen.pixels.to(self.unet.device))
         noise = fixed_noise(latents)
         errors = {
-            f"loss at {t}": float(
+            f"held-out loss at {t}": float(
                 self.error(
                     latents,
                     noise,
@@ -113,7 +114,7 @@ class BaseObjective(Objective):
             )
             for t in BANDS
         }
-        return errors | {"loss": sum(errors.values()) / len(errors)}
+        return errors | {"held-out loss": sum(errors.values()) / len(errors)}
 
     def picture(self) -> Image.Image:
         """`PROMPTS`, one picture each."""

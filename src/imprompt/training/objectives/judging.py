@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
 from imprompt.training.data import Batch, EmojiPictures
-from imprompt.training.objectives.objective import Objective
+from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import JudgeRecipe, in_cache
 from imprompt.training.sheets import picture_grid
 
@@ -32,7 +32,7 @@ SHOWN = 24
 """Held-out drawings in the sample sheet."""
 
 
-class JudgeObjective(Objective):
+class JudgeObjective(StageObjective):
     """A small ConvNeXt (arXiv 2201.03545), whose class scores serve as the embedding."""
 
     def __init__(self, recipe: JudgeRecipe) -> None:
@@ -50,8 +50,9 @@ class JudgeObjective(Objective):
         """Everything, at one rate."""
         return [{"params": list(self.parameters()), "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Two views of each of the batch's concepts; the batch's own pictures are not used."""
+        generator = batch.generator(self.network.device)
         rng = random.Random(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
         concepts = batch.concepts.tolist()
         first = [rng.choice(self.drawings_of[concept]) for concept in concepts]

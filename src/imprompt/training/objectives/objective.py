@@ -1,37 +1,63 @@
-"""What the training loop asks of a stage."""
+"""What the training loop asks of whatever is trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from imprompt.training.data import Batch, EmojiPictures
+from imprompt.training.data import EmojiPictures
 
 
 class Objective(nn.Module):
-    """A model and its loss. Frozen parts have their gradients switched off."""
+    """A model and its loss. Frozen parts have their gradients switched off.
+
+    Attributes:
+        autocasts: whether "bf16" and "fp16" mean autocasting of float32 weights, or are seen to by itself
+    """
+
+    autocasts = False
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, with learning rates, as the optimiser wants it."""
+        """What is trained, with learning rates, as the optimiser wants it; "name" is for the log."""
         raise NotImplementedError
+
+    def loss(self, batch: Any) -> dict[str, Tensor]:
+        """The loss' parts, means over the batch; the one named `loss` is minimised."""
+        raise NotImplementedError
+
+    def differentiate(self, batch: Any, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        """Hand the loss to `backward`, in whatever context that needs; return its parts."""
+        parts = self.loss(batch)
+        backward(parts["loss"])
+        return parts
+
+    def held_out(self) -> dict[str, float]:
+        """Figures on samples that training never sees; the same randomness at every call."""
+        return {}
+
+    def picture(self) -> Image.Image | None:
+        """A sample grid; the same randomness at every call."""
+        return None
+
+    def look(self) -> tuple[Image.Image | None, dict[str, float]]:
+        """The sample grid, and what can be measured on it."""
+        return self.picture(), {}
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a checkpoint's folder, if it is of use before the run's end."""
+
+    def export(self, output: Path) -> None:
+        """Write the finished model."""
+        raise NotImplementedError
+
+
+class StageObjective(Objective):
+    """A stage of the embedded model, trained on its emoji."""
+
+    autocasts = True
 
     def pictures(self, folder: Path) -> EmojiPictures:
         """The pictures to be trained on, from the data set in `folder`."""
         return EmojiPictures(folder)
-
-    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """The loss' parts, scalars; the one named `loss` is minimised. Randomness is `generator`'s."""
-        raise NotImplementedError
-
-    def held_out(self) -> dict[str, float]:
-        """Figures on concepts that training never sees; the same randomness at every call."""
-        return {}
-
-    def picture(self) -> Image.Image | None:
-        """A sample grid, with the same randomness at every call."""
-        return None
-
-    def export(self, output: Path) -> None:
-        """Write the stage's model into the model's folder."""
-        raise NotImplementedError

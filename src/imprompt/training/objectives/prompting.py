@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from imprompt.adapter import ImagePromptAdapter
@@ -33,7 +33,7 @@ from imprompt.training.objectives.denoising import (
     unseen_batch,
     velocity_error,
 )
-from imprompt.training.objectives.objective import Objective
+from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import AdapterRecipe
 from imprompt.training.sheets import picture_grid
 
@@ -43,7 +43,7 @@ SHOWN = 16
 SHOWN_TEXT = "on a blue background"
 
 
-class AdapterObjective(Objective):
+class AdapterObjective(StageObjective):
     """The adapter, attached to the frozen base for good."""
 
     def __init__(self, recipe: AdapterRecipe, output: Path) -> None:
@@ -64,8 +64,9 @@ class AdapterObjective(Objective):
         """The projection and every K', V'."""
         return [{"params": list(self.adapter.parameters()), "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, some images and captions dropped."""
+        generator = batch.generator(self.unet.device)
         device, recipe, count = self.unet.device, self.recipe, len(batch.pixels)
         draw = torch.rand(count, generator=generator, device=device)
         both = draw < recipe.both_drop
@@ -107,7 +108,11 @@ class AdapterObjective(Objective):
             return sum(float(self.error(latents, noise, t, silence, conditions)) for t in times) / len(BANDS)
 
         true, shuffled = loss(embeddings), loss(embeddings.roll(1, dims=0))
-        return {"loss": true, "gap to shuffled": shuffled - true, "gap to none": loss(embeddings * 0) - true}
+        return {
+            "held-out loss": true,
+            "gap to shuffled": shuffled - true,
+            "gap to none": loss(embeddings * 0) - true,
+        }
 
     def picture(self) -> Image.Image:
         """References in the first row; then λ = 0, 0.5, 1 and 1 with text."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from imprompt.training.data import Batch, EmojiBatches, EmojiPictures
 from imprompt.training.objectives.denoising import (
@@ -31,7 +31,7 @@ from imprompt.training.objectives.denoising import (
     some_dropped,
     velocity_error,
 )
-from imprompt.training.objectives.objective import Objective
+from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import StyleRecipe, in_cache
 from imprompt.training.sheets import picture_grid
 from imprompt.training.styles import styled_pictures
@@ -43,7 +43,7 @@ CHANGED = (
 """Which of the U-Net's matrices and convolutions get a low-rank change: nearly all."""
 
 
-class StyleObjective(Objective):
+class StyleObjective(StageObjective):
     """The U-Net's low-rank changes on the base's frozen weights."""
 
     def __init__(self, recipe: StyleRecipe, output: Path) -> None:
@@ -66,8 +66,9 @@ class StyleObjective(Objective):
         changes = [weight for weight in self.unet.parameters() if weight.requires_grad]
         return [{"params": changes, "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, some captions dropped."""
+        generator = batch.generator(self.unet.device)
         device, count = self.unet.device, len(batch.pixels)
         captions = some_dropped(batch.captions, self.recipe.text_drop, generator)
         latents = encode_latents(self.codec, batch.pixels.to(device))
@@ -101,7 +102,7 @@ class StyleObjective(Objective):
         self.unet.disable_adapters()
         unchanged = loss()
         self.unet.enable_adapters()
-        return {"loss": changed, "loss of the base": unchanged}
+        return {"held-out loss": changed, "held-out loss of the base": unchanged}
 
     def picture(self) -> Image.Image:
         """The base's prompts, one picture each, and one row without text."""

@@ -1,0 +1,256 @@
+"""An adapter on any frozen base, trained on what the cache holds.
+
+    loss = mean w_t ‖target - prediction(x_t, t, c_t, c_i)‖²       (Ye et al. 2023, equation 6)
+
+Target and weight are the base's own (`noising`). Image, text or both are dropped at times; a dropped image is
+a zero embedding before the projection, or for features those of a grey picture, and that same "no image" stands
+on the negative branch of guidance: the file says which (`unconditional`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from imprompt.embeddings import ImageEmbeddings
+from imprompt.encoder import Input
+from imprompt.training.batches import Draws, PromptBatch, fixed_batch
+from imprompt.training.config import TrainingConfig
+from imprompt.training.frozen import FrozenBase
+from imprompt.training.injection import Injection
+from imprompt.training.likeness import Likeness
+from imprompt.training.noising import Noising
+from imprompt.training.objectives.objective import Objective
+from imprompt.training.sheets import picture_grid
+
+ADAPTER_FILE = "adapter.safetensors"
+
+OWN = "own"
+"""The prompt that stands for a sample's own caption."""
+
+BANDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Noise levels, as shares of the schedule, at which the held-out loss is taken."""
+
+
+class ImagePromptObjective(Objective):
+    """An adapter's loss on a frozen base.
+
+    Args:
+        config: of the run
+        base: the frozen models
+        injection: what is trained, in its place
+        samples: the cache, with its held-out rows
+    """
+
+    def __init__(self, config: TrainingConfig, base: FrozenBase, injection: Injection, samples: Any) -> None:
+        super().__init__()
+        self.config, self.base, self.injection, self.samples = config, base, injection, samples
+        self.trained = injection.trained
+        self.noising = Noising(base.scheduler, config.loss, base.device)
+        self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
+        self.judge = Likeness(config.watch.judge, base.image_encoder, base.device)
+        self.silence = {name: value[0] for name, value in base.text([""]).items()}
+        if config.training.gradient_checkpointing:
+            base.unet.enable_gradient_checkpointing()
+            base.unet.train()  # diffusers checkpoints in training mode only; there is no dropout in it
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The projection, and all that stands in the layers."""
+        projection = getattr(self.trained, "projection", self.trained)
+        parts = {"projection": list(projection.parameters())}
+        parts["layers"] = [
+            p for p in self.trained.parameters() if all(p is not q for q in parts["projection"])
+        ]
+        rate = self.config.training.learning_rate
+        return [{"params": some, "lr": rate, "name": name} for name, some in parts.items() if some]
+
+    def loss(self, batch: PromptBatch) -> dict[str, Tensor]:
+        """The loss; with gradient checkpointing use `differentiate`."""
+        return self.differentiate(batch, lambda loss: None)
+
+    def differentiate(self, batch: PromptBatch, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        """Noise, condition, predict, compare; `backward` while the image prompts still act."""
+        batch = moved(batch, self.base.device)
+        text = self.text_of(batch, dropped=batch.draws.no_text)
+        inputs = self.inputs_of(batch, dropped=batch.draws.no_image)
+        times = self.noising.times(batch.draws.uniform, batch.draws.normal)
+        with self.injection.prompted(inputs) as denoise:
+            errors = self.errors(denoise, batch, text, times)
+            loss = (errors * self.noising.weights(times)).mean()
+            backward(loss)
+        return {"loss": loss}
+
+    def errors(
+        self, denoise: Any, batch: PromptBatch, text: Mapping[str, Tensor], times: Tensor
+    ) -> Float[Tensor, " batch"]:
+        """Each sample's mean squared error where its mask looks."""
+        latents = self.base.latents(batch.moments, batch.draws.latent_noise)
+        noise = batch.draws.noise + self.config.loss.noise_offset * batch.draws.offset
+        noisy = self.noising.noised(latents, noise, times).to(self.base.dtype)
+        added = self.base.added_conditions(text.get("pooled_text"), batch.size_condition)
+        predicted = denoise(noisy, self.noising.labels[times], text["text_embeddings"], added)
+        squares = F.mse_loss(predicted.float(), self.noising.target(latents, noise, times), reduction="none")
+        if batch.mask is None:
+            return squares.mean(dim=(1, 2, 3))
+        looked_at = batch.mask.expand_as(squares)
+        return (squares * looked_at).sum(dim=(1, 2, 3)) / looked_at.sum(dim=(1, 2, 3)).clamp(min=1)
+
+    def text_of(self, batch: PromptBatch, dropped: Tensor) -> dict[str, Tensor]:
+        """Text embeddings of a batch, those of no text where it is dropped."""
+        kept = batch.text or self.base.text(batch.captions)
+        return {
+            name: torch.where(over(dropped, value), self.silence[name], value).to(self.base.dtype)
+            for name, value in ((name, value.to(self.silence[name])) for name, value in kept.items())
+        }
+
+    def inputs_of(self, batch: PromptBatch, dropped: Tensor) -> dict[Input, Tensor]:
+        """The projection's inputs in float32, "no image" where the image is dropped."""
+        inputs: dict[Input, Tensor] = {}
+        for name, blank in self.blanks.items():
+            value = batch.inputs[name].float()
+            inputs[name] = torch.where(over(dropped, value), blank.float(), value)
+        return inputs
+
+    # Looking
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """The loss by noise level, and without text how much lower the true reference makes it."""
+        batches = [moved(batch, self.base.device) for batch in self.unseen()]
+        levels = [round(share * len(self.noising.signal)) for share in BANDS]
+        told = {t: self.mean_error(batches, t, with_text=True) for t in levels}
+        silent = {
+            which: sum(self.mean_error(batches, t, with_text=False, image=which) for t in levels)
+            / len(levels)
+            for which in ("true", "shuffled", "none")
+        }
+        return {
+            "held-out loss": sum(told.values()) / len(told),
+            **{f"held-out loss at {t}": value for t, value in told.items()},
+            "gap to shuffled": silent["shuffled"] - silent["true"],
+            "gap to none": silent["none"] - silent["true"],
+        }
+
+    def unseen(self) -> list[PromptBatch]:
+        """The held-out samples with fixed noise, in batches of one shape."""
+        size = max(2, self.config.training.batch_size // self.config.training.passes)
+        shapes: dict[tuple[int, int], list[int]] = {}
+        for row in self.samples.held_out.tolist():
+            shapes.setdefault(self.samples.bucket(row), []).append(row)
+        cut = [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
+        # A lonely sample has nobody to swap its reference with.
+        return [fixed_batch(self.samples, rows) for rows in cut if len(rows) > 1]
+
+    def mean_error(
+        self, batches: Sequence[PromptBatch], level: int, *, with_text: bool, image: str = "true"
+    ) -> float:
+        """The held-out error at one noise level."""
+        total = torch.zeros((), device=self.base.device)
+        for batch in batches:
+            every = torch.ones(len(batch.moments), dtype=torch.bool, device=self.base.device)
+            shown = batch
+            if image == "shuffled":
+                shown = batch._replace(
+                    inputs={name: value.roll(1, dims=0) for name, value in batch.inputs.items()}
+                )
+            text = self.text_of(batch, dropped=~every if with_text else every)
+            times = torch.full((len(every),), level, device=self.base.device)
+            with self.injection.prompted(
+                self.inputs_of(shown, dropped=every if image == "none" else ~every)
+            ) as denoise:
+                total += self.errors(denoise, batch, text, times).sum()
+        return float(total) / sum(len(batch.moments) for batch in batches)
+
+    @torch.no_grad()
+    def look(self) -> tuple[Image.Image, dict[str, float]]:
+        """References in the first row, then every prompt at every λ; and how like them the pictures are."""
+        watch = self.config.watch
+        rows = self.samples.held_out[: watch.references].tolist()
+        references = [as_pictures(self.samples.thumbnails(row))[0] for row in rows]
+        images = [self.embeddings(row) for row in rows]
+        drawn = {
+            (prompt, scale): self.drawn(images, self.prompts(prompt, rows), scale)
+            for prompt in watch.prompts
+            for scale in watch.scales
+        }
+        first = drawn[watch.prompts[0], max(watch.scales)]
+        figures = self.judge.figures(first, references, self.prompts(watch.prompts[0], rows))
+        side = max(first[0].width, references[0].width)
+        sheet = [references, *drawn.values()]
+        return picture_grid(
+            [[one.resize((side, side)) for one in row] for row in sheet], zoom=max(1, 128 // side)
+        ), figures
+
+    def prompts(self, prompt: str, rows: Sequence[int]) -> list[str]:
+        """A prompt for each sample: the same, or its own caption."""
+        return [self.samples.caption(row) if prompt == OWN else prompt for row in rows]
+
+    def embeddings(self, row: int) -> ImageEmbeddings:
+        """The first reference of a sample, as the pipeline takes it."""
+        tensors = self.samples.row(row)
+        inputs: dict[Input, Tensor] = {name: tensors[name][:1].float() for name in self.blanks}
+        return ImageEmbeddings(inputs, {name: blank.cpu().float() for name, blank in self.blanks.items()})
+
+    def drawn(
+        self, images: Sequence[ImageEmbeddings], prompts: list[str], scale: float | int
+    ) -> list[Image.Image]:
+        """Pictures from the same noise every time."""
+        watch, size = self.config.watch, self.config.data.size
+        call = {
+            "prompt": prompts,
+            "num_inference_steps": watch.sampling_steps,
+            "guidance_scale": watch.guidance_scale,
+            "generator": [torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
+            "height": size,
+            "width": size,
+        }
+        return self.injection.pictures(self.base.pipe, images, scale, call)
+
+    # Writing
+
+    def save(self, folder: Path) -> None:
+        """An adapter file that generates at once."""
+        self.injection.save(folder / ADAPTER_FILE, self.metadata())
+
+    def export(self, output: Path) -> None:
+        """The finished adapter."""
+        self.save(output)
+
+    def metadata(self) -> dict[str, str]:
+        """What the file says of its training; where things lay is nobody's business."""
+        config = self.config
+        encoder = self.base.image_encoder.name if self.base.image_encoder else ""
+        return {
+            "base": Path(config.base.model).name if Path(config.base.model).is_dir() else config.base.model,
+            "prediction": self.noising.prediction,
+            "preset": config.preset,
+            **({"encoder": encoder} if encoder else {}),
+        }
+
+
+def as_pictures(thumbnails: Tensor) -> list[Image.Image]:
+    """Thumbnails, uint8 "pictures height width 3", as pictures."""
+    return [Image.fromarray(picture.numpy()) for picture in thumbnails]
+
+
+def over(dropped: Tensor, value: Tensor) -> Tensor:
+    """One yes or no a sample, with as many axes as `value` has."""
+    return dropped.reshape(-1, *(1,) * (value.ndim - 1))
+
+
+def moved(batch: PromptBatch, device: torch.device) -> PromptBatch:
+    """A batch on the device; from pinned memory this does not wait."""
+
+    def there(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, dict):
+            return {name: there(inner) for name, inner in value.items()}
+        return Draws(*map(there, value)) if isinstance(value, Draws) else value
+
+    return PromptBatch(*map(there, batch))
