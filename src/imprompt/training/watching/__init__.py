@@ -2,5 +2,6 @@
 
 from imprompt.training.watching.display import Display
 from imprompt.training.watching.log import RunLog, write_environment
+from imprompt.training.watching.page import write_page
 
-__all__ = ["Display", "RunLog", "write_environment"]
+__all__ = ["Display", "RunLog", "write_environment", "write_page"]

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -227,7 +228,8 @@ def _environment() -> dict[str, Any]:
 def _command(words: list[str]) -> str:
     """The command as typed, its absolute paths as they look from here, or as bare names if elsewhere."""
     program, *arguments = words
-    return " ".join([Path(program).name, *(_without_folders(word) for word in arguments)])
+    name = "imprompt" if Path(program).name == "__main__.py" else Path(program).name
+    return shlex.join([name, *(_without_folders(word) for word in arguments)])
 
 
 def _without_folders(word: str) -> str:

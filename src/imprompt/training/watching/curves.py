@@ -1,0 +1,115 @@
+"""Which curves a run's page shows, the most telling first."""
+
+import re
+
+from imprompt.training.watching.charts import Chart, Line, Tone, smoothed
+from imprompt.training.watching.history import History
+
+_LEVEL = re.compile(r"held-out loss at (\d+)")
+
+
+def run_charts(history: History) -> list[Chart]:
+    """The charts of a run, those without any figure left out."""
+    charts = [
+        _gap(history),
+        _similarity(history),
+        _loss(history),
+        _levels(history),
+        _norms(history),
+        _rate(history),
+        _speed(history),
+        _waiting(history),
+    ]
+    return [chart for chart in charts if any(_has_points(line) for line in chart.lines)]
+
+
+def _has_points(line: Line) -> bool:
+    return any(value is not None for _, value in line.points)
+
+
+def _line(history: History, name: str, label: str, tone: Tone = "accent", filled: bool = False) -> Line:
+    return Line(label, history.series.get(name, []), tone, filled=filled)
+
+
+def _gap(history: History) -> Chart:
+    return Chart(
+        "Gap in held-out loss",
+        "How much worse with a shuffled reference, or none, than with the true one. Zero: it is ignored.",
+        (
+            _line(history, "gap to none", "none", "ink"),
+            _line(history, "gap to shuffled", "shuffled", filled=True),
+        ),
+        zero=True,
+    )
+
+
+def _similarity(history: History) -> Chart:
+    return Chart(
+        "Similarity of the samples",
+        "Cosine similarity of what is drawn to its reference, to another one, and to its prompt.",
+        (
+            _line(history, "similarity to prompt", "prompt", "ink"),
+            _line(history, "similarity to a shuffled reference", "shuffled", "ink"),
+            _line(history, "similarity to reference", "reference"),
+        ),
+    )
+
+
+def _loss(history: History) -> Chart:
+    training = history.series.get("loss", [])
+    return Chart(
+        "Loss",
+        "Mean squared error. Training: as logged, and smoothed; held-out: the same noise at every look.",
+        (
+            Line("", training, "faint"),
+            Line("training", smoothed(training), "ink"),
+            _line(history, "held-out loss", "held-out"),
+        ),
+    )
+
+
+def _levels(history: History) -> Chart:
+    found = {int(match[1]): name for name in history.series if (match := _LEVEL.fullmatch(name))}
+    levels = sorted(found)
+    strengths = [0.35 + 0.65 * index / max(len(levels) - 1, 1) for index in range(len(levels))]
+    return Chart(
+        "Held-out loss by noise level",
+        "At timesteps from 0, hardly any noise, to 999, nothing but noise.",
+        tuple(
+            Line(f"t = {level}", history.series[found[level]], strength=strength)
+            for level, strength in zip(levels, strengths, strict=True)
+        ),
+    )
+
+
+def _norms(history: History) -> Chart:
+    return Chart(
+        "Gradient norm",
+        "Before clipping, of the projection and of the layers’ keys and values; a jump tells of trouble.",
+        (
+            _line(history, "gradient norm of the layers", "layers", "ink"),
+            _line(history, "gradient norm of the projection", "projection"),
+        )
+        if "gradient norm of the projection" in history.series
+        else (_line(history, "gradient norm", ""),),
+    )
+
+
+def _rate(history: History) -> Chart:
+    return Chart("Learning rate", "What AdamW is given.", (_line(history, "learning rate", ""),), zero=True)
+
+
+def _speed(history: History) -> Chart:
+    return Chart(
+        "Speed, samples/s", "Of all processes together.", (_line(history, "samples/s", ""),), zero=True
+    )
+
+
+def _waiting(history: History) -> Chart:
+    return Chart(
+        "Waiting for data",
+        "Share of the time in which the model had nothing to do.",
+        (_line(history, "waiting", ""),),
+        zero=True,
+        percent=True,
+    )

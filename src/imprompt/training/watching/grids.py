@@ -1,0 +1,73 @@
+"""Sample grids for a page: few enough, and small enough, to stand inside it."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from imprompt.training.watching.history import described
+
+MOST_GRIDS = 24
+LARGEST_WHOLE = 400_000
+"""A grid of more bytes than this is put in as a JPEG even where space is no matter."""
+
+SMALL_MOST_GRIDS = 8
+SMALL_BYTES = 340_000
+"""Of all grids of a small page together; base64 makes four thirds of it."""
+
+_SIDES = (1600, 1280, 1024, 832, 640, 512, 400, 320, 240, 160, 96)
+_QUALITIES = (84, 68)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A sample grid inside a page; `source` is a data URI, width and height are in pixels."""
+
+    step: int
+    source: str
+    width: int
+    height: int
+    caption: str
+
+
+def chosen(pictures: dict[int, Path], most: int) -> dict[int, Path]:
+    """At most `most` pictures, evenly spread, the first and the last among them."""
+    steps = list(pictures)
+    if len(steps) <= most:
+        return pictures
+    places = {round(place * (len(steps) - 1) / (most - 1)) for place in range(most)}
+    return {steps[place]: pictures[steps[place]] for place in sorted(places)}
+
+
+def embedded(pictures: dict[int, Path], *, small: bool) -> list[Grid]:
+    """The grids as data URIs: as they are, or, for a small page, as JPEGs that together fit into it."""
+    few = chosen(pictures, SMALL_MOST_GRIDS if small else MOST_GRIDS)
+    room = SMALL_BYTES // max(len(few), 1) if small else LARGEST_WHOLE
+    return [_embed(step, path, room, small=small) for step, path in few.items()]
+
+
+def _embed(step: int, path: Path, room: int, *, small: bool) -> Grid:
+    data, kind = path.read_bytes(), "png"
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    if small or len(data) > room:
+        data, kind = as_jpeg(picture, room), "jpeg"
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return Grid(step, source, *picture.size, described(path))
+
+
+def as_jpeg(picture: Image.Image, room: int) -> bytes:
+    """The picture as a JPEG of at most `room` bytes: as large as fits; the smallest we make if none does."""
+    data = b""
+    for side in _SIDES:
+        smaller = picture.copy()
+        smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
+        for quality in _QUALITIES:
+            file = io.BytesIO()
+            smaller.save(file, "JPEG", quality=quality, optimize=True, progressive=True)
+            data = file.getvalue()
+            if len(data) <= room:
+                return data
+    return data

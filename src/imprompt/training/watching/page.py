@@ -1,0 +1,269 @@
+"""The page of a run: one file that shows how it went, to look at while it runs, to keep and to send around.
+
+It has no parts outside itself, works without its script, and is remade from the run's folder at any time,
+also for a run that was stopped or failed.
+"""
+
+import datetime
+import html
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from imprompt.errors import ConfigError
+from imprompt.output import written_whole
+from imprompt.training.config import parse_config
+from imprompt.training.watching.charts import draw, short
+from imprompt.training.watching.commands import generate_command, resume_command
+from imprompt.training.watching.curves import run_charts
+from imprompt.training.watching.grids import Grid, embedded
+from imprompt.training.watching.history import Event, History, duration, read_history
+from imprompt.training.watching.look import SCRIPT, STYLE
+from imprompt.training.watching.verdict import GAP, Verdict, judge
+
+PAGE_FILE = "index.html"
+SMALL_PAGE_FILE = "index-small.html"
+
+
+def write_page(folder: Path, *, small: bool = False) -> Path:
+    """Write the page of the run in `folder` and return its path.
+
+    Args:
+        folder: a run's folder; what is not in it yet is left out of the page
+        small: write `index-small.html`, of less than 600 kB, with few grids as JPEG, to be kept in a
+            repository; otherwise `index.html`
+
+    Raises:
+        OutputError: the page cannot be written
+    """
+    history = read_history(folder)
+    path = folder / (SMALL_PAGE_FILE if small else PAGE_FILE)
+    page = page_of(history, embedded(history.pictures, small=small))
+    with written_whole(path) as part:
+        part.write_text(page, encoding="utf-8")
+    return path
+
+
+def page_of(history: History, grids: list[Grid]) -> str:
+    """The page as HTML."""
+    verdict = judge(history)
+    sections = [
+        _header(history, verdict),
+        _samples(grids, len(history.pictures)),
+        _curves(history),
+        _events(history.events),
+        _commands(history),
+        _configuration(history.config),
+        _environment(history.environment),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_safe(history.name)} · imprompt</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{''.join(sections)}\n<footer>Written by <code>imprompt train</code>. "
+        "The figures are in <code>log.jsonl</code>, beside this page.</footer>\n</main>\n"
+        f'<dialog><img alt="The grid in full size"></dialog>\n<script>{SCRIPT}</script>\n</body>\n</html>\n'
+    )
+
+
+def _header(history: History, verdict: Verdict) -> str:
+    total = history.total_steps
+    share = min(history.step / total, 1.0) if total else 0.0
+    return (
+        f'<header><p class="over">{_safe(_about(history))}</p><h1>{_safe(history.name)}</h1>'
+        f'<p class="verdict">{_safe(verdict.sentence)}</p>'
+        f'<div class="bar"><i style="width:{share:.1%}"></i></div>'
+        f'<p class="state">{_safe(_state(history))}</p>{_figures(history, verdict)}</header>'
+    )
+
+
+def _about(history: History) -> str:
+    """The overline: what is trained on what."""
+    variant, model = history.setting("adapter.variant"), history.setting("base.model")
+    if not variant or not model:
+        return "Image-prompt adapter"
+    tokens = history.setting("adapter.tokens")
+    return f"Image-prompt adapter “{variant}”, {tokens} tokens, on {model}"
+
+
+def _state(history: History) -> str:
+    """How far it is, for how long it ran and on what."""
+    said = [f"{'Finished: step' if history.finished else 'Step'} {history.step:,}"]
+    if total := history.total_steps:
+        said[0] += f" of {total:,}"
+    if history.seconds:
+        said.append(duration(history.seconds))
+    if device := history.environment.get("device"):
+        processes = history.environment.get("processes", 1)
+        said.append(f"{processes} × {device}" if processes > 1 else str(device))
+    if history.written is not None:
+        said.append(_when(history.written, year=True))
+    return " · ".join(said)
+
+
+def _figures(history: History, verdict: Verdict) -> str:
+    """The key figures, each with its unit and what to compare it with."""
+    tiles = [tile for tile in _tiles(history, verdict) if tile]
+    return f'<dl class="figures">{"".join(tiles)}</dl>' if tiles else ""
+
+
+def _tiles(history: History, verdict: Verdict) -> Iterable[str]:
+    if verdict.share is not None and (gap := history.last(GAP)) is not None:
+        percent = f"{100 * verdict.share:.1f}<small>%</small>".replace("-", "−")
+        yield _tile(percent, "gap to shuffled", f"of the held-out loss ({short(_three(gap))})", first=True)
+    if (held := history.lowest("held-out loss")) is not None:
+        now = history.last("held-out loss") or 0.0
+        yield _tile(f"{now:.4f}", "held-out loss", f"lowest {held[1]:.4f}, at step {held[0]:,}")
+    if (like := history.last("similarity to reference")) is not None:
+        other = history.last("similarity to a shuffled reference")
+        beside = "" if other is None else f"{other:.3f} to a shuffled one"
+        yield _tile(f"{like:.3f}", "similarity to reference", beside)
+    if batch := history.setting("training.batch_size"):
+        yield _tile(short(history.step * batch), "samples seen", f"in batches of {batch}")
+    if (speed := history.last("samples/s")) is not None:
+        waiting = history.last("waiting")
+        beside = "" if waiting is None else f"{100 * waiting:.1f} % of the time waiting for data"
+        yield _tile(f"{short(_three(speed))}<small>/s</small>", "samples", beside)
+    if skipped := history.last("skipped steps"):
+        yield _tile(f"{skipped:g}", "skipped steps", "their gradients were not finite")
+
+
+def _tile(value: str, name: str, beside: str, *, first: bool = False) -> str:
+    kind = ' class="first"' if first else ""
+    return f"<div><dt>{_safe(name)}</dt><dd{kind}>{value}</dd><span>{_safe(beside)}</span></div>"
+
+
+def _samples(grids: list[Grid], drawn: int) -> str:
+    if not grids:
+        return ""
+    first, last = grids[0], grids[-1]
+    wide = " wide" if last.width > 1.5 * last.height else ""
+    pair = [_grid(first, "")] if len(grids) == 1 else [_grid(first, ""), _grid(last, " now")]
+    caption = last.caption or "What the adapter draws, from the same noise each time."
+    shown = f" {len(grids)} of {drawn} grids are here." if len(grids) < drawn else ""
+    return (
+        f"<h2>Samples</h2><p>{_safe(caption)}{shown}</p>"
+        f'<div class="pair{wide}">{"".join(pair)}</div>{_slider(grids)}'
+    )
+
+
+def _grid(grid: Grid, kind: str) -> str:
+    name = f' class="{kind.strip()}-step"' if kind else ""
+    return (
+        f"<figure><figcaption><b{name}>step {grid.step:,}</b></figcaption>"
+        f'<div class="scroll"><img class="grid{kind}" data-step="{grid.step}" src="{grid.source}" '
+        f'width="{grid.width}" height="{grid.height}" alt="Sample grid at step {grid.step:,}"></div></figure>'
+    )
+
+
+def _slider(grids: list[Grid]) -> str:
+    """Through all grids; without the script those between the first and the last are listed."""
+    if len(grids) < 3:
+        return ""
+    between = "".join(_grid(grid, "") for grid in grids[1:-1])
+    return (
+        f'<label class="slide"><span>step {grids[0].step:,}</span><input type="range" min="0" '
+        f'aria-label="Step of the second grid"><span>step {grids[-1].step:,}</span></label>'
+        f'<div class="rest">{between}</div>'
+    )
+
+
+def _curves(history: History) -> str:
+    drawn = "".join(
+        f'<figure class="chart"><h3>{_safe(chart.title)}</h3><p class="note">{_safe(chart.note)}</p>'
+        f"{draw(chart)}</figure>"
+        for chart in run_charts(history)
+    )
+    return f'<h2>Curves</h2><div class="charts">{drawn}</div>' if drawn else ""
+
+
+def _events(events: list[Event]) -> str:
+    if not events:
+        return ""
+    lines = "".join(
+        f"<li><b>step {event.step:,}</b><span>{_when(event.time)}</span><p>{_safe(event.sentence)}</p></li>"
+        for event in events
+    )
+    return f'<h2>Events</h2><p>Times are UTC.</p><ol class="events">{lines}</ol>'
+
+
+def _commands(history: History) -> str:
+    parts = ["<h2>Commands</h2>"]
+    if not history.finished:
+        parts.append(f"<p>Go on where it stopped.</p><pre>{_safe(resume_command(history))}</pre>")
+    if command := generate_command(history):
+        parts.append(f'<p class="note">Draw with it.</p><pre>{_safe(command)}</pre>')
+    return "".join(parts) if len(parts) > 1 else ""
+
+
+def _configuration(config: Mapping[str, Any]) -> str:
+    """What the run was told; all else it knew, folded away."""
+    if not config:
+        return ""
+    told = _told(config)
+    said = {key: value for key, value in _flat(config).items() if key in told}
+    alone = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    groups = {"run": alone} | {key: value for key, value in config.items() if isinstance(value, dict)}
+    tables = "".join(_table(name, _flat(group)) for name, group in groups.items())
+    return (
+        "<h2>Configuration</h2><p>What this run was told; all else comes from its preset.</p>"
+        f'<div class="columns">{_table("", said)}</div>'
+        f'<details><summary>All settings</summary><div class="columns">{tables}</div></details>'
+    )
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    if not environment:
+        return ""
+    return f'<h2>Environment</h2><div class="columns">{_table("", environment)}</div>'
+
+
+def _table(title: str, facts: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{_safe(key.replace('_', ' '))}</td><td>{_safe(_plain(value))}</td></tr>"
+        for key, value in facts.items()
+    )
+    heading = f"<h3>{_safe(title)}</h3>" if title else ""
+    return f'<div class="group">{heading}<table>{rows}</table></div>'
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of a group, those of its inner groups by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in group.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _told(config: Mapping[str, Any]) -> set[str]:
+    """Dotted keys whose values are not those of the preset; none if the preset is not known any more."""
+    named = {key: config[key] for key in ("preset", "output") if key in config}
+    try:
+        usual = _flat(parse_config(named, "config.json").model_dump(mode="json"))
+    except ConfigError:
+        return set()
+    return {key for key, value in _flat(config).items() if usual.get(key) != value} | set(named)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(f"“{item}”" if isinstance(item, str) else _plain(item) for item in value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "–" if value in ("", None) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _three(value: float) -> float:
+    """Three significant digits."""
+    return float(f"{value:.3g}")
+
+
+def _when(time: float, *, year: bool = False) -> str:
+    moment = datetime.datetime.fromtimestamp(time, datetime.UTC)
+    return f"{moment.day} {moment:%b %Y, %H:%M} UTC" if year else f"{moment.day} {moment:%b, %H:%M}"
+
+
+def _safe(text: str) -> str:
+    return html.escape(text)
