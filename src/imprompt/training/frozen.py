@@ -65,17 +65,20 @@ class FrozenBase:
         if not isinstance(getattr(pipe, "unet", None), nn.Module):
             raise AdapterMismatch(f"a {type(pipe).__name__} has no U-Net; training needs a base that has one")
         self.device, self.dtype = torch.device(device), dtype
+        # Before bfloat16 rounds the weights; of other types this can wait until it is asked for.
+        bfloat16 = dtype == torch.bfloat16
+        self._fingerprints = _fingerprints(pipe, image_encoder) if bfloat16 else None
         autoencoder = cast(Any, pipe).vae
         encodes_in = encoding_dtype(dtype, autoencoder)
-        apart = None if encodes_in == dtype else copy.deepcopy(autoencoder).to(device, encodes_in)
-        self.pipe: Any = pipe.to(device, dtype)
+        apart = None if encodes_in == dtype else copy.deepcopy(autoencoder).to(device).to(encodes_in)
+        with _quiet("diffusers"):  # it warns of parts to keep in float32, though there are none
+            self.pipe: Any = pipe.to(device, dtype)
         self.pipe.set_progress_bar_config(disable=True)
         self.autoencoder: Any = self.pipe.vae if apart is None else apart
         self.unet, self.scheduler = self.pipe.unet, self.pipe.scheduler
         self.image_encoder = image_encoder and image_encoder.to(self.device).to(dtype)
         for module in self.modules:
             module.eval().requires_grad_(False)
-        self._fingerprints: dict[str, str] | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -185,22 +188,29 @@ class FrozenBase:
         return {"text_embeds": pooled_text, "time_ids": sizes}
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the autoencoder, of the text encoders with their tokenizers, of the image encoder."""
+        """SHA-256 of the autoencoder, of the text encoders with their tokenizers, of the image encoder.
+
+        Weights count as rounded to float16: a model is the same one in whatever type it is loaded.
+        """
         if self._fingerprints is None:
-            pipe, encoder = self.pipe, self.image_encoder
-            texts = [getattr(pipe, f"text_encoder{n}", None) for n in ("", "_2", "_3")]
-            words = [getattr(pipe, f"tokenizer{n}", None) for n in ("", "_2", "_3")]
-            self._fingerprints = {
-                "autoencoder": weights_fingerprint(self.autoencoder),
-                "text_encoder": _digest(
-                    weights_fingerprint(*(text for text in texts if text is not None)),
-                    *(_vocabulary(tokenizer) for tokenizer in words if tokenizer is not None),
-                ),
-                "image_encoder": ""
-                if encoder is None
-                else _digest(weights_fingerprint(encoder.model), encoder.mean, encoder.std),
-            }
+            self._fingerprints = _fingerprints(self.pipe, self.image_encoder)
         return self._fingerprints
+
+
+def _fingerprints(pipe: Any, encoder: ImageEncoder | None) -> dict[str, str]:
+    numbered = ("", "_2", "_3")
+    texts = [getattr(pipe, f"text_encoder{number}", None) for number in numbered]
+    tokenizers = [getattr(pipe, f"tokenizer{number}", None) for number in numbered]
+    return {
+        "autoencoder": weights_fingerprint(pipe.vae, rounded=True),
+        "text_encoder": _digest(
+            weights_fingerprint(*(text for text in texts if text is not None), rounded=True),
+            *(_vocabulary(tokenizer) for tokenizer in tokenizers if tokenizer is not None),
+        ),
+        "image_encoder": ""
+        if encoder is None
+        else _digest(weights_fingerprint(encoder.model, rounded=True), encoder.mean, encoder.std),
+    }
 
 
 def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBase:
@@ -242,11 +252,17 @@ def encoding_dtype(dtype: torch.dtype, autoencoder: Any) -> torch.dtype:
     return torch.float16 if safe else torch.float32
 
 
-def weights_fingerprint(*modules: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters and buffers that are saved."""
+def weights_fingerprint(*modules: nn.Module, rounded: bool = False) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers that are saved.
+
+    Args:
+        modules: in this order
+        rounded: take what is wider than float16 as if it were stored in that
+    """
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in module.state_dict().items():
+            tensor = tensor.half() if rounded and tensor.is_floating_point() else tensor
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(values.numpy())  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,138 @@
+"""Rows ↔ a shard: one safetensors file, written whole or not at all, and read through the memory map.
+
+    keys, pictures            "rows 32", uint8
+    captions, thumbnails      bytes, end to end; `captions.ends`, `thumbnails.ends`: where each ends;
+                              `thumbnails.rows`: how many references each row has
+    NAME                      a row's tensor, flattened, end to end; `NAME.shapes`: the shape of each row's;
+                              size 0 where a row has none
+
+The same rows make the same bytes.
+"""
+
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from imprompt.errors import DataError
+from imprompt.output import written_whole
+from imprompt.training.cache.encoding import Row
+
+_NUMPY = {"U8": "u1", "I64": "<i8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""safetensors' types as numpy's; bfloat16, which numpy has not, as the integers of the same bits."""
+
+_METADATA = "imprompt"
+
+
+def write_shard(path: Path, rows: Sequence[Row], skipped: Sequence[tuple[int, str]]) -> None:
+    """Write rows; `skipped` says which samples among them, counted from 0, were left out, and why.
+
+    Raises:
+        OutputError: the file cannot be written
+    """
+    data = save(_packed(rows), {_METADATA: json.dumps({"skipped": skipped})})
+    with written_whole(path) as part:
+        part.write_bytes(data)
+
+
+def _packed(rows: Sequence[Row]) -> dict[str, Tensor]:
+    packed = {"keys": _table([row.key for row in rows]), "pictures": _table([row.picture for row in rows])}
+    packed |= _end_to_end("captions", [row.caption.encode() for row in rows])
+    packed |= _end_to_end("thumbnails", [picture for row in rows for picture in row.thumbnails])
+    packed["thumbnails.rows"] = torch.tensor([len(row.thumbnails) for row in rows], dtype=torch.int64)
+    for name in dict.fromkeys(name for row in rows for name in row.tensors):
+        packed |= _flat(name, [row.tensors.get(name) for row in rows])
+    return packed
+
+
+def _table(digests: Sequence[bytes]) -> Tensor:
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(len(digests), -1)
+
+
+def _end_to_end(name: str, strings: Sequence[bytes]) -> dict[str, Tensor]:
+    joined = torch.from_numpy(np.frombuffer(b"".join(strings), np.uint8).copy())
+    return {name: joined, f"{name}.ends": torch.tensor([len(one) for one in strings]).cumsum(0)}
+
+
+def _flat(name: str, tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    there = [tensor for tensor in tensors if tensor is not None]
+    none = [0] * there[0].ndim
+    shapes = torch.tensor([none if tensor is None else list(tensor.shape) for tensor in tensors])
+    return {name: torch.cat([tensor.reshape(-1) for tensor in there]), f"{name}.shapes": shapes}
+
+
+class Shard:
+    """A shard, read where it is asked.
+
+    Args:
+        path: of the file
+
+    Attributes:
+        shapes: the shapes of every row's tensors, "rows axes"
+
+    Raises:
+        DataError: it is not there, or is none of ours
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            length = int.from_bytes(self._bytes[:8], "little")
+            header: dict[str, Any] = json.loads(self._bytes[8 : 8 + length])
+            self._about: Mapping[str, Any] = json.loads(header.pop("__metadata__")[_METADATA])
+            self._types = {name: entry["dtype"] for name, entry in header.items()}
+            self._arrays = {name: self._array(entry, 8 + length) for name, entry in header.items()}
+            self.keys, self.pictures = self._arrays["keys"], self._arrays["pictures"]
+            self.shapes = {
+                name.removesuffix(".shapes"): np.array(values)
+                for name, values in self._arrays.items()
+                if name.endswith(".shapes")
+            }
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{path} is missing or damaged; delete it and run again: {error}") from error
+        self._ends = {name: shapes.prod(axis=1).cumsum() for name, shapes in self.shapes.items()}
+
+    def _array(self, entry: Mapping[str, Any], start: int) -> np.ndarray:
+        first, last = entry["data_offsets"]
+        dtype = np.dtype(_NUMPY[entry["dtype"]])
+        count = (last - first) // dtype.itemsize
+        return np.frombuffer(self._bytes, dtype, count, start + first).reshape(entry["shape"])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def skipped(self) -> list[tuple[int, str]]:
+        """Samples that were left out: their places among those that could be read, and why."""
+        return [(place, reason) for place, reason in self._about["skipped"]]
+
+    def tensors(self, row: int) -> dict[str, Tensor]:
+        """Copies of a row's tensors."""
+        return {name: self._tensor(name, row) for name, shapes in self.shapes.items() if shapes[row].all()}
+
+    def _tensor(self, name: str, row: int) -> Tensor:
+        shape, end = self.shapes[name][row].tolist(), int(self._ends[name][row])
+        start = int(self._ends[name][row - 1]) if row else 0
+        values = torch.from_numpy(np.array(self._arrays[name][start:end])).reshape(shape)
+        return values.view(torch.bfloat16) if self._types[name] == "BF16" else values
+
+    def caption(self, row: int) -> str:
+        """The text of a row."""
+        return self._string("captions", row).decode()
+
+    def thumbnails(self, row: int) -> list[bytes]:
+        """A row's references, small, as JPEG."""
+        counts = self._arrays["thumbnails.rows"]
+        first = int(counts[:row].sum())
+        return [self._string("thumbnails", first + number) for number in range(int(counts[row]))]
+
+    def _string(self, name: str, number: int) -> bytes:
+        ends = self._arrays[f"{name}.ends"]
+        return self._arrays[name][int(ends[number - 1]) if number else 0 : int(ends[number])].tobytes()

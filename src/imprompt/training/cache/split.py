@@ -1,0 +1,68 @@
+"""Which rows are trained on and which are held out: decided by the pictures' content alone.
+
+Pictures stand in the order of their SHA-256; the first ones, as many as are asked for, are held out. So the
+same pictures are held out whatever the order of the data, and nearly the same ones when data is added.
+A picture that occurs several times, with other captions for instance, is on one side only: of a held-out one
+the first row is looked at, and the others are left out.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from imprompt.errors import DataError
+
+FEWEST = 2
+"""A reference can be shuffled among no fewer."""
+
+
+class Split(NamedTuple):
+    """Row numbers, rising."""
+
+    train: Int[np.ndarray, " train"]
+    held_out: Int[np.ndarray, " held_out"]
+
+
+def split(pictures: UInt8[np.ndarray, "rows 32"], share: float, most: int) -> Split:
+    """Hold out a share of the pictures, rounded, but no fewer than 2 and no more than `most`.
+
+    Args:
+        pictures: SHA-256 of each row's picture
+        share: 0–1
+        most: 2 or more
+
+    Raises:
+        DataError: fewer than 3 different pictures
+    """
+    names, first, number = np.unique(_names(pictures), return_index=True, return_inverse=True)
+    if len(names) <= FEWEST:
+        raise DataError(
+            f"there are only {len(names)} different pictures that can be used; {FEWEST} are held out, "
+            "so at least 3 are needed"
+        )
+    count = min(max(round(share * len(names)), FEWEST), most, len(names) - 1)
+    return Split(np.flatnonzero(number >= count), np.sort(first[:count]))
+
+
+def split_between(
+    train: UInt8[np.ndarray, "rows 32"], held_out: UInt8[np.ndarray, "others 32"], most: int
+) -> Split:
+    """Look at rows of another source, which stand behind those to train on; do not train on its pictures.
+
+    Raises:
+        DataError: fewer than 2 different pictures to look at, or none to train on
+    """
+    names, first = np.unique(_names(held_out), return_index=True)
+    kept = np.flatnonzero(~np.isin(_names(train), names))
+    if len(names) < FEWEST or not len(kept):
+        raise DataError(
+            f"data.held_out has {len(names)} different pictures, and {len(kept)} samples of data.source have "
+            f"others; at least {FEWEST} and 1 are needed"
+        )
+    return Split(kept, len(train) + np.sort(first[:most]))
+
+
+def _names(pictures: np.ndarray) -> np.ndarray:
+    """Digests as values that sort as bytes do."""
+    return np.ascontiguousarray(pictures).view("V32").reshape(-1)

@@ -1,0 +1,95 @@
+"""Samples made in memory, as parts that other processes can read too; some kill who reads them."""
+
+import io
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny
+from imprompt.training.config import DataSettings, TrainingConfig, parse_config
+from imprompt.training.samples import Sample, Unreadable
+
+
+def png(seed: int, width: int = 37, height: int = 31) -> bytes:
+    file = io.BytesIO()
+    tiny.picture(seed=seed, width=width, height=height).save(file, "PNG")
+    return file.getvalue()
+
+
+def sample(seed: int, **others: Any) -> Sample:
+    values: dict[str, Any] = {"name": f"{seed}.png", "image": png(seed), "text": f"thing {seed}"}
+    return Sample(**values | others)
+
+
+def samples(count: int, **others: Any) -> list[Sample | Unreadable]:
+    return [sample(seed, **others) for seed in range(count)]
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """Samples as they are; each reading is noted in `log`, and the first one kills the process if it should."""
+
+    read: tuple[Sample | Unreadable, ...]
+    name: str
+    log: str = ""
+    kills: bool = False
+
+    @property
+    def identity(self) -> str:
+        return self.name
+
+    def __len__(self) -> int:
+        return len(self.read)
+
+    def samples(self) -> Iterator[Sample | Unreadable]:
+        if self.log:
+            with Path(self.log).open("a") as file:
+                file.write(f"{self.name}\n")
+            if self.kills and Path(self.log).read_text().split().count(self.name) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        yield from self.read
+
+
+def in_parts(
+    read: Sequence[Sample | Unreadable], size: int, log: str = "", kills: int = -1
+) -> list[MemoryPart]:
+    return [
+        MemoryPart(tuple(read[start : start + size]), f"part-{number}", log, number == kills)
+        for number, start in enumerate(range(0, len(read), size))
+    ]
+
+
+class Sources:
+    """Lets `open_source` find parts under made-up names."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.read: dict[str, Sequence[Sample | Unreadable]] = {}
+        self.log, self.kills = "", -1
+        for module in ("building", "live"):
+            patch.setattr(f"imprompt.training.cache.{module}.open_source", self.open)
+
+    def open(self, source: str, data: DataSettings, part_size: int) -> list[MemoryPart]:
+        return in_parts(self.read[source], part_size, self.log, self.kills)
+
+
+def face(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=6).astype(np.float32)
+
+
+def config(folder: Path, **groups: Any) -> TrainingConfig:
+    """A run on a tiny base with 16 px targets and shards of 4."""
+    given: dict[str, Any] = {
+        "preset": "mini",
+        "output": str(folder / "run"),
+        "data": {"source": "things", "size": 16, "held_out": 0.2},
+        "cache": {"shard_size": 4, "batch_size": 3},
+    }
+    for name, values in groups.items():
+        given[name] = given.get(name, {}) | values
+    return parse_config(given, "test")
