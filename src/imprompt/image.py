@@ -79,7 +79,7 @@ def _load_file(path: Path, background: tuple[int, int, int]) -> Image.Image:
         raise ImageError(f"{path} cannot be read: {error}") from error
 
 
-def _opened(file: BinaryIO, name: str) -> Image.Image:
+def _opened(file: BinaryIO | BytesIO, name: str) -> Image.Image:
     """Read the header only. We choose the reader by signature; PIL would try all formats it knows."""
     head = file.read(12)
     if not head:

@@ -100,7 +100,8 @@ def _draw(batches: EmojiBatches, scene: Scene) -> Picture:
     image = _png(on_ground([scene.row], scene.colour)[0])
     if scene.reference_colour is scene.colour:
         return Picture(image, scene.caption, None)
-    return Picture(image, scene.caption, _png(on_ground([scene.row], scene.reference_colour)[0]))
+    reference = _png(on_ground([scene.row], scene.reference_colour)[0])
+    return Picture(image, scene.caption, None if reference == image else reference)
 
 
 def _png(pixels: Tensor) -> bytes:

@@ -10,12 +10,25 @@ from pathlib import Path
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
 from imprompt.training.samples.folder import folder_parts
+from imprompt.training.samples.hub import hub_parts
+from imprompt.training.samples.lines import csv_parts, json_lines_parts
+from imprompt.training.samples.parquet import parquet_parts
+from imprompt.training.samples.patterns import matching
 from imprompt.training.samples.sample import Part, Sample, Unreadable
 from imprompt.training.samples.tables import json_parts
+from imprompt.training.samples.tars import tar_parts
 
 __all__ = ["Part", "Sample", "Unreadable", "open_source"]
 
-_TABLES: Mapping[str, Callable[[Path, DataSettings, int], Sequence[Part]]] = {".json": json_parts}
+_HUB = "hf:"
+_TABLES: Mapping[str, Callable[[Path, DataSettings, int], Sequence[Part]]] = {
+    ".json": json_parts,
+    ".jsonl": json_lines_parts,
+    ".csv": csv_parts,
+    ".parquet": parquet_parts,
+}
+_IN_FOLDERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Tables that speak for a folder of pictures (Hugging Face's image folders)."""
 
 
 def open_source(source: str, data: DataSettings, part_size: int) -> Sequence[Part]:
@@ -28,6 +41,8 @@ def open_source(source: str, data: DataSettings, part_size: int) -> Sequence[Par
         DataError: no such source, none of a known form, no samples in it, or a column that it has not
         MissingExtra: Parquet needs `imprompt[train]`, Hugging Face data sets `imprompt[datasets]`
     """
+    if not source:
+        raise DataError("data.source is empty; it must be a folder, a table, tar files or hf:owner/name")
     parts = _open(source, data, part_size)
     if not parts:
         raise DataError(f"{source} has no pictures")
@@ -35,13 +50,29 @@ def open_source(source: str, data: DataSettings, part_size: int) -> Sequence[Par
 
 
 def _open(source: str, data: DataSettings, part_size: int) -> Sequence[Part]:
-    path = Path(source)
-    if not source or not path.exists():
-        raise DataError(f"data.source: there is no {source!r}; it must be a folder, a table or tar files")
-    if path.is_dir():
-        return folder_parts(path, data, part_size)
-    if path.suffix not in _TABLES:
+    if source.startswith(_HUB):
+        return hub_parts(source.removeprefix(_HUB), data, part_size)
+    if Path(source).is_dir():
+        return _open_folder(Path(source), data, part_size)
+    paths = matching(source)
+    kinds = {path.suffix for path in paths}
+    if kinds == {".tar"}:
+        return tar_parts(paths, data, part_size)
+    if unknown := kinds - _TABLES.keys():
+        known = ", ".join((*_TABLES, ".tar"))
         raise DataError(
-            f"{source} is of no known form; known are {', '.join(_TABLES)}, tar files and folders"
+            f"{source}: files ending in {min(unknown)!r} are not known; known are {known}, folders"
         )
-    return _TABLES[path.suffix](path, data, part_size)
+    return [part for path in paths for part in _TABLES[path.suffix](path, data, part_size)]
+
+
+def _open_folder(folder: Path, data: DataSettings, part_size: int) -> Sequence[Part]:
+    """A folder: of a table that speaks for it, of tar files, or of pictures with captions."""
+    tables = [folder / name for name in _IN_FOLDERS if (folder / name).exists()]
+    if len(tables) > 1:
+        raise DataError(f"{folder} has both {tables[0].name} and {tables[1].name}; name one as data.source")
+    if tables:
+        return _TABLES[tables[0].suffix](tables[0], data, part_size)
+    if tars := sorted(folder.glob("*.tar")):
+        return tar_parts(tars, data, part_size)
+    return folder_parts(folder, data, part_size)

@@ -1,5 +1,6 @@
 """A row of a table → a sample: which column is what, and where its pictures are."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,19 +71,21 @@ class RowReader:
     columns: Named
     root: Path
 
-    def sample(self, row: object, name: str) -> Sample | Unreadable:
+    def sample(self, row: Row | Unusable, name: str) -> Sample | Unreadable:
         """The sample in a row, or why it cannot be used."""
         return read_sample(name, lambda: self._read(row, name))
 
-    def states(self, row: Row) -> list[object]:
+    def states(self, row: Row | Unusable) -> list[object]:
         """What of a row and of the files that it names tells that they have changed."""
+        if isinstance(row, Unusable):
+            return [str(row)]
         files = [self.root / value for value in self._files(row)]
         named = {column: repr(row.get(column)) for column in self.columns if column}
         return [named, *(state(file) for file in files)]
 
-    def _read(self, row: object, name: str) -> Sample:
-        if not isinstance(row, Mapping):
-            raise Unusable("it is no object with columns")
+    def _read(self, row: Row | Unusable, name: str) -> Sample:
+        if isinstance(row, Unusable):
+            raise row
         image = self._pictures(row, self.columns.image)
         if len(image) != 1:
             raise Unusable(f"it has {len(image)} pictures in the column {self.columns.image!r}, not one")
@@ -117,7 +120,7 @@ class RowReader:
         if value is None or value == "":
             return None
         if isinstance(value, str):
-            value = read_bytes(self.root / value)
+            value = _from_json(value) or read_bytes(self.root / value)
         return face_embedding(value) if isinstance(value, bytes) else vector(value)
 
     def _files(self, row: Row) -> Iterator[str]:
@@ -126,7 +129,19 @@ class RowReader:
 
 
 def _listed(value: object) -> list[object]:
-    """One or several: a list as it stands, nothing as an empty one."""
+    """One or several: a list as it stands or as JSON, nothing as an empty one."""
     if value is None or value == "":
         return []
+    if isinstance(value, str):
+        return _from_json(value) or [value]
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _from_json(cell: str) -> list[Any]:
+    """The list that a cell of a CSV spells; empty if it is none."""
+    if not cell.startswith("["):
+        return []
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return []

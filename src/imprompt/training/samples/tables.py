@@ -1,54 +1,103 @@
-"""Tables of captions and file names: a JSON list, as the official script wants it, read whole."""
+"""Tables of captions and file names: one part for all kinds; and a JSON list, as the official script's."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
 from imprompt.training.samples.files import fingerprint
 from imprompt.training.samples.rows import Row, RowReader, find_columns
-from imprompt.training.samples.sample import Sample, Unreadable
+from imprompt.training.samples.sample import Sample, Unreadable, Unusable
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Consecutive rows of a table, read when asked for; small and picklable."""
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """What tells that they have changed, if their cells do not."""
+        ...
+
+    def read(self) -> Iterator[Row | Unusable]:
+        """The rows, from the first; perhaps more than belong to the part."""
+        ...
+
+    def read_names(self) -> Iterator[Row | Unusable]:
+        """The same, but only cells that may be file names."""
+        ...
 
 
 @dataclass(frozen=True)
-class ListPart:
-    """Some consecutive rows, held in memory."""
+class TablePart:
+    """Some consecutive rows of a table.
+
+    Args:
+        table: its name, for messages
+        first: the number of rows before them
+        count: how many they are
+        rows: where they come from
+        reader: what makes samples of them
+    """
 
     table: str
     first: int
-    rows: tuple[Row, ...]
+    count: int
+    rows: Rows
     reader: RowReader
 
     @property
     def identity(self) -> str:
         """Of the rows and of the files that they name."""
-        return fingerprint(state for row in self.rows for state in self.reader.states(row))
+        named = itertools.islice(self.rows.read_names(), self.count)
+        return fingerprint(itertools.chain([self.rows.state, self.count], map(self.reader.states, named)))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.count
 
     def samples(self) -> Iterator[Sample | Unreadable]:
         """Read them, in the table's order."""
-        for number, row in enumerate(self.rows, start=self.first + 1):
+        for number, row in enumerate(itertools.islice(self.rows.read(), self.count), start=self.first + 1):
             yield self.reader.sample(row, f"{self.table} row {number}")
 
 
-def json_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[ListPart]:
-    """A JSON list of objects.
+@dataclass(frozen=True)
+class HeldRows:
+    """Rows in memory."""
+
+    held: tuple[Row, ...]
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """Nothing but the cells."""
+        return ()
+
+    def read(self) -> Iterator[Row | Unusable]:
+        """See `Rows`."""
+        return iter(self.held)
+
+    def read_names(self) -> Iterator[Row | Unusable]:
+        """See `Rows`."""
+        return iter(self.held)
+
+
+def json_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+    """A JSON list of objects; it is read whole.
 
     Raises:
         DataError: no JSON, no list of objects, or a column that is not there
     """
     rows = _json_list(path)
-    reader = RowReader(
-        find_columns(data.columns, {column for row in rows for column in row}, str(path)), root_of(path, data)
-    )
+    there = {column for row in rows for column in row}
+    reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
     return [
-        ListPart(path.name, start, tuple(rows[start : start + part_size]), reader)
+        TablePart(path.name, start, len(some), HeldRows(some), reader)
         for start in range(0, len(rows), part_size)
+        if (some := tuple(rows[start : start + part_size]))
     ]
 
 

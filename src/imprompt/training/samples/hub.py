@@ -1,0 +1,97 @@
+"""Hugging Face data sets: from the hub, from a folder that `save_to_disk` made, or from one of data files."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imprompt.errors import DataError, MissingExtra
+from imprompt.training.config import DataSettings
+from imprompt.training.samples.rows import Row, RowReader, find_columns
+from imprompt.training.samples.sample import Unusable
+from imprompt.training.samples.tables import TablePart
+
+ROWS_AT_ONCE = 32
+"""Rows in memory: they may hold pictures."""
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """Rows of a data set from `first` on.
+
+    Args:
+        source: "owner/name" or a folder, with ":split" or not
+        first: number of the first row
+        columns: what is read
+    """
+
+    source: str
+    first: int
+    columns: tuple[str, ...]
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """The fingerprint that `datasets` keeps."""
+        return load(self.source)._fingerprint, self.first, self.columns
+
+    def read(self) -> Iterator[Row | Unusable]:
+        """See `Rows`; as Arrow holds them: a picture is its bytes, not decoded, or the name of its file."""
+        table = load(self.source).select_columns(list(self.columns)).with_format("arrow")
+        for start in range(self.first, len(table), ROWS_AT_ONCE):
+            yield from table[start : start + ROWS_AT_ONCE].to_pylist()
+
+    def read_names(self) -> Iterator[Row | Unusable]:
+        """Nothing: the fingerprint tells."""
+        return iter(())
+
+
+def hub_parts(source: str, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+    """A data set of the hub, or on disk; `source` is without "hf:".
+
+    Raises:
+        DataError: there is none of that name here or on the hub, not that split, or not a column
+        MissingExtra: without datasets (`imprompt[datasets]`)
+    """
+    table = load(source)
+    found = find_columns(data.columns, table.column_names, f"hf:{source}")
+    columns = tuple(dict.fromkeys(column for column in found if column))
+    reader = RowReader(found, Path(data.root))
+    return [
+        TablePart(source, first, min(part_size, len(table) - first), HubRows(source, first, columns), reader)
+        for first in range(0, len(table), part_size)
+    ]
+
+
+@functools.lru_cache(maxsize=4)
+def load(source: str) -> Any:
+    """One split of a data set, memory-mapped; fetched if need be.
+
+    Raises:
+        DataError: there is none, or not that split
+        MissingExtra: without datasets
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtra("datasets", "datasets") from error
+    name, _, split = (source, "", "") if Path(source).exists() else source.partition(":")
+    try:
+        is_saved = any(Path(name, marker).exists() for marker in ("state.json", "dataset_dict.json"))
+        loaded = datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name)
+    except Exception as error:  # foreign files and a network: this may fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"the data set hf:{source} cannot be loaded: {reason}") from error
+    return _split(loaded, split, source)
+
+
+def _split(loaded: Any, split: str, source: str) -> Any:
+    """The split that was asked for; else the only one, or "train"."""
+    if not isinstance(loaded, dict):
+        if split:
+            raise DataError(f"hf:{source}: this data set has no splits; leave out :{split}")
+        return loaded
+    wanted = split or (next(iter(loaded)) if len(loaded) == 1 else "train")
+    if wanted not in loaded:
+        raise DataError(f"hf:{source} has no split {wanted!r}; its splits are: {', '.join(loaded)}")
+    return loaded[wanted]

@@ -1,0 +1,147 @@
+"""Tables that are read line by line, JSON lines and CSV: a part keeps only where its first row begins."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from imprompt.errors import DataError
+from imprompt.training.config import DataSettings
+from imprompt.training.samples.rows import Row, RowReader, find_columns
+from imprompt.training.samples.sample import Unusable
+from imprompt.training.samples.tables import TablePart, root_of
+
+
+class _Found(NamedTuple):
+    """Where parts begin (byte offsets), how many rows there are in all, and their columns."""
+
+    starts: list[int]
+    rows: int
+    columns: set[str]
+
+
+@dataclass(frozen=True)
+class LineRows:
+    """Rows of a file from an offset on.
+
+    Args:
+        path: of the file
+        offset: where the first row begins, in bytes
+        header: the columns of a CSV; None for JSON lines
+    """
+
+    path: Path
+    offset: int
+    header: tuple[str, ...] | None
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """Nothing but the cells."""
+        return ()
+
+    def read(self) -> Iterator[Row | Unusable]:
+        """See `Rows`."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            yield from _rows(file, self.header)
+
+    def read_names(self) -> Iterator[Row | Unusable]:
+        """See `Rows`."""
+        return self.read()
+
+
+def json_lines_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+    """A JSON object on each line.
+
+    Raises:
+        DataError: it cannot be read, or has not a column
+    """
+    return _parts(path, None, 0, data, part_size)
+
+
+def csv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+    """A CSV file whose first row names the columns; cells may hold line breaks, in quotes.
+
+    A list (several references, a face embedding) is written as JSON: `[0.1, 0.2]`.
+
+    Raises:
+        DataError: it cannot be read, or has not a column
+    """
+    with _readable(path).open("rb") as file:
+        header = next(_cells(file), [])
+        return _parts(path, tuple(header), file.tell(), data, part_size)
+
+
+def _parts(
+    path: Path, header: tuple[str, ...] | None, start: int, data: DataSettings, part_size: int
+) -> Sequence[TablePart]:
+    found = _scan(_readable(path), header, start, part_size)
+    there = found.columns if header is None else set(header)
+    reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
+    return [
+        TablePart(path.name, first, min(part_size, found.rows - first), LineRows(path, at, header), reader)
+        for first, at in zip(range(0, found.rows, part_size), found.starts, strict=True)
+    ]
+
+
+def _scan(path: Path, header: tuple[str, ...] | None, start: int, part_size: int) -> _Found:
+    starts, count, columns = [], 0, set()
+    with path.open("rb") as file:
+        file.seek(start)
+        for row in _rows(file, header):
+            if count % part_size == 0:
+                starts.append(start)
+            count, start = count + 1, file.tell()
+            columns.update(() if isinstance(row, Unusable) else row)
+    return _Found(starts, count, columns)
+
+
+def _rows(file: BinaryIO, header: tuple[str, ...] | None) -> Iterator[Row | Unusable]:
+    """Rows from where the file stands; after each, the file stands behind it."""
+    if header is not None:
+        yield from (_csv_row(cells, header) for cells in _cells(file))
+        return
+    for line in iter(file.readline, b""):
+        if line.strip():
+            yield _json_row(line)
+
+
+def _json_row(line: bytes) -> Row | Unusable:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return Unusable("it is no JSON")
+    return row if isinstance(row, dict) else Unusable("it is no JSON object")
+
+
+def _csv_row(cells: list[str], header: tuple[str, ...]) -> Row | Unusable:
+    if len(cells) != len(header):
+        return Unusable(f"it has {len(cells)} cells, and the table has {len(header)} columns")
+    if not all(cell.isascii() or _is_text(cell) for cell in cells):
+        return Unusable("it is not UTF-8")
+    return dict(zip(header, cells, strict=True))
+
+
+def _is_text(cell: str) -> bool:
+    """Whether all its bytes were UTF-8: those that were not have become lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in cell)
+
+
+def _cells(file: BinaryIO) -> Iterator[list[str]]:
+    """Cells row by row; a row may be several lines, so lines are handed over one by one."""
+    encoding = "utf-8-sig" if file.tell() == 0 else "utf-8"
+    lines = (line.decode(encoding, "surrogateescape") for line in iter(file.readline, b""))
+    try:
+        yield from (cells for cells in csv.reader(lines) if cells)
+    except csv.Error as error:
+        raise DataError(f"{file.name} is no CSV: {error}") from error
+
+
+def _readable(path: Path) -> Path:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    return path

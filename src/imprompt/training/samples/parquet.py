@@ -1,0 +1,100 @@
+"""Parquet files: parts end with row groups; only needed columns are read, a few rows at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imprompt.errors import DataError, MissingExtra
+from imprompt.training.config import DataSettings
+from imprompt.training.samples.files import state
+from imprompt.training.samples.rows import Row, RowReader, find_columns
+from imprompt.training.samples.sample import Unusable
+from imprompt.training.samples.tables import TablePart, root_of
+
+ROWS_AT_ONCE = 32
+"""Rows in memory: they may hold pictures."""
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """Rows of one row group.
+
+    Args:
+        path: of the file
+        group: number of the row group
+        skipped: how many of its rows come before
+        columns: what is read
+        named: those of them that can hold file names
+    """
+
+    path: Path
+    group: int
+    skipped: int
+    columns: tuple[str, ...]
+    named: tuple[str, ...]
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """The file's: pictures may be in it."""
+        return self.path.name, state(self.path), self.group, self.skipped, self.columns
+
+    def read(self) -> Iterator[Row | Unusable]:
+        """See `Rows`."""
+        return self._read(self.columns)
+
+    def read_names(self) -> Iterator[Row | Unusable]:
+        """See `Rows`."""
+        return self._read(self.named) if self.named else iter(())
+
+    def _read(self, columns: tuple[str, ...]) -> Iterator[Row]:
+        with _opened(self.path) as file:
+            skipped = 0
+            for batch in _batches(file, self.path, self.group, columns):
+                before = max(0, min(self.skipped - skipped, batch.num_rows))
+                skipped += before
+                yield from batch.slice(before).to_pylist()
+
+
+def parquet_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+    """A Parquet file; pictures are file names, bytes, or both as Hugging Face writes them.
+
+    Raises:
+        DataError: it is damaged, or has not a column
+        MissingExtra: without pyarrow (`imprompt[train]`)
+    """
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        lengths = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    found = find_columns(data.columns, schema.names, str(path))
+    columns = tuple(dict.fromkeys(column for column in found if column))
+    named = tuple(column for column in columns if "binary" not in str(schema.field(column).type))
+    reader = RowReader(found, root_of(path, data))
+    return [
+        TablePart(path.name, sum(lengths[:group]) + skipped, min(part_size, length - skipped), rows, reader)
+        for group, length in enumerate(lengths)
+        for skipped in range(0, length, part_size)
+        if (rows := ParquetRows(path, group, skipped, columns, named))
+    ]
+
+
+def _opened(path: Path) -> Any:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "train") from error
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ArrowException) as error:
+        raise DataError(f"{path} is no Parquet file, or is damaged: {_first_line(error)}") from error
+
+
+def _batches(file: Any, path: Path, group: int, columns: tuple[str, ...]) -> Iterator[Any]:
+    try:
+        yield from file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns))
+    except OSError as error:
+        raise DataError(f"{path} is damaged in row group {group}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

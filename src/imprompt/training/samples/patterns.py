@@ -1,0 +1,49 @@
+"""File names with braces and wild cards → files: `shards/{00000..00099}.tar`, `{a,b}.csv`, `s/*.tar`."""
+
+import glob
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from imprompt.errors import DataError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def matching(pattern: str) -> list[Path]:
+    """Every file that a pattern names: braces in their order, wild cards in that of the names.
+
+    Raises:
+        DataError: a file is missing, or no file matches a wild card
+    """
+    names = list(expand(pattern))
+    paths = [Path(path) for name in names for path in _found(name)]
+    missing = [path for path in paths if not path.exists()]
+    if missing or not paths:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(f"data.source: there is no {missing[0] if missing else pattern}{more}")
+    return paths
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """Every name that braces stand for; `{08..10}` counts, and keeps the number of digits."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        yield pattern
+        return
+    for choice in _choices(braces[1]):
+        yield from expand(pattern[: braces.start()] + choice + pattern[braces.end() :])
+
+
+def _choices(inside: str) -> list[str]:
+    counted = _RANGE.fullmatch(inside)
+    if counted is None:
+        return inside.split(",")
+    first, last = int(counted[1]), int(counted[2])
+    return [f"{number:0{len(counted[1])}d}" for number in range(first, last + 1)]
+
+
+def _found(name: str) -> list[str]:
+    is_wild = any(character in name for character in "*?[") and not Path(name).exists()
+    return sorted(glob.glob(name)) if is_wild else [name]
