@@ -29,7 +29,7 @@ from imprompt.training.stages import stage_run, train_stage
 from imprompt.training.styles import styled_pictures
 from toy_pictures import write_toy_data
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("mini-*.toml"))
 
 TINY = {"steps": 2, "batch_size": 8, "log_every": 1, "save_every": 1, "sample_every": 2, "warmup_steps": 1}
 STAGES = {

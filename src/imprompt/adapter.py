@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from imprompt.attachment import Attachment, Shown
-from imprompt.attention import KeyValue, Place, split_heads, text_projections
+from imprompt.attention import LoraTerm, Place, Term, split_heads, text_projections
 from imprompt.conditions import (
     KeysValues,
     asked_of,
@@ -33,8 +33,8 @@ from imprompt.encoder import ImageEncoder, Input
 from imprompt.encoding import Encoded, Inputs, ReferenceEncoder, ReferenceLike, as_arguments, as_reference
 from imprompt.errors import AdapterMismatch, AttachmentError, InvalidReference
 from imprompt.faces import FaceEmbedder
-from imprompt.layers import UNet, cross_attention_layers, layer_shapes
-from imprompt.laying import Condition, Laying, Loras
+from imprompt.layers import UNet, attention_layers, cross_attention_layers, layer_shapes
+from imprompt.laying import Condition, Laid, Laying, Loras
 from imprompt.matrices import ImageKeyValue, LoraShapes, LowRank
 from imprompt.projection import FacePlusProjection, ImageProjection
 from imprompt.reference import Reference
@@ -94,6 +94,8 @@ class ImagePromptAdapter(nn.Module):
         cls,
         unet: UNet,
         projection: ImageProjection,
+        *,
+        lora_rank: int = 0,
     ) -> "ImagePromptAdapter":
         """Make a new adapter to be trained: W'_k and W'_v start as copies of the U-Net's W_k and W_v.
 
@@ -102,6 +104,7 @@ class ImagePromptAdapter(nn.Module):
         Args:
             unet: the base model; it is only read
             projection: a new one, or one already trained
+            lora_rank: of a LoRA of every attention layer, which starts as no change; 0 for none
 
         Raises:
             AdapterMismatch: no cross-attention, or one that expects tokens of another width
@@ -110,7 +113,8 @@ class ImagePromptAdapter(nn.Module):
         if not layers:
             raise AdapterMismatch("this U-Net has no cross-attention that an image prompt could act on")
         with torch.device(unet.device):
-            adapter = cls(projection, layer_shapes(layers)).float().to(unet.device)
+            loras = attention_shapes(unet, lora_rank) if lora_rank else {}
+            adapter = cls(projection, layer_shapes(layers), loras).float().to(unet.device)
         with torch.no_grad():
             for number, (_, attn) in layers.items():
                 to_k, to_v = text_projections(attn)
@@ -354,8 +358,8 @@ class ImagePromptAdapter(nn.Module):
     ) -> Shown:
         """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
 
-        For the trainer: no guidance, no repetition. A zero row is a dropped image (paper, section 3.2.2).
-        With gradient checkpointing, call `backward` inside the context too: the layers are run again there.
+        For the trainer: no guidance, no repetition; a LoRA acts with strength 1. A zero row is a dropped
+        image (paper, section 3.2.2). With gradient checkpointing, call `backward` inside the context too: the layers are run again there.
 
         Args:
             inputs: encoders' output for every sample of the next forward pass; a tensor for a projection
@@ -371,11 +375,27 @@ class ImagePromptAdapter(nn.Module):
         if isinstance(inputs, Tensor):
             inputs = {next(iter(self.projection.takes)): inputs}
         weight = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
-        keys_values = {
-            number: KeyValue(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value)))
+        terms = {
+            number: (Term(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value))),)
             for number, (key, value) in self(inputs).items()
         }
-        return attachment.show(keys_values)
+        ones = torch.ones(_images(inputs), 1, 1, device=next(self.parameters()).device)
+        loras = {int(number): LoraTerm(self.low_rank(int(number)), ones) for number in self.lora}
+        laid = {number: Laid(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
+        return attachment.show(laid)
+
+
+def attention_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:
+    """Return (in, out, rank) of the four matrices of every attention layer."""
+    return {
+        number: {
+            "q": (attn.query_dim, attn.inner_dim, rank),
+            "k": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
+            "v": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
+            "out": (attn.inner_dim, attn.out_dim, rank),
+        }
+        for number, (_, attn) in attention_layers(unet).items()
+    }
 
 
 def _images(inputs: Inputs) -> int:

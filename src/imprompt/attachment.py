@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from imprompt.attention import (
     AttentionProcessor,
     DecoupledAttention,
-    KeyValue,
-    Term,
     check_lora_supported,
     check_supported,
 )
@@ -85,11 +83,11 @@ class Attachment:
         module = _denoiser(self.target)
         return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
-    def show(self, what: "Laying | Mapping[int, KeyValue]") -> "Shown":
+    def show(self, what: "Laying | Mapping[int, Laid]") -> "Shown":
         """Let image prompts act from now until the returned context ends; then what acted before acts again.
 
         Args:
-            what: a `Laying` for whole generations, or K' and λV' of each layer, a row per sample
+            what: a `Laying` for whole generations, or what each layer is shown, a row per sample
         """
         self.check_in_place()
         if self._now is not None:
@@ -148,7 +146,7 @@ class Attachment:
             self._place({})
             self._unhook = _hook(_denoiser(self.target), self._before_forward)
         else:
-            self._place({layer: Laid((Term(*key_value),)) for layer, key_value in what.items()})
+            self._place(what)
 
     def _place(self, laid: Mapping[int, Laid]) -> None:
         self._current = laid
@@ -170,7 +168,7 @@ class Shown:
     """Image prompts that act now; leaving the context brings back what acted before."""
 
     def __init__(
-        self, attachment: Attachment, what: Laying | Mapping[int, KeyValue], before: "Shown | None"
+        self, attachment: Attachment, what: Laying | Mapping[int, Laid], before: "Shown | None"
     ) -> None:
         self.attachment = attachment
         self.what = what

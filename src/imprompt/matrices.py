@@ -33,4 +33,7 @@ class LowRank(nn.Module):
         super().__init__()
         self.down = nn.Linear(in_dim, rank, bias=False)
         self.up = nn.Linear(rank, out_dim, bias=False)
+        nn.init.normal_(
+            self.down.weight, std=1 / rank
+        )  # as diffusers' LoRALinearLayer, which FaceID was trained with
         nn.init.zeros_(self.up.weight)

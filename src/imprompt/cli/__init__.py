@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from imprompt.cli import files, generating, measuring, mini
+from imprompt.cli import files, generating, measuring, mini, training
 from imprompt.cli.terminal import WrongUsage, one_line
 from imprompt.errors import ImpromptError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (generating, files, measuring):
+for part in (generating, files, training, measuring):
     part.add_to(app)
 app.add_typer(mini.app, name="mini")
 

@@ -1,7 +1,8 @@
 """One step downhill: clipped gradients → AdamW → averaged weights; a step that is not finite does not happen.
 
 Whether it is finite is decided on the device, without waiting for it: AdamW is told (`found_inf`, as
-GradScaler tells it) and leaves weights and state as they are, the average likewise. What was wrong is read with the log.
+GradScaler tells it) and leaves weights and state as they are, the average likewise. What was wrong is read
+with the log.
 """
 
 import contextlib

@@ -42,9 +42,9 @@ _PLUS: Settings = {"adapter": {"variant": "plus", "tokens": 16}, "cache": {"shar
 _FACE: Settings = {"adapter": {"variant": "faceid", "tokens": 4, "lora_rank": 128}}
 _MINI: Settings = {
     "base": {"model": "mini"},
-    "data": {"size": 64},
+    "data": {"size": 64, "held_out_most": 64},
     "cache": {"precision": "fp32"},
-    "loss": {"timesteps": "logit-normal", "timestep_location": 0.5},
+    "loss": {"timesteps": "logit-normal", "timestep_location": -0.3},
     "training": {
         "steps": 900,
         "batch_size": 64,
@@ -55,7 +55,7 @@ _MINI: Settings = {
         "precision": "fp32",
         "log_every": 25,
         "save_every": 100,
-        "check_every": 50,
+        "check_every": 100,
         "sample_every": 300,
     },
 }

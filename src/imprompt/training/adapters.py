@@ -1,0 +1,200 @@
+"""`imprompt train`: configuration → frozen base → cache → adapter → run, and a file that generates."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.checkpoint import load_adapter
+from imprompt.errors import ConfigError
+from imprompt.output import written_whole
+from imprompt.projection import (
+    FacePlusProjection,
+    FaceProjection,
+    ImageProjection,
+    LinearProjection,
+    PatchProjection,
+    PerceiverShape,
+    ResamplerProjection,
+)
+from imprompt.training.batches import PromptBatch, PromptBatches, loader
+from imprompt.training.cache import build_cache
+from imprompt.training.config import TrainingConfig
+from imprompt.training.frozen import TAKES, FrozenBase, load_frozen, weights_fingerprint
+from imprompt.training.injection import ConcatenatedInjection, DecoupledInjection, Injection
+from imprompt.training.loop import Run
+from imprompt.training.objectives.image_prompting import ImagePromptObjective
+from imprompt.training.order import Order
+from imprompt.training.watching import write_page
+
+CONFIG_FILE = "config.json"
+
+
+def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
+    """Train an adapter to its end, or to Ctrl-C / SIGTERM, which save first; return the run's folder.
+
+    Args:
+        config: what, on what, with what
+        resume: go on from the last checkpoint, if there is one
+
+    Raises:
+        ConfigError: a folder with checkpoints, and `resume` not given, or other settings than theirs
+        DataError, UnknownModel, AdapterMismatch, OutputError, TrainingError: what they say
+    """
+    processes, folder = PartialState(), Path(config.output)
+    check_folder(config, resume)
+    if config.training.batch_size % (processes.num_processes * config.training.passes):
+        raise ConfigError(
+            f"training.batch_size {config.training.batch_size} cannot be shared equally by "
+            f"{processes.num_processes} processes in {config.training.passes} passes"
+        )
+    base = load_frozen(config, processes.device)
+    run = adapter_run(config, base)
+    frozen_before = weights_fingerprint(base.unet)
+    if resume:
+        run.resume()
+    if processes.is_main_process:
+        write_config(config, folder)
+    try:
+        finished = run.go()
+    finally:
+        if processes.is_main_process and (folder / "log.jsonl").exists():
+            write_page(folder)
+    if weights_fingerprint(base.unet) != frozen_before:
+        raise AssertionError("the frozen U-Net has changed in training: a defect of imprompt")
+    if finished and processes.is_main_process:
+        pass
+    return folder
+
+
+def cache_alone(config: TrainingConfig) -> str:
+    """Build the cache, and say what it holds."""
+    samples = build_cache(config, load_frozen(config, PartialState().device))
+    return (
+        f"{len(samples.train):,} samples to train on and {len(samples.held_out):,} held out are in the cache"
+    )
+
+
+def check_folder(config: TrainingConfig, resume: bool) -> None:
+    """Make sure that no run is overwritten, or taken for another one.
+
+    Raises:
+        ConfigError: see `train_adapter`
+    """
+    folder = Path(config.output)
+    has_checkpoints = any(folder.glob("checkpoints/[0-9]*"))
+    if has_checkpoints and not resume:
+        raise ConfigError(
+            f"{folder} holds a run already: --resume latest goes on with it, another output begins a new one"
+        )
+    if has_checkpoints and (folder / CONFIG_FILE).exists():
+        before = json.loads((folder / CONFIG_FILE).read_text())
+        changed = [name for name in UNCHANGEABLE if value_at(before, name) != value_at(dumped(config), name)]
+        if changed:
+            raise ConfigError(
+                f"{changed[0]} was {value_at(before, changed[0])!r} when the run in {folder} began and is "
+                f"{value_at(dumped(config), changed[0])!r} now: put it back, or begin another run"
+            )
+
+
+UNCHANGEABLE = ("base.model", "adapter", "training.seed", "training.batch_size", "training.ema_decay")
+"""Settings without which a run would not be the same run any more."""
+
+
+def value_at(values: Any, name: str) -> Any:
+    """A setting by its dotted name."""
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def dumped(config: TrainingConfig) -> dict[str, Any]:
+    """A configuration as JSON holds it."""
+    return config.model_dump(mode="json")
+
+
+def write_config(config: TrainingConfig, folder: Path) -> None:
+    """The resolved configuration, beside what it makes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / CONFIG_FILE) as part:
+        part.write_text(json.dumps(dumped(config), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
+    """A run at its beginning: the cache is built, the adapter made and in its place."""
+    processes = PartialState()
+    samples = build_cache(config, base)
+    injection = build_injection(config, base)
+    objective = ImagePromptObjective(config, base, injection, samples)
+    training = config.training
+    batches = PromptBatches(
+        samples,
+        Order(samples.buckets, training.batch_size, training.seed),
+        config.loss,
+        passes=training.passes,
+        rank=processes.process_index,
+        processes=processes.num_processes,
+    )
+
+    def feed(steps: range) -> Iterator[list[PromptBatch]]:
+        pin_memory = processes.device.type == "cuda"
+        return iter(loader(batches, steps, workers=training.loader_workers, pin_memory=pin_memory))
+
+    folder = Path(config.output)
+    return Run(training, objective, feed, folder, config=dumped(config), wandb=config.watch.wandb)
+
+
+def build_injection(config: TrainingConfig, base: FrozenBase) -> Injection:
+    """What is trained: new, or from a file, in float32 on the base's device.
+
+    Raises:
+        ConfigError: the file is of another variant, or has another number of tokens
+    """
+    adapter = config.adapter
+    if adapter.start:
+        return DecoupledInjection(started_adapter(config).to(base.device), base.pipe)
+    projection = build_projection(config, base)
+    if adapter.injection == "concatenated":
+        return ConcatenatedInjection(projection.to(base.device), base.pipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        made = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
+    return DecoupledInjection(made, base.pipe)
+
+
+def started_adapter(config: TrainingConfig) -> ImagePromptAdapter:
+    """The adapter that `adapter.start` names, in float32, all of it trainable."""
+    wanted, version = config.adapter, 2 if config.adapter.variant == "faceid-plusv2" else None
+    adapter = load_adapter(wanted.start, image_encoder=None, face_plus_version=version).float()
+    takes, tokens = tuple(adapter.projection.takes), adapter.projection.tokens
+    if set(takes) != set(TAKES[wanted.variant]) or tokens != wanted.tokens:
+        raise ConfigError(
+            f"adapter.start {wanted.start} takes {' and '.join(takes)} and makes {tokens} tokens; the "
+            f'variant "{wanted.variant}" takes {" and ".join(TAKES[wanted.variant])}, and adapter.tokens is '
+            f"{wanted.tokens}"
+        )
+    return adapter.requires_grad_(True)
+
+
+def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjection:
+    """A new projection of the variant, in the published sizes."""
+    adapter, context_dim = config.adapter, int(base.unet.config.cross_attention_dim)
+    random = torch.Generator().manual_seed(config.training.seed)
+    embedding_dim = base.image_encoder.embedding_dim if base.image_encoder else 0
+    feature_dim = base.image_encoder.feature_dim if base.image_encoder else 0
+    # As published: 768 wide inside for SD1.5, 1280 for the wider text of SDXL and Kolors.
+    shape = PerceiverShape(width=min(context_dim, 1280))
+    if adapter.variant == "base":
+        return LinearProjection(embedding_dim, context_dim, adapter.tokens, generator=random)
+    if adapter.variant == "plus":
+        return ResamplerProjection(feature_dim, context_dim, adapter.tokens, shape=shape, generator=random)
+    if adapter.variant == "full-face":
+        return PatchProjection(feature_dim, context_dim, adapter.tokens, generator=random)
+    if adapter.variant == "faceid":
+        return FaceProjection(context_dim, adapter.tokens, generator=random)
+    version = 2 if adapter.variant == "faceid-plusv2" else 1
+    return FacePlusProjection(feature_dim, context_dim, adapter.tokens, version=version, generator=random)
