@@ -8,9 +8,27 @@ from imprompt.training.watching.history import History
 _LEVEL = re.compile(r"held-out loss at (\d+)")
 
 
+_KNOWN = (
+    "gap to shuffled",
+    "gap to none",
+    "similarity to reference",
+    "similarity to a shuffled reference",
+    "similarity to prompt",
+    "loss",
+    "held-out loss",
+    "gradient norm",
+    "gradient norm of the projection",
+    "gradient norm of the layers",
+    "learning rate",
+    "samples/s",
+    "waiting",
+    "skipped steps",
+)
+
+
 def run_charts(history: History) -> list[Chart]:
-    """The charts of a run, those without any figure left out."""
-    charts = [
+    """The charts of a run, those without any figure left out; figures that we do not know come last."""
+    chosen = [
         _gap(history),
         _similarity(history),
         _loss(history),
@@ -20,7 +38,12 @@ def run_charts(history: History) -> list[Chart]:
         _speed(history),
         _waiting(history),
     ]
-    return [chart for chart in charts if any(_has_points(line) for line in chart.lines)]
+    others = [Chart(name, "", (_line(history, name, ""),)) for name in history.series if not _known(name)]
+    return [chart for chart in (*chosen, *others) if any(_has_points(line) for line in chart.lines)]
+
+
+def _known(name: str) -> bool:
+    return name in _KNOWN or _LEVEL.fullmatch(name) is not None
 
 
 def _has_points(line: Line) -> bool:
@@ -34,7 +57,7 @@ def _line(history: History, name: str, label: str, tone: Tone = "accent", filled
 def _gap(history: History) -> Chart:
     return Chart(
         "Gap in held-out loss",
-        "How much worse with a shuffled reference, or none, than with the true one. Zero: it is ignored.",
+        "Loss with a shuffled reference, or none, minus that with the true one, without text. Zero: ignored.",
         (
             _line(history, "gap to none", "none", "ink"),
             _line(history, "gap to shuffled", "shuffled", filled=True),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imprompt.training.watching.history import described
+from imprompt.training.watching.history import History
 
 MOST_GRIDS = 24
 LARGEST_WHOLE = 400_000
@@ -29,7 +29,28 @@ class Grid:
     source: str
     width: int
     height: int
-    caption: str
+
+
+def legend(history: History) -> str:
+    """What the rows of a grid are, as the run's settings say."""
+    scales = history.setting("watch.scales")
+    prompts = history.setting("watch.prompts")
+    if not scales or not prompts:
+        return "What the adapter draws, from the same noise each time."
+    strengths = _listed([f"{scale:g}" for scale in scales])
+    return (
+        f"First row: held-out references. Below, from the same noise each time: λ = {strengths}, "
+        f"{', then '.join(_prompted(prompt) for prompt in prompts)}."
+    )
+
+
+def _prompted(prompt: str) -> str:
+    known = {"": "without a prompt", "own": "with the sample’s own caption"}
+    return known.get(prompt, f"with “{prompt}”")
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 def chosen(pictures: dict[int, Path], most: int) -> dict[int, Path]:
@@ -55,7 +76,7 @@ def _embed(step: int, path: Path, room: int, *, small: bool) -> Grid:
     if small or len(data) > room:
         data, kind = as_jpeg(picture, room), "jpeg"
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return Grid(step, source, *picture.size, described(path))
+    return Grid(step, source, *picture.size)
 
 
 def as_jpeg(picture: Image.Image, room: int) -> bytes:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from imprompt.training.watching.log import ENVIRONMENT_FILE, LOG_FILE, SAMPLES_FOLDER, read_lines
 
 Points = list[tuple[int, float | None]]
@@ -150,12 +148,6 @@ def portable(value: Any) -> Any:
     if isinstance(value, list):
         return [portable(inner) for inner in value]
     return value
-
-
-def described(picture: Path) -> str:
-    """What a sample grid says of itself; empty if nothing."""
-    with Image.open(picture) as opened:
-        return str(opened.info.get("Description", ""))
 
 
 def duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ from imprompt.training.config import parse_config
 from imprompt.training.watching.charts import draw, short
 from imprompt.training.watching.commands import generate_command, resume_command
 from imprompt.training.watching.curves import run_charts
-from imprompt.training.watching.grids import Grid, embedded
+from imprompt.training.watching.grids import Grid, embedded, legend
 from imprompt.training.watching.history import Event, History, duration, read_history
 from imprompt.training.watching.look import SCRIPT, STYLE
 from imprompt.training.watching.verdict import GAP, Verdict, judge
@@ -49,7 +49,7 @@ def page_of(history: History, grids: list[Grid]) -> str:
     verdict = judge(history)
     sections = [
         _header(history, verdict),
-        _samples(grids, len(history.pictures)),
+        _samples(grids, history),
         _curves(history),
         _events(history.events),
         _commands(history),
@@ -133,16 +133,16 @@ def _tile(value: str, name: str, beside: str, *, first: bool = False) -> str:
     return f"<div><dt>{_safe(name)}</dt><dd{kind}>{value}</dd><span>{_safe(beside)}</span></div>"
 
 
-def _samples(grids: list[Grid], drawn: int) -> str:
+def _samples(grids: list[Grid], history: History) -> str:
     if not grids:
         return ""
     first, last = grids[0], grids[-1]
     wide = " wide" if last.width > 1.5 * last.height else ""
     pair = [_grid(first, "")] if len(grids) == 1 else [_grid(first, ""), _grid(last, " now")]
-    caption = last.caption or "What the adapter draws, from the same noise each time."
+    drawn = len(history.pictures)
     shown = f" {len(grids)} of {drawn} grids are here." if len(grids) < drawn else ""
     return (
-        f"<h2>Samples</h2><p>{_safe(caption)}{shown}</p>"
+        f"<h2>Samples</h2><p>{_safe(legend(history))}{shown}</p>"
         f'<div class="pair{wide}">{"".join(pair)}</div>{_slider(grids)}'
     )
 
@@ -181,7 +181,8 @@ def _events(events: list[Event]) -> str:
     if not events:
         return ""
     lines = "".join(
-        f"<li><b>step {event.step:,}</b><span>{_when(event.time)}</span><p>{_safe(event.sentence)}</p></li>"
+        f"<li><b>step {event.step:,}</b><span>{_when(event.time)}</span>"
+        f"<p>{_safe(_upper(event.sentence))}</p></li>"
         for event in events
     )
     return f'<h2>Events</h2><p>Times are UTC.</p><ol class="events">{lines}</ol>'
@@ -263,6 +264,10 @@ def _three(value: float) -> float:
 def _when(time: float, *, year: bool = False) -> str:
     moment = datetime.datetime.fromtimestamp(time, datetime.UTC)
     return f"{moment.day} {moment:%b %Y, %H:%M} UTC" if year else f"{moment.day} {moment:%b, %H:%M}"
+
+
+def _upper(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _safe(text: str) -> str:

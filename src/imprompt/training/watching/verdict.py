@@ -1,12 +1,14 @@
 """Does the adapter read its reference, and does it learn to? One sentence, from the shuffled-reference gap.
 
-The gap is the held-out loss with somebody else's reference minus that with the true one. An adapter that
-ignores its reference has none, however well its loss falls; so it is the first thing to look at.
+The gap is the loss of held-out samples with another sample's reference minus that with the true one, without
+text. An adapter that ignores its reference has none, however well its loss falls; so it is what to look at
+first.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from imprompt.training.watching.charts import short
 from imprompt.training.watching.history import History
 
 GAP = "gap to shuffled"
@@ -41,30 +43,35 @@ def judge(history: History) -> Verdict:
             "unknown", "Nothing can be said yet: the held-out samples have not been looked at so far."
         )
     share = gaps[-1] / loss
+    change = f"another one in its place {_changes(gaps[-1])} ({_percent(share)} of the held-out loss)"
     if share < _NOTHING:
-        return Verdict(
-            "none",
-            "The adapter does not read its reference: with another picture’s, the held-out loss "
-            f"{_changes(share)}.",
-            share,
-        )
-    reads = f"The adapter reads its reference: with another picture’s, the held-out loss {_changes(share)}"
+        return Verdict("none", f"The adapter does not read its reference: {change}.", share)
     trend = _trend(gaps)
-    return Verdict(trend, reads + _AND[trend], share)
+    said = (_AT_THE_END if history.finished else _SO_FAR)[trend]
+    return Verdict(trend, f"The adapter reads its reference: {change}{said}", share)
 
 
-_AND: dict[Trend, str] = {
+_SO_FAR: dict[Trend, str] = {
     "early": "; it is too early to say where that goes.",
-    "rising": ", and this gap is still rising.",
-    "level": ", and this gap no longer rises.",
+    "rising": ", and this gap is rising.",
+    "level": ", and this gap does not rise any more.",
     "falling": ", but this gap is falling: look at earlier checkpoints.",
 }
 
+_AT_THE_END: dict[Trend, str] = {
+    "early": ".",
+    "rising": ", and this gap was still rising at the end: a longer run may read it better.",
+    "level": ", and this gap did not rise any more at the end.",
+    "falling": ", but this gap was falling at the end: look at earlier checkpoints.",
+}
 
-def _changes(share: float) -> str:
-    if abs(share) < 0.0005:
-        return "stays as it is"
-    return f"is {abs(share):.1%} {'higher' if share > 0 else 'lower'}".replace("%", " %")
+
+def _changes(gap: float) -> str:
+    return f"{'raises' if gap > 0 else 'lowers'} the loss by {short(float(f'{abs(gap):.3g}'))}"
+
+
+def _percent(share: float) -> str:
+    return f"{abs(share):.1%}".replace("%", " %")
 
 
 def _trend(gaps: list[float]) -> Trend:

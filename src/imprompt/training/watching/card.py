@@ -1,0 +1,278 @@
+"""The model card of a finished adapter: what it is, how to use it, what it was made of and how good it is.
+
+In the form that the Hugging Face hub reads: facts for machines between two lines of `---`, then Markdown.
+"""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import safe_open
+
+from imprompt.errors import TrainingError
+from imprompt.output import written_whole
+from imprompt.training.watching.charts import short
+from imprompt.training.watching.commands import model_options
+from imprompt.training.watching.history import History, duration, read_history
+from imprompt.training.watching.verdict import judge
+
+CARD_FILE = "README.md"
+ADAPTER_FILE = "adapter.safetensors"
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_IN_DIFFUSERS = ("base", "plus", "full-face")
+_FACES = ("faceid", "faceid-plus", "faceid-plusv2")
+
+
+def write_card(folder: Path) -> Path:
+    """Write the model card of the run in `folder`, beside its adapter, and return its path.
+
+    Raises:
+        TrainingError: the run has no finished adapter
+        OutputError: the card cannot be written
+    """
+    history = read_history(folder)
+    if history.adapter_file is None:
+        raise TrainingError(f"{folder} has no adapter.safetensors; a model card is written of a finished run")
+    path = folder / CARD_FILE
+    with written_whole(path) as part:
+        part.write_text(card_of(history), encoding="utf-8")
+    return path
+
+
+def card_of(history: History) -> str:
+    """The card as Markdown."""
+    sections = [
+        _header(history),
+        f"# {history.name}: an image-prompt adapter\n\n{_what(history)}",
+        f"## Use it with imprompt\n\n{_with_imprompt(history)}",
+        f"## Use it with diffusers\n\n{_with_diffusers(history)}",
+        f"## Training data\n\n{_data(history)}",
+        f"## Recipe\n\n{_recipe(history)}",
+        f"## Figures\n\n{_figures(history)}",
+        f"## Limits\n\n{_limits(history)}",
+        f"## Cost and versions\n\n{_cost(history)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _header(history: History) -> str:
+    """What the hub reads; a licence is the maker's to choose."""
+    lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
+    if (model := _hub_id(history.setting("base.model", ""))) is not None:
+        lines.append(f"base_model: {model}")
+    tags = ("ip-adapter", "image-prompt", "imprompt")
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _hub_id(model: str) -> str | None:
+    """The model, if that is a name on the hub; a folder here says nothing to others."""
+    return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else None
+
+
+def _what(history: History) -> str:
+    size, count = _size(history)
+    get, encoder = history.setting, history.setting("base.image_encoder", "known")
+    seen = (
+        "the embedded model’s own image encoder" if encoder == "known" else f"the image encoder `{encoder}`"
+    )
+    start = get("adapter.start")
+    return (
+        "An IP-Adapter (Ye et al. 2023, [arXiv:2308.06721](https://arxiv.org/abs/2308.06721)): pictures as "
+        f"prompts for `{get('base.model', '?')}`. Variant “{get('adapter.variant', '?')}”, "
+        f"{get('adapter.tokens', '?')} image tokens, by {seen}; {count:,} trained parameters, "
+        f"{size / 1e6:.1f} MB. The base and the encoder are not changed."
+        f"{f' Training went on from `{start}`.' if start else ''}"
+    )
+
+
+def _size(history: History) -> tuple[int, int]:
+    """Bytes and parameters of the adapter's file."""
+    path = history.adapter_file
+    assert path is not None
+    with safe_open(path, "pt") as file:
+        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return path.stat().st_size, count
+
+
+def _with_imprompt(history: History) -> str:
+    options = model_options(history)
+    options[options.index("--adapter") + 1] = ADAPTER_FILE
+    command = shlex.join(["imprompt", "generate", "reference.png", "--scale", "0.7", *options])
+    python = _code(
+        "python",
+        "import imprompt",
+        "",
+        f"pipe = imprompt.load_base({_quoted(history.setting('base.model', 'mini'))})",
+        f"encoder = {_encoder(history)}",
+        f'adapter = imprompt.load_adapter("{ADAPTER_FILE}", image_encoder=encoder)',
+        'with adapter.attach(pipe), adapter.references(imprompt.Reference("reference.png", scale=0.7)):',
+        '    picture = pipe("").images[0]',
+    )
+    return f"{_code('text', command)}\n\n{python}"
+
+
+def _encoder(history: History) -> str:
+    """The image encoder as `load_adapter` takes it."""
+    encoder = history.setting("base.image_encoder", "known")
+    if encoder != "known":
+        return _quoted(encoder)
+    return 'imprompt.mini.WEIGHTS / "image_encoder"' if _is_mini(history) else '"known"'
+
+
+def _is_mini(history: History) -> bool:
+    return history.setting("base.model", "mini").partition(":")[0] == "mini"
+
+
+def _with_diffusers(history: History) -> str:
+    if history.setting("adapter.injection") == "concatenated":
+        return "diffusers has no such adapter: its tokens stand behind the text’s, in the same attention."
+    variant, encoder = history.setting("adapter.variant"), history.setting("base.image_encoder", "known")
+    if variant in _IN_DIFFUSERS and encoder != "known" and not _is_mini(history):
+        return _diffusers_code(history.setting("base.model"), encoder)
+    taken = "Face embeddings" if variant in _FACES else "Embeddings of the image encoder"
+    return (
+        f"The file is in the official layout, which diffusers reads:\n\n{_code('python', *_LOAD)}\n\n"
+        f"{taken} go into the pipeline as `ip_adapter_image_embeds`."
+    )
+
+
+_LOAD = (
+    "pipe.load_ip_adapter(",
+    f'    ".", subfolder="", weight_name="{ADAPTER_FILE}", image_encoder_folder=None',
+    ")",
+)
+
+
+def _diffusers_code(model: str, encoder: str) -> str:
+    return _code(
+        "python",
+        "from diffusers import AutoPipelineForText2Image",
+        "from diffusers.utils import load_image",
+        "from transformers import CLIPVisionModelWithProjection",
+        "",
+        f"encoder = CLIPVisionModelWithProjection.from_pretrained({_place(encoder)})",
+        f"pipe = AutoPipelineForText2Image.from_pretrained({_quoted(model)}, image_encoder=encoder)",
+        *_LOAD,
+        "pipe.set_ip_adapter_scale(0.7)",
+        'picture = pipe("", ip_adapter_image=load_image("reference.png")).images[0]',
+    )
+
+
+def _place(encoder: str) -> str:
+    """What `from_pretrained` takes for "owner/name:folder/in/it"."""
+    name, _, folder = encoder.partition(":")
+    return _quoted(name) + (f", subfolder={_quoted(folder)}" if folder else "")
+
+
+def _data(history: History) -> str:
+    get = history.setting
+    source, size, held_out = get("data.source"), get("data.size", "?"), get("data.held_out", "?")
+    kept = f"{100 * held_out:g} % of them" if isinstance(held_out, float) else f"those of `{held_out}`"
+    shape = "in buckets of the area of" if get("data.buckets") else "cut to"
+    return (
+        f"Pictures and captions from {f'`{source}`' if source else 'a cache'}, {shape} {size} × {size} px; "
+        f"{kept}, at most {get('data.held_out_most', '?')}, were held out and give the figures below.\n\n"
+        "Say here where the pictures come from, what they show, and under which licence they are."
+    )
+
+
+def _recipe(history: History) -> str:
+    get = history.setting
+    drops = [f"{100 * get(f'loss.{name}_drop', 0):g} %" for name in ("image", "text", "both")]
+    rows = {
+        "steps × samples": f"{history.step:,} × {get('training.batch_size', '?')} = {_seen(history)} samples",
+        "learning rate": f"{get('training.learning_rate', '?')}, {_schedule(history)}",
+        "optimiser": f"AdamW, weight decay {get('training.weight_decay', '?')}, gradients clipped to norm "
+        f"{get('training.max_gradient_norm', '?')}",
+        "averaged weights": f"decay {get('training.ema_decay')}" if get("training.ema_decay") else "none",
+        "dropped": f"image {drops[0]}, text {drops[1]}, both {drops[2]}",
+        "loss weighting": str(get("loss.weighting", "none")),
+        "times": str(get("loss.timesteps", "uniform")),
+        "precision": str(get("training.precision", "?")),
+        "seed": str(get("training.seed", "?")),
+    }
+    return _table(("", ""), [[name, value] for name, value in rows.items()]) + (
+        "\n\nAll settings are in `config.json`; curves and samples in `index.html`."
+    )
+
+
+def _schedule(history: History) -> str:
+    get = history.setting
+    said = [f"{get('training.schedule', 'constant')}"]
+    said += [f"{steps:,} steps of warm-up" for steps in [get("training.warmup_steps", 0)] if steps]
+    said += [f"{steps:,} of cool-down" for steps in [get("training.cooldown_steps", 0)] if steps]
+    return ", ".join(said)
+
+
+def _seen(history: History) -> str:
+    batch = history.setting("training.batch_size")
+    return f"{history.step * batch:,}" if batch else "?"
+
+
+def _figures(history: History) -> str:
+    """The held-out figures at the end, and the best of those that have a better and a worse."""
+    best: dict[str, Callable[..., tuple[int, float]]] = {
+        "held-out loss": min,
+        "gap to shuffled": max,
+        "gap to none": max,
+        "similarity to reference": max,
+        "similarity to prompt": max,
+    }
+    rows = []
+    for name in (*best, "similarity to a shuffled reference"):
+        if points := history.finite(name):
+            said = "–"
+            if name in best:
+                step, value = best[name](points, key=lambda point: point[1])
+                said = f"{short(_four(value))}, at step {step:,}"
+            rows.append([name, short(_four(points[-1][1])), said])
+    sentence = judge(history).sentence
+    table = _table(("on held-out samples", "at the end", "best"), rows)
+    return f"{sentence}\n\n{table}" if rows else sentence
+
+
+def _limits(history: History) -> str:
+    variant = history.setting("adapter.variant", "base")
+    limits = [
+        "It belongs to this base and this image encoder, and to fine-tunes of that base.",
+        "It knows what its training pictures show; others give the nearest of what it knows.",
+    ]
+    if variant in _FACES or variant == "full-face":
+        limits.append("It draws faces like a given person's: use it with that person's consent only.")
+    if judge(history).trend == "none":
+        limits.append("By the figures above it hardly reads its reference: train longer before using it.")
+    limits.append("The held-out samples come from the same data: the figures say nothing of other pictures.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _cost(history: History) -> str:
+    facts = history.environment
+    processes = facts.get("processes", 1)
+    device = facts.get("device", "a machine that was not noted")
+    shown = f"{processes} × {device}" if processes > 1 else device
+    names = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "python")
+    versions = ", ".join(f"{name} {facts[name]}" for name in names if name in facts)
+    commit = f", commit `{facts['commit']}`" if "commit" in facts else ""
+    return f"{duration(history.seconds)} on {shown}.{f' {versions}{commit}.' if versions else ''}"
+
+
+def _table(titles: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(language: str, *lines: str) -> str:
+    return "\n".join([f"```{language}", *lines, "```"])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _four(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
