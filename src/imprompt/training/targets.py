@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.errors import ImageError
+from imprompt.image import MAX_PIXELS
 from imprompt.training.config import DataSettings
 
 Size = tuple[int, int]
@@ -53,13 +54,19 @@ class Cut(NamedTuple):
 
 
 def make_target(picture: Image.Image, data: DataSettings) -> Target:
-    """Resize and cut an upright RGB picture; a small one is enlarged, as in the official script."""
-    cut = _cut(picture.size, data)
-    width, height = cut.target
+    """Resize and cut an upright RGB picture; a small one is enlarged, as in the official script.
+
+    Raises:
+        ImageError: a picture too thin
+    """
+    window = cut(picture.size, data)
+    width, height = window.target
     original = picture.height, picture.width
-    values = torch.from_numpy(np.array(_apply(cut, picture.convert("RGB")))).permute(2, 0, 1)
+    values = torch.from_numpy(np.array(_apply(window, picture.convert("RGB")))).permute(2, 0, 1)
     # In this order, as torchvision's ToTensor and Normalize([0.5], [0.5]) compute it.
-    return Target(values.float().div(255).sub(0.5).div(0.5), (*original, cut.top, cut.left, height, width))
+    return Target(
+        values.float().div(255).sub(0.5).div(0.5), (*original, window.top, window.left, height, width)
+    )
 
 
 def make_mask(mask: Image.Image, picture_size: Size, data: DataSettings) -> Float[Tensor, "1 height width"]:
@@ -71,7 +78,7 @@ def make_mask(mask: Image.Image, picture_size: Size, data: DataSettings) -> Floa
         data: the target's size
 
     Raises:
-        ImageError: other proportions than the picture's
+        ImageError: other proportions than the picture's, or a picture too thin
     """
     proportion = (mask.width * picture_size[1]) / (mask.height * picture_size[0])
     if abs(math.log(proportion)) > MASK_TOLERANCE:
@@ -79,7 +86,7 @@ def make_mask(mask: Image.Image, picture_size: Size, data: DataSettings) -> Floa
             f"the mask has {mask.width} × {mask.height} pixels, other proportions than its picture's "
             f"{picture_size[0]} × {picture_size[1]}"
         )
-    grey = np.array(_apply(_cut(picture_size, data), mask.convert("L")))
+    grey = np.array(_apply(cut(picture_size, data), mask.convert("L")))
     return torch.from_numpy(grey)[None].float() / 255
 
 
@@ -109,9 +116,19 @@ def buckets(data: DataSettings) -> list[Size]:
     return sorted(every, key=lambda bucket: bucket[0] / bucket[1])
 
 
-def _cut(picture: Size, data: DataSettings) -> Cut:
+def cut(picture: Size, data: DataSettings) -> Cut:
+    """How a picture of that size becomes a target.
+
+    Raises:
+        ImageError: so thin that it would have more than MAX_PIXELS before it is cut
+    """
     target = target_size(*picture, data)
     resized = _covering(picture, target)
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise ImageError(
+            f"a picture of {picture[0]} × {picture[1]} pixels is too thin for a target of "
+            f"{target[0]} × {target[1]}; cut it first"
+        )
     left, top = (round((all_ - part) / 2) for all_, part in zip(resized, target, strict=True))
     return Cut(resized, left, top, target)
 
@@ -124,6 +141,7 @@ def _covering(picture: Size, target: Size) -> Size:
     return int(target_height * width / height), target_height
 
 
-def _apply(cut: Cut, picture: Image.Image) -> Image.Image:
-    resized = picture.resize(cut.resized, Image.Resampling.BILINEAR)
-    return resized.crop((cut.left, cut.top, cut.left + cut.target[0], cut.top + cut.target[1]))
+def _apply(window: Cut, picture: Image.Image) -> Image.Image:
+    resized = picture.resize(window.resized, Image.Resampling.BILINEAR)
+    left, top, (width, height) = window.left, window.top, window.target
+    return resized.crop((left, top, left + width, top + height))
