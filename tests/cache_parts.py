@@ -33,7 +33,7 @@ def samples(count: int, **others: Any) -> list[Sample | Unreadable]:
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """Samples as they are; each reading is noted in `log`, and the first one kills the process if it should."""
+    """Samples as they are; each reading is noted in `log`, and the first may kill the process."""
 
     read: tuple[Sample | Unreadable, ...]
     name: str

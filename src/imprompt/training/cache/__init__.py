@@ -4,6 +4,7 @@ samples → parts → shards (encoding, making; by an engine) → receipts → m
 """
 
 from imprompt.training.cache.building import build_cache
+from imprompt.training.cache.live import LiveSamples
 from imprompt.training.cache.reading import CachedSamples
 
-__all__ = ["CachedSamples", "build_cache"]
+__all__ = ["CachedSamples", "LiveSamples", "build_cache"]

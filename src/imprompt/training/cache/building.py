@@ -2,35 +2,30 @@
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
-from imprompt.encoder import Input
-from imprompt.errors import DataError
-from imprompt.training.cache.encoding import recipe_of
+from imprompt.training.cache.encoding import blanks_of, recipe_of
 from imprompt.training.cache.engines import engine_for
 from imprompt.training.cache.folder import CacheFolder, Manifest, Receipt
-from imprompt.training.cache.making import Job
+from imprompt.training.cache.live import LiveSamples
+from imprompt.training.cache.making import Job, Progress
 from imprompt.training.cache.reading import CachedSamples
+from imprompt.training.cache.skipping import none_left, refusal, too_many
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import TAKES, FrozenBase
+from imprompt.training.frozen import FrozenBase
 from imprompt.training.samples import Part, Unreadable, open_source
-
-Progress = Callable[[int, int], None]
-"""Called with the samples that are done and those that there are."""
 
 
 def build_cache(
     config: TrainingConfig,
     frozen: FrozenBase | Callable[[], FrozenBase],
     on_progress: Progress = lambda done, total: None,
-) -> CachedSamples:
-    """Make what is missing of a run's cache, and open it.
+) -> CachedSamples | LiveSamples:
+    """Make what is missing of a run's cache, and open it; without a cache, look through the samples.
 
     May be called again after anything: parts that are done are not done again. A sample that cannot be used
     is left out and written down; more than 1 % of them (but 1 may always be) stop it.
 
     Args:
-        config: with `cache.enabled`
+        config: of the run
         frozen: the models, or what loads them
         on_progress: told how far it is
 
@@ -40,6 +35,8 @@ def build_cache(
         MissingExtra: Ray is asked for and is not installed
     """
     base = frozen if isinstance(frozen, FrozenBase) else frozen()
+    if not config.cache.enabled:
+        return LiveSamples(config, base, on_progress)
     recipe = recipe_of(config, base)
     folder = CacheFolder(config.cache_folder, recipe.fingerprint)
     folder.begin(recipe, blanks_of(config, base))
@@ -48,12 +45,6 @@ def build_cache(
     manifest = builder.build(data.source, held_out=False) if data.source else folder.only_manifest()
     apart = builder.build(data.held_out, held_out=True) if isinstance(data.held_out, str) else None
     return CachedSamples(folder, manifest, data, apart)
-
-
-def blanks_of(config: TrainingConfig, frozen: FrozenBase) -> dict[Input, Tensor]:
-    """What stands for a dropped image, float32; but for faces, whose width only the data knows."""
-    names: list[Input] = [name for name in TAKES[config.adapter.variant] if name != "face_embedding"]
-    return {name: frozen.blank(name).float().cpu().contiguous() for name in names}
 
 
 class _Builder:
@@ -71,7 +62,7 @@ class _Builder:
         shards = tuple((one.shard, one.rows) for one in receipts if one.shard)
         skipped = [Unreadable(*fault) for one in receipts for fault in one.skipped]
         if not shards:
-            raise DataError(f"none of the samples of {source} can be used; the first: {_said(skipped[0])}")
+            raise none_left(skipped[0], source)
         manifest = Manifest(source, held_out, shards, len(skipped))
         self.folder.write_manifest(manifest, skipped)
         return manifest
@@ -113,18 +104,11 @@ class _Tally:
         self._done += len(self._parts[number])
         self._skipped += len(receipt.skipped)
         self._on_progress(self._done, self._total)
-        if self._skipped > max(1, self._total // 100):
+        if too_many(self._skipped, self._total):
             skipped = [Unreadable(*fault) for one in self.in_order() for fault in one.skipped]
             path = self._folder.write_skipped(self._source, skipped)
-            raise DataError(
-                f"{len(skipped)} of the {self._total} samples of {self._source} cannot be used, more than "
-                f"1 %; the first: {_said(skipped[0])}; all of them are in {path}"
-            )
+            raise refusal(skipped, self._total, self._source, path)
 
     def in_order(self) -> list[Receipt]:
         """The receipts of all parts that are done, in the source's order."""
         return [self._receipts[number] for number in sorted(self._receipts)]
-
-
-def _said(one: Unreadable) -> str:
-    return f"{one.name}: {one.reason}"

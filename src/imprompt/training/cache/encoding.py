@@ -86,6 +86,17 @@ def recipe_of(config: TrainingConfig, frozen: FrozenBase) -> Recipe:
     )
 
 
+def blanks_of(config: TrainingConfig, frozen: FrozenBase) -> dict[Input, Tensor]:
+    """What stands for a dropped image, float32; but for faces, whose width only the data knows."""
+    names: list[Input] = [name for name in TAKES[config.adapter.variant] if name != "face_embedding"]
+    return {name: frozen.blank(name).float().cpu().contiguous() for name in names}
+
+
+def picture_digest(sample: Sample) -> bytes:
+    """SHA-256 of the target's file."""
+    return hashlib.sha256(sample.image).digest()
+
+
 class Batches(Generic[Item]):
     """Collects items of one shape until a batch is full, and keeps what becomes of each.
 
@@ -208,10 +219,12 @@ class RowEncoder:
         if "face_embedding" in self._takes and sample.face is not None:
             face = torch.from_numpy(sample.face.copy()).to(self._dtype)
             tensors["face_embedding"] = face.expand(len(seen.references), -1)
+        return Row(sample.key, picture_digest(sample), sample.text, tuple(self.thumbnails(seen)), tensors)
+
+    def thumbnails(self, seen: Seen) -> list[bytes]:
+        """Of each reference, what the image encoder sees of it, small, as JPEG."""
         crop = self.config.data.reference_crop
-        thumbnails = tuple(_jpeg(encoder_view(picture, THUMBNAIL, crop)) for picture in seen.references)
-        picture = hashlib.sha256(sample.image).digest()
-        return Row(sample.key, picture, sample.text, thumbnails, tensors)
+        return [_jpeg(encoder_view(picture, THUMBNAIL, crop)) for picture in seen.references]
 
     def _moments(self, pixels: list[Tensor]) -> dict[str, Tensor]:
         return self._kept({"moments": self.frozen.moments(torch.stack(pixels))})

@@ -12,12 +12,14 @@ A receipt is written after its shard, a manifest after all receipts: whatever is
 of processes and machines may write at once: each file is written whole, and two of the same name are equal.
 """
 
+import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -26,6 +28,7 @@ from imprompt.encoder import Input
 from imprompt.errors import DataError, OutputError
 from imprompt.output import written_whole
 from imprompt.training.cache.encoding import Recipe
+from imprompt.training.cache.skipping import write_skipped
 from imprompt.training.config import DataSettings
 from imprompt.training.samples import Part, Unreadable
 
@@ -67,11 +70,17 @@ class Manifest:
         return sum(rows for _, rows in self.shards)
 
 
+@dataclass(frozen=True)
 class CacheFolder:
-    """The folder of one recipe in a cache; picklable."""
+    """The folder of one recipe in a cache."""
 
-    def __init__(self, cache: Path, fingerprint: str) -> None:
-        self.path, self.fingerprint = cache / fingerprint[:16], fingerprint
+    cache: Path
+    fingerprint: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.cache / self.fingerprint[:16]
 
     def begin(self, recipe: Recipe, blanks: dict[Input, Tensor]) -> None:
         """Make the folder, if it is not there, and note what it is for.
@@ -82,15 +91,23 @@ class CacheFolder:
         try:
             for name in ("shards", "receipts"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
+            self._sweep()
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from error
         if not (self.path / "blanks.safetensors").exists():
             _write_json(self.path / "recipe.json", recipe.entries)
             _write(self.path / "blanks.safetensors", save({str(name): blanks[name] for name in blanks}))
 
-    def blanks(self) -> dict[str, Tensor]:
+    def _sweep(self) -> None:
+        """Remove what killed processes left half-written: nobody writes one file for an hour."""
+        for path in self.path.glob("*/.imprompt-*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()
+
+    def blanks(self) -> dict[Input, Tensor]:
         """What stands for a dropped image."""
-        return load_file(self.path / "blanks.safetensors")
+        return cast(dict[Input, Tensor], load_file(self.path / "blanks.safetensors"))
 
     def shard(self, name: str) -> Path:
         """The file of a shard."""
@@ -128,8 +145,7 @@ class CacheFolder:
     def write_skipped(self, source: str, skipped: Sequence[Unreadable]) -> Path:
         """Write down which samples cannot be used, each once, in order; return where."""
         path = self.path / f"skipped-{_short(source)}.jsonl"
-        lines = (json.dumps(asdict(one), ensure_ascii=False) for one in skipped)
-        _write(path, "".join(f"{line}\n" for line in lines).encode())
+        write_skipped(path, skipped)
         return path
 
     def _manifest_path(self, source: str, held_out: bool) -> Path:

@@ -1,13 +1,18 @@
 """Part in, shard out: what every engine does, here, in another process or on another machine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from imprompt.errors import TrainingError
 from imprompt.training.cache.encoding import Row, RowEncoder, recipe_of
 from imprompt.training.cache.folder import CacheFolder, Receipt
 from imprompt.training.cache.shards import Shard, write_shard
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.frozen import FrozenBase, load_frozen
 from imprompt.training.samples import Part, Sample, Unreadable
+
+Progress = Callable[[int, int], None]
+"""Called with the samples that are done and those that there are."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,6 @@ class ShardMaker:
 
     def __init__(self, job: Job, frozen: FrozenBase) -> None:
         self._job, self._encoder = job, RowEncoder(frozen, job.config)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what rows follow from here."""
-        return recipe_of(self._job.config, self._encoder.frozen).fingerprint
 
     def make(self, part: Part) -> Receipt:
         """Encode a part, unless that is done: a shard that is there is not written again.
@@ -75,3 +75,18 @@ class ShardMaker:
         if rows:
             write_shard(path, rows, skipped)
         return len(rows), skipped
+
+
+def maker_for(job: Job) -> ShardMaker:
+    """Load the models in this process, which is not the one that began the run.
+
+    Raises:
+        TrainingError: they are not the same as there
+    """
+    frozen = load_frozen(job.config, job.device)
+    if recipe_of(job.config, frozen).fingerprint != job.folder.fingerprint:
+        raise TrainingError(
+            f"{job.config.base.model} or its image encoder are other models in this process than where the "
+            "run began; give every machine the same files"
+        )
+    return ShardMaker(job, frozen)

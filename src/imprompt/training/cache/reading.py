@@ -15,7 +15,7 @@ from torch import Tensor
 from imprompt.encoder import Input
 from imprompt.training.cache.folder import CacheFolder, Manifest
 from imprompt.training.cache.shards import Shard
-from imprompt.training.cache.split import split, split_between
+from imprompt.training.cache.split import arrange
 from imprompt.training.config import DataSettings
 
 Bucket = tuple[int, int]
@@ -56,11 +56,7 @@ class CachedSamples:
         self._ends = list(accumulate(len(pictures) for pictures, _ in every))
         self._sizes = np.concatenate([sizes for _, sizes in every])
         pictures = np.concatenate([pictures for pictures, _ in every])
-        if held_out is None:
-            self.train, self.held_out = split(pictures, float(data.held_out), data.held_out_most)
-        else:
-            first = manifest.rows
-            self.train, self.held_out = split_between(pictures[:first], pictures[first:], data.held_out_most)
+        self.train, self.held_out = arrange(pictures, manifest.rows, data)
         self.buckets = by_bucket(self.train, self._sizes)
         self.blanks = with_face_blank(folder.blanks(), self.row(0))
 
@@ -133,10 +129,11 @@ def by_bucket(rows: np.ndarray, sizes: np.ndarray) -> dict[Bucket, np.ndarray]:
     return {(h, w): rows[(sizes[rows] == (h, w)).all(axis=1)] for h, w in found}
 
 
-def with_face_blank(blanks: Mapping[str, Tensor], row: Mapping[str, Tensor]) -> dict[Input, Tensor]:
+def with_face_blank(blanks: Mapping[Input, Tensor], row: Mapping[str, Tensor]) -> dict[Input, Tensor]:
     """Add what stands for a dropped face: zeros (ip_adapter_faceid.py of the official code)."""
-    faces = {"face_embedding": torch.zeros(row["face_embedding"].shape[1])} if "face_embedding" in row else {}
-    return {**blanks, **faces}  # pyright: ignore[reportReturnType]
+    if "face_embedding" not in row:
+        return dict(blanks)
+    return {**blanks, "face_embedding": torch.zeros(row["face_embedding"].shape[1])}
 
 
 def decoded_thumbnails(files: Sequence[bytes]) -> UInt8[Tensor, "references 64 64 3"]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from imprompt.errors import DataError
+from imprompt.training.config import DataSettings
 
 FEWEST = 2
 """A reference can be shuffled among no fewer."""
@@ -24,7 +25,18 @@ class Split(NamedTuple):
     held_out: Int[np.ndarray, " held_out"]
 
 
-def split(pictures: UInt8[np.ndarray, "rows 32"], share: float, most: int) -> Split:
+def arrange(pictures: UInt8[np.ndarray, "rows 32"], first: int, data: DataSettings) -> Split:
+    """Split rows as the settings say; the `first` ones are of `data.source`, the others of `data.held_out`.
+
+    Raises:
+        DataError: too few different pictures
+    """
+    if isinstance(data.held_out, str):
+        return split_between(pictures[:first], pictures[first:], data.held_out_most)
+    return split(pictures, data.held_out, data.held_out_most)
+
+
+def split(pictures: UInt8[np.ndarray, "rows 32"], share: float | int, most: int) -> Split:
     """Hold out a share of the pictures, rounded, but no fewer than 2 and no more than `most`.
 
     Args:

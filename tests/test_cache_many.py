@@ -1,0 +1,50 @@
+"""The cache made by several processes and by Ray: the same bytes, and nothing twice."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cache_parts
+from cache_parts import Sources
+from conftest import ToyModel
+from imprompt.errors import DataError, TrainingError
+from imprompt.training.cache import build_cache
+from imprompt.training.config import TrainingConfig
+from imprompt.training.frozen import load_frozen
+
+
+@pytest.fixture
+def sources(monkeypatch: pytest.MonkeyPatch) -> Sources:
+    return Sources(monkeypatch)
+
+
+def config(folder: Path, toy: ToyModel, **cache: Any) -> TrainingConfig:
+    base = {"model": str(toy.base), "image_encoder": str(toy.image_encoder)}
+    return cache_parts.config(folder, base=base, cache=cache)
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("cache/*/shards/*")}
+
+
+def times_read(log: Path) -> Counter[str]:
+    return Counter(log.read_text().split())
+
+
+def test_two_processes_make_the_same_bytes_as_one_and_a_killed_one_loses_only_its_part(
+    tmp_path: Path, toy: ToyModel, sources: Sources
+) -> None:
+    sources.read["things"] = cache_parts.samples(30)
+    alone, together = tmp_path / "1", tmp_path / "2"
+    build_cache(config(alone, toy), load_frozen(config(alone, toy), "cpu"))
+    sources.log, sources.kills = str(tmp_path / "log"), 3
+    several = config(together, toy, workers=2)
+    built = build_cache(several, load_frozen(several, "cpu"))
+    assert shards(together) == shards(alone)
+    assert len(built) == 30
+    read = times_read(tmp_path / "log")
+    assert read.pop("part-3") == 2
+    assert set(read.values()) == {1}
+    assert len(read) == 7
