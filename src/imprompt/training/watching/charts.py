@@ -109,7 +109,7 @@ def thinned(points: Points) -> Points:
     if len(points) <= MOST_POINTS:
         return points
     size = math.ceil(len(points) / MOST_POINTS)
-    thin: Points = []
+    thin: list[tuple[int, float | None]] = []
     for start in range(0, len(points), size):
         stretch = points[start : start + size]
         values = [value for _, value in stretch if value is not None]
@@ -123,7 +123,7 @@ def smoothed(points: Points) -> Points:
     half = len(known) // 30
     if not half:
         return list(known)
-    smooth: Points = []
+    smooth: list[tuple[int, float | None]] = []
     for index, (step, _) in enumerate(known):
         reach = min(half, index, len(known) - 1 - index)
         stretch = known[index - reach : index + reach + 1]

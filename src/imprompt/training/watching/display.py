@@ -8,10 +8,10 @@ Where nobody watches (a file, a pipe) there is no bar, and a plain line for ever
 import datetime
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
@@ -122,7 +122,7 @@ class _Line:
             "waiting": f"waiting {value['waiting']:.0%}".replace("%", " %"),
         } | ({"skipped steps": f"{value['skipped steps']:g} skipped"} if value["skipped steps"] > 0 else {})
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         # One column stays free: some terminals break a line that fills them.
         words, room = self.words(), options.max_width - 1
         while len(words) > 1 and _BAR_WIDTH + sum(2 + len(word) for word in words) > room:

@@ -82,7 +82,8 @@ def _embed(step: int, path: Path, room: int, *, small: bool) -> Grid:
 def as_jpeg(picture: Image.Image, room: int) -> bytes:
     """The picture as a JPEG of at most `room` bytes: as large as fits; the smallest we make if none does."""
     data = b""
-    for side in _SIDES:
+    largest = min(max(picture.size), _SIDES[0])
+    for side in (largest, *(side for side in _SIDES if side < largest)):
         smaller = picture.copy()
         smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
         for quality in _QUALITIES:

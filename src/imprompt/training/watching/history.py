@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imprompt.training.watching.log import ENVIRONMENT_FILE, LOG_FILE, SAMPLES_FOLDER, read_lines
 
-Points = list[tuple[int, float | None]]
+Points = Sequence[tuple[int, float | None]]
 """(step, value), in the order of the steps; None where the value was not finite."""
 
 _ABSOLUTE = re.compile(r"(?<![\w.~:/\\])(?:/|[A-Za-z]:[\\/])(?:[^\s/\\:'\",\]]+[\\/])+")
