@@ -37,11 +37,10 @@ class Noising:
         self.settings = settings
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             self.prediction = "flow"
-            steps = scheduler.config["num_train_timesteps"]
-            times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-            shift = scheduler.config["shift"]
-            sigmas = shift * times / (1 + (shift - 1) * times)
-            signal, noise, labels = 1 - sigmas, sigmas, sigmas * steps
+            # A new one: sampling leaves its own few times in a scheduler.
+            fresh = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+            sigmas, labels = fresh.sigmas.flip(0), fresh.timesteps.flip(0)
+            signal, noise = 1 - sigmas, sigmas
         elif getattr(scheduler, "alphas_cumprod", None) is not None:
             self.prediction = scheduler.config["prediction_type"]
             alphas = scheduler.alphas_cumprod.double()
