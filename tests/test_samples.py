@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_sets
@@ -245,6 +245,7 @@ def test_a_json_file_that_is_no_list_of_objects_is_an_error(content: str, tmp_pa
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
 
 
+@settings(max_examples=30)
 @given(captions=st.lists(words, min_size=1, max_size=9), size=st.integers(1, 4))
 @pytest.mark.parametrize("kind", WHOLE_TABLES)
 def test_captions_with_quotes_and_line_breaks_survive_a_table(
@@ -469,6 +470,7 @@ def test_a_wrong_face_embedding_is_skipped_and_named(face: Any, reason: str, tmp
 # Pictures
 
 
+@settings(max_examples=30)
 @given(seed=st.integers(0, 5), width=st.integers(1, 40))
 def test_an_encoded_picture_is_decoded_as_a_file_is(
     seed: int, width: int, tmp_path_factory: pytest.TempPathFactory

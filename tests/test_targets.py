@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -13,6 +14,8 @@ import tiny
 from imprompt.errors import ImageError
 from imprompt.training.config import DataSettings
 from imprompt.training.targets import buckets, make_mask, make_target, target_size
+
+few = examples(max_examples=30)
 
 sides = st.integers(1, 90)
 settings = st.builds(
@@ -35,6 +38,7 @@ def official(picture: Image.Image, size: int) -> np.ndarray:
     return resized[top : top + size, left : left + size]
 
 
+@few
 @given(width=sides, height=sides, size=st.integers(8, 64))
 def test_without_buckets_a_target_is_the_official_scripts(width: int, height: int, size: int) -> None:
     picture = tiny.picture(width=width, height=height)
@@ -49,6 +53,7 @@ def test_a_known_picture_is_cut_where_torchvision_cuts_it() -> None:
     assert target.size_condition == (31, 37, 0, 2, 16, 16)
 
 
+@few
 @given(width=sides, height=sides, data=settings)
 def test_a_target_is_a_window_of_the_resized_picture(width: int, height: int, data: DataSettings) -> None:
     picture = tiny.picture(width=width, height=height)
@@ -64,6 +69,7 @@ def test_a_target_is_a_window_of_the_resized_picture(width: int, height: int, da
     assert 0 <= top <= (max(high, wide * height / width) - high) / 2 + 1
 
 
+@few
 @given(data=settings)
 def test_buckets_are_multiples_of_the_step_and_no_larger_than_the_square(data: DataSettings) -> None:
     every = buckets(data)
@@ -79,6 +85,7 @@ def test_buckets_are_multiples_of_the_step_and_no_larger_than_the_square(data: D
     assert (data.size, data.size) in every
 
 
+@few
 @given(width=sides, height=sides, data=settings)
 def test_a_picture_gets_the_bucket_nearest_in_proportions(
     width: int, height: int, data: DataSettings
@@ -97,6 +104,7 @@ def test_the_buckets_of_sdxl_have_about_the_area_of_1024() -> None:
     assert (1344, 768) in every
 
 
+@few
 @given(width=sides, height=sides, data=settings)
 def test_a_mask_is_cut_as_its_picture(width: int, height: int, data: DataSettings) -> None:
     grey = tiny.picture(width=width, height=height).convert("L")
