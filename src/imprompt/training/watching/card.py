@@ -273,6 +273,6 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _four(value: float) -> float:
+def _four(value: float | int) -> float | int:
     """Four significant digits."""
     return float(f"{value:.4g}")

@@ -39,7 +39,7 @@ class Line:
     label: str
     points: Points
     tone: Tone = "accent"
-    strength: float = 1.0
+    strength: float | int = 1.0
     filled: bool = False
 
 
@@ -66,20 +66,20 @@ class Chart:
 class Axis:
     """Values to places: `low` lies at `start`, `high` at `end`; every `step` is labelled."""
 
-    low: float
-    high: float
-    start: float
-    end: float
-    step: float = 1.0
+    low: float | int
+    high: float | int
+    start: float | int
+    end: float | int
+    step: float | int = 1.0
     logarithmic: bool = False
 
-    def place(self, value: float) -> float:
+    def place(self, value: float | int) -> float | int:
         """Where a value lies."""
         turn = math.log10 if self.logarithmic else float
         low, high = turn(self.low), turn(self.high)
         return self.start + (turn(value) - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
+    def ticks(self) -> list[float | int]:
         """The values that are labelled: multiples of the step, or powers of ten."""
         if self.logarithmic:
             first, last = round(math.log10(self.low)), round(math.log10(self.high))
@@ -131,13 +131,13 @@ def smoothed(points: Points) -> Points:
     return smooth
 
 
-def step_axis(steps: Sequence[int], start: float, end: float) -> Axis:
+def step_axis(steps: Sequence[int], start: float | int, end: float | int) -> Axis:
     """From zero to the last step, so that all charts of a run lie on one another."""
     high = max(*steps, 1)
     return Axis(0, high, start, end, max(round_step(high / 5), 1))
 
 
-def value_axis(values: Sequence[float], *, zero: bool) -> Axis:
+def value_axis(values: Sequence[float | int], *, zero: bool) -> Axis:
     """Round ends around the values; logarithmic where positive values go over two powers of ten or more."""
     low, high = min(values), max(values)
     start, end = HEIGHT - BOTTOM, TOP
@@ -152,13 +152,13 @@ def value_axis(values: Sequence[float], *, zero: bool) -> Axis:
     return Axis(math.floor(low / step) * step, math.ceil(high / step) * step, start, end, step)
 
 
-def round_step(rough: float) -> float:
+def round_step(rough: float | int) -> float | int:
     """The next of 1, 2, 5 times a power of ten, from `rough` up."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
-def short(value: float) -> str:
+def short(value: float | int) -> str:
     """A value for people, of four digits at most: 0.05, 12, 30k, 1.5M, 2e−5."""
     if value == 0:
         return "0"
@@ -170,12 +170,12 @@ def short(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _shown(value: float, chart: Chart) -> str:
+def _shown(value: float | int, chart: Chart) -> str:
     """A value in the words of its chart, of three digits."""
     return f"{100 * value:.3g} %" if chart.percent else short(float(f"{value:.3g}"))
 
 
-def _tick(value: float, axis: Axis, chart: Chart) -> str:
+def _tick(value: float | int, axis: Axis, chart: Chart) -> str:
     """A value on an axis: all of one axis are written in the same way."""
     if chart.percent or axis.high < 1e-3 or axis.logarithmic or value == 0 or abs(value) >= 1e-3:
         return _shown(value, chart)
@@ -195,7 +195,7 @@ def _grid(x: Axis, y: Axis, chart: Chart) -> str:
     return "".join(parts)
 
 
-def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
+def _text(x: float | int, y: float | int, words: str, anchor: str, kind: str = "tick") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
 
 
@@ -242,9 +242,11 @@ def _labels(lines: Sequence[Line], chart: Chart, x: Axis, y: Axis) -> str:
     )
 
 
-def spread(places: Sequence[float], distance: float, low: float, high: float) -> list[float]:
+def spread(
+    places: Sequence[float | int], distance: float | int, low: float | int, high: float | int
+) -> list[float | int]:
     """Ascending places moved apart to at least `distance`, as little as that takes, inside [low, high]."""
-    moved: list[float] = []
+    moved: list[float | int] = []
     for place in places:
         moved.append(max(place, moved[-1] + distance) if moved else max(place, low))
     limit = high

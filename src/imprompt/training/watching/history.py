@@ -20,7 +20,7 @@ class Event:
     """What happened at a step; `time` in Unix seconds."""
 
     step: int
-    time: float
+    time: float | int
     sentence: str
 
 
@@ -45,7 +45,7 @@ class History:
     series: dict[str, Points]
     events: list[Event]
     pictures: dict[int, Path]
-    seconds: float
+    seconds: float | int
     written: float | None
 
     @property
@@ -151,7 +151,7 @@ def portable(value: Any) -> Any:
     return value
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """A time in words: "42 s", "12 min", "3 h 20 min", "2 d 4 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -256,12 +256,12 @@ def _plain(value: Any) -> str:
     return "–" if value in ("", None) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _three(value: float) -> float:
+def _three(value: float | int) -> float | int:
     """Three significant digits."""
     return float(f"{value:.3g}")
 
 
-def _when(time: float, *, year: bool = False) -> str:
+def _when(time: float | int, *, year: bool = False) -> str:
     moment = datetime.datetime.fromtimestamp(time, datetime.UTC)
     return f"{moment.day} {moment:%b %Y, %H:%M} UTC" if year else f"{moment.day} {moment:%b, %H:%M}"
 

@@ -66,15 +66,15 @@ _AT_THE_END: dict[Trend, str] = {
 }
 
 
-def _changes(gap: float) -> str:
+def _changes(gap: float | int) -> str:
     return f"{'raises' if gap > 0 else 'lowers'} the loss by {short(float(f'{abs(gap):.3g}'))}"
 
 
-def _percent(share: float) -> str:
+def _percent(share: float | int) -> str:
     return f"{abs(share):.1%}".replace("%", " %")
 
 
-def _trend(gaps: list[float]) -> Trend:
+def _trend(gaps: list[float | int]) -> Trend:
     """Compare the mean of the last quarter of the looks with that of the quarter before."""
     if len(gaps) < _LOOKS:
         return "early"
