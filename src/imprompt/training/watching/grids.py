@@ -14,8 +14,6 @@ LARGEST_WHOLE = 400_000
 """A grid of more bytes than this is put in as a JPEG even where space is no matter."""
 
 SMALL_MOST_GRIDS = 8
-SMALL_BYTES = 340_000
-"""Of all grids of a small page together; base64 makes four thirds of it."""
 
 _SIDES = (1600, 1280, 1024, 832, 640, 512, 400, 320, 240, 160, 96)
 _QUALITIES = (84, 68)
@@ -62,11 +60,12 @@ def chosen(pictures: dict[int, Path], most: int) -> dict[int, Path]:
     return {steps[place]: pictures[steps[place]] for place in sorted(places)}
 
 
-def embedded(pictures: dict[int, Path], *, small: bool) -> list[Grid]:
-    """The grids as data URIs: as they are, or, for a small page, as JPEGs that together fit into it."""
+def embedded(pictures: dict[int, Path], room: int | None = None) -> list[Grid]:
+    """The grids as data URIs: as they are, or, with `room` bytes for all, as JPEGs that fit into that."""
+    small = room is not None
     few = chosen(pictures, SMALL_MOST_GRIDS if small else MOST_GRIDS)
-    room = SMALL_BYTES // max(len(few), 1) if small else LARGEST_WHOLE
-    return [_embed(step, path, room, small=small) for step, path in few.items()]
+    each = room // max(len(few), 1) if small else LARGEST_WHOLE
+    return [_embed(step, path, each, small=small) for step, path in few.items()]
 
 
 def _embed(step: int, path: Path, room: int, *, small: bool) -> Grid:

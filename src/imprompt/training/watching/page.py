@@ -23,6 +23,8 @@ from imprompt.training.watching.verdict import GAP, Verdict, judge
 
 PAGE_FILE = "index.html"
 SMALL_PAGE_FILE = "index-small.html"
+SMALL_BYTES = 580_000
+MOST_EVENTS = 100
 
 
 def write_page(folder: Path, *, small: bool = False) -> Path:
@@ -38,7 +40,10 @@ def write_page(folder: Path, *, small: bool = False) -> Path:
     """
     history = read_history(folder)
     path = folder / (SMALL_PAGE_FILE if small else PAGE_FILE)
-    page = page_of(history, embedded(history.pictures, small=small))
+    words = len(page_of(history, []).encode())
+    # In base64 a picture is a third larger.
+    room = max(SMALL_BYTES - words, 0) * 3 // 4 if small else None
+    page = page_of(history, embedded(history.pictures, room))
     with written_whole(path) as part:
         part.write_text(page, encoding="utf-8")
     return path
@@ -180,12 +185,14 @@ def _curves(history: History) -> str:
 def _events(events: list[Event]) -> str:
     if not events:
         return ""
+    earlier = len(events) - MOST_EVENTS
+    note = "Times are UTC." + (f" {earlier:,} earlier ones are in log.jsonl." if earlier > 0 else "")
     lines = "".join(
         f"<li><b>step {event.step:,}</b><span>{_when(event.time)}</span>"
         f"<p>{_safe(_upper(event.sentence))}</p></li>"
-        for event in events
+        for event in events[-MOST_EVENTS:]
     )
-    return f'<h2>Events</h2><p>Times are UTC.</p><ol class="events">{lines}</ol>'
+    return f'<h2>Events</h2><p>{note}</p><ol class="events">{lines}</ol>'
 
 
 def _commands(history: History) -> str:
