@@ -1,0 +1,242 @@
+"""What a run will need, found out without loading a weight: space for the cache, memory, and time at least.
+
+The base is built from its configuration files on pretended tensors, which have shapes and no values, and is
+run once: so parameters, kept activations and operations are counted, not guessed.
+"""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from huggingface_hub import hf_hub_download
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from imprompt import mini
+from imprompt.errors import UnknownModel
+from imprompt.training.config import TrainingConfig
+from imprompt.training.frozen import DTYPES, TAKES
+
+FACE_DIM = 512
+"""Width of a face embedding (InsightFace)."""
+
+BYTES_TRAINED = 16
+"""Of a trained float32 parameter: itself, its gradient, AdamW's two moments; averaged weights are 4 more."""
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What of the base and the image encoder a cache's size depends on.
+
+    Attributes:
+        latent_channels: of the autoencoder
+        shrink: how many times a picture is wider than its latents
+        text_length: tokens of a caption, with padding
+        text_width: of a token's embedding
+        pooled_width: of a caption's pooled embedding, 0 if the base takes none
+        inputs: numbers that are kept of one reference
+    """
+
+    latent_channels: int
+    shrink: int
+    text_length: int
+    text_width: int
+    pooled_width: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counted on one target of the configured size.
+
+    Attributes:
+        frozen: parameters of the U-Net
+        trained: parameters of the K', V' (and LoRA) layers; a projection comes on top
+        activations: numbers kept for the backward pass
+        operations: multiplications and additions of one training step, forward and backward
+    """
+
+    frozen: int
+    trained: int
+    activations: int
+    operations: int
+
+
+def read_shapes(config: TrainingConfig) -> Shapes:
+    """Read them from the base's configuration files.
+
+    Raises:
+        UnknownModel: a file is not here and cannot be fetched
+    """
+    model = config.base.model
+    unet, autoencoder = (read_settings(model, part) for part in ("unet", "vae"))
+    text = read_settings(model, "text_encoder")
+    has_pooled = unet.get("addition_embed_type") == "text_time"
+    return Shapes(
+        latent_channels=autoencoder["latent_channels"],
+        shrink=2 ** (len(autoencoder["block_out_channels"]) - 1),
+        text_length=text.get("max_position_embeddings", 256),  # Kolors' ChatGLM: 256, its pipeline's default
+        text_width=unet.get("encoder_hid_dim") or unet["cross_attention_dim"],
+        pooled_width=unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
+        if has_pooled
+        else 0,
+        inputs=_inputs(config),
+    )
+
+
+def cached_bytes(config: TrainingConfig, shapes: Shapes, *, references: float | int = 1.0) -> float | int:
+    """Bytes of one sample in the cache, captions not counted.
+
+    Args:
+        config: the variant, the size of targets, the cache's precision
+        shapes: see `Shapes`
+        references: of a sample, on average; the target itself counts as one
+    """
+    latents = 2 * shapes.latent_channels * (config.data.size // shapes.shrink) ** 2
+    text = (
+        shapes.text_length * shapes.text_width + shapes.pooled_width if config.cache.text == "states" else 0
+    )
+    return (latents + text + references * shapes.inputs) * DTYPES[config.cache.precision].itemsize
+
+
+def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
+    """Run the U-Net once on pretended tensors and count.
+
+    The operations of a step are twice the forward pass's: the way back goes through frozen layers to their
+    inputs, not to their weights. Attention's products may be missing, so a step takes at least as many.
+    """
+    settings = read_settings(config.base.model, "unet")
+    with _quiet(), FakeTensorMode():
+        unet = UNet2DConditionModel.from_config(dict(settings))
+        assert isinstance(unet, UNet2DConditionModel)
+        trained = _trainable(unet)
+        kept: dict[int, Tensor] = {}
+        counter = FlopCounterMode(display=False)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(x, kept), lambda x: x), counter:
+            unet(**_inputs_of(unet, config, shapes))
+        weights = {id(parameter) for parameter in unet.parameters()}
+        activations = sum(tensor.numel() for key, tensor in kept.items() if key not in weights)
+        frozen = sum(parameter.numel() for parameter in unet.parameters())
+    return Work(frozen, trained + _lora(unet, config), activations, 2 * counter.get_total_flops())
+
+
+def step_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
+    """Bytes for one process: frozen and trained weights, and the activations of one pass."""
+    width = 4 if on_cpu else DTYPES[config.training.precision].itemsize
+    per_trained = BYTES_TRAINED + (4 if config.training.ema_decay else 0)
+    samples = config.training.batch_size // config.training.passes
+    return width * (work.frozen + samples * work.activations) + per_trained * work.trained
+
+
+def measure_speed(device: torch.device | str = "cpu") -> float:
+    """Operations a second of large matrix products, measured here and now: what no training step exceeds."""
+    side = 4096 if torch.device(device).type == "cuda" else 1024
+    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def read_settings(model: str, part: str) -> Settings:
+    """A part's config.json: of the embedded model, of a folder, or of the hub.
+
+    Raises:
+        UnknownModel: it is not there, or not JSON
+    """
+    name = str(Path(part, "config.json")) if part else "config.json"
+    try:
+        if model.partition(":")[0] == "mini":
+            path = mini.WEIGHTS / "base" / name
+        else:
+            path = Path(model, name) if Path(model).is_dir() else Path(hf_hub_download(model, name))
+        return json.loads(path.read_text())
+    except Exception as error:  # a foreign folder and a network: this may fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnknownModel(f"{model}: {name} cannot be read: {reason}") from error
+
+
+def _inputs(config: TrainingConfig) -> int:
+    """How many numbers the encoders make of one reference."""
+    takes = TAKES[config.adapter.variant]
+    faces = FACE_DIM if "face_embedding" in takes else 0
+    if set(takes) == {"face_embedding"}:
+        return faces
+    encoder = _encoder_settings(config)
+    if "image_embedding" in takes:
+        return faces + encoder["projection_dim"]
+    patches = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1
+    return faces + patches * encoder["hidden_size"]
+
+
+def _encoder_settings(config: TrainingConfig) -> Settings:
+    name = config.base.image_encoder
+    if name == "known" and config.base.model.partition(":")[0] != "mini":
+        raise UnknownModel(f"base.image_encoder: no encoder is known for {config.base.model}; name one")
+    if name == "known":
+        return json.loads((mini.WEIGHTS / "image_encoder" / "config.json").read_text())
+    owner, _, folder = (name, "", "") if Path(name).is_dir() else name.partition(":")
+    return read_settings(owner, folder)
+
+
+def _trainable(unet: nn.Module) -> int:
+    """Freeze all but the keys and values of cross-attention, which stand for K' and V'; how many they are."""
+    unet.requires_grad_(False)
+    trained = [
+        parameter.requires_grad_(True)
+        for name, parameter in unet.named_parameters()
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+    ]
+    return sum(parameter.numel() for parameter in trained)
+
+
+def _lora(unet: nn.Module, config: TrainingConfig) -> int:
+    """Parameters of a LoRA of every attention layer's four matrices."""
+    matrices = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+    sides = sum(sum(p.shape) for name, p in unet.named_parameters() if name.endswith(matrices))
+    return config.adapter.lora_rank * sides
+
+
+def _inputs_of(unet: UNet2DConditionModel, config: TrainingConfig, shapes: Shapes) -> dict[str, Any]:
+    side = config.data.size // shapes.shrink
+    arguments: dict[str, Any] = {
+        "sample": torch.zeros(1, unet.config["in_channels"], side, side),
+        "timestep": torch.zeros(1, dtype=torch.long),
+        "encoder_hidden_states": torch.zeros(1, shapes.text_length, shapes.text_width),
+    }
+    if shapes.pooled_width:
+        added = {"text_embeds": torch.zeros(1, shapes.pooled_width), "time_ids": torch.zeros(1, 6)}
+        arguments["added_cond_kwargs"] = added
+    return arguments
+
+
+def _keep(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    """Note a tensor that the backward pass needs; its views and itself once."""
+    whole = tensor if tensor._base is None else tensor._base
+    kept[id(whole)] = whole
+    return tensor
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Pretended tensors make diffusers and PyTorch talk of what concerns real ones."""
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

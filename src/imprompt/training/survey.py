@@ -1,0 +1,254 @@
+"""`imprompt train --check`: what the data is like, and what the run will need, before any work is done."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers import AutoTokenizer
+
+from imprompt import mini
+from imprompt.errors import ImageError, ImpromptError
+from imprompt.image import decode_image
+from imprompt.training.config import FACES, TrainingConfig
+from imprompt.training.estimates import (
+    Work,
+    cached_bytes,
+    count_work,
+    measure_speed,
+    read_shapes,
+    step_memory,
+)
+from imprompt.training.samples import Part, Sample, Unreadable, open_source
+from imprompt.training.targets import Size, cut, make_mask
+
+LOOKED_AT = 20_000
+"""Of more samples than this, parts spread evenly over the source are looked at."""
+
+PART_SIZE = 256
+SHOWN = 10
+"""How many damaged samples are named."""
+
+
+@dataclass
+class Survey:
+    """What was found.
+
+    Attributes:
+        source: the data
+        count: samples that there are
+        looked_at: samples that were read and decoded
+        faults: those that cannot be used, with the reasons
+        sizes: width and height of the pictures → how many
+        enlarged: pictures smaller than their target
+        buckets: size of the target → how many
+        without_caption: empty captions
+        cut_captions: captions longer than the text encoder takes; None if the tokenizer is not here
+        references: pictures to prompt with, beside targets
+        masks: samples with a mask
+        without_face: samples without a face embedding
+        duplicates: samples equal to an earlier one
+        estimates: what the run will need → in words
+    """
+
+    source: str
+    count: int = 0
+    looked_at: int = 0
+    faults: list[Unreadable] = field(default_factory=list)
+    sizes: Counter[Size] = field(default_factory=Counter)
+    enlarged: int = 0
+    buckets: Counter[Size] = field(default_factory=Counter)
+    without_caption: int = 0
+    cut_captions: int | None = None
+    references: int = 0
+    masks: int = 0
+    without_face: int = 0
+    duplicates: int = 0
+    estimates: dict[str, str] = field(default_factory=dict)
+
+
+def survey(config: TrainingConfig, on_progress: Callable[[int, int], None] | None = None) -> Survey:
+    """Read and decode the data, or an even share of it, and estimate what the run will need.
+
+    Args:
+        config: the run
+        on_progress: called with the number of samples looked at and to look at
+
+    Raises:
+        DataError: the source cannot be opened
+        MissingExtra: it needs a package that is not here
+    """
+    parts = open_source(config.data.source, config.data, PART_SIZE)
+    found = Survey(config.data.source, count=sum(map(len, parts)))
+    chosen = _spread(parts)
+    total = sum(map(len, chosen))
+    tokenizer = _tokenizer(config)
+    found.cut_captions = None if tokenizer is None else 0
+    seen: set[int] = set()
+    for sample in (sample for part in chosen for sample in part.samples()):
+        found.looked_at += 1
+        fault = sample if isinstance(sample, Unreadable) else _look(sample, config, found)
+        if fault is not None:
+            found.faults.append(fault)
+        elif isinstance(sample, Sample):
+            _count(sample, found, seen, tokenizer)
+        if on_progress is not None:
+            on_progress(found.looked_at, total)
+    found.estimates = dict(_estimates(config, found))
+    return found
+
+
+def _spread(parts: Sequence[Part]) -> list[Part]:
+    """As many parts as hold about `LOOKED_AT` samples, evenly spaced, the first and the last among them."""
+    wanted = max(2, LOOKED_AT // PART_SIZE)
+    if len(parts) <= wanted:
+        return list(parts)
+    return [parts[round(number * (len(parts) - 1) / (wanted - 1))] for number in range(wanted)]
+
+
+def _look(sample: Sample, config: TrainingConfig, found: Survey) -> Unreadable | None:
+    """Decode every picture of a sample as the cache will, and note its sizes."""
+    try:
+        picture = decode_image(sample.image, "the picture")
+        window = cut(picture.size, config.data)
+        for reference in sample.references:
+            decode_image(reference, "a reference")
+        if sample.mask is not None:
+            make_mask(decode_image(sample.mask, "the mask"), picture.size, config.data)
+    except ImageError as error:
+        return Unreadable(sample.name, str(error))
+    if config.adapter.variant in FACES and sample.face is None:
+        found.without_face += 1
+    found.sizes[picture.size] += 1
+    found.buckets[window.target] += 1
+    found.enlarged += window.resized[0] > picture.width
+    return None
+
+
+def _count(sample: Sample, found: Survey, seen: set[int], tokenizer: Any) -> None:
+    key = int.from_bytes(sample.key[:8])  # enough of it: two of 20,000 are alike once in 10¹¹ times
+    found.duplicates += key in seen
+    seen.add(key)
+    found.without_caption += not sample.text
+    found.references += len(sample.references)
+    found.masks += sample.mask is not None
+    if tokenizer is not None and found.cut_captions is not None:
+        tokens = tokenizer(sample.text, verbose=False)["input_ids"]
+        found.cut_captions += len(tokens) > tokenizer.model_max_length
+
+
+def _tokenizer(config: TrainingConfig) -> Any:
+    """The base's first one; None if it is not here."""
+    model = config.base.model
+    folder = str(mini.WEIGHTS / "base") if model.partition(":")[0] == "mini" else model
+    try:
+        return AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    except Exception:  # a foreign folder: this may fail in any way, and the count of long captions is no need
+        return None
+
+
+def _estimates(config: TrainingConfig, found: Survey) -> Iterator[tuple[str, str]]:
+    """What the run will need; of a base whose files cannot be read, why it is not known."""
+    training = config.training
+    samples = training.steps * training.batch_size
+    usable = max(1, found.count - round(len(found.faults) / max(1, found.looked_at) * found.count))
+    yield (
+        "training",
+        f"{training.steps:,} steps of {training.batch_size} samples: {samples / usable:.3g} times the data",
+    )
+    try:
+        shapes = read_shapes(config)
+        work = count_work(config, shapes)
+    except ImpromptError as error:
+        yield "memory, time", f"not known: {error}"
+        return
+    per_target = 1 if not found.references else max(1, found.references / max(1, sum(found.sizes.values())))
+    per_sample = cached_bytes(config, shapes, references=per_target)
+    yield "cache", f"{size_in_words(per_sample * usable)}: {size_in_words(per_sample)} a sample"
+    yield from _work_in_words(config, work)
+
+
+def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, str]]:
+    """Memory and time on the device that is here."""
+    training, device = config.training, "cuda" if torch.cuda.is_available() else "cpu"
+    memory = size_in_words(step_memory(config, work, on_cpu=device == "cpu"))
+    less = "; less with gradient checkpointing" if training.gradient_checkpointing else ""
+    yield (
+        "memory",
+        f"{memory} for the U-Net ({work.frozen:,} parameters), K' and V' ({work.trained:,}) and a pass of "
+        f"{training.batch_size // training.passes}{less}; the encoders and the projection come on top",
+    )
+    speed = measure_speed(device)
+    least = time_in_words(work.operations * training.steps * training.batch_size / speed)
+    yield (
+        "time",
+        f"at least {least} on this machine's {device.upper()}, at the {speed / 1e9:,.0f} GFLOP/s that a "
+        "matrix product reaches now; the cache comes on top",
+    )
+
+
+def size_in_words(size: float | int) -> str:
+    """Bytes in a unit that leaves few digits."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def time_in_words(seconds: float | int) -> str:
+    """Seconds in a unit that leaves few digits."""
+    for unit, length in (("seconds", 60), ("minutes", 60), ("hours", 48)):
+        if seconds < length:
+            return f"{seconds:.2g} {unit}"
+        seconds /= 60 if unit != "hours" else 24
+    return f"{seconds:.2g} days"
+
+
+def print_survey(found: Survey, console: Console | None = None) -> None:
+    """Print it as a table, with the first of the faults below."""
+    console = console or Console()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (*_facts(found), *found.estimates.items()):
+        table.add_row(name, escape(value))
+    console.print(table)
+    for fault in found.faults[:SHOWN]:
+        console.print(f"[red]cannot be used[/red] {escape(fault.name)}: {escape(fault.reason)}")
+    if len(found.faults) > SHOWN:
+        console.print(f"and {len(found.faults) - SHOWN:,} more")
+
+
+def _facts(found: Survey) -> Iterator[tuple[str, str]]:
+    part = "" if found.looked_at == found.count else f"; looked at {found.looked_at:,}, evenly spread"
+    yield "source", found.source
+    yield "samples", f"{found.count:,}{part}"
+    share = len(found.faults) / max(1, found.looked_at)
+    yield "unusable", f"{len(found.faults):,} ({share:.2%}; above 1 % training stops)"
+    yield "sizes", _sizes(found.sizes)
+    yield "targets", ", ".join(f"{w} × {h}: {n:,}" for (w, h), n in sorted(found.buckets.items()))
+    counts = {
+        "enlarged": found.enlarged,
+        "empty captions": found.without_caption,
+        "captions cut off": found.cut_captions,
+        "equal to others": found.duplicates,
+        "without a face embedding": found.without_face,
+        "references": found.references,
+        "masks": found.masks,
+    }
+    for name, count in counts.items():
+        if count is None:
+            yield name, "not counted: the base's tokenizer is not here"
+        elif count:
+            yield name, f"{count:,}"
+
+
+def _sizes(sizes: Counter[Size]) -> str:
+    if not sizes:
+        return "none could be read"
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    smallest, largest = (f"{width} × {height}" for width, height in (ordered[0], ordered[-1]))
+    return smallest if len(ordered) == 1 else f"{smallest} to {largest}, {len(ordered):,} different ones"

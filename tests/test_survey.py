@@ -1,0 +1,135 @@
+"""`imprompt train --check`: what is said of data and of what a run needs."""
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from rich.console import Console
+
+import data_sets
+import tiny
+from imprompt import mini
+from imprompt.errors import DataError
+from imprompt.training import survey as surveying
+from imprompt.training.config import TrainingConfig, parse_config
+from imprompt.training.estimates import Work, cached_bytes, count_work, read_shapes, step_memory
+from imprompt.training.survey import print_survey, size_in_words, survey, time_in_words
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counting of the base's work takes seconds, and is tested alone."""
+    monkeypatch.setattr(surveying, "count_work", lambda config, shapes: Work(4, 3, 2, 1))
+
+
+def config(source: str, **groups: Any) -> TrainingConfig:
+    data = {"source": source, **groups.pop("data", {})}
+    return parse_config({"preset": "mini", "output": "run", "data": data, **groups}, "test")
+
+
+def said(found: surveying.Survey) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_survey(found, console)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_survey_counts_what_is_there(tmp_path: Path) -> None:
+    source = data_sets.write_folder(tmp_path, count=6)
+    (tmp_path / "000000.txt").write_text("")
+    (tmp_path / "000001.txt").write_text("word " * 100)
+    (tmp_path / "000003.png").write_bytes(b"no picture")
+    (tmp_path / "000004.txt").unlink()
+    for suffix in ("png", "txt"):
+        shutil.copy(tmp_path / f"000005.{suffix}", tmp_path / f"000006.{suffix}")
+    found = survey(config(source))
+    assert (found.count, found.looked_at, found.references, found.duplicates) == (7, 7, 1, 1)
+    assert (found.without_caption, found.cut_captions, found.enlarged) == (1, 1, 5)
+    assert found.buckets == {(64, 64): 5}
+    assert found.sizes == {(32, 31): 1, (41, 31): 1, (50, 31): 3}
+    assert [fault.name for fault in found.faults] == [str(tmp_path / f"00000{n}.png") for n in (3, 4)]
+    text = said(found)
+    assert "at least" in found.estimates["time"]
+    assert "2 (28.57%; above 1 % training stops)" in text
+    assert "the picture is not a picture: its content is not PNG" in text
+    assert "there is no 000004.txt" in text
+    assert "32 × 31 to 50 × 31, 3 different ones" in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_buckets_are_counted(tmp_path: Path) -> None:
+    found = survey(config(data_sets.write_folder(tmp_path), data={"buckets": True, "bucket_step": 8}))
+    assert sum(found.buckets.values()) == 5
+    assert len(found.buckets) > 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_of_much_data_an_even_share_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surveying, "LOOKED_AT", 6)
+    monkeypatch.setattr(surveying, "PART_SIZE", 2)
+    progress: list[tuple[int, int]] = []
+    source = data_sets.write_folder(tmp_path, count=20)
+    found = survey(config(source), lambda done, total: progress.append((done, total)))
+    assert (found.count, found.looked_at) == (20, 6)
+    assert progress[-1] == (6, 6)
+    assert "20; looked at 6, evenly spread" in said(found)
+
+
+def test_a_source_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(DataError, match="there is no nowhere"):
+        survey(config("nowhere"))
+
+
+def test_a_base_that_is_not_here_leaves_the_estimate_open(tmp_path: Path) -> None:
+    source = data_sets.write_folder(tmp_path)
+    found = survey(config(source, base={"model": str(tmp_path), "image_encoder": str(tmp_path)}))
+    assert found.cut_captions is None
+    assert "not known" in found.estimates["memory, time"]
+    assert "the base's tokenizer is not here" in said(found)
+
+
+@pytest.mark.usefixtures("quick")
+def test_missing_faces_are_counted_where_they_are_needed(tmp_path: Path) -> None:
+    found = survey(config(data_sets.write_folder(tmp_path), adapter={"variant": "faceid"}))
+    assert found.without_face == 5
+
+
+def test_the_work_on_the_embedded_base_is_counted_on_its_real_shapes() -> None:
+    run = config("x")
+    shapes = read_shapes(run)
+    work = count_work(run, shapes)
+    unet = UNet2DConditionModel.from_pretrained(mini.WEIGHTS / "base" / "unet")
+    assert work.frozen == sum(parameter.numel() for parameter in unet.parameters())
+    layers = mini.adapter().layers
+    assert work.trained == sum(parameter.numel() for parameter in layers.parameters())
+    # 2 × 32 × 8 × 8 latents, 24 × 192 of text, 256 of the embedding; 4 bytes each
+    assert cached_bytes(run, shapes) == 4 * (2 * 32 * 8 * 8 + 24 * 192 + 256)
+    assert work.activations > 100_000
+    one, two = (step_memory(config("x", training={"passes": n}), work, on_cpu=True) for n in (1, 2))
+    assert one - two == 4 * 32 * work.activations
+
+
+def test_the_shapes_of_sdxl_are_read_from_its_folder(tmp_path: Path) -> None:
+    tiny.xl_pipeline().save_pretrained(tmp_path / "base")
+    tiny.vision_model().save_pretrained(tmp_path / "encoder")
+    base = {"model": str(tmp_path / "base"), "image_encoder": str(tmp_path / "encoder")}
+    run = config("x", base=base, data={"size": 16}, adapter={"variant": "plus", "tokens": 16})
+    shapes = read_shapes(run)
+    assert (shapes.text_width, shapes.pooled_width, shapes.shrink) == (28, 16, 2)
+    assert shapes.inputs == 5 * 24  # (28 / 14)² patches and the class token, 24 wide
+    assert count_work(run, shapes).operations > 0
+
+
+def test_amounts_are_said_in_few_digits() -> None:
+    assert [size_in_words(n) for n in (0, 35840, 2.5e12)] == ["0 bytes", "35.8 kB", "2.5 TB"]
+    assert [time_in_words(n) for n in (5, 90, 7200, 864000)] == [
+        "5 seconds",
+        "1.5 minutes",
+        "2 hours",
+        "10 days",
+    ]
