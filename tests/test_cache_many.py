@@ -1,6 +1,7 @@
 """The cache made by several processes and by Ray: the same bytes, and nothing twice."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 import cache_parts
 from cache_parts import Sources
 from conftest import ToyModel
-from imprompt.errors import DataError, TrainingError
 from imprompt.training.cache import build_cache
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import load_frozen
@@ -48,3 +48,42 @@ def test_two_processes_make_the_same_bytes_as_one_and_a_killed_one_loses_only_it
     assert read.pop("part-3") == 2
     assert set(read.values()) == {1}
     assert len(read) == 7
+
+
+@pytest.fixture
+def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Ray on this machine, with two processes, and no word to anybody outside."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=80 * 1024**2,
+        _node_ip_address="127.0.0.1",
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_makes_the_same_bytes_and_a_killed_task_loses_only_its_part(
+    tmp_path: Path, toy: ToyModel, sources: Sources, ray: Any
+) -> None:
+    sources.read["things"] = cache_parts.samples(22)
+    alone, together = tmp_path / "1", tmp_path / "2"
+    build_cache(config(alone, toy), load_frozen(config(alone, toy), "cpu"))
+    sources.log, sources.kills = str(tmp_path / "log"), 2
+    tasks = config(together, toy, engine="ray", workers=2)
+    built = build_cache(tasks, load_frozen(tasks, "cpu"))
+    assert shards(together) == shards(alone)
+    assert len(built) == 22
+    read = times_read(tmp_path / "log")
+    assert read.pop("part-2") == 2
+    assert set(read.values()) == {1}
+    assert len(read) == 5

@@ -71,7 +71,7 @@ class FrozenBase:
         autoencoder = cast(Any, pipe).vae
         encodes_in = encoding_dtype(dtype, autoencoder)
         apart = None if encodes_in == dtype else copy.deepcopy(autoencoder).to(device).to(encodes_in)
-        with _quiet("diffusers"):  # it warns of parts to keep in float32, though there are none
+        with quiet("diffusers"):  # it warns of parts to keep in float32, though there are none
             self.pipe: Any = pipe.to(device, dtype)
         self.pipe.set_progress_bar_config(disable=True)
         self.autoencoder: Any = self.pipe.vae if apart is None else apart
@@ -131,7 +131,7 @@ class FrozenBase:
         Returns:
             "text_embeddings", "batch length width"; for SDXL and Kolors also "pooled_text", "batch width"
         """
-        with _quiet("diffusers", "transformers"):  # they would name every caption that is cut
+        with quiet("diffusers", "transformers"):  # they would name every caption that is cut
             made = self.pipe.encode_prompt(
                 prompt=list(captions),
                 device=self.device,
@@ -280,9 +280,10 @@ def _vocabulary(tokenizer: Any) -> list[object]:
 
 
 @contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Let libraries report errors only."""
+def quiet(*names: str) -> Iterator[None]:
+    """Let libraries report errors only. Changing a level costs time: not again where it is so."""
     loggers = [logging.getLogger(name) for name in names]
+    loggers = [logger for logger in loggers if logger.level < logging.ERROR]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
