@@ -1,7 +1,8 @@
 """The headers of a tar file, read by seeking from one to the next; contents are passed over.
 
-Ten times as fast as the standard library's reader, which matters for a thousand tar files of ten thousand
-samples. The format is POSIX's ustar with pax headers and GNU's long names.
+Three times as fast as the standard library's reader (of pax headers, as WebDataset writes them), and nothing
+is kept, which matters for a thousand tar files of ten thousand samples. The format is POSIX's ustar with pax
+headers and GNU's long names.
 """
 
 import os
