@@ -1,6 +1,7 @@
 """Adapter files as flat dictionaries of tensors: read without running code, written whole or not at all."""
 
 import dataclasses
+import json
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -58,8 +59,21 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
             return
         try:
             safetensors.torch.save_file(whole, part, {"format": "pt", **metadata})
+            _order_metadata(part)
         except safetensors.SafetensorError as error:  # how it reports a full disk
             raise OutputError(f"{path} cannot be written: {error}") from error
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort a safetensors file's metadata: its writer shuffles them, and equal content shall be equal bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the writer escapes no more than we do; spaces fill up what it padded
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _head(path: Path) -> bytes:

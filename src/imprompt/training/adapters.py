@@ -1,6 +1,7 @@
 """`imprompt train`: configuration → frozen base → cache → adapter → run, and a file that generates."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from imprompt.training.injection import ConcatenatedInjection, DecoupledInjectio
 from imprompt.training.loop import Run
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
-from imprompt.training.watching import write_page
+from imprompt.training.watching import write_card, write_page
 
 CONFIG_FILE = "config.json"
 
@@ -67,7 +68,7 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
     if weights_fingerprint(base.unet) != frozen_before:
         raise AssertionError("the frozen U-Net has changed in training: a defect of imprompt")
     if finished and processes.is_main_process:
-        pass
+        write_card(folder)
     return folder
 
 
@@ -186,8 +187,9 @@ def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjectio
     random = torch.Generator().manual_seed(config.training.seed)
     embedding_dim = base.image_encoder.embedding_dim if base.image_encoder else 0
     feature_dim = base.image_encoder.feature_dim if base.image_encoder else 0
-    # As published: 768 wide inside for SD1.5, 1280 for the wider text of SDXL and Kolors.
-    shape = PerceiverShape(width=min(context_dim, 1280))
+    # As published: 768 wide inside for SD1.5, 1280 for the wider text of SDXL and Kolors; heads 64 wide.
+    width = min(context_dim, 1280)
+    shape = PerceiverShape(width=width, head_dim=math.gcd(width, 64))
     if adapter.variant == "base":
         return LinearProjection(embedding_dim, context_dim, adapter.tokens, generator=random)
     if adapter.variant == "plus":
@@ -197,4 +199,8 @@ def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjectio
     if adapter.variant == "faceid":
         return FaceProjection(context_dim, adapter.tokens, generator=random)
     version = 2 if adapter.variant == "faceid-plusv2" else 1
-    return FacePlusProjection(feature_dim, context_dim, adapter.tokens, version=version, generator=random)
+    # A FaceID-Plus perceiver is as wide as the text: its queries are tokens.
+    shape = PerceiverShape(width=context_dim, head_dim=math.gcd(context_dim, 64))
+    return FacePlusProjection(
+        feature_dim, context_dim, adapter.tokens, version=version, shape=shape, generator=random
+    )

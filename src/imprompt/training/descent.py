@@ -161,12 +161,13 @@ class Descent:
     def state(self) -> dict[str, Any]:
         """Everything that an exact continuation needs; on the CPU."""
         state: dict[str, Any] = {
-            "trained": [p.detach().cpu() for p in self.trained],
+            # Copies: on a CPU they would change when averages stand in the weights' place.
+            "trained": [p.detach().to("cpu", copy=True) for p in self.trained],
             "optimizer": self.optimizer.state_dict(),
             "counters": {name: float(value) for name, value in self.counters.items()},
         }
         if self.settings.ema_decay:
-            state["averaged"] = [average.cpu() for average in self.averaged]
+            state["averaged"] = [average.to("cpu", copy=True) for average in self.averaged]
         return state
 
     def load(self, state: Mapping[str, Any]) -> None:
