@@ -161,11 +161,39 @@ def test_the_metadata_says_what_the_file_is(adapter: ImagePromptAdapter, tmp_pat
         "tokens": "4",
         "takes": f"image_embedding {tiny.EMBEDDING_DIM}",
         "context_dim": str(tiny.SD_CONTEXT),
+        "unconditional": "image_embedding: zeros",
         "encoder": "our own",
         "recipe": "mini",
     }
     assert found.encoder == f"our own, {tiny.EMBEDDING_DIM} wide"
     assert found.layout == "official layout (safetensors)"
+
+
+def test_equal_adapters_are_equal_files(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    for name in "ab":
+        for _ in range(8):  # the writer of safetensors shuffles its metadata
+            save_adapter(adapter, tmp_path / f"{name}.safetensors", {"encoder": "our own", "recipe": "mini"})
+            assert (tmp_path / "a.safetensors").read_bytes() == (
+                tmp_path / f"{name}.safetensors"
+            ).read_bytes()
+
+
+def test_a_file_that_names_the_minis_encoder_loads_with_it(tmp_path: Path) -> None:
+    shipped = load_adapter("mini")
+    save_adapter(shipped, tmp_path / "a.safetensors", {"image_encoder": "mini"})
+    assert load_adapter(tmp_path / "a.safetensors").image_encoder is not None
+    save_adapter(shipped, tmp_path / "b.safetensors", {"image_encoder": "a folder somewhere"})
+    assert load_adapter(tmp_path / "b.safetensors").image_encoder is None
+
+
+def test_another_form_of_no_image_is_refused(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "a.safetensors")
+    safetensors.torch.save_file(tensors, tmp_path / "b.safetensors", {"unconditional": "a black picture"})
+    with pytest.raises(
+        CheckpointError, match=r"another form of no image \('a black picture'\) than imprompt"
+    ):
+        load_adapter(tmp_path / "b.safetensors", image_encoder=None)
 
 
 # Wrong files

@@ -69,7 +69,7 @@ def digest(run: Path) -> dict[str, str]:
 
 
 def test_twenty_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_path: Path) -> None:
-    """Kill -9 at random moments and inside saves; the cache is there, the adapter ends the same to the bit."""
+    """Kill -9 at random moments and inside saves: the adapter ends the same to the bit."""
     rng = random.Random(0)
     seconds = training_processes.seconds_of(training_processes.train, elsewhere(settings, tmp_path / "timed"))
     kills, run, places = 0, 0, list(training_processes.WHERE)

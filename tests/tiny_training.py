@@ -1,4 +1,4 @@
-"""A training run in seconds: a tiny base and image encoder as folders, a few pictures, and a configuration."""
+"""A training run in seconds: a tiny base and image encoder in folders, a few pictures, a configuration."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils.tensorboard  # noqa: F401  (imported beforehand, for all)
+import torch.utils.tensorboard
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (  # noqa: F401
     StableDiffusionPipeline,
 )
@@ -28,7 +28,7 @@ from imprompt.training.config import parse_config
 
 _SERVER = get_context("forkserver")
 _SERVER.set_forkserver_preload(["training_processes"])
-# The server does not look where we do (python/cpython#117657); without this it would import nothing beforehand.
+# The server does not look where pytest does; without this it would import nothing beforehand.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
@@ -59,8 +59,7 @@ def train(values: dict[str, Any]) -> None:
 
 
 def train_until_killed(values: dict[str, Any], where: str, save: int) -> None:
-    """Train, and be killed inside one of the first saves of this process: while a file is written, before it is
-    known by its SHA-256, before it is flushed, before the folder is renamed, before old ones are removed."""
+    """Train, and be killed inside one of the first saves of this process, at a place of `WHERE`."""
     passed = iter(range(save))
 
     def die(*arguments: Any, **options: Any) -> Any:

@@ -359,7 +359,8 @@ class ImagePromptAdapter(nn.Module):
         """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
 
         For the trainer: no guidance, no repetition; a LoRA acts with strength 1. A zero row is a dropped
-        image (paper, section 3.2.2). With gradient checkpointing, call `backward` inside the context too: the layers are run again there.
+        image (paper, section 3.2.2). With gradient checkpointing, call `backward` inside the context too: the
+        layers are run again there.
 
         Args:
             inputs: encoders' output for every sample of the next forward pass; a tensor for a projection

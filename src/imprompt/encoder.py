@@ -27,6 +27,15 @@ Input = Literal["image_embedding", "image_features", "face_embedding"]
 class token first), or the embedding "d" of the face in it, which a face model makes."""
 
 
+def unconditional(takes: Collection[Input]) -> str:
+    """Say what "no image" is for a projection that takes these inputs: adapter files hold this sentence.
+
+    Training drops images by it, and the negative branch of guidance stands on it.
+    """
+    forms = {"image_features": "the features of a picture in the mean colour"}
+    return ", ".join(f"{name}: {forms.get(name, 'zeros')}" for name in sorted(takes))
+
+
 class ImageEncoder:
     """A CLIP image encoder, frozen.
 

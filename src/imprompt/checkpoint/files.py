@@ -65,7 +65,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 
 def _order_metadata(path: Path) -> None:
-    """Sort a safetensors file's metadata: its writer shuffles them, and equal content shall be equal bytes."""
+    """Sort a safetensors file's metadata, which its writer shuffles: equal content shall be equal bytes."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -20,7 +20,7 @@ from imprompt.checkpoint.projections import Version, projection_of
 from imprompt.checkpoint.published import PUBLISHED, Published, encoder_of
 from imprompt.checkpoint.recognise import Description, Recognised, lora_shapes_of, recognise
 from imprompt.checkpoint.saving import check_sound
-from imprompt.encoder import ImageEncoder, load_image_encoder
+from imprompt.encoder import ImageEncoder, load_image_encoder, unconditional
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
 from imprompt.projection import Input
 
@@ -30,6 +30,7 @@ _EMBEDDED = {"mini": ("imprompt.mini", "adapter")}
 """Adapters that imprompt brings itself: name → (module, function), imported only when asked for."""
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+):(.+)")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
 
 
 class _Source(NamedTuple):
@@ -53,8 +54,8 @@ def load_adapter(
         source: "mini" (the embedded one), the short name of a published one (`imprompt variants` lists them),
             a file, or "owner/name:file/in/repo" on the hub
         image_encoder: a model, a folder, or a hub id "owner/name:subfolder"; None for an adapter that takes
-            finished inputs only. By default the one that the adapter is known to belong to: the mini's own,
-            or for the widths of published adapters theirs, from the hub; none for other widths
+            finished inputs only. By default the one that the file names, the mini's own for the mini, or for
+            the widths of published adapters theirs, from the hub; none for other widths
         face_plus_version: of a FaceID-Plus file that is neither a published one nor one of ours: its tensors
             do not tell whether it is version 1 or 2
 
@@ -73,7 +74,8 @@ def load_adapter(
         phrase = "its own image encoder"
     else:
         adapter, description = _from_file(_local_file(name), face_plus_version)
-        known, phrase = _known_encoder(description.takes), description.encoder or ""
+        known = _said_encoder(description.metadata) or _known_encoder(description.takes)
+        phrase = description.encoder or ""
     image_encoder = known if image_encoder == "known" else image_encoder
     adapter.image_encoder = (
         None if image_encoder is None else _fitting_encoder(image_encoder, adapter, name, phrase)
@@ -115,7 +117,17 @@ def _from_file(source: _Source, asked: Version | None) -> tuple[ImagePromptAdapt
     if limit := found.description.limit:
         raise CheckpointError(f"{source.path}: {limit}")
     version = _version(source, found.description, asked)
+    _check_unconditional(source.path, found.description)
     return _built(found, file.metadata, version), found.description
+
+
+def _check_unconditional(path: Path, described: Description) -> None:
+    """Refuse a file whose "no image" is another than ours: guidance would push from what it never saw."""
+    ours = unconditional(described.takes)
+    if (said := described.metadata.get("unconditional", ours)) != ours:
+        raise CheckpointError(
+            f"{path} was trained with another form of no image ({said!r}) than imprompt uses ({ours!r})"
+        )
 
 
 def _version(source: _Source, described: Description, asked: Version | None) -> Version:
@@ -165,6 +177,15 @@ def _of_one_format(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 # The image encoder
+
+
+def _said_encoder(metadata: Mapping[str, str]) -> EncoderLike | None:
+    """The encoder that the file itself names: "mini", or one on the hub."""
+    said = metadata.get("image_encoder", "")
+    if said in _EMBEDDED:
+        module, function = _EMBEDDED[said]
+        return getattr(importlib.import_module(module), function)().image_encoder
+    return said if _HUB_ID.fullmatch(said) else None
 
 
 def _known_encoder(takes: Mapping[Input, int]) -> str | None:

@@ -8,6 +8,7 @@ from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint.files import TensorFile, read_tensors, write_tensors
 from imprompt.checkpoint.names import to_official
 from imprompt.checkpoint.recognise import Description, recognise
+from imprompt.encoder import unconditional
 from imprompt.errors import CheckpointError
 from imprompt.output import check_output
 from imprompt.projection import FacePlusProjection, ImageProjection, PatchProjection, PerceiverShape
@@ -103,6 +104,7 @@ def _facts(described: Description) -> dict[str, str]:
         "tokens": str(described.tokens),
         "takes": takes,
         "context_dim": str(described.context_dim),
+        "unconditional": unconditional(described.takes),
     }
 
 

@@ -128,7 +128,8 @@ def write_config(config: TrainingConfig, folder: Path) -> None:
 def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
     """A run at its beginning: the cache is built, the adapter made and in its place."""
     processes = PartialState()
-    samples = build_cache(config, base)
+    with processes.main_process_first():  # one builds the cache, the others find it there
+        samples = build_cache(config, base)
     injection = build_injection(config, base)
     objective = ImagePromptObjective(config, base, injection, samples)
     training = config.training

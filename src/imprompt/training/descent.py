@@ -170,6 +170,12 @@ class Descent:
             state["averaged"] = [average.to("cpu", copy=True) for average in self.averaged]
         return state
 
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Take a state's weights and moments, but go on counting what went wrong."""
+        counters = self.counters
+        self.load(state)
+        self.counters = counters | {"bad in a row": torch.zeros_like(counters["bad in a row"])}
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         write(self.trained, state["trained"])
@@ -179,8 +185,9 @@ class Descent:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, decay in zip(self.optimizer.param_groups, rates, strict=True):
             group["weight_decay"] = decay  # what the settings say now
-        for name, value in state["counters"].items():
-            self.counters[name] = torch.full_like(self.counters[name], value)
+        self.counters = {
+            name: torch.full_like(self.counters[name], value) for name, value in state["counters"].items()
+        }
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from imprompt.errors import TrainingError
 from imprompt.training.checkpoints import Checkpoints
-from imprompt.training.descent import Descent, factor_at
+from imprompt.training.descent import Descent, Trouble, factor_at
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.settings import LoopSettings
 from imprompt.training.watching import Display, RunLog, write_environment
@@ -71,7 +71,7 @@ class Run:
         self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         self.step, self.stop_asked = 0, False
         self.figures: dict[str, float] = {}
-        self.went_back_at = -1
+        self.went_back = -1, 0
         self.log: RunLog | None = None
         self.display: Display | None = None
 
@@ -188,23 +188,24 @@ class Run:
         if trouble.name:
             self.event(f"steps were skipped: the gradient of {trouble.name} was not finite")
         if trouble.in_a_row >= BAD_IN_A_ROW:
-            self.go_back(trouble.name)
+            self.go_back(trouble)
 
-    def go_back(self, name: str) -> None:
+    def go_back(self, trouble: Trouble) -> None:
         """Put the last checkpoint's weights in place; the data goes on, or the same batch would come back.
 
         Raises:
-            TrainingError: that has been done before, and not one checkpoint was reached since
+            TrainingError: that has been done before, and no step was good since
         """
-        latest = self.checkpoints.latest()
-        if latest is None or latest.step == self.went_back_at:
+        latest, name = self.checkpoints.latest(), trouble.name
+        step, skipped = self.went_back
+        if latest is None or self.step - step == trouble.skipped - skipped:
             raise TrainingError(
                 f"the gradients are not finite any more, at {name} first, and were not after going back to "
                 f"the last checkpoint either; lower training.learning_rate or use another "
                 f"training.precision than {self.settings.precision}"
             )
-        self.descent.load(self.checkpoints.load(latest))
-        self.went_back_at = latest.step
+        self.descent.go_back(self.checkpoints.load(latest))
+        self.went_back = self.step, trouble.skipped
         self.event(
             f"{BAD_IN_A_ROW} steps in a row were not finite: back to the weights of step {latest.step}"
         )

@@ -3,8 +3,8 @@
     loss = mean w_t ‖target - prediction(x_t, t, c_t, c_i)‖²       (Ye et al. 2023, equation 6)
 
 Target and weight are the base's own (`noising`). Image, text or both are dropped at times; a dropped image is
-a zero embedding before the projection, or for features those of a grey picture, and that same "no image" stands
-on the negative branch of guidance: the file says which (`unconditional`).
+a zero embedding before the projection, or for features those of a grey picture. The same "no image" stands on
+the negative branch of guidance: the file says which (`unconditional`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -223,14 +223,19 @@ class ImagePromptObjective(Objective):
 
     def metadata(self) -> dict[str, str]:
         """What the file says of its training; where things lay is nobody's business."""
-        config = self.config
-        encoder = self.base.image_encoder.name if self.base.image_encoder else ""
+        base, encoder = self.config.base, self.base.image_encoder
+        named = "mini" if base.image_encoder == "known" else without_folders(base.image_encoder)
         return {
-            "base": Path(config.base.model).name if Path(config.base.model).is_dir() else config.base.model,
+            "base": without_folders(base.model),
             "prediction": self.noising.prediction,
-            "preset": config.preset,
-            **({"encoder": encoder} if encoder else {}),
+            "preset": self.config.preset,
+            **({"image_encoder": named, "encoder": encoder.name} if encoder else {}),
         }
+
+
+def without_folders(source: str) -> str:
+    """A hub id as it is, of a local folder its last name."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 def as_pictures(thumbnails: Tensor) -> list[Image.Image]:
