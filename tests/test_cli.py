@@ -318,12 +318,20 @@ def test_variants_lists_every_short_name(imprompt: Imprompt) -> None:
         "mini",
         "mini build-data",
         "mini train",
+        "mini export",
+        "train",
     ],
 )
 def test_help_says_how_it_is_used(imprompt: Imprompt, command: str) -> None:
     code, output, error = imprompt(*command.split(), "--help")
     assert (code, error) == (0, "")
     assert f"Usage: imprompt {command}".strip() in output
+
+
+def test_an_adapter_for_a_suite_that_measures_none_is_refused(imprompt: Imprompt) -> None:
+    code, _, error = imprompt("evaluate", "figures", "--adapter", "x.safetensors")
+    assert code == 1
+    assert "--adapter has no effect on the suite 'figures'; it goes with mini" in error
 
 
 def test_help_of_generate_teaches_by_example(imprompt: Imprompt) -> None:

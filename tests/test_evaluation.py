@@ -15,8 +15,11 @@ from rich.console import Console
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
 import tiny
+from imprompt import mini
+from imprompt.checkpoint import save_adapter
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, OutputError, UnknownModel
+from imprompt.evaluation import suites
 from imprompt.evaluation.exhibits import FEATURED
 from imprompt.evaluation.grounds import GROUNDS, border_colour, name_ground
 from imprompt.evaluation.judge import Judge, load_judge
@@ -248,6 +251,22 @@ def test_an_evaluation_writes_scores_summary_and_sheets(models: Models, few: Hel
     console = Console(file=io.StringIO(), width=160)
     print_summary(summary, console)
     assert "chance" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_another_adapter_is_measured_in_the_place_of_the_models_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = mini.adapter()
+    with torch.no_grad():
+        other.projection.get_parameter("proj.bias").add_(1)
+    save_adapter(other, tmp_path / "other.safetensors", {"image_encoder": "mini"})
+    measured: list[Models] = []
+    monkeypatch.setattr(suites, "evaluate", lambda models, *_, **__: measured.append(models) or {})
+    for name in ("mini", str(tmp_path / "other.safetensors")):
+        suites.evaluate_mini(output=tmp_path / "report", adapter=name)
+    own, theirs = (models.adapter.state_dict() for models in measured)
+    assert [name for name in own if not torch.equal(own[name], theirs[name])] == ["projection.proj.bias"]
+    assert measured[1].adapter.image_encoder is not None
 
 
 def test_pictures_are_the_same_twice(models: Models, held_out: HeldOut) -> None:

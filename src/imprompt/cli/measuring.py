@@ -25,6 +25,9 @@ def evaluate(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("evaluation"),
+    adapter: Annotated[
+        str | None, typer.Option(help="An adapter for the embedded base in place of its own; mini only.")
+    ] = None,
 ) -> None:
     """Measure how well image prompts are followed, and write a report.
 
@@ -32,10 +35,15 @@ def evaluate(
 
     imprompt evaluate mini --output report
 
+    imprompt evaluate mini --adapter runs/emoji-adapter/adapter.safetensors
+
     imprompt evaluate figures --output figures
     """
     if suite not in _SUITES:
         raise ConfigError(f"there is no suite {suite!r}; the suites are: {', '.join(_SUITES)}")
+    if adapter is not None and suite != "mini":
+        raise ConfigError(f"--adapter has no effect on the suite {suite!r}; it goes with mini")
     silence_loading()
     module, function = _SUITES[suite]
-    getattr(optional(f"imprompt.evaluation.{module}", "eval"), function)(output=output)
+    chosen = {} if adapter is None else {"adapter": adapter}
+    getattr(optional(f"imprompt.evaluation.{module}", "eval"), function)(output=output, **chosen)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imprompt import mini
+from imprompt.checkpoint import load_adapter
 from imprompt.evaluation.exhibits import exhibited_references, exhibits, write_every_concept, write_exhibits
 from imprompt.evaluation.judge import load_judge
 from imprompt.evaluation.pictures import Drawing, HeldOut, light_copy, load_held_out
@@ -41,6 +42,7 @@ def evaluate_mini(
     *,
     output: Path,
     weights: Path | None = None,
+    adapter: str = "mini",
     seeds: int = 4,
     steps: int = 25,
     guidance_scale: float = 7.5,
@@ -55,6 +57,7 @@ def evaluate_mini(
     Args:
         output: a folder, made if it is not there
         weights: folder of the embedded model, if not the shipped one
+        adapter: another adapter for it: a file, as `imprompt train` writes it; "mini" is the model's own
         seeds: pictures of each concept with image prompt alone; the other conditions get one
         steps: denoising steps
         guidance_scale: w
@@ -63,14 +66,15 @@ def evaluate_mini(
 
     Raises:
         OutputError: the folder cannot be written
-        UnknownModel: weights or judge are not there
+        UnknownModel: weights, judge or adapter are not there
+        CheckpointError, AdapterMismatch: no adapter, or one for another base
     """
     make_folder(output)
     folder = mini.WEIGHTS if weights is None else weights
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judge = load_judge(folder / "judge")
-    adapter = mini.adapter(weights=folder).to(device)
-    models = Models(mini.pipeline(weights=folder).to(device), adapter, judge)
+    measured = mini.adapter(weights=folder) if adapter == "mini" else load_adapter(adapter).float()
+    models = Models(mini.pipeline(weights=folder).to(device), measured.to(device), judge)
     settings = Settings(seeds=seeds, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size)
     return evaluate(models, load_held_out(), settings, output=output, concepts=concepts)
 

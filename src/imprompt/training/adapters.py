@@ -23,14 +23,14 @@ from imprompt.projection import (
     ResamplerProjection,
 )
 from imprompt.training.batches import PromptBatch, PromptBatches, loader
-from imprompt.training.cache import build_cache
+from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import TAKES, FrozenBase, load_frozen, weights_fingerprint
 from imprompt.training.injection import ConcatenatedInjection, DecoupledInjection, Injection
 from imprompt.training.loop import Run
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
-from imprompt.training.watching import write_card, write_page
+from imprompt.training.watching import counted, write_card, write_page
 
 CONFIG_FILE = "config.json"
 
@@ -74,10 +74,16 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
 
 def cache_alone(config: TrainingConfig) -> str:
     """Build the cache, and say what it holds."""
-    samples = build_cache(config, load_frozen(config, PartialState().device))
+    samples = cached(config, load_frozen(config, PartialState().device))
     return (
         f"{len(samples.train):,} samples to train on and {len(samples.held_out):,} held out are in the cache"
     )
+
+
+def cached(config: TrainingConfig, base: FrozenBase) -> CachedSamples | LiveSamples:
+    """The run's samples; what is missing of the cache is made, which may take long."""
+    with counted("caching") as progress:
+        return build_cache(config, base, progress)
 
 
 def check_folder(config: TrainingConfig, resume: bool) -> None:
@@ -129,7 +135,7 @@ def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
     """A run at its beginning: the cache is built, the adapter made and in its place."""
     processes = PartialState()
     with processes.main_process_first():  # one builds the cache, the others find it there
-        samples = build_cache(config, base)
+        samples = cached(config, base)
     injection = build_injection(config, base)
     objective = ImagePromptObjective(config, base, injection, samples)
     training = config.training
