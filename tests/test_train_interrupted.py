@@ -56,7 +56,7 @@ def digest(run: Path) -> dict[str, str]:
     latest = Checkpoints(run / "checkpoints", 2).latest()
     assert latest is not None
     state = Checkpoints(run / "checkpoints", 2).load(latest)
-    tensors = [*state["trained"], *state["averaged"]]
+    tensors = [*state.get("trained", []), *state.get("averaged", [])]
     moments = state["optimizer"]["state"]
     tensors += [moments[i][name] for i in sorted(moments) for name in ("step", "exp_avg", "exp_avg_sq")]
     whole = hashlib.sha256()
@@ -116,6 +116,26 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
     monkeypatch.undo()
     training_processes.finished(training_processes.train, target)
     assert digest(tmp_path / "run") == digest(whole)
+
+
+def test_without_an_average_the_adapters_file_holds_the_weights_once(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = settings | {"training": settings["training"] | {"ema_decay": 0.0}}
+    whole, parts = (elsewhere(plain, tmp_path / name) for name in ("whole", "parts"))
+    training_processes.finished(training_processes.train, whole)
+    short = parts | {"training": plain["training"] | {"steps": 4}}
+    training_processes.finished(training_processes.train, short)
+    training_processes.finished(training_processes.train, parts)
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    latest = Checkpoints(tmp_path / "parts" / "checkpoints", 2).latest()
+    assert latest is not None
+    weights = sum(
+        p.numel()
+        for p in load_adapter(tmp_path / "parts" / "adapter.safetensors", image_encoder=None).parameters()
+    )
+    # Weights and two moments in float32, and nothing else of that size.
+    assert sum(path.stat().st_size for path in latest.folder.iterdir()) < 3 * 4 * weights + 20_000
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(

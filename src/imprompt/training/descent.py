@@ -158,14 +158,20 @@ class Descent:
         finally:
             write(self.trained, current)
 
-    def state(self) -> dict[str, Any]:
-        """Everything that an exact continuation needs; on the CPU."""
+    def state(self, *, with_weights: bool = True) -> dict[str, Any]:
+        """Everything that an exact continuation needs; on the CPU.
+
+        Args:
+            with_weights: False where the objective writes the trained weights themselves
+        """
         state: dict[str, Any] = {
-            # Copies: on a CPU they would change when averages stand in the weights' place.
-            "trained": [p.detach().to("cpu", copy=True) for p in self.trained],
+            "shapes": [tuple(p.shape) for p in self.trained],
             "optimizer": self.optimizer.state_dict(),
             "counters": {name: float(value) for name, value in self.counters.items()},
         }
+        # Copies: on a CPU the weights would change when averages stand in their place.
+        if with_weights:
+            state["trained"] = [p.detach().to("cpu", copy=True) for p in self.trained]
         if self.settings.ema_decay:
             state["averaged"] = [average.to("cpu", copy=True) for average in self.averaged]
         return state
@@ -177,10 +183,11 @@ class Descent:
         self.counters = counters | {"bad in a row": torch.zeros_like(counters["bad in a row"])}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        write(self.trained, state["trained"])
+        """Go on from a state; weights that it does not hold are in place already."""
+        if "trained" in state:
+            write(self.trained, state["trained"])
         if self.settings.ema_decay:
-            write(self.averaged, state.get("averaged", state["trained"]))
+            write(self.averaged, state["averaged"])
         rates = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, decay in zip(self.optimizer.param_groups, rates, strict=True):

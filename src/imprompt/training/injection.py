@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.checkpoint import save_adapter
-from imprompt.checkpoint.files import write_tensors
+from imprompt.checkpoint import from_official, save_adapter
+from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.encoder import Input
 from imprompt.projection import ImageProjection
@@ -61,6 +61,10 @@ class Injection:
         """Write the trained weights as a safetensors file."""
         raise NotImplementedError
 
+    def restore(self, path: Path) -> None:
+        """Read what `save` wrote into the trained weights."""
+        raise NotImplementedError
+
 
 class DecoupledInjection(Injection):
     """The method: an adapter, attached to the base's pipeline for good."""
@@ -86,6 +90,10 @@ class DecoupledInjection(Injection):
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write an adapter in the official layout."""
         save_adapter(self.trained, path, metadata)
+
+    def restore(self, path: Path) -> None:
+        """Read the adapter's file."""
+        self.trained.load_state_dict(from_official(read_tensors(path).tensors))
 
 
 class ConcatenatedInjection(Injection):
@@ -140,6 +148,11 @@ class ConcatenatedInjection(Injection):
         """Write the projection alone, under the official layout's names; it is no adapter without layers."""
         tensors = {f"image_proj.{name}": value for name, value in self.trained.state_dict().items()}
         write_tensors(tensors, path, {"injection": "concatenated", **metadata})
+
+    def restore(self, path: Path) -> None:
+        """Read the projection's tensors."""
+        tensors = read_tensors(path).tensors
+        self.trained.load_state_dict({n.removeprefix("image_proj."): value for n, value in tensors.items()})
 
 
 def denoised(unet: Any, noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from imprompt.errors import TrainingError
-from imprompt.training.checkpoints import Checkpoints
+from imprompt.training.checkpoints import Checkpoint, Checkpoints
 from imprompt.training.descent import Descent, Trouble, factor_at
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.settings import LoopSettings
@@ -81,11 +81,22 @@ class Run:
         """Go on from the latest checkpoint, if there is one; says whether there was."""
         if (latest := self.checkpoints.latest()) is None:
             return False
-        state = self.checkpoints.load(latest)
-        self.check_state(state)
+        state = self.read(latest)
         self.descent.load(state)
         self.step, self.figures = state["step"], dict(state["figures"])
         return True
+
+    def read(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """A checkpoint's state; if it does not hold the weights, they are put in place.
+
+        Raises:
+            TrainingError: see `check_state`
+        """
+        state = self.checkpoints.load(checkpoint)
+        self.check_state(state)
+        if "trained" not in state:
+            self.objective.restore(checkpoint.folder)
+        return state
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of something else.
@@ -93,9 +104,7 @@ class Run:
         Raises:
             TrainingError: other weights than this run trains, or more steps than it has
         """
-        there, here = (
-            [tuple(p.shape) for p in weights] for weights in (state["trained"], self.descent.trained)
-        )
+        there, here = state["shapes"], [tuple(p.shape) for p in self.descent.trained]
         if there != here:
             raise TrainingError(
                 f"the checkpoints in {self.checkpoints.folder} are of another model ({len(there)} trained "
@@ -204,7 +213,7 @@ class Run:
                 f"the last checkpoint either; lower training.learning_rate or use another "
                 f"training.precision than {self.settings.precision}"
             )
-        self.descent.go_back(self.checkpoints.load(latest))
+        self.descent.go_back(self.read(latest))
         self.went_back = self.step, trouble.skipped
         self.event(
             f"{BAD_IN_A_ROW} steps in a row were not finite: back to the weights of step {latest.step}"
@@ -233,7 +242,9 @@ class Run:
         """A checkpoint; the main process writes it."""
         if not self.is_main:
             return
-        state = {"step": self.step, "figures": self.figures, **self.descent.state()}
+        # Without an average the file of the model holds the very weights: a third of the room.
+        apart = bool(self.settings.ema_decay) or not self.objective.restores
+        state = {"step": self.step, "figures": self.figures, **self.descent.state(with_weights=apart)}
         with self.descent.averages_in_place():
             self.checkpoints.save(self.step, state, self.figures, self.objective.save)
 

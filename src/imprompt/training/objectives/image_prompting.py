@@ -47,6 +47,8 @@ class ImagePromptObjective(Objective):
         samples: the cache, with its held-out rows
     """
 
+    restores = True
+
     def __init__(self, config: TrainingConfig, base: FrozenBase, injection: Injection, samples: Any) -> None:
         super().__init__()
         self.config, self.base, self.injection, self.samples = config, base, injection, samples
@@ -216,6 +218,10 @@ class ImagePromptObjective(Objective):
     def save(self, folder: Path) -> None:
         """An adapter file that generates at once."""
         self.injection.save(folder / ADAPTER_FILE, self.metadata())
+
+    def restore(self, folder: Path) -> None:
+        """The weights of a checkpoint's adapter file."""
+        self.injection.restore(folder / ADAPTER_FILE)
 
     def export(self, output: Path) -> None:
         """The finished adapter."""

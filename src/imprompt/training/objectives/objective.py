@@ -15,9 +15,11 @@ class Objective(nn.Module):
 
     Attributes:
         autocasts: whether "bf16" and "fp16" mean autocasting of float32 weights, or are seen to by itself
+        restores: whether `restore` brings back, to the bit, what `save` wrote
     """
 
     autocasts = False
+    restores = False
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, with learning rates, as the optimiser wants it; "name" is for the log."""
@@ -47,6 +49,10 @@ class Objective(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the model into a checkpoint's folder, if it is of use before the run's end."""
+
+    def restore(self, folder: Path) -> None:
+        """Put the weights that `save` wrote in place again."""
+        raise NotImplementedError
 
     def export(self, output: Path) -> None:
         """Write the finished model."""
