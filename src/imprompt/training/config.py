@@ -39,7 +39,9 @@ class AdapterSettings(Closed):
     """What is trained."""
 
     variant: Variant = "base"
+    """What the adapter takes of a reference, and so its projection."""
     tokens: int = Field(default=4, ge=1)
+    """Image tokens; "full-face" has one for each patch of the encoder."""
     injection: Injection = "decoupled"
     """"concatenated" is the paper's simple adapter: image tokens behind the text's; for comparison only."""
     lora_rank: int = Field(default=0, ge=0)
@@ -52,7 +54,9 @@ class Columns(Closed):
     """What the data calls its columns (in a WebDataset: the files' suffixes)."""
 
     image: str = "image"
+    """The target; tables may also say image_file or file_name."""
     text: str = "text"
+    """The caption; empty says that there are none."""
     reference: str = "reference"
     """A picture, or a list of them, to prompt with in place of the target; optional."""
     mask: str = "mask"
@@ -76,6 +80,7 @@ class DataSettings(Closed):
     buckets: bool = False
     """Targets keep about their proportions instead of being cut to squares."""
     bucket_step: int = Field(default=64, ge=8)
+    """Sides of buckets are multiples of this, in pixels."""
     longest: float = Field(default=2.0, ge=1)
     """The longest bucket's longer side over its shorter one."""
     reference_crop: Literal["centre", "pad", "stretch"] = "centre"
@@ -94,12 +99,15 @@ class CacheSettings(Closed):
     folder: str = ""
     """By default `cache` beside the run's folder."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
+    """Of what is kept."""
     text: Literal["states", "captions"] = "states"
     """"captions" keeps the text only (a thousandth of the space) and encodes it at every step."""
     shard_size: int = Field(default=512, ge=1)
+    """Samples in a file: what is lost if a worker dies."""
     batch_size: int = Field(default=8, ge=1)
     """Pictures that go through a frozen model together."""
     engine: Literal["processes", "ray"] = "processes"
+    """Who computes it: processes of this machine, or Ray."""
     workers: int = Field(default=1, ge=1)
     """Processes, or Ray tasks at a time."""
 
@@ -108,14 +116,21 @@ class LossSettings(Closed):
     """The base's own loss, with conditions dropped now and then so that guidance can be used."""
 
     image_drop: float = Field(default=0.05, ge=0, le=1)
+    """How often the image alone is dropped."""
     text_drop: float = Field(default=0.05, ge=0, le=1)
+    """How often the text alone is dropped."""
     both_drop: float = Field(default=0.05, ge=0, le=1)
+    """How often both are dropped."""
     weighting: Literal["none", "min-snr"] = "none"
+    """Of noise levels (Hang et al. 2023)."""
     min_snr_gamma: float = Field(default=5.0, gt=0)
+    """γ of min-SNR."""
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    """How noise levels are drawn."""
     timestep_location: float = 0.0
     """Centre of logit-normal times; above 0 is towards noise."""
     noise_offset: float = Field(default=0.0, ge=0)
+    """How much of one number for each channel is added to the noise."""
 
     @model_validator(mode="after")
     def _drops_fit(self) -> "LossSettings":
@@ -132,6 +147,7 @@ class AdapterLoop(LoopSettings):
     schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does between warm-up and cool-down; "cosine" falls to zero at the last step."""
     gradient_checkpointing: bool = False
+    """Compute the U-Net's activations again on the way back: less memory, half as much work again."""
     loader_workers: int = Field(default=0, ge=0)
     """Processes that read the cache ahead; 0 reads in this one."""
     check_every: int = Field(default=100, ge=1)
@@ -146,8 +162,11 @@ class WatchSettings(Closed):
     prompts: tuple[str, ...] = ("",)
     """Each reference is drawn with each prompt; "own" is the sample's own caption."""
     scales: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Each prompt is drawn at each λ."""
     sampling_steps: int = Field(default=25, ge=1)
+    """Of each picture in a sample grid."""
     guidance_scale: float = 7.5
+    """w, of each picture in a sample grid."""
     judge: str = ""
     """A CLIP model (folder or hub id) that measures likeness to reference and prompt; empty: the adapter's
     own image encoder, to the reference only."""
@@ -159,7 +178,9 @@ class TrainingConfig(Closed):
     """One run of `imprompt train`."""
 
     preset: str
+    """What everything that is not said comes from."""
     output: str
+    """The run's folder."""
     base: BaseSettings = BaseSettings()
     adapter: AdapterSettings = AdapterSettings()
     data: DataSettings = DataSettings()

@@ -1,0 +1,14 @@
+"""Training: what made the embedded model, and `imprompt train`, which makes adapters for any base.
+
+presets, settings, config   what a run is told: one TOML file, typed and closed
+samples, targets            raw data → samples, in parts → pictures of the size that the base learns
+frozen, cache               everything that does not learn, computed once and kept in shards
+survey, estimates           --check: the data, and memory and time, before any work
+order, batches, noising     which samples a step sees; their noise; what the base is to predict
+injection, objectives       what learns, where it stands in the base, its loss
+descent, checkpoints, loop  one step; what is kept of a run; a run from its start, or its last checkpoint
+likeness, watching          what is looked at meanwhile: log, terminal, page, model card
+adapters                    `imprompt train`, of all these
+emoji, styles, captions, vocabulary, data, exporting      the embedded model's pictures and texts
+recipe, stages, held_out, shipping, sheets                its own stages: `imprompt mini train`
+"""
