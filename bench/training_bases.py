@@ -12,9 +12,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from imprompt.encoder import ImageEncoder
+from imprompt import mini
+from imprompt.encoder import ImageEncoder, load_image_encoder
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import DTYPES, FrozenBase, load_frozen
+from imprompt.training.frozen import DTYPES, FrozenBase
 
 
 class Case(NamedTuple):
@@ -60,7 +61,8 @@ def tests_models() -> Any:
 
 def embedded_base(config: TrainingConfig, device: torch.device) -> FrozenBase:
     """The embedded model."""
-    return load_frozen(config, device)
+    encoder = load_image_encoder(mini.WEIGHTS / "image_encoder")
+    return FrozenBase(mini.pipeline(), encoder, device=device, dtype=DTYPES[config.training.precision])
 
 
 def sd15_base(config: TrainingConfig, device: torch.device) -> FrozenBase:

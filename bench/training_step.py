@@ -1,6 +1,7 @@
 """Seconds per training sample: `imprompt train` against the official script's step, interleaved in one run.
 
     python bench/training_step.py [--model tiny|embedded|sd15] [--size N] [--batch N] [--rounds N] [--json]
+    python bench/training_step.py --model sd15 --batch 8 --steps 10 --rounds 10        on a GPU
 
 The reference (`reference_step.py`) puts pictures through the frozen encoders at every step; ours is the
 trainer's own loop, on its cache. Both have the same frozen weights, samples and noise, and start from the
