@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from hypothesis import settings
 
+import faults
 import matrix
 import tiny
 from imprompt import cli, generation
@@ -118,6 +119,17 @@ def imprompt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
+# Two processes: a file's tests stay together, and so do all that docs/pipelines.md is written from.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        stem = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("pipelines" if stem.startswith("test_pipelines") else stem))
+        if (number := faults.number_of(item)) is not None:
+            item.user_properties.append(("fault", number))
+
+
 # docs/pipelines.md
 
 
@@ -128,6 +140,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cell(pipeline, features, refused): cells of docs/pipelines.md")
     config.stash[matrix.OUTCOMES] = {}
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(faults.Tally(), "faults")
 
 
 @pytest.hookimpl(wrapper=True)

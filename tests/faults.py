@@ -34,23 +34,33 @@ def fault(number: int) -> Callable[[Test], Test]:
 
 
 class Tally:
-    """Counts, while pytest runs, the faults whose tests have all passed; and prints it at the end."""
+    """Counts, while pytest runs, the faults whose tests have all passed; and prints it at the end.
+
+    A test says with its report which fault it is about: it may have run in another process.
+    """
 
     def __init__(self) -> None:
         self.passed: dict[int, bool] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        number = FAULTS.get(report.nodeid.rpartition("::")[2].partition("[")[0])
-        if number and "test_faults.py" in report.nodeid and (report.when == "call" or not report.passed):
+        number = dict(report.user_properties).get("fault")
+        if isinstance(number, int) and (report.when == "call" or not report.passed):
             self.passed[number] = self.passed.get(number, True) and report.passed
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.passed:
+            return
         failed = sorted(number for number, passed in self.passed.items() if not passed)
         count = f"{len(self.passed) - len(failed)} of {COUNT}"
         terminalreporter.write_line(
             f"faults of the reference implementations that imprompt is without: {count}"
             + (f" (not {', '.join(map(str, failed))})" if failed else "")
         )
+
+
+def number_of(item: pytest.Item) -> int | None:
+    """The fault that a test is about."""
+    return FAULTS.get(item.name.partition("[")[0]) if item.path.stem == "test_faults" else None
 
 
 def assert_close(one: Tensor, other: Tensor, within: float = 1e-5) -> None:

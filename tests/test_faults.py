@@ -27,7 +27,6 @@ import tiny
 from faults import (
     COUNT,
     FAULTS,
-    Tally,
     assert_close,
     assert_differ,
     attentions,
@@ -56,11 +55,6 @@ from imprompt.projection import FacePlusProjection, LinearProjection, PerceiverS
 from imprompt.reference import Reference
 from test_documents import blocks
 from test_parity import for_diffusers, official
-
-
-@pytest.fixture(scope="session", autouse=True)
-def tally(pytestconfig: pytest.Config) -> None:
-    pytestconfig.pluginmanager.register(Tally(), "faults")
 
 
 def test_every_fault_has_a_test() -> None:
