@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
@@ -30,6 +29,7 @@ from imprompt.training.injection import ConcatenatedInjection, DecoupledInjectio
 from imprompt.training.loop import Run
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
+from imprompt.training.ranks import this_process
 from imprompt.training.watching import counted, write_card, write_page
 
 CONFIG_FILE = "config.json"
@@ -46,7 +46,7 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
         ConfigError: a folder with checkpoints, and `resume` not given, or other settings than theirs
         DataError, UnknownModel, AdapterMismatch, OutputError, TrainingError: what they say
     """
-    processes, folder = PartialState(), Path(config.output)
+    processes, folder = this_process(), Path(config.output)
     check_folder(config, resume)
     if config.training.batch_size % (processes.num_processes * config.training.passes):
         raise ConfigError(
@@ -74,7 +74,7 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
 
 def cache_alone(config: TrainingConfig) -> str:
     """Build the cache, and say what it holds."""
-    samples = cached(config, load_frozen(config, PartialState().device))
+    samples = cached(config, load_frozen(config, this_process().device))
     return (
         f"{len(samples.train):,} samples to train on and {len(samples.held_out):,} held out are in the cache"
     )
@@ -133,7 +133,7 @@ def write_config(config: TrainingConfig, folder: Path) -> None:
 
 def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
     """A run at its beginning: the cache is built, the adapter made and in its place."""
-    processes = PartialState()
+    processes = this_process()
     with processes.main_process_first():  # one builds the cache, the others find it there
         samples = cached(config, base)
     injection = build_injection(config, base)

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 import torch.distributed
-from accelerate import PartialState
 from torch import Tensor
 
 from imprompt.errors import TrainingError
 from imprompt.training.checkpoints import Checkpoint, Checkpoints
 from imprompt.training.descent import Descent, Trouble, factor_at
 from imprompt.training.objectives.objective import Objective
+from imprompt.training.ranks import this_process
 from imprompt.training.settings import LoopSettings
 from imprompt.training.watching import Display, RunLog, write_environment
 
@@ -63,7 +63,7 @@ class Run:
         torch.set_flush_denormal(True)
         self.settings, self.objective, self.feed, self.folder = settings, objective, feed, folder
         self.output, self.config, self.wandb = output or folder, config, wandb
-        self.processes = PartialState()
+        self.processes = this_process()
         names = {id(p): name for name, p in objective.named_parameters()}
         groups = objective.parameter_groups()
         order = [names.get(id(p), "a trained weight") for group in groups for p in group["params"]]

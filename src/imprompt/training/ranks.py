@@ -1,0 +1,14 @@
+"""Which of a run's processes this one is, as `torchrun` or `accelerate launch` started them."""
+
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+
+PATIENCE = timedelta(days=2)
+"""How long the others wait for the first one, which makes the cache; by default a run would end after minutes."""
+
+
+def this_process() -> PartialState:
+    """Join the other processes, on the first call; accelerate joins them on a CPU only if it is told to."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
