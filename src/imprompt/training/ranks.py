@@ -6,7 +6,7 @@ import torch
 from accelerate import PartialState
 
 PATIENCE = timedelta(days=2)
-"""How long the others wait for the first one, which makes the cache; by default a run would end after minutes."""
+"""How long the others wait for the first one, which makes the cache; the default is minutes."""
 
 
 def this_process() -> PartialState:
