@@ -1,6 +1,7 @@
 """Which of a run's processes this one is, as `torchrun` or `accelerate launch` started them."""
 
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -9,6 +10,10 @@ PATIENCE = timedelta(days=2)
 """How long the others wait for the first one, which makes the cache; the default is minutes."""
 
 
-def this_process() -> PartialState:
-    """Join the other processes, on the first call; accelerate joins them on a CPU only if it is told to."""
+def this_process() -> Any:
+    """Join the other processes, on the first call; accelerate joins them on a CPU only if it is told to.
+
+    Returns:
+        a `PartialState`, whose device its types take for perhaps missing
+    """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
