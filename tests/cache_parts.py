@@ -34,12 +34,12 @@ def samples(count: int, **others: Any) -> list[Sample | Unreadable]:
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """Samples as they are; each reading is noted in `log`, and the first may kill the process."""
+    """Samples as they are; each reading is noted in `log`, and the first ones may kill the process."""
 
     read: tuple[Sample | Unreadable, ...]
     name: str
     log: str = ""
-    kills: bool = False
+    kills: int = 0
 
     @property
     def identity(self) -> str:
@@ -53,16 +53,16 @@ class MemoryPart:
         if self.log:
             with Path(self.log).open("a") as file:
                 file.write(f"{self.name}\n")
-            if self.kills and Path(self.log).read_text().split().count(self.name) == 1:
+            if Path(self.log).read_text().split().count(self.name) <= self.kills:
                 os.kill(os.getpid(), signal.SIGKILL)
         yield from self.read
 
 
 def in_parts(
-    read: Sequence[Sample | Unreadable], size: int, log: str = "", kills: int = -1
+    read: Sequence[Sample | Unreadable], size: int, log: str = "", kills: tuple[int, int] = (-1, 0)
 ) -> list[MemoryPart]:
     return [
-        MemoryPart(tuple(read[start : start + size]), f"part-{number}", log, number == kills)
+        MemoryPart(tuple(read[start : start + size]), f"part-{number}", log, kills[1] * (number == kills[0]))
         for number, start in enumerate(range(0, len(read), size))
     ]
 
@@ -72,7 +72,7 @@ class Sources:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.read: dict[str, Sequence[Sample | Unreadable]] = {}
-        self.log, self.kills = "", -1
+        self.log, self.kills = "", (-1, 0)
         for module in ("building", "live"):
             patch.setattr(f"imprompt.training.cache.{module}.open_source", self.open)
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cache_parts
+import data_sets
 import tiny
 from cache_parts import Sources, config, face, png, sample
 from imprompt.encoder import ImageEncoder
@@ -149,6 +150,19 @@ def test_rows_do_not_depend_on_the_size_of_parts(
     one = config(tmp_path / "1", cache={"batch_size": batch})
     other = config(tmp_path / "2", cache={"batch_size": batch, "shard_size": part})
     assert_same_rows(build_cache(one, base), build_cache(other, base))
+
+
+@pytest.mark.parametrize(("write", "part"), [("official", 2), ("tars", 5), ("json_lines", 3)])
+def test_rows_do_not_depend_on_where_samples_lie(
+    tmp_path: Path, base: FrozenBase, write: str, part: int
+) -> None:
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    plain = config(tmp_path / "1", data={"source": data_sets.write_folder(folder)})
+    source = getattr(data_sets, f"write_{write}")(other)
+    same = config(tmp_path / "2", data={"source": source}, cache={"shard_size": part})
+    one, two = build_cache(plain, base), build_cache(same, base)
+    assert_same_rows(one, two)
+    assert one.held_out.tolist() == two.held_out.tolist()
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 5))

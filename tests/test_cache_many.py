@@ -11,6 +11,7 @@ import pytest
 import cache_parts
 from cache_parts import Sources
 from conftest import ToyModel
+from imprompt.errors import TrainingError
 from imprompt.training.cache import build_cache
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import load_frozen
@@ -40,7 +41,7 @@ def test_two_processes_make_the_same_bytes_as_one_and_a_killed_one_loses_only_it
     sources.read["things"] = cache_parts.samples(30)
     alone, together = tmp_path / "1", tmp_path / "2"
     build_cache(config(alone, toy), load_frozen(config(alone, toy), "cpu"))
-    sources.log, sources.kills = str(tmp_path / "log"), 3
+    sources.log, sources.kills = str(tmp_path / "log"), (3, 1)
     several = config(together, toy, workers=2)
     built = build_cache(several, load_frozen(several, "cpu"))
     assert shards(together) == shards(alone)
@@ -49,6 +50,19 @@ def test_two_processes_make_the_same_bytes_as_one_and_a_killed_one_loses_only_it
     assert read.pop("part-3") == 2
     assert set(read.values()) == {1}
     assert len(read) == 7
+
+
+def test_processes_that_keep_dying_on_a_part_end_the_run_and_what_is_done_stays(
+    tmp_path: Path, toy: ToyModel, sources: Sources
+) -> None:
+    sources.read["things"] = cache_parts.samples(10)
+    sources.log, sources.kills = str(tmp_path / "log"), (1, 3)
+    several = config(tmp_path, toy, workers=2)
+    with pytest.raises(TrainingError, match="3 processes died"):
+        build_cache(several, load_frozen(several, "cpu"))
+    done = len(shards(tmp_path))
+    assert len(build_cache(several, load_frozen(several, "cpu"))) == 10
+    assert sum(times_read(tmp_path / "log").values()) <= 3 + done + (3 - done) + 1
 
 
 @pytest.fixture
@@ -81,7 +95,7 @@ def test_ray_makes_the_same_bytes_and_a_killed_task_loses_only_its_part(
     sources.read["things"] = cache_parts.samples(14)
     alone, together = tmp_path / "1", tmp_path / "2"
     build_cache(config(alone, toy), load_frozen(config(alone, toy), "cpu"))
-    sources.log, sources.kills = str(tmp_path / "log"), 1
+    sources.log, sources.kills = str(tmp_path / "log"), (1, 1)
     tasks = config(together, toy, engine="ray", workers=2)
     built = build_cache(tasks, load_frozen(tasks, "cpu"))
     assert shards(together) == shards(alone)
