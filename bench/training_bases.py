@@ -109,5 +109,5 @@ CASES = {
     "embedded": Case(
         embedded_base, "mini", 64, batch=16, steps=4, rounds=9, pictures=40, picture_size=(64, 64)
     ),
-    "sd15": Case(sd15_base, "sd15", 512, batch=1, steps=1, rounds=3, pictures=4, picture_size=(768, 640)),
+    "sd15": Case(sd15_base, "sd15", 512, batch=1, steps=1, rounds=3, pictures=3, picture_size=(768, 640)),
 }
