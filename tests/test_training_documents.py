@@ -1,0 +1,92 @@
+"""What the pages on training say is so: settings, configurations, commands, messages."""
+
+import ast
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imprompt import cli
+from imprompt.training.config import parse_config
+from imprompt.training.presets import overlaid
+from imprompt.training.settings_tables import BEGIN, END, tables, with_tables
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "training.md").read_text()
+PAGES = [GUIDE, (ROOT / "docs" / "scale.md").read_text(), (ROOT / "README.md").read_text()]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def test_the_guides_table_of_settings_is_current() -> None:
+    assert with_tables(GUIDE) == GUIDE, "python -m imprompt.training.settings_tables docs/training.md"
+
+
+def test_the_table_replaces_what_stands_between_the_marks_only() -> None:
+    page = with_tables(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert page == f"before\n{BEGIN}\n\n{tables()}\n{END}\nafter\n"
+
+
+def test_every_setting_says_what_it_is() -> None:
+    rows = [line for line in tables().splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert not [row for row in rows if row.endswith("|  |")]
+
+
+@pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
+def test_configurations_in_documents_are_sound(text: str) -> None:
+    least = {"preset": "sd15", "output": "run", "data": {"source": "pictures"}}
+    parse_config(overlaid(least, tomllib.loads(text)), "a document")
+
+
+@pytest.mark.slow
+def test_the_quick_start_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("docs", "recipes"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(GUIDE, "sh in order")
+    for line in block.splitlines():
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+    assert (tmp_path / "popcorn.png").exists()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["cache", "examples"]
+    made = {path.name for path in (tmp_path / "runs" / "examples").iterdir()}
+    listed = re.findall(r"^ {4}runs/cats/([\w.]+)", GUIDE, re.MULTILINE)
+    assert made == set(listed)
+    assert (tmp_path / "runs" / "examples" / "checkpoints" / "000035").is_dir()
+
+
+def sentences() -> Iterator[str]:
+    """Every string in the code, "…" for what is put into it."""
+    for path in (ROOT / "src" / "imprompt").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values
+                )
+
+
+def test_messages_that_the_guide_explains_are_those_of_the_code() -> None:
+    said = list(sentences())
+    table = GUIDE.partition("| message |")[2].partition("##")[0]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(messages) > 10
+    missing = [m for m in messages if not any(words_in_order(m, sentence) for sentence in said)]
+    assert not missing
+
+
+def words_in_order(message: str, sentence: str) -> bool:
+    """Whether a sentence has the message's fixed parts, one after another."""
+    at = 0
+    for part in (part.strip(" '`") for part in message.split("…")):
+        at = sentence.find(part, at)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
