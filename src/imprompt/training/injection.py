@@ -70,26 +70,26 @@ class DecoupledInjection(Injection):
     """The method: an adapter, attached to the base's pipeline for good."""
 
     def __init__(self, adapter: ImagePromptAdapter, pipe: Any) -> None:
-        self.trained: ImagePromptAdapter = adapter
+        self.trained = self.adapter = adapter
         self.unet = pipe.unet
         self.attachment = adapter.attach(pipe)
 
     @contextlib.contextmanager
     def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
         """K' and V' of these image prompts act beside the text."""
-        with self.trained.conditioned_on(inputs):
+        with self.adapter.conditioned_on(inputs):
             yield lambda noisy, times, text, added: denoised(self.unet, noisy, times, text, added)
 
     def pictures(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Draw with λ = `scale`."""
-        with self.trained.references([Reference(one, scale=scale) for one in images]):
+        with self.adapter.references([Reference(one, scale=scale) for one in images]):
             return pipe(**call).images
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write an adapter in the official layout."""
-        save_adapter(self.trained, path, metadata)
+        save_adapter(self.adapter, path, metadata)
 
     def restore(self, path: Path) -> None:
         """Read the adapter's file."""
@@ -100,13 +100,13 @@ class ConcatenatedInjection(Injection):
     """The simple adapter: image tokens behind the text's."""
 
     def __init__(self, projection: ImageProjection, pipe: Any) -> None:
-        self.trained: ImageProjection = projection
+        self.trained = self.projection = projection
         self.unet = pipe.unet
 
     @contextlib.contextmanager
     def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
         """The text that the U-Net reads is longer by the image tokens."""
-        tokens = self.trained(*(inputs[name][:, 0] for name in self.trained.takes))
+        tokens = self.projection(*(inputs[name][:, 0] for name in self.projection.takes))
 
         def denoise(noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
             return denoised(self.unet, noisy, times, torch.cat([text, tokens.to(text)], dim=1), added)
@@ -133,16 +133,16 @@ class ConcatenatedInjection(Injection):
 
     def tokens(self, sides: Sequence[Inputs]) -> Float[Tensor, "batch tokens context_dim"]:
         """The image tokens of one picture for each sample."""
-        weight = next(self.trained.parameters())
+        weight = next(self.projection.parameters())
         inputs = []
-        for name in self.trained.takes:
+        for name in self.projection.takes:
             axes = 2 if name == "image_features" else 1
             inputs.append(
                 torch.stack(
                     [side[name].to(weight).reshape(-1, *side[name].shape[-axes:])[0] for side in sides]
                 )
             )
-        return self.trained(*inputs)
+        return self.projection(*inputs)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the projection alone, under the official layout's names; it is no adapter without layers."""

@@ -38,7 +38,7 @@ class Noising:
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             self.prediction = "flow"
             # A new one: sampling leaves its own few times in a scheduler.
-            fresh = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+            fresh: Any = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
             sigmas, labels = fresh.sigmas.flip(0), fresh.timesteps.flip(0)
             signal, noise = 1 - sigmas, sigmas
         elif getattr(scheduler, "alphas_cumprod", None) is not None:

@@ -8,7 +8,8 @@ With buckets every batch has one shape: a round has as many batches of each buck
 once, in an order that is such a permutation too.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,7 @@ class Order:
         seed: another seed, another order
     """
 
-    def __init__(
-        self, buckets: Mapping[Hashable, Sequence[int] | np.ndarray], batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, buckets: Mapping[Any, Sequence[int] | np.ndarray], batch_size: int, seed: int) -> None:
         self.rows = [
             np.asarray(buckets[bucket]) for bucket in sorted(buckets, key=repr) if len(buckets[bucket])
         ]
