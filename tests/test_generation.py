@@ -335,6 +335,12 @@ def test_a_base_is_loaded_from_a_folder(tmp_path: Path, pipe: Any, adapter: Imag
     assert pictures(loaded, adapter) == pictures(pipe, adapter)
 
 
+def test_a_base_comes_where_and_as_it_is_asked_for(tmp_path: Path, pipe: Any) -> None:
+    pipe.save_pretrained(tmp_path)
+    loaded: Any = load_base(str(tmp_path), device="meta", dtype=torch.bfloat16)
+    assert (loaded.unet.device.type, loaded.unet.dtype) == ("meta", torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
