@@ -83,6 +83,14 @@ def test_a_run_looks_at_its_start_on_its_way_and_at_its_end(tmp_path: Path) -> N
     assert objective.exported == 1
 
 
+def test_whoever_asks_is_told_of_every_sample_grid(tmp_path: Path) -> None:
+    seen: list[int] = []
+    one = run(tmp_path, OneWeight())
+    one.on_look = lambda folder: seen.append(len(list((folder / "samples").iterdir())))
+    one.go()
+    assert seen == [1, 2, 3]
+
+
 def test_the_last_checkpoints_stay_and_the_best_by_what_is_held_out(tmp_path: Path) -> None:
     run(tmp_path, OneWeight(), steps=12, save_every=1, sample_every=1).go()
     kept = [int(path.name) for path in sorted((tmp_path / "checkpoints").iterdir())]
@@ -116,9 +124,7 @@ def test_three_in_a_row_go_back_to_the_last_checkpoint_and_the_data_goes_on(tmp_
 
 
 def test_a_run_that_stays_sick_ends_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainingError, match=r"lower training\.learning_rate"
-    ):
+    with pytest.raises(TrainingError, match=r"lower training\.learning_rate"):
         run(tmp_path, OneWeight(tuple(range(3, 10)))).go()
     kept = sorted((tmp_path / "checkpoints").glob("*/weight.json"))
     assert kept  # and it is as it was before the sickness

@@ -73,8 +73,18 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
             "data.source is empty and cache.enabled is false: there is nothing to train on",
         ),
         (
+            {"cache": {"enabled": False}, "training": {"loader_workers": 2}},
+            "training.loader_workers 2 cannot read ahead while cache.enabled is false",
+        ),
+        ({"watch": {"prompts": []}}, "watch.prompts: Tuple should have at least 1 item"),
+        ({"watch": {"scales": []}}, "watch.scales: Tuple should have at least 1 item"),
+        (
             {"data": {"buckets": True, "size": 500}},
             "data.size 500 is no multiple of data.bucket_step 64",
+        ),
+        (
+            {"cache": {"enabled": False}, "training": {"loader_workers": 2}},
+            "training.loader_workers reads a cache ahead, and cache.enabled is false",
         ),
         ({"data": {"held_out": 1.5}}, "data.held_out is a share between 0 and 1, or another source, not 1.5"),
         (

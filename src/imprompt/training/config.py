@@ -159,9 +159,9 @@ class WatchSettings(Closed):
 
     references: int = Field(default=8, ge=1)
     """Held-out references in a sample grid."""
-    prompts: tuple[str, ...] = ("",)
+    prompts: tuple[str, ...] = Field(default=("",), min_length=1)
     """Each reference is drawn with each prompt; "own" is the sample's own caption."""
-    scales: tuple[float, ...] = (0.0, 0.5, 1.0)
+    scales: tuple[float, ...] = Field(default=(0.0, 0.5, 1.0), min_length=1)
     """Each prompt is drawn at each λ."""
     sampling_steps: int = Field(default=25, ge=1)
     """Of each picture in a sample grid."""
@@ -225,6 +225,15 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
         (
             not data.source and not config.cache.enabled,
             "data.source is empty and cache.enabled is false: there is nothing to train on",
+        ),
+        (
+            training.loader_workers > 0 and not config.cache.enabled,
+            f"training.loader_workers {training.loader_workers} cannot read ahead while cache.enabled is "
+            "false: only this process has the frozen models; set it to 0",
+        ),
+        (
+            training.loader_workers > 0 and not config.cache.enabled,
+            "training.loader_workers reads a cache ahead, and cache.enabled is false: set it to 0",
         ),
         (
             data.buckets and data.size % data.bucket_step != 0,

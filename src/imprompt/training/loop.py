@@ -46,6 +46,7 @@ class Run:
         output: where the finished model goes; by default the run's folder
         config: everything that was asked for, for the log
         wandb: a Weights & Biases project, or nothing
+        on_look: called with the folder after every sample grid
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Run:
         output: Path | None = None,
         config: Mapping[str, Any],
         wandb: str = "",
+        on_look: Callable[[Path], Any] = lambda folder: None,
     ) -> None:
         # Flush-to-zero: the averaged weights of dead units are denormal and slow a CPU down by half.
         torch.set_flush_denormal(True)
         self.settings, self.objective, self.feed, self.folder = settings, objective, feed, folder
         self.output, self.config, self.wandb = output or folder, config, wandb
+        self.on_look = on_look
         self.processes = this_process()
         names = {id(p): name for name, p in objective.named_parameters()}
         groups = objective.parameter_groups()
@@ -236,6 +239,7 @@ class Run:
         self.say(figures | seen)
         if picture is not None and self.log is not None:
             self.log.picture(self.step, picture, f"step {self.step}")
+            self.on_look(self.folder)
         self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
 
     def save(self) -> None:
