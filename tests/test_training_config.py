@@ -72,10 +72,6 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
             {"data": {"source": ""}, "cache": {"enabled": False}},
             "data.source is empty and cache.enabled is false: there is nothing to train on",
         ),
-        (
-            {"cache": {"enabled": False}, "training": {"loader_workers": 2}},
-            "training.loader_workers 2 cannot read ahead while cache.enabled is false",
-        ),
         ({"watch": {"prompts": []}}, "watch.prompts: Tuple should have at least 1 item"),
         ({"watch": {"scales": []}}, "watch.scales: Tuple should have at least 1 item"),
         (

@@ -228,11 +228,6 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
         ),
         (
             training.loader_workers > 0 and not config.cache.enabled,
-            f"training.loader_workers {training.loader_workers} cannot read ahead while cache.enabled is "
-            "false: only this process has the frozen models; set it to 0",
-        ),
-        (
-            training.loader_workers > 0 and not config.cache.enabled,
             "training.loader_workers reads a cache ahead, and cache.enabled is false: set it to 0",
         ),
         (
