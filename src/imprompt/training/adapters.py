@@ -4,12 +4,13 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
+from imprompt.encoder import Input
 from imprompt.errors import ConfigError
 from imprompt.output import written_whole
 from imprompt.projection import (
@@ -23,7 +24,7 @@ from imprompt.projection import (
 )
 from imprompt.training.batches import PromptBatch, PromptBatches, loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
-from imprompt.training.config import TrainingConfig
+from imprompt.training.config import TrainingConfig, Variant
 from imprompt.training.frozen import TAKES, FrozenBase, load_frozen, weights_fingerprint
 from imprompt.training.injection import ConcatenatedInjection, DecoupledInjection, Injection
 from imprompt.training.loop import Run
@@ -132,11 +133,13 @@ def write_config(config: TrainingConfig, folder: Path) -> None:
 
 
 def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
-    """A run at its beginning: the cache is built, the adapter made and in its place."""
-    processes = this_process()
+    """A run at its beginning: the adapter is made and in its place, the cache is built.
+
+    In this order, for an adapter that does not fit its base should not be found out after days of caching.
+    """
+    processes, injection = this_process(), build_injection(config, base)
     with processes.main_process_first():  # one builds the cache, the others find it there
         samples = cached(config, base)
-    injection = build_injection(config, base)
     objective = ImagePromptObjective(config, base, injection, samples)
     training = config.training
     batches = PromptBatches(
@@ -153,18 +156,20 @@ def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
         return iter(loader(batches, steps, workers=training.loader_workers, pin_memory=pin_memory))
 
     folder = Path(config.output)
-    return Run(training, objective, feed, folder, config=dumped(config), wandb=config.watch.wandb)
+    return Run(
+        training, objective, feed, folder, config=dumped(config), wandb=config.watch.wandb, on_look=write_page
+    )
 
 
 def build_injection(config: TrainingConfig, base: FrozenBase) -> Injection:
     """What is trained: new, or from a file, in float32 on the base's device.
 
     Raises:
-        ConfigError: the file is of another variant, or has another number of tokens
+        ConfigError: the file is of another variant, has another number of tokens, or takes other widths
     """
     adapter = config.adapter
     if adapter.start:
-        return DecoupledInjection(started_adapter(config).to(base.device), base.pipe)
+        return DecoupledInjection(started_adapter(config, base).to(base.device), base.pipe)
     projection = build_projection(config, base)
     if adapter.injection == "concatenated":
         return ConcatenatedInjection(projection.to(base.device), base.pipe)
@@ -174,9 +179,9 @@ def build_injection(config: TrainingConfig, base: FrozenBase) -> Injection:
     return DecoupledInjection(made, base.pipe)
 
 
-def started_adapter(config: TrainingConfig) -> ImagePromptAdapter:
+def started_adapter(config: TrainingConfig, base: FrozenBase) -> ImagePromptAdapter:
     """The adapter that `adapter.start` names, in float32, all of it trainable."""
-    wanted, version = config.adapter, 2 if config.adapter.variant == "faceid-plusv2" else None
+    wanted, version = config.adapter, FACE_PLUS_VERSIONS.get(config.adapter.variant)
     adapter = load_adapter(wanted.start, image_encoder=None, face_plus_version=version).float()
     takes, tokens = tuple(adapter.projection.takes), adapter.projection.tokens
     if set(takes) != set(TAKES[wanted.variant]) or tokens != wanted.tokens:
@@ -185,15 +190,34 @@ def started_adapter(config: TrainingConfig) -> ImagePromptAdapter:
             f'variant "{wanted.variant}" takes {" and ".join(TAKES[wanted.variant])}, and adapter.tokens is '
             f"{wanted.tokens}"
         )
+    given = input_widths(base)
+    for name, width in adapter.projection.takes.items():
+        if given.get(name, width) != width:
+            raise ConfigError(
+                f"adapter.start {wanted.start} takes {name} {width} wide; that of base.image_encoder "
+                f"{config.base.image_encoder} is {given[name]} wide"
+            )
     return adapter.requires_grad_(True)
+
+
+FACE_PLUS_VERSIONS: dict[Variant, Literal[1, 2]] = {"faceid-plus": 1, "faceid-plusv2": 2}
+"""Of the variants that have a version, which one."""
+
+
+def input_widths(base: FrozenBase) -> dict[Input, int]:
+    """How wide what the image encoder makes is."""
+    encoder = base.image_encoder
+    if encoder is None:
+        return {}
+    return {"image_embedding": encoder.embedding_dim, "image_features": encoder.feature_dim}
 
 
 def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjection:
     """A new projection of the variant, in the published sizes."""
     adapter, context_dim = config.adapter, int(base.unet.config.cross_attention_dim)
     random = torch.Generator().manual_seed(config.training.seed)
-    embedding_dim = base.image_encoder.embedding_dim if base.image_encoder else 0
-    feature_dim = base.image_encoder.feature_dim if base.image_encoder else 0
+    given = input_widths(base)
+    embedding_dim, feature_dim = given.get("image_embedding", 0), given.get("image_features", 0)
     # As published: 768 wide inside for SD1.5, 1280 for the wider text of SDXL and Kolors; heads 64 wide.
     width = min(context_dim, 1280)
     shape = PerceiverShape(width=width, head_dim=math.gcd(width, 64))
@@ -205,7 +229,7 @@ def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjectio
         return PatchProjection(feature_dim, context_dim, adapter.tokens, generator=random)
     if adapter.variant == "faceid":
         return FaceProjection(context_dim, adapter.tokens, generator=random)
-    version = 2 if adapter.variant == "faceid-plusv2" else 1
+    version = FACE_PLUS_VERSIONS[adapter.variant]
     # A FaceID-Plus perceiver is as wide as the text: its queries are tokens.
     shape = PerceiverShape(width=context_dim, head_dim=math.gcd(context_dim, 64))
     return FacePlusProjection(

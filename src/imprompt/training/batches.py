@@ -22,8 +22,8 @@ from imprompt.training.order import Order, mixed
 class Rows(Protocol):
     """What the trainer reads: samples as frozen models see them (see `cache`)."""
 
-    def row(self, number: int) -> dict[str, Tensor]:
-        """The tensors of one sample."""
+    def rows(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
+        """The tensors of samples."""
         ...
 
     def caption(self, number: int) -> str:
@@ -114,7 +114,7 @@ class PromptBatches(Dataset[list[PromptBatch]]):
 
     def batch(self, placed: Sequence[tuple[int, int]]) -> PromptBatch:
         """Samples given as (place in the run, row number)."""
-        rows = [self.rows.row(row) for _, row in placed]
+        rows = self.rows.rows([row for _, row in placed])
         generators = [
             torch.Generator().manual_seed(mixed(self.order.seed, place) >> 1) for place, _ in placed
         ]
@@ -188,5 +188,5 @@ def loader(
 def fixed_batch(rows: Rows, numbers: Sequence[int] | np.ndarray, seed: int = 0) -> PromptBatch:
     """The same samples with the same noise every time, nothing dropped: to measure with."""
     nothing = LossSettings(image_drop=0, text_drop=0, both_drop=0)
-    order = Order({"all": list(numbers)}, len(numbers), seed)
+    order = Order({"all": numbers}, len(numbers), seed)
     return PromptBatches(rows, order, nothing).batch([(-1 - i, int(row)) for i, row in enumerate(numbers)])

@@ -126,10 +126,11 @@ class ImagePromptObjective(Objective):
         batches = [moved(batch, self.base.device) for batch in self.unseen()]
         levels = [round(share * len(self.noising.signal)) for share in BANDS]
         told = {t: self.mean_error(batches, t, with_text=True) for t in levels}
+        shown = {"true": batches, "shuffled": shuffled(batches), "none": batches}
         silent = {
-            which: sum(self.mean_error(batches, t, with_text=False, image=which) for t in levels)
+            which: sum(self.mean_error(some, t, with_text=False, with_image=which != "none") for t in levels)
             / len(levels)
-            for which in ("true", "shuffled", "none")
+            for which, some in shown.items()
         }
         return {
             "held-out loss": sum(told.values()) / len(told),
@@ -145,26 +146,19 @@ class ImagePromptObjective(Objective):
         for row in self.samples.held_out.tolist():
             shapes.setdefault(self.samples.bucket(row), []).append(row)
         cut = [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
-        # A lonely sample has nobody to swap its reference with.
-        return [fixed_batch(self.samples, rows) for rows in cut if len(rows) > 1]
+        return [fixed_batch(self.samples, rows) for rows in cut]
 
     def mean_error(
-        self, batches: Sequence[PromptBatch], level: int, *, with_text: bool, image: str = "true"
+        self, batches: Sequence[PromptBatch], level: int, *, with_text: bool, with_image: bool = True
     ) -> float:
         """The held-out error at one noise level."""
         total = torch.zeros((), device=self.base.device)
         for batch in batches:
             every = torch.ones(len(batch.moments), dtype=torch.bool, device=self.base.device)
-            shown = batch
-            if image == "shuffled":
-                shown = batch._replace(
-                    inputs={name: value.roll(1, dims=0) for name, value in batch.inputs.items()}
-                )
             text = self.text_of(batch, dropped=~every if with_text else every)
             times = torch.full((len(every),), level, device=self.base.device)
-            with self.injection.prompted(
-                self.inputs_of(shown, dropped=every if image == "none" else ~every)
-            ) as denoise:
+            inputs = self.inputs_of(batch, dropped=~every if with_image else every)
+            with self.injection.prompted(inputs) as denoise:
                 total += self.errors(denoise, batch, text, times).sum()
         return float(total) / sum(len(batch.moments) for batch in batches)
 
@@ -247,6 +241,20 @@ def without_folders(source: str) -> str:
 def as_pictures(thumbnails: Tensor) -> list[Image.Image]:
     """Thumbnails, uint8 "pictures height width 3", as pictures."""
     return [Image.fromarray(picture.numpy()) for picture in thumbnails]
+
+
+def shuffled(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
+    """The same samples, each prompted with what belongs to the one before it, be that in another batch."""
+
+    def moved_on(before: PromptBatch, batch: PromptBatch) -> dict[str, Tensor]:
+        return {
+            name: torch.cat([before.inputs[name][-1:], value[:-1]]) for name, value in batch.inputs.items()
+        }
+
+    befores = [batches[-1], *batches[:-1]]
+    return [
+        batch._replace(inputs=moved_on(before, batch)) for before, batch in zip(befores, batches, strict=True)
+    ]
 
 
 def over(dropped: Tensor, value: Tensor) -> Tensor:
