@@ -80,7 +80,7 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
         ),
         (
             {"cache": {"enabled": False}, "training": {"loader_workers": 2}},
-            "training.loader_workers reads a cache ahead, and cache.enabled is false",
+            "training.loader_workers 2 cannot read ahead while cache.enabled is false",
         ),
         ({"data": {"held_out": 1.5}}, "data.held_out is a share between 0 and 1, or another source, not 1.5"),
         (

@@ -227,10 +227,6 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
             "data.source is empty and cache.enabled is false: there is nothing to train on",
         ),
         (
-            training.loader_workers > 0 and not config.cache.enabled,
-            "training.loader_workers reads a cache ahead, and cache.enabled is false: set it to 0",
-        ),
-        (
             data.buckets and data.size % data.bucket_step != 0,
             f"data.size {data.size} is no multiple of data.bucket_step {data.bucket_step}",
         ),
