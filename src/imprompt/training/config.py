@@ -227,6 +227,11 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
             "data.source is empty and cache.enabled is false: there is nothing to train on",
         ),
         (
+            training.loader_workers > 0 and not config.cache.enabled,
+            f"training.loader_workers {training.loader_workers} cannot read ahead while cache.enabled is false: "
+            "only this process has the frozen models; set it to 0",
+        ),
+        (
             data.buckets and data.size % data.bucket_step != 0,
             f"data.size {data.size} is no multiple of data.bucket_step {data.bucket_step}",
         ),
