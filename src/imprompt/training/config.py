@@ -228,8 +228,8 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
         ),
         (
             training.loader_workers > 0 and not config.cache.enabled,
-            f"training.loader_workers {training.loader_workers} cannot read ahead while cache.enabled is false: "
-            "only this process has the frozen models; set it to 0",
+            f"training.loader_workers {training.loader_workers} cannot read ahead while cache.enabled is "
+            "false: only this process has the frozen models; set it to 0",
         ),
         (
             data.buckets and data.size % data.bucket_step != 0,
