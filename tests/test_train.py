@@ -102,7 +102,6 @@ def config(home: Path, name: str, data: str = "plain", **changes: Any) -> Traini
         "training__save_every": 1,
         "training__keep": 9,
         "training__weight_decay": 0.0,
-        "watch__references": 2,
     }
     return tiny_training.config(home, home / data, home / "runs" / name, **{**least, **changes})
 
@@ -117,7 +116,7 @@ class Row(NamedTuple):
     dtype: torch.dtype = torch.float32
 
 
-FACE = {"adapter__lora_rank": 3}
+FACE: dict[str, Any] = {"adapter__lora_rank": 3}
 BUCKETS = {"data__buckets": True, "data__size": 32, "data__bucket_step": 8, "training__batch_size": 2}
 V = {"prediction_type": "v_prediction"}
 ROWS = {
@@ -129,20 +128,14 @@ ROWS = {
     "faceid-plusv2": Row({"adapter__variant": "faceid-plusv2", **FACE}),
     "SDXL, base, buckets": Row(BUCKETS, "SDXL"),
     "SDXL, plus, buckets": Row({"adapter__variant": "plus", **BUCKETS}, "SDXL"),
-    "SDXL, faceid": Row({"adapter__variant": "faceid", **FACE}, "SDXL"),
-    "v-prediction": Row(schedule=V),
     "zero terminal SNR": Row(schedule={**V, "rescale_betas_zero_snr": True}),
     "min-SNR": Row({"loss__weighting": "min-snr"}),
     "noise offset": Row({"loss__noise_offset": 0.1}),
     "masks and references": Row(data="rich"),
-    "bf16": Row({"training__precision": "bf16"}, dtype=torch.bfloat16),
     "fp16": Row({"training__precision": "fp16"}, dtype=torch.float16),
     "bf16, SDXL": Row({"training__precision": "bf16"}, "SDXL", dtype=torch.bfloat16),
-    "captions": Row({"cache__text": "captions"}),
     "captions, SDXL": Row({"cache__text": "captions"}, "SDXL"),
-    "no cache": Row({"cache__enabled": False}),
     "no cache, SDXL": Row({"cache__enabled": False, **BUCKETS}, "SDXL"),
-    "checkpointing": Row({"training__gradient_checkpointing": True}),
     "checkpointing, LoRA": Row(
         {"training__gradient_checkpointing": True, "adapter__variant": "faceid", **FACE}
     ),
@@ -160,8 +153,8 @@ def logged(run: Run, name: str) -> list[float]:
 
 
 @pytest.fixture(autouse=True)
-def two_noise_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_prompting, "BANDS", (0.1, 0.9))
+def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_prompting, "BANDS", (0.5,))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -243,8 +236,9 @@ def take(run: Run, steps: int) -> list[float]:
     return [float(run.train_step(passes)["loss"]) for passes in run.feed(range(steps))]
 
 
-def trained(home: Path, name: str, kind: str = "SD", **changes: Any) -> list[Tensor]:
-    run = adapter_run(config(home, name, **changes), frozen(kind))
+def trained(home: Path, name: str, **changes: Any) -> list[Tensor]:
+    """The weights after some steps on the base that needs sizes, pictures of several shapes."""
+    run = adapter_run(config(home, name, **changes), frozen("SDXL"))
     take(run, STEPS)
     return [weight.detach() for weight in run.descent.trained]
 
@@ -257,29 +251,25 @@ def gradients(home: Path, name: str, monkeypatch: pytest.MonkeyPatch, **changes:
     return noted
 
 
-@pytest.mark.parametrize("kind", ["SD", "SDXL"])
 @pytest.mark.parametrize(
     "changes", [{"cache__enabled": False}, {"training__loader_workers": 2}], ids=["no cache", "two workers"]
 )
-def test_the_same_bits_however_samples_are_read(home: Path, changes: Mapping[str, Any], kind: str) -> None:
-    sizes = BUCKETS if kind == "SDXL" else {}
-    plain = trained(home, "plain", kind, **sizes)
-    assert all(map(torch.equal, plain, trained(home, "otherwise", kind, **{**sizes, **changes})))
+def test_the_same_bits_however_samples_are_read(home: Path, changes: Mapping[str, Any]) -> None:
+    plain = trained(home, "plain", **BUCKETS)
+    assert all(map(torch.equal, plain, trained(home, "otherwise", **BUCKETS, **changes)))
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("variant", "changes"),
     [
-        {"training__passes": 2},
-        {"training__gradient_checkpointing": True},
-        {"training__passes": 4, "training__gradient_checkpointing": True},
-        {"cache__text": "captions"},
+        ("base", {"training__passes": 2}),
+        ("base", {"cache__text": "captions"}),
+        ("faceid", {"training__gradient_checkpointing": True}),
+        ("faceid", {"training__passes": 4, "training__gradient_checkpointing": True}),
     ],
-    ids=lambda changes: " ".join(changes),
 )
-@pytest.mark.parametrize("variant", ["base", "faceid"])
 def test_the_same_gradients_however_they_are_computed(
-    home: Path, changes: Mapping[str, Any], variant: str, monkeypatch: pytest.MonkeyPatch
+    home: Path, variant: str, changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind: dict[str, Any] = {"adapter__variant": variant, **(FACE if variant == "faceid" else {})}
     plain = gradients(home, "plainly", monkeypatch, **kind)
@@ -311,7 +301,7 @@ def test_a_dropped_image_is_what_inference_takes_for_no_image(home: Path, varian
 
 
 def test_conditions_are_dropped_as_often_as_asked(home: Path) -> None:
-    shares = {"loss__image_drop": 0.2, "loss__text_drop": 0.1, "loss__both_drop": 0.3}
+    shares: dict[str, Any] = {"loss__image_drop": 0.2, "loss__text_drop": 0.1, "loss__both_drop": 0.3}
     run = adapter_run(config(home, "shares", training__batch_size=400, **shares), frozen())
     (batch,) = next(iter(run.feed(range(1))))
     no_image, no_text = batch.draws.no_image, batch.draws.no_text
@@ -321,7 +311,7 @@ def test_conditions_are_dropped_as_often_as_asked(home: Path) -> None:
 
 
 def test_with_every_image_dropped_no_image_matters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = {"loss__image_drop": 1.0, "loss__text_drop": 0.0, "loss__both_drop": 0.0}
+    everything: dict[str, Any] = {"loss__image_drop": 1.0, "loss__text_drop": 0.0, "loss__both_drop": 0.0}
     run = adapter_run(config(home, "everything", **everything), frozen())
     (batch,) = next(iter(run.feed(range(1))))
     other = batch._replace(inputs={name: value + 1 for name, value in batch.inputs.items()})
@@ -522,7 +512,12 @@ def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_we
         return pictures(self, pipe, images, scale, call)
 
     monkeypatch.setattr(DecoupledInjection, "pictures", noted)
-    asked = {"watch__prompts": ["", "own"], "watch__scales": [0.0, 0.5], "watch__wandb": "adapters"}
+    asked = {
+        "watch__references": 2,
+        "watch__prompts": ["", "own"],
+        "watch__scales": [0.0, 0.5],
+        "watch__wandb": "adapters",
+    }
     run = adapter_run(config(home, "watched", training__steps=1, **asked), frozen())
     assert run.go()
     samples: Any = run.objective.samples  # pyright: ignore[reportAttributeAccessIssue]
@@ -557,22 +552,19 @@ def test_eight_pictures_are_learnt_and_the_true_reference_comes_to_matter(
         "data__source": str(tmp_path / "seen"),
         "data__held_out": str(tmp_path / "looked-at"),
         "data__size": 64,
-        "adapter__tokens": 4,
         "cache__folder": str(tmp_path / "cache"),
         "training__batch_size": 8,
-        "training__learning_rate": 2e-3,
+        "training__steps": 20,
+        "training__learning_rate": 1e-3,
+        "training__warmup_steps": 0,
+        "training__cooldown_steps": 0,
         "training__ema_decay": 0.0,
-        "loss__image_drop": 0.0,
     }
     encoder = ImageEncoder(mini_encoder())
     run = adapter_run(config(tmp_path, "learning", **changes), FrozenBase(mini.pipeline(), encoder))
     before = run.objective.held_out()
-    losses = take(run, LEARNING)
+    take(run, 20)
     after = run.objective.held_out()
-    print(before, after, losses)
-    assert after["held-out loss"] < 0.8 * before["held-out loss"]
-    assert after["gap to shuffled"] > 0 >= before["gap to shuffled"] - 1e-2
-    assert after["gap to shuffled"] > 5 * abs(before["gap to shuffled"])
-
-
-LEARNING = 40
+    assert after["held-out loss"] < 0.9 * before["held-out loss"]
+    assert after["gap to shuffled"] > 0.005 > abs(before["gap to shuffled"])
+    assert after["gap to none"] > 0.005 > abs(before["gap to none"])
