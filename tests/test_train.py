@@ -1,109 +1,45 @@
 """What trains, for a few steps: every variant, base and setting; what changes, and what must not."""
 
 import copy
-import functools
-import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from PIL import Image
 from torch import Tensor
 
 import tiny
 import tiny_bases
-import tiny_training
-import toy_pictures
-from imprompt import mini
+from few_steps import (
+    BUCKETS,
+    FACE,
+    FEATURES,
+    STEPS,
+    config,
+    frozen,
+    logged,
+    pipeline,
+    states,
+    take,
+    write_home,
+)
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.checkpoint import load_adapter, save_adapter
-from imprompt.encoder import ImageEncoder
-from imprompt.errors import AdapterMismatch, CheckpointError, ConfigError
+from imprompt.checkpoint import load_adapter
 from imprompt.reference import Reference
-from imprompt.training import descent, exporting
+from imprompt.training import descent
 from imprompt.training.adapters import adapter_run
 from imprompt.training.batches import fixed_batch
-from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import FrozenBase, weights_fingerprint
+from imprompt.training.frozen import weights_fingerprint
 from imprompt.training.injection import DecoupledInjection
 from imprompt.training.loop import Run
 from imprompt.training.objectives import image_prompting
-from test_watching import StandIn
-
-CONTEXT = 64
-"""Width of the text, and so of perceivers, whose heads diffusers takes to be 64 wide."""
-
-# The first step of a LoRA changes its up-matrices only, which begin as zero: till then down has no gradient.
-STEPS, FEATURES = 2, 5
-SHAPES = ((37, 31), (31, 37), (40, 24), (24, 40), (36, 36))
-
-
-@functools.cache
-def pipeline(kind: str) -> Any:
-    """A tiny base whose text is `CONTEXT` wide."""
-    pipe: Any = tiny.sd_pipeline() if kind == "SD" else tiny.xl_pipeline()
-    unet = tiny_bases.unet_of(dict(pipe.unet.config) | {"cross_attention_dim": CONTEXT})
-    width = CONTEXT if kind == "SD" else CONTEXT - tiny.XL_CONTEXT_2
-    pipe.register_modules(unet=unet, text_encoder=tiny.text_model(seed=1, width=width))
-    return pipe
-
-
-def frozen(kind: str = "SD", dtype: torch.dtype = torch.float32, **schedule: Any) -> FrozenBase:
-    """A base of one's own; `schedule` changes its scheduler."""
-    pipe = copy.deepcopy(pipeline(kind))
-    if schedule:
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **schedule)
-    return FrozenBase(pipe, ImageEncoder(tiny.vision_model(seed=3)), dtype=dtype)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where data, cache and runs are."""
-    folder = tmp_path_factory.mktemp("training")
-    write_pictures(folder / "plain")
-    for index, place in enumerate(write_pictures(folder / "rich")):
-        tiny.picture(seed=100 + index).save(place.with_suffix(".reference.1.png"))
-        tiny.picture(seed=200 + index).save(place.with_suffix(".reference.2.png"))
-        if index % 2:
-            with Image.open(place) as picture:
-                half = Image.new("L", picture.size, 0)
-            half.paste(255, (0, 0, half.width // 2, half.height))
-            half.save(place.with_suffix(".mask.png"))
-    return folder
-
-
-def write_pictures(folder: Path, count: int = 10) -> list[Path]:
-    """Pictures of several shapes with captions and faces."""
-    folder.mkdir(parents=True)
-    places = [folder / f"{number:03d}.png" for number in range(count)]
-    for number, place in enumerate(places):
-        width, height = SHAPES[number % len(SHAPES)]
-        tiny.picture(seed=number, width=width, height=height).save(place)
-        place.with_suffix(".txt").write_text(f"thing {number}")
-        face = tiny_bases.numbers(512, seed=number)
-        np.save(place.with_suffix(".face.npy"), (face / face.norm()).numpy())
-    return places
-
-
-def config(home: Path, name: str, data: str = "plain", **changes: Any) -> TrainingConfig:
-    """A run of few steps, each saved."""
-    least = {
-        "adapter__tokens": 4,  # diffusers takes a linear projection to make four
-        "data__held_out": 0.2,
-        "cache__precision": "fp32",
-        "cache__folder": str(home / "cache"),
-        "training__steps": STEPS,
-        "training__save_every": 1,
-        "training__keep": 9,
-        "training__weight_decay": 0.0,
-    }
-    return tiny_training.config(home, home / data, home / "runs" / name, **{**least, **changes})
+    return write_home(tmp_path_factory.mktemp("training"))
 
 
 class Row(NamedTuple):
@@ -116,8 +52,6 @@ class Row(NamedTuple):
     dtype: torch.dtype = torch.float32
 
 
-FACE: dict[str, Any] = {"adapter__lora_rank": 3}
-BUCKETS = {"data__buckets": True, "data__size": 32, "data__bucket_step": 8, "training__batch_size": 2}
 V = {"prediction_type": "v_prediction"}
 ROWS = {
     "base": Row(),
@@ -141,15 +75,6 @@ ROWS = {
     ),
     "own prompts": Row({"watch__prompts": ["own", "a thing"]}),
 }
-
-
-def states(run: Run) -> list[dict[str, Any]]:
-    return [run.checkpoints.load(one) for one in run.checkpoints.every()]
-
-
-def logged(run: Run, name: str) -> list[float]:
-    lines = map(json.loads, (run.folder / "log.jsonl").read_text().splitlines())
-    return [line[name] for line in lines if name in line]
 
 
 @pytest.fixture(autouse=True)
@@ -229,11 +154,6 @@ def test_the_first_step_of_a_lora_changes_what_begins_as_zero(home: Path) -> Non
     }
     assert same == {name for name in run.descent.names if name.endswith("down.weight")}
     assert same
-
-
-def take(run: Run, steps: int) -> list[float]:
-    """Steps without looks and saves; their losses."""
-    return [float(run.train_step(passes)["loss"]) for passes in run.feed(range(steps))]
 
 
 def trained(home: Path, name: str, **changes: Any) -> list[Tensor]:
@@ -366,205 +286,3 @@ def test_held_out_pictures_of_shapes_of_their_own_have_a_shuffled_gap_too(home: 
     figures = objective.held_out()
     assert np.isfinite(list(figures.values())).all()
     assert figures["gap to shuffled"] != 0
-
-
-SOURCES: dict[exporting.Layout, str] = {"folder": "", "official": "data.json", "webdataset": "*.tar"}
-
-
-def test_three_layouts_give_the_same_features_and_the_same_first_fifty_losses(tmp_path: Path) -> None:
-    toy, seen = toy_pictures.write_toy_data(tmp_path / "toy", size=16), []
-    for layout, inner in SOURCES.items():
-        output = tmp_path / layout / "pictures"
-        exporting.export_pictures(toy, output, layout=layout, variants=1, seed=0)
-        changes = {
-            "data__source": str(output / inner),
-            "cache__folder": str(tmp_path / layout / "cache"),
-            "training__batch_size": 2,
-        }
-        run = adapter_run(config(tmp_path, f"{layout}-run", **changes), frozen())
-        samples: Any = run.objective.samples  # pyright: ignore[reportAttributeAccessIssue]
-        seen.append(([samples.row(row) for row in range(len(samples))], take(run, 50)))
-    (rows, losses), *others = seen
-    assert len(losses) == len(set(losses)) == 50
-    for other_rows, other_losses in others:
-        assert other_losses == losses
-        assert len(other_rows) == len(rows)
-        for one, other in zip(rows, other_rows, strict=True):
-            assert one.keys() == other.keys()
-            assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-# Other ways in
-
-
-def test_the_simple_adapter_trains_its_projection_alone(home: Path) -> None:
-    base = frozen()
-    run = adapter_run(config(home, "simple", adapter__injection="concatenated"), base)
-    before = weights_fingerprint(base.unet)
-    assert run.go()
-    assert weights_fingerprint(base.unet) == before
-    assert {name.removeprefix("trained.").split(".")[0] for name in run.descent.names} == {"proj", "norm"}
-    first, *_, last = states(run)
-    assert not any(map(torch.equal, first["trained"], last["trained"]))
-    with pytest.raises(CheckpointError):
-        load_adapter(run.folder / "adapter.safetensors", image_encoder=None)
-
-
-def test_a_flow_matching_base_trains(home: Path) -> None:
-    """diffusers has no pipeline that samples a U-Net with such a scheduler."""
-    base = frozen()
-    base.scheduler = base.pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    run = adapter_run(config(home, "flow"), base)
-    assert run.objective.metadata()["prediction"] == "flow"  # pyright: ignore[reportCallIssue]
-    before = [weight.detach().clone() for weight in run.descent.trained]
-    assert np.isfinite(take(run, STEPS)).all()
-    assert not any(map(torch.equal, before, run.descent.trained))
-    assert np.isfinite(list(run.objective.held_out().values())).all()
-
-
-# Going on from an adapter
-
-
-@pytest.fixture(scope="module")
-def files(home: Path) -> Callable[..., Path]:
-    """A new adapter of some kind, written to a file."""
-
-    def written(name: str, kind: str = "SD", suffix: str = ".safetensors", **changes: Any) -> Path:
-        run = adapter_run(config(home, f"start-{name}", **changes), frozen(kind))
-        adapter: ImagePromptAdapter = run.objective.injection.trained  # pyright: ignore
-        for weight in adapter.parameters():
-            torch.nn.init.normal_(weight, std=0.1)
-        path = home / f"{name}{suffix}"
-        save_adapter(adapter, path)
-        return path
-
-    return written
-
-
-def test_fine_tuning_begins_with_the_files_weights_and_changes_them_all(
-    home: Path, files: Callable[..., Path]
-) -> None:
-    path = files("faced", adapter__variant="faceid", **FACE)
-    start = {"adapter__variant": "faceid", "adapter__start": str(path)}
-    run = adapter_run(config(home, "tuned", **start), frozen())
-    adapter: ImagePromptAdapter = run.objective.injection.trained  # pyright: ignore
-    given = load_adapter(path, image_encoder=None).state_dict()
-    assert all(torch.equal(value, given[name]) for name, value in adapter.state_dict().items())
-    assert run.go()
-    assert not any(torch.equal(value, given[name]) for name, value in adapter.state_dict().items())
-
-
-@pytest.mark.parametrize(("variant", "other"), [("faceid-plus", 2), ("faceid-plusv2", 1)])
-def test_the_variant_says_which_version_of_faceid_plus_a_file_is(
-    home: Path, files: Callable[..., Path], variant: str, other: int
-) -> None:
-    """A published .bin file does not say it itself; what says otherwise is refused."""
-    start = files(variant, suffix=".bin", adapter__variant=variant)
-    changes = {"adapter__variant": variant, "adapter__start": str(start)}
-    adapter: Any = adapter_run(config(home, f"{variant}-on", **changes), frozen()).objective
-    assert adapter.injection.trained.projection.version == 3 - other
-    contrary = files(f"not-{variant}", adapter__variant=f"faceid-plus{'v2' if other == 2 else ''}")
-    with pytest.raises(CheckpointError, match=f"is FaceID-Plus version {other}, not {3 - other}"):
-        adapter_run(config(home, f"{variant}-no", **changes | {"adapter__start": str(contrary)}), frozen())
-
-
-def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_cached(
-    home: Path, files: Callable[..., Path], tmp_path: Path
-) -> None:
-    plain, plus, wide = files("plain"), files("plus", adapter__variant="plus"), tmp_path / "wide.safetensors"
-    save_adapter(tiny.adapter(tiny.xl_unet()), wide)
-    nowhere = {"cache__folder": str(tmp_path / "cache")}
-
-    def begin(path: Path, **changes: Any) -> None:
-        adapter_run(config(home, "unfit", **nowhere, adapter__start=str(path), **changes), frozen())
-
-    with pytest.raises(ConfigError, match=r"takes image_features and makes 4 tokens; the variant"):
-        begin(plus)
-    with pytest.raises(ConfigError, match=r"makes 4 tokens; .* adapter\.tokens is 3"):
-        begin(plain, adapter__tokens=3)
-    with pytest.raises(AdapterMismatch):
-        begin(wide)
-    other = frozen()
-    other.image_encoder = ImageEncoder(mini_encoder())
-    with pytest.raises(ConfigError, match=r"takes image_embedding 14 wide; that of base\.image_encoder"):
-        adapter_run(config(home, "unfit", **nowhere, adapter__start=str(plain)), other)
-    assert not (tmp_path / "cache").exists()
-
-
-def mini_encoder() -> Any:
-    from transformers import CLIPVisionModelWithProjection
-
-    return CLIPVisionModelWithProjection.from_pretrained(mini.WEIGHTS / "image_encoder")
-
-
-# Watching
-
-
-def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_weights_and_biases(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", told := StandIn())
-    drawn: list[tuple[Sequence[str], float]] = []
-    pictures = DecoupledInjection.pictures
-
-    def noted(self: Any, pipe: Any, images: Any, scale: float, call: Mapping[str, Any]) -> Any:
-        drawn.append((call["prompt"], scale))
-        return pictures(self, pipe, images, scale, call)
-
-    monkeypatch.setattr(DecoupledInjection, "pictures", noted)
-    asked = {
-        "watch__references": 2,
-        "watch__prompts": ["", "own"],
-        "watch__scales": [0.0, 0.5],
-        "watch__wandb": "adapters",
-    }
-    run = adapter_run(config(home, "watched", training__steps=1, **asked), frozen())
-    assert run.go()
-    samples: Any = run.objective.samples  # pyright: ignore[reportAttributeAccessIssue]
-    own = [samples.caption(int(row)) for row in samples.held_out]
-    silent = ["", ""]
-    assert drawn == 2 * [(silent, 0.0), (silent, 0.5), (own, 0.0), (own, 0.5)]
-    with Image.open(run.folder / "samples" / "000001.png") as grid:
-        assert grid.height > 2 * grid.width  # five rows of two
-    assert any("loss" in one for one in told.told if isinstance(one, dict))
-    assert told.told[-1] == "finished"
-
-
-# Learning
-
-
-def test_eight_pictures_are_learnt_and_the_true_reference_comes_to_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Looked at are the same pictures as other files: whether it can learn, not whether it generalises."""
-    for number, (shape, colour) in enumerate(
-        (s, c) for s in ("disc", "cross") for c in toy_pictures.COLOURS.values()
-    ):
-        ground = Image.new("RGBA", (64, 64), "white")
-        ground.alpha_composite(Image.fromarray(toy_pictures.draw(shape, colour, 64)))
-        for side, suffix in (("seen", "png"), ("looked-at", "bmp")):
-            (tmp_path / side).mkdir(exist_ok=True)
-            ground.convert("RGB").save(tmp_path / side / f"{number}.{suffix}")
-            (tmp_path / side / f"{number}.txt").write_text("a thing")
-    changes = {
-        "preset": "mini",
-        "base": {"model": "mini"},
-        "data__source": str(tmp_path / "seen"),
-        "data__held_out": str(tmp_path / "looked-at"),
-        "data__size": 64,
-        "cache__folder": str(tmp_path / "cache"),
-        "training__batch_size": 8,
-        "training__steps": 20,
-        "training__learning_rate": 1e-3,
-        "training__warmup_steps": 0,
-        "training__cooldown_steps": 0,
-        "training__ema_decay": 0.0,
-    }
-    encoder = ImageEncoder(mini_encoder())
-    run = adapter_run(config(tmp_path, "learning", **changes), FrozenBase(mini.pipeline(), encoder))
-    before = run.objective.held_out()
-    take(run, 20)
-    after = run.objective.held_out()
-    assert after["held-out loss"] < 0.9 * before["held-out loss"]
-    assert after["gap to shuffled"] > 0.005 > abs(before["gap to shuffled"])
-    assert after["gap to none"] > 0.005 > abs(before["gap to none"])
