@@ -151,4 +151,5 @@ def test_the_rate_warms_up_and_cools_down() -> None:
     assert [round(factor_at(plan, s), 2) for s in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     cosine = settings(steps=4, schedule="cosine")
     assert [round(factor_at(cosine, s), 3) for s in range(4)] == [1, 0.854, 0.5, 0.146]
+    assert factor_at(plan, 12) == 0  # past the end
     assert factor_at(LoopSettings(steps=1, warmup_steps=0), 0) == 1

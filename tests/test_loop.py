@@ -83,6 +83,21 @@ def test_a_run_looks_at_its_start_on_its_way_and_at_its_end(tmp_path: Path) -> N
     assert objective.exported == 1
 
 
+def test_a_grid_that_cannot_be_drawn_is_no_reason_to_lose_a_run(tmp_path: Path) -> None:
+    class Undrawn(OneWeight):
+        def picture(self) -> Image.Image:
+            raise RuntimeError("CUDA out of memory\nand so on")
+
+    assert run(tmp_path, Undrawn()).go()
+    assert (5, "no sample grid: CUDA out of memory") in events(tmp_path)
+
+
+def test_a_rate_that_is_never_reached_is_said(tmp_path: Path) -> None:
+    run(tmp_path, OneWeight(), warmup_steps=100, cooldown_steps=5).go()
+    told = "the learning rate reaches only 5% of training.learning_rate: 100 steps of warm-up"
+    assert any(event.startswith(told) for _, event in events(tmp_path))
+
+
 def test_whoever_asks_is_told_of_every_sample_grid(tmp_path: Path) -> None:
     seen: list[int] = []
     one = run(tmp_path, OneWeight())

@@ -186,6 +186,8 @@ def test_corrupt_pictures_are_named(imprompt: Command, home: Path, tmp_path: Pat
     result = imprompt("train", home / "cats.toml", "--cache-only", *words)
     assert result.code == 0, result.error
     assert "4 samples to train on" in result.output
+    assert "left out: " in result.output
+    assert "bad.png" in result.output
     (skipped,) = (tmp_path / "c").rglob("skipped*.jsonl")
     assert "bad.png" in skipped.read_text()
     checked = imprompt("train", home / "cats.toml", "--check", *words)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from imprompt.training.loop import Run
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
 from imprompt.training.ranks import this_process
+from imprompt.training.samples import Unreadable
 from imprompt.training.watching import counted, write_card, write_page
 
 CONFIG_FILE = "config.json"
@@ -76,9 +77,8 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
 def cache_alone(config: TrainingConfig) -> str:
     """Build the cache, and say what it holds."""
     samples = cached(config, load_frozen(config, this_process().device))
-    return (
-        f"{len(samples.train):,} samples to train on and {len(samples.held_out):,} held out are in the cache"
-    )
+    held = f"{len(samples.train):,} samples to train on and {len(samples.held_out):,} held out"
+    return "\n".join([f"{held} are in the cache", *left_out(samples.skipped)])
 
 
 def cached(config: TrainingConfig, base: FrozenBase) -> CachedSamples | LiveSamples:
@@ -157,8 +157,26 @@ def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
 
     folder = Path(config.output)
     return Run(
-        training, objective, feed, folder, config=dumped(config), wandb=config.watch.wandb, on_look=write_page
+        training,
+        objective,
+        feed,
+        folder,
+        config=dumped(config),
+        wandb=config.watch.wandb,
+        on_look=write_page,
+        notes=left_out(samples.skipped),
     )
+
+
+def left_out(skipped: Sequence[Unreadable]) -> list[str]:
+    """A sentence for each of the first samples that cannot be used, and one for the rest."""
+    told = [f"left out: {one.name}: {one.reason}" for one in skipped[:MOST_TOLD]]
+    rest = len(skipped) - len(told)
+    return [*told, f"left out: {rest} more; all are in the cache's skipped-*.jsonl"] if rest else told
+
+
+MOST_TOLD = 20
+"""How many samples that cannot be used are named in the log."""
 
 
 def build_injection(config: TrainingConfig, base: FrozenBase) -> Injection:

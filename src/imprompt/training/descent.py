@@ -222,4 +222,4 @@ def factor_at(settings: LoopSettings, step: int) -> float:
     cool = (settings.steps - step) / max(settings.cooldown_steps, 1)
     if getattr(settings, "schedule", "constant") == "cosine":
         cool = (1 + math.cos(math.pi * step / settings.steps)) / 2
-    return min(1.0, warm, cool)
+    return max(0.0, min(1.0, warm, cool))

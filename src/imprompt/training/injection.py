@@ -120,6 +120,7 @@ class ConcatenatedInjection(Injection):
         """Draw with the tokens multiplied by `scale`, the only handle there is."""
         texts = pipe.encode_prompt(
             prompt=call["prompt"],
+            negative_prompt=call["negative_prompt"],
             device=pipe.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=True,
@@ -129,7 +130,8 @@ class ConcatenatedInjection(Injection):
         for name, side in zip(_EMBEDS, sides, strict=False):
             tokens = scale * self.tokens(side)
             embeds[name] = torch.cat([embeds[name], tokens.to(embeds[name])], dim=1)
-        return pipe(**{key: value for key, value in call.items() if key != "prompt"}, **embeds).images
+        rest = {key: value for key, value in call.items() if key not in ("prompt", "negative_prompt")}
+        return pipe(**rest, **embeds).images
 
     def tokens(self, sides: Sequence[Inputs]) -> Float[Tensor, "batch tokens context_dim"]:
         """The image tokens of one picture for each sample."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from PIL import Image
 from torch import Tensor
 
 from imprompt.errors import TrainingError
@@ -47,6 +48,7 @@ class Run:
         config: everything that was asked for, for the log
         wandb: a Weights & Biases project, or nothing
         on_look: called with the folder after every sample grid
+        notes: what is to be said at the start
     """
 
     def __init__(
@@ -60,12 +62,13 @@ class Run:
         config: Mapping[str, Any],
         wandb: str = "",
         on_look: Callable[[Path], Any] = lambda folder: None,
+        notes: Sequence[str] = (),
     ) -> None:
         # Flush-to-zero: the averaged weights of dead units are denormal and slow a CPU down by half.
         torch.set_flush_denormal(True)
         self.settings, self.objective, self.feed, self.folder = settings, objective, feed, folder
         self.output, self.config, self.wandb = output or folder, config, wandb
-        self.on_look = on_look
+        self.on_look, self.notes = on_look, notes
         self.processes = this_process()
         names = {id(p): name for name, p in objective.named_parameters()}
         groups = objective.parameter_groups()
@@ -123,6 +126,8 @@ class Run:
         """Train to the last step, or until it is asked to stop; says whether it finished."""
         with self.asked_to_stop_by_signals(), self.reported():
             self.event(f"resumed at step {self.step}" if self.step else "started")
+            for note in (*self.notes, *self.doubts()):
+                self.event(note)
             if self.step == 0:
                 self.watch(at_start=True)
                 self.save()
@@ -135,6 +140,17 @@ class Run:
             else:
                 self.finish()
         return not self.must_stop()
+
+    def doubts(self) -> list[str]:
+        """What may not be meant: a learning rate that is never reached."""
+        settings = self.settings
+        peak = max(factor_at(settings, step) for step in sampled(settings.steps))
+        if peak > 0.98:
+            return []
+        return [
+            f"the learning rate reaches only {peak:.0%} of training.learning_rate: {settings.warmup_steps} "
+            f"steps of warm-up and {settings.cooldown_steps} of cool-down are long for {settings.steps} steps"
+        ]
 
     def advance(self, batches: Iterator[Passes]) -> None:
         """Take one step, and do what is due after it."""
@@ -234,13 +250,23 @@ class Run:
             return
         with self.descent.averages_in_place(), torch.no_grad():
             figures = self.objective.held_out() if checks else {}
-            picture, seen = self.objective.look() if draws else (None, {})
+            picture, seen = self.drawn() if draws else (None, {})
         self.figures |= figures | seen
         self.say(figures | seen)
         if picture is not None and self.log is not None:
             self.log.picture(self.step, picture, f"step {self.step}")
             self.on_look(self.folder)
         self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
+
+    def drawn(self) -> tuple[Image.Image | None, dict[str, float]]:
+        """The sample grid; one that cannot be drawn (memory, a scheduler) is no reason to lose a run."""
+        try:
+            return self.objective.look()
+        except Exception as error:
+            self.event(
+                f"no sample grid: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            )
+            return None, {}
 
     def save(self) -> None:
         """A checkpoint; the main process writes it."""
@@ -314,3 +340,8 @@ class Run:
         finally:
             for s, handler in old.items():
                 signal.signal(s, handler)
+
+
+def sampled(steps: int) -> list[int]:
+    """A thousand steps of a run, evenly spread; all of a shorter one."""
+    return list(range(0, steps, -(-steps // 1000)))

@@ -44,7 +44,7 @@ def build_cache(
     data = config.data
     manifest = builder.build(data.source, held_out=False) if data.source else folder.only_manifest()
     apart = builder.build(data.held_out, held_out=True) if isinstance(data.held_out, str) else None
-    return CachedSamples(folder, manifest, data, apart)
+    return CachedSamples(folder, manifest, data, apart, builder.skipped)
 
 
 class _Builder:
@@ -54,6 +54,7 @@ class _Builder:
         self, config: TrainingConfig, frozen: FrozenBase, folder: CacheFolder, on_progress: Progress
     ) -> None:
         self.config, self.frozen, self.folder, self.on_progress = config, frozen, folder, on_progress
+        self.skipped: list[Unreadable] = []
 
     def build(self, source: str, *, held_out: bool) -> Manifest:
         """Make what is missing of a source, and note that it is complete."""
@@ -65,6 +66,7 @@ class _Builder:
             raise none_left(skipped[0], source)
         manifest = Manifest(source, held_out, shards, len(skipped))
         self.folder.write_manifest(manifest, skipped)
+        self.skipped += skipped
         return manifest
 
     def _receipts(self, source: str, parts: Sequence[Part]) -> list[Receipt]:

@@ -43,7 +43,7 @@ class LiveSamples:
         on_progress: told how many samples of a source have been looked through, of how many
 
     Attributes:
-        train, held_out, buckets, blanks: as of `CachedSamples`
+        train, held_out, buckets, blanks, skipped: as of `CachedSamples`
 
     Raises:
         DataError: no usable data, or too much of it damaged
@@ -52,7 +52,7 @@ class LiveSamples:
 
     def __init__(self, config: TrainingConfig, frozen: FrozenBase, on_progress: Progress) -> None:
         self._config, self._encoder = config, RowEncoder(frozen, config)
-        self._skipped: list[Unreadable] = []
+        self.skipped: list[Unreadable] = []
         self._known = self._look_through(config.data.source, on_progress)
         first = len(self._known)
         if isinstance(config.data.held_out, str):
@@ -75,7 +75,7 @@ class LiveSamples:
                 self._skip(found, done - len(known), len(parts), source)
             on_progress(done, len(parts))
         if not known:
-            raise none_left(self._skipped[-1], source)
+            raise none_left(self.skipped[-1], source)
         return known
 
     def _look_at(self, part: Part) -> _Known | Unreadable:
@@ -88,11 +88,11 @@ class LiveSamples:
             return Unreadable(sample.name, str(error))
 
     def _skip(self, one: Unreadable, skipped: int, total: int, source: str) -> None:
-        self._skipped.append(one)
+        self.skipped.append(one)
         path = _made(Path(self._config.output)) / SKIPPED_FILE
-        write_skipped(path, self._skipped)
+        write_skipped(path, self.skipped)
         if too_many(skipped, total):
-            raise refusal(self._skipped[-skipped:], total, source, path)
+            raise refusal(self.skipped[-skipped:], total, source, path)
 
     def _latent_sizes(self, frozen: FrozenBase) -> np.ndarray:
         shapes = {one.shape for one in self._known}

@@ -17,6 +17,7 @@ from imprompt.training.cache.folder import CacheFolder, Manifest
 from imprompt.training.cache.shards import Shard
 from imprompt.training.cache.split import arrange
 from imprompt.training.config import DataSettings
+from imprompt.training.samples import Unreadable
 
 Bucket = tuple[int, int]
 """Height and width of latents."""
@@ -35,21 +36,28 @@ class CachedSamples:
         manifest: which shards
         data: what is held out
         held_out: a second source to hold out; its rows stand behind the first one's
+        skipped: what could not be used, for those who tell
 
     Attributes:
         train: numbers of the rows to train on, rising
         held_out: numbers of the rows to look at, rising
         buckets: rows of `train` by the size of their latents
         blanks: what stands for a dropped image, float32
+        skipped: samples that cannot be used
 
     Raises:
         DataError: a shard is missing or damaged, or there are too few pictures to hold some out
     """
 
     def __init__(
-        self, folder: CacheFolder, manifest: Manifest, data: DataSettings, held_out: Manifest | None = None
+        self,
+        folder: CacheFolder,
+        manifest: Manifest,
+        data: DataSettings,
+        held_out: Manifest | None = None,
+        skipped: Sequence[Unreadable] = (),
     ) -> None:
-        self._folder = folder
+        self._folder, self.skipped = folder, list(skipped)
         self._names = [name for one in (manifest, held_out) if one is not None for name, _ in one.shards]
         self._maps: dict[int, Shard] = {}
         every = [self._look(number) for number in range(len(self._names))]

@@ -199,6 +199,7 @@ class ImagePromptObjective(Objective):
         watch, size = self.config.watch, self.config.data.size
         call = {
             "prompt": prompts,
+            "negative_prompt": [""] * len(prompts),  # what training drops a text to, of SDXL too
             "num_inference_steps": watch.sampling_steps,
             "guidance_scale": watch.guidance_scale,
             "generator": [torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
