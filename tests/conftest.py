@@ -122,6 +122,7 @@ def imprompt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 # Two processes: a file's tests stay together, and so do all that docs/pipelines.md is written from.
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         stem = item.path.stem

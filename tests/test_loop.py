@@ -94,7 +94,7 @@ def test_a_grid_that_cannot_be_drawn_is_no_reason_to_lose_a_run(tmp_path: Path) 
 
 def test_a_rate_that_is_never_reached_is_said(tmp_path: Path) -> None:
     run(tmp_path, OneWeight(), warmup_steps=100, cooldown_steps=5).go()
-    told = "the learning rate reaches only 5% of training.learning_rate: 100 steps of warm-up"
+    told = "the learning rate reaches only 10% of training.learning_rate: 100 steps of warm-up"
     assert any(event.startswith(told) for _, event in events(tmp_path))
 
 

@@ -64,8 +64,6 @@ class Run:
         on_look: Callable[[Path], Any] = lambda folder: None,
         notes: Sequence[str] = (),
     ) -> None:
-        # Flush-to-zero: the averaged weights of dead units are denormal and slow a CPU down by half.
-        torch.set_flush_denormal(True)
         self.settings, self.objective, self.feed, self.folder = settings, objective, feed, folder
         self.output, self.config, self.wandb = output or folder, config, wandb
         self.on_look, self.notes = on_look, notes
@@ -124,7 +122,7 @@ class Run:
 
     def go(self) -> bool:
         """Train to the last step, or until it is asked to stop; says whether it finished."""
-        with self.asked_to_stop_by_signals(), self.reported():
+        with self.asked_to_stop_by_signals(), denormals_flushed(), self.reported():
             self.event(f"resumed at step {self.step}" if self.step else "started")
             for note in (*self.notes, *self.doubts()):
                 self.event(note)
@@ -340,6 +338,16 @@ class Run:
         finally:
             for s, handler in old.items():
                 signal.signal(s, handler)
+
+
+@contextlib.contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Take denormal numbers for zero: the averages of dead units are such, and slow a CPU down by half."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def sampled(steps: int) -> list[int]:
