@@ -12,6 +12,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 import faults
 import matrix
@@ -119,16 +120,25 @@ def imprompt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-# Two processes: a file's tests stay together, and so do all that docs/pipelines.md is written from.
+# Several processes
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        stem = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("pipelines" if stem.startswith("test_pipelines") else stem))
-        if (number := faults.number_of(item)) is not None:
-            item.user_properties.append(("fault", number))
+class ByFile(LoadScopeScheduling):
+    """A file's tests stay together, and so do all that docs/pipelines.md is written from."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        stem = Path(nodeid.partition("::")[0]).stem
+        return "pipelines" if stem.startswith("test_pipelines") else stem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if (number := faults.number_of(item)) is not None:
+        item.user_properties.append(("fault", number))
 
 
 # docs/pipelines.md
