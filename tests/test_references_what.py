@@ -18,7 +18,6 @@ from imprompt.encoder import ImageEncoder
 from imprompt.encoding import text_embedding
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
 from imprompt.layers import attention_layers, cross_attention_layers
-from imprompt.matrices import LoraShapes
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,
@@ -186,17 +185,7 @@ def test_features_act_and_no_image_is_a_grey_picture(pipe: Any) -> None:
 
 
 def face_adapter(unet: UNet2DConditionModel, projection: Any, rank: int = 2) -> ImagePromptAdapter:
-    lora: dict[int, LoraShapes] = {
-        number: {
-            "q": (attn.query_dim, attn.inner_dim, rank),
-            "k": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
-            "v": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
-            "out": (attn.inner_dim, attn.out_dim, rank),
-        }
-        for number, (_, attn) in attention_layers(unet).items()
-    }
-    shapes = ImagePromptAdapter.for_unet(unet, projection).shapes
-    return randomised(ImagePromptAdapter(projection, shapes, lora))
+    return randomised(ImagePromptAdapter.for_unet(unet, projection, lora_rank=rank))
 
 
 def test_a_lora_acts_with_the_reference_and_only_then(unet: UNet2DConditionModel) -> None:

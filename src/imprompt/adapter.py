@@ -33,9 +33,9 @@ from imprompt.encoder import ImageEncoder, Input
 from imprompt.encoding import Encoded, Inputs, ReferenceEncoder, ReferenceLike, as_arguments, as_reference
 from imprompt.errors import AdapterMismatch, AttachmentError, InvalidReference
 from imprompt.faces import FaceEmbedder
-from imprompt.layers import UNet, attention_layers, cross_attention_layers, layer_shapes
+from imprompt.layers import UNet, cross_attention_layers, layer_shapes
 from imprompt.laying import Condition, Laid, Laying, Loras
-from imprompt.matrices import ImageKeyValue, LoraShapes, LowRank
+from imprompt.matrices import ImageKeyValue, LoraShapes, LowRank, attention_shapes
 from imprompt.projection import FacePlusProjection, ImageProjection
 from imprompt.reference import Reference
 from imprompt.running import Branches, Clock, guidance_branches
@@ -384,19 +384,6 @@ class ImagePromptAdapter(nn.Module):
         loras = {int(number): LoraTerm(self.low_rank(int(number)), ones) for number in self.lora}
         laid = {number: Laid(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
         return attachment.show(laid)
-
-
-def attention_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:
-    """Return (in, out, rank) of the four matrices of every attention layer."""
-    return {
-        number: {
-            "q": (attn.query_dim, attn.inner_dim, rank),
-            "k": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
-            "v": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
-            "out": (attn.inner_dim, attn.out_dim, rank),
-        }
-        for number, (_, attn) in attention_layers(unet).items()
-    }
 
 
 def _images(inputs: Inputs) -> int:

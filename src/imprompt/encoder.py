@@ -67,7 +67,7 @@ class ImageEncoder:
         self.image_size = int(model.config.image_size)  # pyright: ignore[reportArgumentType]
         self.embedding_dim = model.config.projection_dim
         self.feature_dim = model.config.hidden_size
-        self.name = name or _without_folders(model.name_or_path or "") or _shape(model)
+        self.name = name or without_folders(model.name_or_path or "") or _shape(model)
         self._blanks: dict[tuple[Input, torch.device, torch.dtype], Tensor] = {}
 
     @property
@@ -198,11 +198,11 @@ def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> Im
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UnknownModel(f"no image encoder at {source}: {reason}") from error
-    return ImageEncoder(model, mean=mean, std=std, name=_without_folders(str(source)))
+    return ImageEncoder(model, mean=mean, std=std, name=without_folders(str(source)))
 
 
-def _without_folders(source: str) -> str:
-    """A hub id as it is, of a local folder its last name: where it lies is nobody's business."""
+def without_folders(source: str) -> str:
+    """Return a hub id as it is, of a local folder its last name: where it lies is nobody's business."""
     return Path(source).resolve().name if source and Path(source).is_dir() else source
 
 

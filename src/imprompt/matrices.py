@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from imprompt.attention import Place
+from imprompt.layers import UNet, attention_layers
 
 LoraShapes = Mapping[Place, tuple[int, int, int]]
 """Matrix of an attention layer → (in, out, rank) of its LoRA."""
@@ -37,3 +38,16 @@ class LowRank(nn.Module):
             self.down.weight, std=1 / rank
         )  # as diffusers' LoRALinearLayer, which FaceID was trained with
         nn.init.zeros_(self.up.weight)
+
+
+def attention_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:
+    """Return (in, out, rank) of the four matrices of every attention layer."""
+    return {
+        number: {
+            "q": (attn.query_dim, attn.inner_dim, rank),
+            "k": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
+            "v": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
+            "out": (attn.inner_dim, attn.out_dim, rank),
+        }
+        for number, (_, attn) in attention_layers(unet).items()
+    }

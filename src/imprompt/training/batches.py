@@ -84,10 +84,7 @@ class PromptBatches(Dataset[list[PromptBatch]]):
         order: which rows a step sees
         loss: how much is dropped
         passes: into how many each process cuts its share
-        rank, processes: which process this is, of how many
-
-    Raises:
-        ConfigError: a batch that cannot be shared equally
+        rank, processes: which process this is, of how many; the batch is to be shared equally
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def removed_on_failure(folder: Path):
+def removed_on_failure(folder: Path) -> Iterator[None]:
     """Make a folder; remove it if the block fails."""
     folder.mkdir()
     try:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imprompt.embeddings import ImageEmbeddings
-from imprompt.encoder import Input
+from imprompt.encoder import Input, without_folders
 from imprompt.training.batches import Draws, PromptBatch, fixed_batch
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import FrozenBase
@@ -232,11 +232,6 @@ class ImagePromptObjective(Objective):
             "preset": self.config.preset,
             **({"image_encoder": named, "encoder": encoder.name} if encoder else {}),
         }
-
-
-def without_folders(source: str) -> str:
-    """A hub id as it is, of a local folder its last name."""
-    return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 def as_pictures(thumbnails: Tensor) -> list[Image.Image]:
