@@ -260,7 +260,7 @@ def test_files_that_are_no_jobs(folder: Path) -> None:
     Path("latin.toml").write_bytes(b'x = "\xff"')
     for name, message in {
         "no.toml": "no such file",
-        "bad.toml": "is not a job in TOML",
+        "bad.toml": "is not TOML",
         "latin.toml": "is not",
     }.items():
         with pytest.raises(ConfigError, match=message):

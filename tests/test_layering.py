@@ -11,6 +11,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "imprompt"
 FLOW = (
     "errors",
     "output",
+    "environment",
+    "settings",
+    "pages",
     "image",
     "crop",
     "encoder",

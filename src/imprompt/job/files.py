@@ -4,7 +4,6 @@ import difflib
 import importlib.metadata
 import json
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 from imprompt.errors import ConfigError, ImageError
 from imprompt.job.model import Job, JobControl, JobReference, Move
 from imprompt.output import check_output, written_whole
+from imprompt.settings import read_toml
 
 SETTINGS_KEY = "imprompt"
 """Name of the PNG text chunk that holds a picture's settings, as JSON."""
@@ -42,12 +42,7 @@ def load_job(path: str | os.PathLike[str]) -> Job:
             settings that do not go together
     """
     path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # a folder, no UTF-8, no TOML
-        raise ConfigError(f"{path} is not a job in TOML: {error}") from error
+    values = read_toml(path, kind="file")
     return parse_job(values, f"{path}: ", lambda file: str(Path(path.parent, file)))
 
 

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
+from imprompt.settings import Closed, explain, read_toml
 from imprompt.training.presets import PRESETS, overlaid, preset_named
-from imprompt.training.settings import Closed, LoopSettings, explain, read_toml
+from imprompt.training.settings import LoopSettings
 
 Variant = Literal["base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2"]
 Injection = Literal["decoupled", "concatenated"]

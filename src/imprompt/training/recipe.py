@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.training.settings import Closed, LoopSettings, explain, in_cache, read_toml
+from imprompt.settings import Closed, explain, in_cache, read_toml
+from imprompt.training.settings import LoopSettings
 
 __all__ = ["Recipe", "in_cache", "load_recipe", "parse_recipe"]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from imprompt.errors import ConfigError
+from imprompt.settings import in_cache
 from imprompt.training.data import Batch, EmojiBatches
 from imprompt.training.loop import Run
 from imprompt.training.objectives import StageObjective, build_objective
 from imprompt.training.objectives.autoencoding import fit_codec
 from imprompt.training.recipe import CodecRecipe, Recipe
-from imprompt.training.settings import in_cache
 
 
 def train_stage(recipe: Recipe, *, resume: bool = False) -> Path:
