@@ -19,7 +19,7 @@ from imprompt.errors import ConfigError, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.training.captions import GROUNDS
 from imprompt.training.data import EmojiBatches, EmojiPictures
-from imprompt.training.emoji import is_held_out, slug
+from imprompt.training.emoji import STYLES, is_held_out, slug
 from imprompt.training.loop import Run
 from imprompt.training.objectives import build_objective, controlling, denoising, prompting, styling
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
@@ -117,6 +117,15 @@ def test_the_reference_is_the_target_unless_a_changed_ground_is_asked_for(toy: P
     )[0]
     assert torch.equal(same.pixels, same.reference_pixels)
     assert not torch.equal(changed.pixels, changed.reference_pixels)
+
+
+def test_a_nameless_caption_says_ground_and_style_and_not_what_is_drawn(toy: Path) -> None:
+    mixture = Mixture(placed=0.0, paired=0.0, nameless=1.0)
+    captions = EmojiBatches(EmojiPictures(toy), 64, seed=0, mixture=mixture)[0].captions
+    styles = [f"{style} style" for style in STYLES.values()]
+    grounds = [f"on a {ground} background" for ground in GROUNDS]
+    assert all(set(caption.split(", ")) <= {"", *styles, *grounds} for caption in captions)
+    assert any("on a" in caption for caption in captions)
 
 
 @pytest.mark.parametrize(

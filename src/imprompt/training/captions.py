@@ -24,6 +24,11 @@ def caption_one(drawing: Drawing, ground: str | None, rng: random.Random, *, pla
     return ", ".join([words, *ending(drawing.style, ground, rng)])
 
 
+def caption_none(drawing: Drawing, ground: str | None, rng: random.Random) -> str:
+    """A caption that leaves open what is drawn: style and ground alone, or nothing at all."""
+    return ", ".join(ending(drawing.style, ground, rng))
+
+
 def caption_two(pair: Sequence[Drawing], ground: str | None, rng: random.Random) -> str:
     """A caption of two drawings side by side, left one first."""
     left, right = (noun(drawing, rng) for drawing in pair)

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from imprompt.training.captions import GROUNDS, PLACES, caption_one, caption_two, sample_ground
+from imprompt.training.captions import GROUNDS, PLACES, caption_none, caption_one, caption_two, sample_ground
 from imprompt.training.emoji import Drawing, load_data
 from imprompt.training.recipe import Mixture
 
@@ -137,7 +137,9 @@ class EmojiBatches:
             return Scene(row, colour, colour, caption, neighbour=other)
         is_changed = named is not None and rng.random() < mixture.changed_ground
         reference_colour = ground_colour(sample_ground(rng), rng) if is_changed else colour
-        return Scene(row, colour, reference_colour, caption_one(drawings[row], named, rng))
+        is_nameless = mixture.nameless > 0 and rng.random() < mixture.nameless
+        caption = (caption_none if is_nameless else caption_one)(drawings[row], named, rng)
+        return Scene(row, colour, reference_colour, caption)
 
     def compose(self, scene: Scene) -> Float[Tensor, "3 size size"]:
         """The picture of a scene that is more than one whole drawing."""

@@ -33,8 +33,8 @@ Layout = Literal["folder", "official", "webdataset"]
 TAR_SAMPLES = 10_000
 """Samples in a tar file, img2dataset's default."""
 
-MIXTURE = Mixture(placed=0.03, paired=0.03, changed_ground=0.5)
-"""How scenes are drawn: as in recipes/mini-adapter.toml."""
+MIXTURE = Mixture(placed=0.03, paired=0.03, changed_ground=0.5, nameless=0.15)
+"""How scenes are drawn. A caption that names the ground alone leaves the thing to the image prompt."""
 
 
 class Picture(NamedTuple):

@@ -18,11 +18,13 @@ __all__ = ["Recipe", "in_cache", "load_recipe", "parse_recipe"]
 
 
 class Mixture(Closed):
-    """How often a drawing is small in a corner, or has a neighbour; or the reference has another ground."""
+    """How often a drawing is small in a corner, or has a neighbour; or the reference has another ground; or
+    the caption does not say what it shows."""
 
     placed: float = Field(default=0.05, ge=0, le=1)
     paired: float = Field(default=0.05, ge=0, le=1)
     changed_ground: float = Field(default=0.0, ge=0, le=1)
+    nameless: float = Field(default=0.0, ge=0, le=1)
 
 
 class Recipe(LoopSettings):
