@@ -1,0 +1,85 @@
+"""Prompt- against reference-following over λ: one λ hides what another gives up.
+
+Reference-following (concept preservation, CP) and prompt-following (PF) are scores of the same pictures, best
+normalised so that 0 is the floor and 1 the ceiling. As λ rises, CP rises and PF falls.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Real
+
+from imprompt.evaluation.metrics.intervals import Interval, bootstrap_interval, draws, finite, spread
+
+
+class ScaleCurve(NamedTuple):
+    """What `scale_curve` finds; intervals are over the choice of concepts.
+
+    Attributes:
+        scales: λ, in the order given
+        prompt: PF at each λ
+        reference: CP at each λ
+        product: CP · PF at each λ, of the means (DreamBench++'s figure, arXiv 2406.16855); a mean below 0
+            counts as 0
+        area: see `dominated_area`
+        best: place of the λ with the largest product
+    """
+
+    scales: list[float]
+    prompt: list[Interval]
+    reference: list[Interval]
+    product: list[Interval]
+    area: Interval
+    best: int
+
+
+def scale_curve(
+    scales: Real[np.ndarray, " scales"],
+    prompt: Real[np.ndarray, "scales concepts"],
+    reference: Real[np.ndarray, "scales concepts"],
+    *,
+    seed: int = 0,
+) -> ScaleCurve:
+    """The curve of PF against CP over λ, its area and its products.
+
+    Args:
+        scales: λ
+        prompt: PF of each concept at each λ, a mean over its pictures
+        reference: CP of each concept at each λ
+        seed: of the bootstrap
+
+    Raises:
+        ValueError: no λ, no concepts, or values that are not finite
+    """
+    both = finite(np.stack([prompt, reference]))
+    pf, cp = both.mean(axis=-1)
+    resampled = np.concatenate(
+        [both[..., rows].mean(axis=-1) for rows in draws(both.shape[-1], seed)], axis=-1
+    )
+    drawn_pf, drawn_cp = resampled
+    products = np.maximum(pf, 0) * np.maximum(cp, 0)
+    drawn_products = np.maximum(drawn_pf, 0) * np.maximum(drawn_cp, 0)
+    return ScaleCurve(
+        scales=[float(scale) for scale in scales],
+        prompt=[bootstrap_interval(row, seed=seed) for row in both[0]],
+        reference=[bootstrap_interval(row, seed=seed) for row in both[1]],
+        product=[spread(float(p), drawn) for p, drawn in zip(products, drawn_products, strict=True)],
+        area=spread(float(dominated_area(cp[:, None], pf[:, None])[0]), dominated_area(drawn_cp, drawn_pf)),
+        best=int(products.argmax()),
+    )
+
+
+def dominated_area(
+    reference: Float[np.ndarray, "scales curves"], prompt: Float[np.ndarray, "scales curves"]
+) -> Float[np.ndarray, " curves"]:
+    """The area of all (CP, PF) that some λ reaches or betters in both: the union of rectangles from (0, 0).
+
+    In [0, 1] for normalised scores; a score below 0 counts as 0. It never falls when a λ is added, so compare
+    over the same λ only.
+    """
+    cp, pf = np.maximum(reference, 0), np.maximum(prompt, 0)
+    order = np.argsort(-cp, axis=0, kind="stable")
+    cp, pf = (np.take_along_axis(values, order, axis=0) for values in (cp, pf))
+    heights = np.maximum.accumulate(pf, axis=0)  # at CP up to cp[i], the best PF of all that keep as much
+    widths = cp - np.concatenate([cp[1:], np.zeros_like(cp[:1])])
+    return (widths * heights).sum(axis=0)
