@@ -32,6 +32,7 @@ FLOW = (
     "matrices",
     "adapter",
     "checkpoint",
+    "injection",
     "job",
     "generation",
     "mini",

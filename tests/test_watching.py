@@ -24,20 +24,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from imprompt.errors import ConfigError, MissingExtra, OutputError, TrainingError
+from imprompt.pages.axes import round_step, short, spread, value_axis
+from imprompt.pages.charts import MOST_POINTS, Chart, Line, draw, smoothed, thinned
 from imprompt.training.config import parse_config
 from imprompt.training.watching import Display, RunLog, write_card, write_environment, write_page
-from imprompt.training.watching.charts import (
-    MOST_POINTS,
-    Chart,
-    Line,
-    draw,
-    round_step,
-    short,
-    smoothed,
-    spread,
-    thinned,
-    value_axis,
-)
 from imprompt.training.watching.history import duration, read_history, without_folders
 from imprompt.training.watching.verdict import judge
 
@@ -311,7 +301,7 @@ def test_a_round_step_is_one_two_or_five_and_at_most_two_and_a_half_times_larger
 @settings(max_examples=40)
 @given(values=st.lists(FINITE, min_size=1), zero=st.booleans())
 def test_an_axis_holds_all_values_and_has_few_ticks(values: list[float], zero: bool) -> None:
-    axis = value_axis(values, zero=zero)
+    axis = value_axis(values, 198, 12, zero=zero)
     slack = 1e-9 * (axis.high - axis.low)
     assert axis.low - slack <= min(values)
     assert max(values) <= axis.high + slack

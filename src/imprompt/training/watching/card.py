@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from imprompt.errors import TrainingError
 from imprompt.output import written_whole
-from imprompt.training.watching.charts import short
+from imprompt.pages.axes import short
 from imprompt.training.watching.commands import model_options
 from imprompt.training.watching.history import History, duration, read_history
 from imprompt.training.watching.verdict import judge

@@ -1,12 +1,11 @@
 """Sample grids for a page: few enough, and small enough, to stand inside it."""
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from imprompt.pages.pictures import as_jpeg, data_uri
 from imprompt.training.watching.history import History
 
 MOST_GRIDS = 24
@@ -14,9 +13,6 @@ LARGEST_WHOLE = 400_000
 """A grid of more bytes than this is put in as a JPEG even where space is no matter."""
 
 SMALL_MOST_GRIDS = 8
-
-_SIDES = (1600, 1280, 1024, 832, 640, 512, 400, 320, 240, 160, 96)
-_QUALITIES = (84, 68)
 
 
 @dataclass(frozen=True)
@@ -74,21 +70,4 @@ def _embed(step: int, path: Path, room: int, *, small: bool) -> Grid:
         picture = opened.convert("RGB")
     if small or len(data) > room:
         data, kind = as_jpeg(picture, room), "jpeg"
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return Grid(step, source, *picture.size)
-
-
-def as_jpeg(picture: Image.Image, room: int) -> bytes:
-    """The picture as a JPEG of at most `room` bytes: as large as fits; the smallest we make if none does."""
-    data = b""
-    largest = min(max(picture.size), _SIDES[0])
-    for side in (largest, *(side for side in _SIDES if side < largest)):
-        smaller = picture.copy()
-        smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
-        for quality in _QUALITIES:
-            file = io.BytesIO()
-            smaller.save(file, "JPEG", quality=quality, optimize=True, progressive=True)
-            data = file.getvalue()
-            if len(data) <= room:
-                return data
-    return data
+    return Grid(step, data_uri(data, kind), *picture.size)

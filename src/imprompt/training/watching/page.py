@@ -5,15 +5,15 @@ also for a run that was stopped or failed.
 """
 
 import datetime
-import html
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from imprompt.errors import ConfigError
 from imprompt.output import written_whole
+from imprompt.pages.axes import short
+from imprompt.pages.skeleton import chart_figure, facts_table, page, safe, tile, tiles
 from imprompt.training.config import parse_config
-from imprompt.training.watching.charts import draw, short
 from imprompt.training.watching.commands import generate_command, resume_command
 from imprompt.training.watching.curves import run_charts
 from imprompt.training.watching.grids import Grid, embedded, legend
@@ -43,9 +43,9 @@ def write_page(folder: Path, *, small: bool = False) -> Path:
     words = len(page_of(history, []).encode())
     # In base64 a picture is a third larger.
     room = max(SMALL_BYTES - words, 0) * 3 // 4 if small else None
-    page = page_of(history, embedded(history.pictures, room))
+    whole = page_of(history, embedded(history.pictures, room))
     with written_whole(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(whole, encoding="utf-8")
     return path
 
 
@@ -61,24 +61,20 @@ def page_of(history: History, grids: list[Grid]) -> str:
         _configuration(history.config),
         _environment(history.environment),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_safe(history.name)} · imprompt</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{''.join(sections)}\n<footer>Written by <code>imprompt train</code>. "
-        "The figures are in <code>log.jsonl</code>, beside this page.</footer>\n</main>\n"
-        f'<dialog><img alt="The grid in full size"></dialog>\n<script>{SCRIPT}</script>\n</body>\n</html>\n'
+    footer = (
+        "Written by <code>imprompt train</code>. The figures are in <code>log.jsonl</code>, beside this page."
     )
+    return page(history.name, "".join(sections), footer=footer, style=STYLE, script=SCRIPT)
 
 
 def _header(history: History, verdict: Verdict) -> str:
     total = history.total_steps
     share = min(history.step / total, 1.0) if total else 0.0
     return (
-        f'<header><p class="over">{_safe(_about(history))}</p><h1>{_safe(history.name)}</h1>'
-        f'<p class="verdict">{_safe(verdict.sentence)}</p>'
+        f'<header><p class="over">{safe(_about(history))}</p><h1>{safe(history.name)}</h1>'
+        f'<p class="verdict">{safe(verdict.sentence)}</p>'
         f'<div class="bar"><i style="width:{share:.1%}"></i></div>'
-        f'<p class="state">{_safe(_state(history))}</p>{_figures(history, verdict)}</header>'
+        f'<p class="state">{safe(_state(history))}</p>{tiles(_tiles(history, verdict))}</header>'
     )
 
 
@@ -106,36 +102,26 @@ def _state(history: History) -> str:
     return " · ".join(said)
 
 
-def _figures(history: History, verdict: Verdict) -> str:
-    """The key figures, each with its unit and what to compare it with."""
-    tiles = [tile for tile in _tiles(history, verdict) if tile]
-    return f'<dl class="figures">{"".join(tiles)}</dl>' if tiles else ""
-
-
 def _tiles(history: History, verdict: Verdict) -> Iterable[str]:
+    """The key figures, each with its unit and what to compare it with."""
     if verdict.share is not None and (gap := history.last(GAP)) is not None:
         percent = f"{100 * verdict.share:.1f}<small>%</small>".replace("-", "−")
-        yield _tile(percent, "gap to shuffled", f"of the held-out loss ({short(_three(gap))})", first=True)
+        yield tile(percent, "gap to shuffled", f"of the held-out loss ({short(_three(gap))})", first=True)
     if (held := history.lowest("held-out loss")) is not None:
         now = history.last("held-out loss") or 0.0
-        yield _tile(f"{now:.4f}", "held-out loss", f"lowest {held[1]:.4f}, at step {held[0]:,}")
+        yield tile(f"{now:.4f}", "held-out loss", f"lowest {held[1]:.4f}, at step {held[0]:,}")
     if (like := history.last("similarity to reference")) is not None:
         other = history.last("similarity to a shuffled reference")
         beside = "" if other is None else f"{other:.3f} to a shuffled one"
-        yield _tile(f"{like:.3f}", "similarity to reference", beside)
+        yield tile(f"{like:.3f}", "similarity to reference", beside)
     if batch := history.setting("training.batch_size"):
-        yield _tile(short(history.step * batch), "samples seen", f"in batches of {batch}")
+        yield tile(short(history.step * batch), "samples seen", f"in batches of {batch}")
     if (speed := history.last("samples/s")) is not None:
         waiting = history.last("waiting")
         beside = "" if waiting is None else f"{100 * waiting:.1f} % of the time waiting for data"
-        yield _tile(f"{short(_three(speed))}<small>/s</small>", "samples", beside)
+        yield tile(f"{short(_three(speed))}<small>/s</small>", "samples", beside)
     if skipped := history.last("skipped steps"):
-        yield _tile(f"{skipped:g}", "skipped steps", "their gradients were not finite")
-
-
-def _tile(value: str, name: str, beside: str, *, first: bool = False) -> str:
-    kind = ' class="first"' if first else ""
-    return f"<div><dt>{_safe(name)}</dt><dd{kind}>{value}</dd><span>{_safe(beside)}</span></div>"
+        yield tile(f"{skipped:g}", "skipped steps", "their gradients were not finite")
 
 
 def _samples(grids: list[Grid], history: History) -> str:
@@ -147,7 +133,7 @@ def _samples(grids: list[Grid], history: History) -> str:
     drawn = len(history.pictures)
     shown = f" {len(grids)} of {drawn} grids are here." if len(grids) < drawn else ""
     return (
-        f"<h2>Samples</h2><p>{_safe(legend(history))}{shown}</p>"
+        f"<h2>Samples</h2><p>{safe(legend(history))}{shown}</p>"
         f'<div class="pair{wide}">{"".join(pair)}</div>{_slider(grids)}'
     )
 
@@ -174,11 +160,7 @@ def _slider(grids: list[Grid]) -> str:
 
 
 def _curves(history: History) -> str:
-    drawn = "".join(
-        f'<figure class="chart"><h3>{_safe(chart.title)}</h3><p class="note">{_safe(chart.note)}</p>'
-        f"{draw(chart)}</figure>"
-        for chart in run_charts(history)
-    )
+    drawn = "".join(chart_figure(chart) for chart in run_charts(history))
     return f'<h2>Curves</h2><div class="charts">{drawn}</div>' if drawn else ""
 
 
@@ -189,7 +171,7 @@ def _events(events: list[Event]) -> str:
     note = "Times are UTC." + (f" {earlier:,} earlier ones are in log.jsonl." if earlier > 0 else "")
     lines = "".join(
         f"<li><b>step {event.step:,}</b><span>{_when(event.time)}</span>"
-        f"<p>{_safe(_upper(event.sentence))}</p></li>"
+        f"<p>{safe(_upper(event.sentence))}</p></li>"
         for event in events[-MOST_EVENTS:]
     )
     return f'<h2>Events</h2><p>{note}</p><ol class="events">{lines}</ol>'
@@ -198,9 +180,9 @@ def _events(events: list[Event]) -> str:
 def _commands(history: History) -> str:
     parts = ["<h2>Commands</h2>"]
     if not history.finished:
-        parts.append(f"<p>Go on where it stopped.</p><pre>{_safe(resume_command(history))}</pre>")
+        parts.append(f"<p>Go on where it stopped.</p><pre>{safe(resume_command(history))}</pre>")
     if command := generate_command(history):
-        parts.append(f'<p class="note">Draw with it.</p><pre>{_safe(command)}</pre>')
+        parts.append(f'<p class="note">Draw with it.</p><pre>{safe(command)}</pre>')
     return "".join(parts) if len(parts) > 1 else ""
 
 
@@ -212,10 +194,10 @@ def _configuration(config: Mapping[str, Any]) -> str:
     said = {key: value for key, value in _flat(config).items() if key in told}
     alone = {key: value for key, value in config.items() if not isinstance(value, dict)}
     groups = {"run": alone} | {key: value for key, value in config.items() if isinstance(value, dict)}
-    tables = "".join(_table(name, _flat(group)) for name, group in groups.items())
+    tables = "".join(facts_table(name, _flat(group)) for name, group in groups.items())
     return (
         "<h2>Configuration</h2><p>What this run was told; all else comes from its preset.</p>"
-        f'<div class="columns">{_table("", said)}</div>'
+        f'<div class="columns">{facts_table("", said)}</div>'
         f'<details><summary>All settings</summary><div class="columns">{tables}</div></details>'
     )
 
@@ -223,16 +205,7 @@ def _configuration(config: Mapping[str, Any]) -> str:
 def _environment(environment: Mapping[str, Any]) -> str:
     if not environment:
         return ""
-    return f'<h2>Environment</h2><div class="columns">{_table("", environment)}</div>'
-
-
-def _table(title: str, facts: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{_safe(key.replace('_', ' '))}</td><td>{_safe(_plain(value))}</td></tr>"
-        for key, value in facts.items()
-    )
-    heading = f"<h3>{_safe(title)}</h3>" if title else ""
-    return f'<div class="group">{heading}<table>{rows}</table></div>'
+    return f'<h2>Environment</h2><div class="columns">{facts_table("", environment)}</div>'
 
 
 def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -253,16 +226,6 @@ def _told(config: Mapping[str, Any]) -> set[str]:
     return {key for key, value in _flat(config).items() if usual.get(key) != value} | set(named)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(f"“{item}”" if isinstance(item, str) else _plain(item) for item in value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return "–" if value in ("", None) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _three(value: float | int) -> float | int:
     """Three significant digits."""
     return float(f"{value:.3g}")
@@ -275,7 +238,3 @@ def _when(time: float | int, *, year: bool = False) -> str:
 
 def _upper(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
-
-
-def _safe(text: str) -> str:
-    return html.escape(text)

@@ -1,0 +1,71 @@
+"""What a result was made with and on, to be kept beside it."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs on: versions, commit if it is a checkout, device, threads, command.
+
+    No name of a user or a machine, and no absolute path, gets into it: it goes into pages.
+    """
+    import torch
+
+    packages = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
+    facts = {
+        "command": _command(sys.argv),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
+    commit = _commit(Path(__file__).parent)
+    return facts | ({"commit": commit} if commit else {})
+
+
+def _command(words: list[str]) -> str:
+    """The command as typed, its absolute paths as they look from here, or as bare names if elsewhere."""
+    program, *arguments = words
+    name = "imprompt" if Path(program).name == "__main__.py" else Path(program).name
+    return shlex.join([name, *(_without_folders(word) for word in arguments)])
+
+
+def _without_folders(word: str) -> str:
+    key, separator, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    here = Path.cwd()
+    return key + separator + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} logical cores" if names else platform.processor() or platform.machine()
+
+
+def _commit(folder: Path) -> str:
+    """The commit of the source that runs, marked if that was changed; empty if it is no checkout."""
+    try:
+        git = ["git", "-C", str(folder)]
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if tracked.returncode:
+            return ""
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.stdout.strip() + (" with changes" if changed.returncode else "")

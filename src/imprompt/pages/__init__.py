@@ -1,0 +1,6 @@
+"""Pages: one self-contained HTML file with charts, tables and pictures, light or dark as its reader is."""
+
+from imprompt.pages.charts import Chart, Line, draw
+from imprompt.pages.pictures import Embedded, embed
+
+__all__ = ["Chart", "Embedded", "Line", "draw", "embed"]
