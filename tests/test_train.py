@@ -27,12 +27,12 @@ from few_steps import (
 )
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
+from imprompt.injection import DecoupledInjection
 from imprompt.reference import Reference
 from imprompt.training import descent
 from imprompt.training.adapters import adapter_run
 from imprompt.training.batches import fixed_batch
 from imprompt.training.frozen import weights_fingerprint
-from imprompt.training.injection import DecoupledInjection
 from imprompt.training.loop import Run
 from imprompt.training.objectives import image_prompting
 

@@ -19,10 +19,10 @@ from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter, save_adapter
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, CheckpointError, ConfigError
+from imprompt.injection import DecoupledInjection
 from imprompt.training import exporting
 from imprompt.training.adapters import adapter_run
 from imprompt.training.frozen import FrozenBase, weights_fingerprint
-from imprompt.training.injection import DecoupledInjection
 from imprompt.training.objectives import image_prompting
 from test_watching import StandIn
 

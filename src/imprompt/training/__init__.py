@@ -5,7 +5,7 @@ samples, targets            raw data → samples, in parts → pictures of the s
 frozen, cache               everything that does not learn, computed once and kept in shards
 survey, estimates           --check: the data, and memory and time, before any work
 order, batches, noising     which samples a step sees; their noise; what the base is to predict
-injection, objectives       what learns, where it stands in the base, its loss
+objectives                  the loss of what learns
 descent, checkpoints, loop  one step; what is kept of a run; a run from its start, or its last checkpoint
 likeness, watching          what is looked at meanwhile: log, terminal, page, model card
 adapters                    `imprompt train`, of all these

@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.encoder import Input
 from imprompt.errors import ConfigError
+from imprompt.injection import (
+    MECHANISMS,
+    DecoupledInjection,
+    HiddenProjection,
+    Injection,
+    TimeProjection,
+    UnclipInjection,
+    time_width,
+)
 from imprompt.output import written_whole
 from imprompt.projection import (
     FacePlusProjection,
@@ -24,9 +34,8 @@ from imprompt.projection import (
 )
 from imprompt.training.batches import PromptBatch, PromptBatches, loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
-from imprompt.training.config import TrainingConfig, Variant
+from imprompt.training.config import AdapterSettings, TrainingConfig, Variant
 from imprompt.training.frozen import TAKES, FrozenBase, load_frozen, weights_fingerprint
-from imprompt.training.injection import ConcatenatedInjection, DecoupledInjection, Injection
 from imprompt.training.loop import Run
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
@@ -57,7 +66,8 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
         )
     base = load_frozen(config, processes.device)
     run = adapter_run(config, base)
-    frozen_before = weights_fingerprint(base.unet)
+    frozen = frozen_modules(config, base)
+    frozen_before = weights_fingerprint(*frozen)
     if resume:
         run.resume()
     if processes.is_main_process:
@@ -67,11 +77,16 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
     finally:
         if processes.is_main_process and (folder / "log.jsonl").exists():
             write_page(folder)
-    if weights_fingerprint(base.unet) != frozen_before:
-        raise AssertionError("the frozen U-Net has changed in training: a defect of imprompt")
+    if weights_fingerprint(*frozen) != frozen_before:
+        raise AssertionError("a frozen model has changed in training: a defect of imprompt")
     if finished and processes.is_main_process:
         write_card(folder)
     return folder
+
+
+def frozen_modules(config: TrainingConfig, base: FrozenBase) -> list[nn.Module]:
+    """What must be the same after a run: everything but what is trained."""
+    return [one for one in base.modules if one is not base.unet or not config.trains_base]
 
 
 def cache_alone(config: TrainingConfig) -> str:
@@ -101,6 +116,7 @@ def check_folder(config: TrainingConfig, resume: bool) -> None:
         )
     if has_checkpoints and (folder / CONFIG_FILE).exists():
         before = json.loads((folder / CONFIG_FILE).read_text())
+        before["adapter"] = AdapterSettings().model_dump(mode="json") | before["adapter"]
         changed = [name for name in UNCHANGEABLE if value_at(before, name) != value_at(dumped(config), name)]
         if changed:
             raise ConfigError(
@@ -155,17 +171,18 @@ def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
         pin_memory = processes.device.type == "cuda"
         return iter(loader(batches, steps, workers=training.loader_workers, pin_memory=pin_memory))
 
-    folder = Path(config.output)
-    return Run(
+    run = Run(
         training,
         objective,
         feed,
-        folder,
+        Path(config.output),
         config=dumped(config),
         wandb=config.watch.wandb,
         on_look=write_page,
         notes=left_out(samples.skipped),
     )
+    objective.steps_taken = lambda: run.step
+    return run
 
 
 def left_out(skipped: Sequence[Unreadable]) -> list[str]:
@@ -188,13 +205,27 @@ def build_injection(config: TrainingConfig, base: FrozenBase) -> Injection:
     adapter = config.adapter
     if adapter.start:
         return DecoupledInjection(started_adapter(config, base).to(base.device), base.pipe)
+    if adapter.injection != "decoupled":
+        made_by: Any = MECHANISMS[adapter.injection]
+        return made_by(build_token_maker(config, base).to(base.device), base.pipe)
     projection = build_projection(config, base)
-    if adapter.injection == "concatenated":
-        return ConcatenatedInjection(projection.to(base.device), base.pipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         made = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
     return DecoupledInjection(made, base.pipe)
+
+
+def build_token_maker(config: TrainingConfig, base: FrozenBase) -> nn.Module:
+    """A new projection for a mechanism that is there to be compared with."""
+    adapter, random = config.adapter, torch.Generator().manual_seed(config.training.seed)
+    embedding_dim = input_widths(base).get("image_embedding", 0)
+    if adapter.injection == UnclipInjection.name:
+        return TimeProjection(embedding_dim, time_width(base.unet))
+    if adapter.hidden:
+        context_dim = int(base.unet.config.cross_attention_dim)
+        sizes = embedding_dim, context_dim, adapter.tokens
+        return HiddenProjection(*sizes, hidden=adapter.hidden, generator=random)
+    return build_projection(config, base)
 
 
 def started_adapter(config: TrainingConfig, base: FrozenBase) -> ImagePromptAdapter:

@@ -17,12 +17,13 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
+from imprompt.injection import MECHANISMS
 from imprompt.settings import Closed, explain, read_toml
 from imprompt.training.presets import PRESETS, overlaid, preset_named
 from imprompt.training.settings import LoopSettings
 
 Variant = Literal["base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2"]
-Injection = Literal["decoupled", "concatenated"]
+Injection = Literal["decoupled", "concatenated", "replaced", "unclip", "two-stream"]
 
 FACES = ("faceid", "faceid-plus", "faceid-plusv2")
 
@@ -44,7 +45,10 @@ class AdapterSettings(Closed):
     tokens: int = Field(default=4, ge=1)
     """Image tokens; "full-face" has one for each patch of the encoder."""
     injection: Injection = "decoupled"
-    """"concatenated" is the paper's simple adapter: image tokens behind the text's; for comparison only."""
+    """How the image prompt reaches the base: see `imprompt.injection`. All but the first are there to be
+    compared with; "replaced", "unclip" and "two-stream" train the whole U-Net too."""
+    hidden: int = Field(default=0, ge=0)
+    """Width of a layer between, in the projection of "concatenated"; 0 for none, as in the paper."""
     lora_rank: int = Field(default=0, ge=0)
     """Rank of a LoRA of every attention layer of the base, as FaceID adapters have; 0 for none."""
     start: str = ""
@@ -143,6 +147,9 @@ class LossSettings(Closed):
 class AdapterLoop(LoopSettings):
     """The loop's settings, and those of the adapter's optimiser."""
 
+    base_learning_rate: float = Field(default=0.0, ge=0)
+    """Of the U-Net's own weights, where adapter.injection trains them; 0 for a tenth of
+    training.learning_rate."""
     passes: int = Field(default=1, ge=1)
     """Into how many forward and backward passes each process cuts its share of a batch, to save memory."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -198,6 +205,11 @@ class TrainingConfig(Closed):
         return self
 
     @property
+    def trains_base(self) -> bool:
+        """Whether the U-Net's own weights are trained too."""
+        return MECHANISMS[self.adapter.injection].trains_base
+
+    @property
     def cache_folder(self) -> Path:
         """Where the cache is."""
         return Path(self.cache.folder) if self.cache.folder else Path(self.output).parent / "cache"
@@ -208,8 +220,26 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
     adapter, data, training = config.adapter, config.data, config.training
     return [
         (
-            adapter.injection == "concatenated" and adapter.variant != "base",
-            f'adapter.injection "concatenated" goes with the variant "base", not "{adapter.variant}"',
+            adapter.injection != "decoupled" and adapter.variant != "base",
+            f'adapter.injection "{adapter.injection}" goes with the variant "base", not "{adapter.variant}"',
+        ),
+        (
+            adapter.injection != "decoupled" and bool(adapter.start),
+            f'adapter.start goes with adapter.injection "decoupled", not with "{adapter.injection}"',
+        ),
+        (
+            adapter.hidden > 0 and adapter.injection != "concatenated",
+            f'adapter.hidden goes with adapter.injection "concatenated", not with "{adapter.injection}"',
+        ),
+        (
+            training.base_learning_rate > 0 and not config.trains_base,
+            f'training.base_learning_rate has no effect: adapter.injection "{adapter.injection}" leaves the '
+            "base as it is",
+        ),
+        (
+            config.trains_base and training.precision != "fp32",
+            f'adapter.injection "{adapter.injection}" trains the U-Net: training.precision must be '
+            f'"fp32", not "{training.precision}"',
         ),
         (
             adapter.lora_rank > 0 and adapter.variant not in FACES,

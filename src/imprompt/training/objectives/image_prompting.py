@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.encoder import Input, without_folders
+from imprompt.injection import Injection
 from imprompt.training.batches import Draws, PromptBatch, fixed_batch
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import FrozenBase
-from imprompt.training.injection import Injection
 from imprompt.training.likeness import Likeness
 from imprompt.training.noising import Noising
 from imprompt.training.objectives.objective import Objective
@@ -53,6 +53,7 @@ class ImagePromptObjective(Objective):
         super().__init__()
         self.config, self.base, self.injection, self.samples = config, base, injection, samples
         self.trained = injection.trained
+        self.steps_taken: Callable[[], int] = lambda: 0
         self.noising = Noising(base.scheduler, config.loss, base.device)
         self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
         self.judge = Likeness(config.watch.judge, base.image_encoder, base.device)
@@ -62,14 +63,19 @@ class ImagePromptObjective(Objective):
             base.unet.train()  # diffusers checkpoints in training mode only; there is no dropout in it
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The projection, and all that stands in the layers."""
+        """The projection, all that stands in the layers, and the base's own weights where those learn."""
         projection = getattr(self.trained, "projection", self.trained)
-        parts = {"projection": list(projection.parameters())}
-        parts["layers"] = [
-            p for p in self.trained.parameters() if all(p is not q for q in parts["projection"])
-        ]
+        parts = {"projection": list(projection.parameters()), "layers": [], "base": []}
+        rest = "base" if self.injection.trains_base else "layers"
+        known = {id(p) for p in parts["projection"]}
+        parts[rest] = [p for p in self.trained.parameters() if id(p) not in known]
         rate = self.config.training.learning_rate
-        return [{"params": some, "lr": rate, "name": name} for name, some in parts.items() if some]
+        base_rate = self.config.training.base_learning_rate or rate / 10
+        return [
+            {"params": some, "lr": base_rate if name == "base" else rate, "name": name}
+            for name, some in parts.items()
+            if some
+        ]
 
     def loss(self, batch: PromptBatch) -> dict[str, Tensor]:
         """The loss; with gradient checkpointing use `differentiate`."""
@@ -227,6 +233,8 @@ class ImagePromptObjective(Objective):
         base, encoder = self.config.base, self.base.image_encoder
         named = "mini" if base.image_encoder == "known" else without_folders(base.image_encoder)
         return {
+            "steps": str(self.steps_taken()),
+            "seed": str(self.config.training.seed),
             "base": without_folders(base.model),
             "prediction": self.noising.prediction,
             "preset": self.config.preset,
