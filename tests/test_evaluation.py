@@ -20,13 +20,14 @@ from imprompt.checkpoint import save_adapter
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, OutputError, UnknownModel
 from imprompt.evaluation import suites
+from imprompt.evaluation.console import print_summary
 from imprompt.evaluation.exhibits import FEATURED
 from imprompt.evaluation.grounds import GROUNDS, border_colour, name_ground
-from imprompt.evaluation.judge import Judge, load_judge
+from imprompt.evaluation.judge import EmbeddedJudge, Judge, load_judge
 from imprompt.evaluation.pictures import HeldOut, light_copy, load_held_out, shuffled_place
-from imprompt.evaluation.report import Score, make_folder, print_summary
+from imprompt.evaluation.report import make_folder
 from imprompt.evaluation.sampling import Condition, Models, Settings, make_pictures, seed_of, through_codec
-from imprompt.evaluation.scoring import Galleries, over_concepts, score_pictures
+from imprompt.evaluation.scoring import Galleries, Score, over_concepts, score_pictures
 from imprompt.evaluation.sheets import Row, titled_sheet
 from imprompt.evaluation.suites import evaluate
 from imprompt.training.captions import GROUNDS as CAPTIONED_GROUNDS
@@ -64,7 +65,7 @@ def tiny_judge(*, seed: int = 0) -> Judge:
         depths=[1, 1],
         num_labels=5,  # pyright: ignore[reportCallIssue]
     )
-    return Judge(ConvNextForImageClassification(config))
+    return EmbeddedJudge(ConvNextForImageClassification(config))
 
 
 # What ships
@@ -172,7 +173,7 @@ def test_a_missing_judge_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="there is no judge in"):
         load_judge(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UnknownModel, match="no judge in"):
+    with pytest.raises(UnknownModel, match="no judge"):
         load_judge(tmp_path)
 
 
@@ -230,7 +231,8 @@ def test_an_adapter_without_encoder_is_refused(models: Models, held_out: HeldOut
 def test_an_evaluation_writes_scores_summary_and_sheets(models: Models, few: HeldOut, tmp_path: Path) -> None:
     settings = Settings(seeds=2, steps=1, batch_size=12, text="on blue")
     summary = evaluate(models, few, settings, output=tmp_path, concepts=3)
-    names = ["contact-sheet.png", "every-concept.png", "figure.png", "scores.csv", "summary.json"]
+    names = ["contact-sheet.png", "every-concept.png", "figure.png"]
+    names += ["scores.csv", "scores.parquet", "summary.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     rows = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text(encoding="utf-8"))))
     assert Counter(row["condition"] for row in rows) == {

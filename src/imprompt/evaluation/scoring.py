@@ -1,6 +1,7 @@
 """From pictures to scores, and from scores to figures with intervals."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from imprompt.evaluation.metrics import (
     shuffled_gap,
 )
 from imprompt.evaluation.pictures import Drawing, HeldOut, shuffled_place
-from imprompt.evaluation.report import Score
 from imprompt.evaluation.sampling import Settings
 
 PROMPTED, FLOOR, WITH_TEXT = "image prompt", "scale 0", "with text"
@@ -28,6 +28,32 @@ COPY, CODEC = "light copy", "autoencoder"
 
 Pictures = list[list[Image.Image]]
 """Several pictures of each reference."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One picture's scores.
+
+    `similarity` is to the reference, `gap` how much more than to a shuffled one; `rank` is the right
+    concept's place, from 0, among `gallery` concepts in the reference's style; `ground` is the colour word
+    nearest to the border's colour; `is_twin` says that a training drawing looks like the reference.
+    """
+
+    condition: str
+    concept: str
+    style: str
+    is_twin: bool
+    seed: int
+    similarity: float
+    gap: float
+    rank: int
+    gallery: int
+    ground: str
+
+    @property
+    def shuffled_similarity(self) -> float:
+        """Similarity to a shuffled reference."""
+        return self.similarity - self.gap
 
 
 class Galleries:

@@ -19,10 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from imprompt import mini
 from imprompt.checkpoint import load_adapter
+from imprompt.evaluation.console import print_summary
 from imprompt.evaluation.exhibits import exhibited_references, exhibits, write_every_concept, write_exhibits
 from imprompt.evaluation.judge import load_judge
 from imprompt.evaluation.pictures import Drawing, HeldOut, light_copy, load_held_out
-from imprompt.evaluation.report import Score, make_folder, print_summary, write_scores, write_summary
+from imprompt.evaluation.report import make_folder, write_scores, write_summary
 from imprompt.evaluation.sampling import Condition, Models, Settings, make_pictures, through_codec
 from imprompt.evaluation.scoring import (
     CODEC,
@@ -32,6 +33,7 @@ from imprompt.evaluation.scoring import (
     WITH_TEXT,
     Galleries,
     Pictures,
+    Score,
     diversity,
     score_pictures,
     summarise,
@@ -101,7 +103,7 @@ def evaluate(
         **summarise(scores, settings),
         "diversity": diversity(models.judge, made[PROMPTED]),
     }
-    write_scores(scores, output / "scores.csv")
+    write_scores(scores, output)
     write_summary(summary, output / "summary.json")
     write_every_concept(held_out, references, made[PROMPTED], output)
     write_exhibits(held_out, exhibited, exhibits_made, settings, output)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imprompt.pages.charts import Chart, draw
+from imprompt.pages.dots import DotPlot, draw_dots
 from imprompt.pages.look import SCRIPT, STYLE
 
 
@@ -43,11 +44,12 @@ def tile(value: str, name: str, beside: str, *, first: bool = False) -> str:
     return f"<div><dt>{safe(name)}</dt><dd{kind}>{value}</dd><span>{safe(beside)}</span></div>"
 
 
-def chart_figure(chart: Chart, below: str = "") -> str:
+def chart_figure(chart: Chart | DotPlot, below: str = "") -> str:
     """A chart with its title and its note, and HTML below it."""
+    drawn = draw(chart) if isinstance(chart, Chart) else draw_dots(chart)
     return (
         f'<figure class="chart"><h3>{safe(chart.title)}</h3><p class="note">{safe(chart.note)}</p>'
-        f"{draw(chart)}{below}</figure>"
+        f"{drawn}{below}</figure>"
     )
 
 

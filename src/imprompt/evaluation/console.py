@@ -1,0 +1,47 @@
+"""The summary of the embedded model on the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from imprompt.evaluation.metrics import Interval
+
+
+def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """The summary as tables."""
+    console = console or Console()
+    for name, title in (("all", "all concepts"), ("without twins", "without twins of training drawings")):
+        figures = summary[name]
+        if figures:
+            console.print(_table(title, figures))
+    text = summary["text"]
+    console.print(
+        f"text: {_percent(text['with text'])} of pictures stand on {text['ground']} when asked to, "
+        f"{_percent(text['without text'])} when not"
+    )
+    if summary["diversity"] is not None:
+        console.print(
+            f"diversity: {_number(summary['diversity'])} mean cosine distance among a concept's seeds"
+        )
+
+
+def _table(title: str, figures: Mapping[str, Any]) -> Table:
+    table = Table(title=f"{title}: {figures['concepts']}", title_justify="left")
+    for heading in ("", "similarity", "gap to shuffled", "retrieval@1", "@5"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, row in figures["conditions"].items():
+        cells = (_number(row["gap"]), _percent(row["retrieval@1"]), f"{row['retrieval@5'].mean:.0%}")
+        table.add_row(name, f"{row['similarity'].mean:.3f}", *cells)
+    table.add_section()
+    table.add_row("chance", "", "", f"{figures['chance@1']:.1%}", f"{figures['chance@5']:.1%}")
+    return table
+
+
+def _number(interval: Interval) -> str:
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.mean:.0%} [{interval.low:.0%}, {interval.high:.0%}]"

@@ -1,0 +1,203 @@
+"""Blocks as HTML: tables whose numbers stand under one another, charts, grids of pictures."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from PIL import Image, ImageOps
+
+from imprompt.evaluation.metrics import Interval
+from imprompt.evaluation.report.blocks import Block, Cell, Column, Grid, Section, Table, Tile
+from imprompt.evaluation.report.data import chart_table
+from imprompt.evaluation.sheets import Row
+from imprompt.pages import Chart, DotPlot, Embedded
+from imprompt.pages.skeleton import chart_figure, safe, tile
+
+SMALLEST_CELL, LARGEST_CELL = 128, 256
+"""A picture in a grid is shown no smaller and no larger than this, in pixels of the file."""
+
+_WIDE = 6
+"""A grid of more columns than this has the page's whole width for each row."""
+
+Embedding = Callable[[Image.Image], Embedded]
+
+STYLE = """
+.lead{max-width:46rem}
+section>p{text-wrap:pretty}
+h3{font-size:.975rem;font-weight:620}
+.block{margin-top:1.6rem}
+.block .note{margin:.1rem 0 .5rem}
+table.data{width:auto;min-width:min(100%,34rem);font-size:.875rem}
+.data th,.data td{padding:.34rem 0 .34rem 1.6rem;text-align:right;border-top:1px solid var(--line);
+white-space:nowrap;font-weight:400;color:var(--ink);width:auto;vertical-align:baseline}
+.data thead th{border-top:0;color:var(--quiet);font-size:.8125rem;vertical-align:bottom;white-space:normal}
+.data th:first-child,.data td:first-child{padding-left:0;text-align:left;white-space:normal;min-width:7rem}
+.data .words{text-align:left}
+.data td small{color:var(--quiet);font-size:.78rem;margin-left:.5em}
+.data .strong th,.data .strong td{font-weight:640}
+.data .strong td small{font-weight:400}
+.stacks{display:grid;grid-template-columns:repeat(var(--stacks),1fr);gap:.4rem 2.2rem;margin-top:.5rem}
+.titles{display:grid;grid-template-columns:repeat(var(--n),1fr);align-items:end;text-align:center;
+color:var(--quiet);font-size:.75rem;line-height:1.25;padding-bottom:.3rem}
+.titles span{padding:0 .2rem;overflow-wrap:break-word;min-width:0}
+.strip{margin-bottom:.75rem}
+.strip div{position:relative}
+.strip div::after{content:"";position:absolute;inset:0;pointer-events:none;background:
+repeating-linear-gradient(90deg,transparent 0 calc(100%/var(--n) - 3px),
+var(--paper) calc(100%/var(--n) - 3px) calc(100%/var(--n)))}
+.strip figcaption{font-size:.75rem;line-height:1.35;color:var(--quiet);padding-top:.2rem}
+.chart details{font-size:.8125rem}
+.chart summary,.more summary{font-size:.8125rem;color:var(--quiet)}
+.chart table.data{min-width:0;font-size:.8125rem}
+@media(max-width:46rem){.stacks{grid-template-columns:1fr}.wide .strip,.wide .titles{min-width:36rem}
+.data th,.data td{padding-left:1rem}.data td small{display:block;margin:0}}
+"""
+
+
+def section_html(section: Section, embedding: Embedding) -> str:
+    """A heading, its sentences, its blocks; charts that follow one another stand side by side."""
+    text = f"<p>{safe(section.text)}</p>" if section.text else ""
+    parts, charts = [], []
+    for block in section.blocks:
+        if isinstance(block, (Chart, DotPlot)):
+            charts.append(chart_html(block))
+            continue
+        parts += [*_side_by_side(charts), block_html(block, embedding)]
+        charts = []
+    parts += _side_by_side(charts)
+    return f"<section><h2>{safe(section.title)}</h2>{text}{''.join(parts)}</section>"
+
+
+def _side_by_side(charts: Sequence[str]) -> list[str]:
+    return [f'<div class="charts">{"".join(charts)}</div>'] if charts else []
+
+
+def block_html(block: Block, embedding: Embedding) -> str:
+    """A block with its title and its note."""
+    if isinstance(block, (Chart, DotPlot)):
+        return chart_html(block)
+    title = f"<h3>{safe(block.title)}</h3>" if block.title else ""
+    note = f'<p class="note">{safe(block.note)}</p>' if block.note else ""
+    inner = table_html(block) if isinstance(block, Table) else grid_html(block, embedding)
+    return f'<div class="block">{title}{note}{inner}</div>'
+
+
+def chart_html(chart: Chart | DotPlot) -> str:
+    """A chart, and under it its numbers, folded away."""
+    table = table_html(chart_table(chart))
+    return chart_figure(chart, f"<details><summary>In numbers</summary>{table}</details>")
+
+
+def table_html(table: Table) -> str:
+    """A table that scrolls by itself where it is wider than the page."""
+    columns = table.headings
+    wordy = [_is_wordy([row[place] for row in table.rows]) for place in range(len(columns))]
+    heads = "".join(
+        f'<th scope="col"{_kind(words)}>{safe(column.name)}</th>'
+        for column, words in zip(columns, wordy, strict=True)
+    )
+    body = "".join(_row(table, place, columns, wordy) for place in range(len(table.rows)))
+    inner = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table class="data">{inner}</table></div>'
+
+
+def _row(table: Table, place: int, columns: Sequence[Column], wordy: Sequence[bool]) -> str:
+    first, *others = table.rows[place]
+    cells = "".join(
+        f"<td{_kind(words)}>{cell_html(cell, column)}</td>"
+        for cell, column, words in zip(others, columns[1:], wordy[1:], strict=True)
+    )
+    strong = ' class="strong"' if place in table.strong else ""
+    return f'<tr{strong}><th scope="row">{cell_html(first, columns[0])}</th>{cells}</tr>'
+
+
+def _is_wordy(cells: Sequence[Cell]) -> bool:
+    return any(isinstance(cell, str) for cell in cells)
+
+
+def _kind(words: bool) -> str:
+    return ' class="words"' if words else ""
+
+
+def cell_html(cell: Cell, column: Column) -> str:
+    """A cell: words as they are, numbers in their column's form, intervals in brackets behind their mean."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, str):
+        return safe(cell)
+    if isinstance(cell, Interval):
+        ends = f"[{number(cell.low, column)}, {number(cell.high, column)}]"
+        return f"{number(cell.mean, column)}{' %' if column.percent else ''} <small>{ends}</small>"
+    return number(cell, column) + (" %" if column.percent else "")
+
+
+def number(value: float | int, column: Column | Tile) -> str:
+    """A number for people, with a true minus; a share in percent, without its sign; "–" for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    if column.percent:
+        return f"{100 * value:.1f}".replace("-", "−")
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
+    small = 0 < abs(value) < 0.5 * 10**-column.digits
+    return f"{value:.1e}".replace("e-0", "e-").replace("-", "−") if small else _rounded(value, column.digits)
+
+
+def _rounded(value: float | int, digits: int) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def tile_html(one: Tile, *, first: bool) -> str:
+    """A key figure; its interval goes before what it is compared with."""
+    mean = one.value.mean if isinstance(one.value, Interval) else one.value
+    unit = "<small>%</small>" if one.percent else ""
+    said = [one.beside] if one.beside else []
+    if isinstance(one.value, Interval):
+        said.insert(0, f"[{number(one.value.low, one)}, {number(one.value.high, one)}]")
+    return tile(number(mean, one) + unit, one.name, " · ".join(said), first=first)
+
+
+def grid_html(grid: Grid, embedding: Embedding) -> str:
+    """Rows of pictures, each row one image, in two stacks where there is room."""
+    if not grid.rows:
+        return ""
+    count = len(grid.titles)
+    stacks = 1 if count > _WIDE or len(grid.rows) <= 2 else 2
+    per_stack = -(-len(grid.rows) // stacks)
+    titles = "".join(f"<span>{safe(title)}</span>" for title in grid.titles)
+    shown = "".join(
+        f'<div><div class="titles">{titles if any(grid.titles) else ""}</div>'
+        f"{''.join(_strip(row, grid, embedding) for row in grid.rows[start : start + per_stack])}</div>"
+        for start in range(0, len(grid.rows), per_stack)
+    )
+    wide = " wide" if count > _WIDE else ""
+    style = f"--n:{count};--stacks:{stacks}"
+    return f'<div class="scroll"><div class="stacks{wide}" style="{style}">{shown}</div></div>'
+
+
+def _strip(row: Row, grid: Grid, embedding: Embedding) -> str:
+    image = embedding(strip(row.pictures))
+    said = f"{row.label}: {', '.join(grid.titles)}" if row.label else ", ".join(grid.titles)
+    label = f"<figcaption>{safe(row.label)}</figcaption>" if row.label else ""
+    return (
+        f'<figure class="strip"><div><img class="grid" src="{image.source}" width="{image.width}" '
+        f'height="{image.height}" loading="lazy" alt="{safe(said)}"></div>{label}</figure>'
+    )
+
+
+def strip(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side in squares of one size; those that are no squares have white beside them."""
+    side = min(max(SMALLEST_CELL, *(max(picture.size) for picture in pictures)), LARGEST_CELL)
+    whole = Image.new("RGB", (side * len(pictures), side), "white")
+    for place, picture in enumerate(pictures):
+        cell = ImageOps.pad(picture.convert("RGB"), (side, side), Image.Resampling.LANCZOS, color="white")
+        whole.paste(cell, (place * side, 0))
+    return whole
+
+
+def shortened(block: Block, rows: int) -> Block:
+    """A table or a grid with its first rows only, and a word on that; others as they are."""
+    if not isinstance(block, (Table, Grid)) or len(block.rows) <= rows:
+        return block
+    said = f"{rows} of {len(block.rows)} rows are here; the others are in index.html."
+    return replace(block, rows=block.rows[:rows], note=f"{block.note} {said}".strip())

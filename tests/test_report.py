@@ -1,0 +1,289 @@
+"""Reports: pages that hold all they show, summaries that hold every number, scores as tables."""
+
+import csv
+import html.parser
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imprompt.errors import OutputError
+from imprompt.evaluation.metrics import Interval
+from imprompt.evaluation.report import (
+    Column,
+    Grid,
+    Report,
+    Section,
+    Table,
+    Tile,
+    best_median_worst,
+    write_report,
+    write_scores,
+)
+from imprompt.evaluation.report.markup import strip
+from imprompt.evaluation.sheets import Row
+from imprompt.pages import Chart, Dot, DotPlot, Line, draw, draw_dots
+
+HOSTILE = '</title><script src="https://elsewhere.example/x.js">alert("&")</script>'
+
+
+@dataclass(frozen=True)
+class Score:
+    concept: str
+    seed: int
+    similarity: float
+    is_twin: bool
+
+
+class Reader(html.parser.HTMLParser):
+    """What a page loads, what it says, and whether its elements are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.said: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [
+            value for name, value in attrs if name in ("src", "href", "action", "data") and value
+        ]
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.said.append(data)
+
+
+def read(path: Path) -> Reader:
+    page = Reader()
+    page.feed(path.read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    return page
+
+
+def noise(*shape: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8))
+
+
+def report_of(*, rows: int = 3, size: int = 16, name: str = "cat") -> Report:
+    table = Table(
+        ["", Column("similarity"), Column("first", percent=True), "pictures", "note"],
+        [
+            [name, Interval(0.4671, 0.4132, 0.5183), Interval(0.155, 0.118, 0.192), 828, "a word"],
+            ["λ = 0", -0.0034, 0.01375, 207, None],
+        ],
+        strong=[0],
+    )
+    line = Line(
+        "",
+        [(0.1, 0.9), (0.62, 0.315)],
+        intervals=[(0.8, 0.95), (0.2, 0.4)],
+        sideways=[(0.0, 0.2), (0.5, 0.7)],
+        names=["0", "1"],
+    )
+    curve = Chart("Both", "λ beside each point.", [line], across="reference", up="text", free=True)
+    dots = [Dot(name, 0.467, (0.413, 0.518), "accent"), Dot("floor", -0.003)]
+    plot = DotPlot("Gap", "A dot is a mean.", dots, [("ceiling", 0.748)])
+    grid = Grid(
+        ["reference", f"{name} 1"],
+        [Row([noise(size, size, seed=k), noise(size, size)], f"{name} {k}") for k in range(rows)],
+    )
+    sections = [Section("Scores", f"All of {name}.", [table, curve, plot]), Section("Pictures", "", [grid])]
+    tiles = [
+        Tile(Interval(0.4671, 0.4132, 0.5183), "gap", "0.748 at best"),
+        Tile(0.155, "first", percent=True),
+    ]
+    return Report(
+        name, f"{name} is followed.", sections, {"concepts": 207, "guidance_scale": 7.5}, name, tiles
+    )
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Every number in a summary, those inside its words, too."""
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from numbers(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from numbers(part)
+    elif isinstance(value, str):
+        yield from (float(number) for number in re.findall(r"\d+(?:\.\d+)?", value))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield float(value)
+
+
+# Pages
+
+
+@pytest.mark.parametrize("name", ["index.html", "index-small.html"])
+def test_a_page_loads_nothing_from_outside_itself_whatever_things_are_called(
+    tmp_path: Path, name: str
+) -> None:
+    write_report(report_of(name=HOSTILE), tmp_path, {})
+    page = read(tmp_path / name)
+    assert len(page.sources) == 3
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
+    assert page.tags.count("script") == 1
+    assert not re.search(r"@import|url\(", (tmp_path / name).read_text())
+    assert HOSTILE in page.said
+
+
+def test_every_number_on_the_page_is_in_the_summary(tmp_path: Path) -> None:
+    write_report(report_of(), tmp_path, {"seconds": 1.5})
+    known = set(numbers(json.loads((tmp_path / "summary.json").read_text())))
+    shown = [word for words in read(tmp_path / "index.html").said for word in _in_tables(words)]
+    assert len(shown) > 30
+    unknown = [word for word in shown if not any(_is_rounded(word, value) for value in known)]
+    assert not unknown
+
+
+def _in_tables(words: str) -> list[str]:
+    return re.findall(r"−?\d[\d,]*(?:\.\d+)?", words)
+
+
+def _is_rounded(word: str, value: float) -> bool:
+    digits = len(word.partition(".")[2])
+    number = float(word.replace(",", "").replace("−", "-"))
+    return any(abs(number - part) <= 0.51 * 10**-digits for part in (value, 100 * value, -value))
+
+
+@pytest.mark.parametrize("rows", [2, 70])
+def test_a_small_page_is_small_whatever_the_pictures(tmp_path: Path, rows: int) -> None:
+    write_report(report_of(rows=rows, size=48), tmp_path, {})
+    assert (tmp_path / "index-small.html").stat().st_size < 600_000
+    small, whole = read(tmp_path / "index-small.html"), read(tmp_path / "index.html")
+    assert len(whole.sources) == rows
+    assert len(small.sources) >= min(rows, 48)
+    assert ("rows are here" in " ".join(small.said)) == (len(small.sources) < rows)
+
+
+def test_a_summary_says_what_made_it_and_holds_what_json_cannot(tmp_path: Path) -> None:
+    summary = {"gap": Interval(0.5, 0.25, math.inf), "seconds": 2.5, "settings": {"path": Path("a/b")}}
+    path = write_report(Report("Nothing", "Nothing was measured.", []), tmp_path / "new" / "folder", summary)
+    stored = json.loads((path.parent / "summary.json").read_text())
+    assert path.name == "index.html"
+    assert stored["gap"] == {"mean": 0.5, "low": 0.25, "high": None}
+    assert stored["settings"] == {"path": "a/b"}
+    assert {"imprompt", "torch", "diffusers"} <= set(stored["versions"])
+    assert "command" in stored["environment"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"):
+        write_report(report_of(), tmp_path / "file" / "report", {})
+    with pytest.raises(OutputError, match="cannot be made"):
+        write_scores([Score("cat", 0, 0.5, False)], tmp_path / "file" / "report")
+
+
+@pytest.mark.parametrize("rows", [[["a"]], [["a", 1.0, 2.0]]])
+def test_a_row_that_does_not_fit_its_headings_is_refused(rows: Any) -> None:
+    with pytest.raises(ValueError, match="under"):
+        Table(["", "gap"], rows)
+    with pytest.raises(ValueError, match="under"):
+        Grid(["a", "b"], [Row([noise(4, 4)])])
+
+
+def test_pictures_keep_their_shape_in_a_row() -> None:
+    row = np.asarray(strip([Image.new("RGB", (64, 64), "navy"), Image.new("RGB", (300, 150), "red")]))
+    assert row.shape == (256, 512, 3)
+    assert (row[:, :256] == (0, 0, 128)).all()
+    assert (row[64:192, 256:] == (255, 0, 0)).all()
+    assert (row[:63, 256:] == 255).all()
+
+
+# Charts
+
+
+def test_a_dot_plot_keeps_its_dots_in_the_picture_and_their_order() -> None:
+    drawn = draw_dots(
+        DotPlot(
+            "Gap",
+            "",
+            [Dot(f"row {HOSTILE}", value, (value - 0.2, value + 0.1)) for value in (0.5, -0.3, 0.1)],
+        )
+    )
+    places = [float(place) for place in re.findall(r'cx="([\d.]+)"', drawn)]
+    assert sorted(places) == [places[1], places[2], places[0]]
+    assert all(0 < place < 460 for place in places)
+    assert "<script" not in drawn
+    assert draw_dots(DotPlot("Gap", "", [])) == ""
+
+
+def test_points_with_intervals_lie_inside_their_axes() -> None:
+    points = [(0.9, 0.1), (0.2, 0.8)]
+    line = Line(
+        "", points, intervals=[(-0.4, 0.3), (0.7, 1.9)], sideways=[(0.5, 1.4), (-0.3, 0.4)], names="ab"
+    )
+    drawn = draw(Chart("Both", "", [line], across="reference", free=True))
+    for left, right in re.findall(r"M([\d.-]+) [\d.-]+H([\d.-]+)", drawn):
+        assert 52 <= float(left) <= float(right) <= 342
+    for low, high in re.findall(r"M[\d.-]+ ([\d.-]+)V([\d.-]+)", drawn):
+        assert 12 <= float(high) <= float(low) <= 198
+    assert drawn.count("<circle") == 2
+
+
+# Scores
+
+
+def test_parquet_and_csv_hold_the_same_rows(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    rows = [Score("cat, “big”", 0, 0.1 + 0.2, True), Score("dog\n", 1, -1e-9, False)]
+    written = write_scores(rows, tmp_path)
+    assert [path.name for path in written] == ["scores.csv", "scores.parquet"]
+    table = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [Score(**line) for line in table] == rows
+    assert [{key: str(value) for key, value in line.items()} for line in table] == lines
+
+
+def test_without_pyarrow_there_is_csv_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scores.parquet").write_text("of an earlier run")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert [path.name for path in write_scores([Score("cat", 0, 0.5, False)], tmp_path)] == ["scores.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
+
+
+@given(
+    scores=st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=60),
+    count=st.integers(1, 8),
+)
+def test_best_median_and_worst_are_what_they_are_called(scores: Sequence[float], count: int) -> None:
+    places = best_median_worst(scores, count)
+    assert len(places) == len(set(places)) == min(len(scores), 3 * count)
+    chosen = [scores[place] for place in places]
+    assert chosen == sorted(chosen, reverse=True)
+    ordered = sorted(scores, reverse=True)
+    if len(scores) > 3 * count:
+        assert chosen[:count] == ordered[:count]
+        assert chosen[-count:] == ordered[-count:]
+        assert min(ordered[count:-count]) <= chosen[count] <= max(ordered[count:-count])
+
+
+def test_the_middle_one_is_the_median() -> None:
+    assert best_median_worst([5.0, 1.0, 4.0, 2.0, 3.0]) == [0, 4, 1]
+    with pytest.raises(ValueError, match="not numbers"):
+        best_median_worst([1.0, math.nan])
