@@ -331,7 +331,7 @@ def test_an_unknown_stage_or_setting(imprompt: Imprompt) -> None:
 
 def test_an_unknown_suite(imprompt: Imprompt) -> None:
     assert_one_line(
-        imprompt("evaluate", "frob"), 1, "there is no suite 'frob'; the suites are: mini, figures"
+        imprompt("evaluate", "frob"), 1, "there is no suite 'frob'; the suites are: mini, figures, study, coco, dreambench"
     )
 
 

@@ -1,14 +1,41 @@
 """`imprompt evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from imprompt.cli.terminal import optional, silence_loading
 from imprompt.errors import ConfigError
 
-_SUITES = {"mini": ("suites", "evaluate_mini"), "figures": ("figures", "evaluate_figures")}
+
+class _Suite(NamedTuple):
+    """Where a suite is, the options that it takes, and the one that it cannot do without."""
+
+    module: str
+    function: str
+    takes: tuple[str, ...] = ()
+    needs: str = ""
+
+
+_SUITES = {
+    "mini": _Suite("suites", "evaluate_mini", ("adapter", "small")),
+    "figures": _Suite("figures", "evaluate_figures", ("runs",)),
+    "study": _Suite("study", "evaluate_study", ("runs", "small"), "runs"),
+    "coco": _Suite("benchmarks", "evaluate_coco", ("config", "settings"), "config"),
+    "dreambench": _Suite("benchmarks", "evaluate_dreambench", ("config", "settings"), "config"),
+}
+_TYPED = {
+    "config": "CONFIG",
+    "settings": "--set",
+    "adapter": "--adapter",
+    "runs": "--runs",
+    "small": "--small",
+}
+_NEEDED = {
+    "config": "a TOML file; recipes/{suite}.toml is one",
+    "runs": "a folder that scripts/study has made",
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,16 +47,33 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Argument(
-            help="mini: held-out concepts, measured; figures: what the embedded model can do, in pictures.",
+            help="mini: held-out concepts, measured; figures: the paper's figures in miniature; study: every "
+            "way of image prompting on one base; coco: the paper's Table 1; dreambench: subjects in scenes.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("evaluation"),
-    adapter: Annotated[
-        str | None, typer.Option(help="An adapter for the embedded base in place of its own; mini only.")
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            help="What to measure, on what: a TOML file; coco and dreambench.", show_default=False
+        ),
     ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("evaluation"),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value in place of what the file says; coco and dreambench."),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="An adapter for the embedded base in place of its own; mini.")
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of the runs to compare; study, and figures if they are to.")
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Minutes in place of longer; mini and study.")
+    ] = False,
 ) -> None:
-    """Measure how well image prompts are followed, and write a report.
+    """Measure how well image prompts are followed, and write a report: index.html, summary.json, scores.
 
     [bold]Examples[/bold]
 
@@ -38,12 +82,28 @@ def evaluate(
     imprompt evaluate mini --adapter runs/emoji-adapter/adapter.safetensors
 
     imprompt evaluate figures --output figures
+
+    imprompt evaluate coco recipes/coco.toml --output coco-sd15 --set data.folder=/data/coco
     """
+    given = {"config": config, "settings": settings, "adapter": adapter, "runs": runs, "small": small}
+    asked = {name: value for name, value in given.items() if value}
+    chosen = _checked(suite, asked)
+    silence_loading()
+    module = optional(f"imprompt.evaluation.{chosen.module}", "eval")
+    getattr(module, chosen.function)(output=output, **asked)
+    typer.echo(f"wrote {output}")
+
+
+def _checked(suite: str, asked: dict[str, Any]) -> _Suite:
+    """The suite, if it takes what was given and was given what it needs."""
     if suite not in _SUITES:
         raise ConfigError(f"there is no suite {suite!r}; the suites are: {', '.join(_SUITES)}")
-    if adapter is not None and suite != "mini":
-        raise ConfigError(f"--adapter has no effect on the suite {suite!r}; it goes with mini")
-    silence_loading()
-    module, function = _SUITES[suite]
-    chosen = {} if adapter is None else {"adapter": adapter}
-    getattr(optional(f"imprompt.evaluation.{module}", "eval"), function)(output=output, **chosen)
+    chosen = _SUITES[suite]
+    for name in asked:
+        if name not in chosen.takes:
+            takers = " and ".join(other for other, one in _SUITES.items() if name in one.takes)
+            raise ConfigError(f"{_TYPED[name]} has no effect on the suite {suite!r}; it goes with {takers}")
+    if chosen.needs and chosen.needs not in asked:
+        what = _NEEDED[chosen.needs].format(suite=suite)
+        raise ConfigError(f"the suite {suite!r} needs {_TYPED[chosen.needs]}, {what}")
+    return chosen

@@ -1,0 +1,61 @@
+"""IP-Adapter: any base and any adapter that `imprompt generate` takes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import CLIPVisionModelWithProjection
+
+from imprompt.checkpoint import load_adapter
+from imprompt.errors import AdapterMismatch
+from imprompt.evaluation.benchmarks.methods.method import Method, modules_of
+from imprompt.evaluation.benchmarks.methods.table import IP_ADAPTER, METHODS
+from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
+from imprompt.generation import load_base
+from imprompt.reference import Reference
+
+
+class AdapterMethod(Method):
+    """A base with an adapter attached for good."""
+
+    def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
+        super().__init__(method, drawing, device)
+        base = load_base(method.model or METHODS[IP_ADAPTER].model, device=device, dtype=self.dtype)
+        self.pipe = self.prepared(base)
+        # K' and V' are made once a call, so full precision costs nothing.
+        self.adapter = load_adapter(method.adapter, **_encoder(method)).to(device).float()
+        self._attached = self.adapter.attach(self.pipe)
+
+    def draw(
+        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """As `Method.draw`; every variant that takes a picture."""
+        with self.adapter.references(Reference(reference, scale=scale)):
+            return list(self.pipe(**self.arguments(text, seeds)).images)
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """As `Method.modules`."""
+        yield from modules_of(self.pipe)
+        yield "adapter", self.adapter
+        if self.adapter.image_encoder is not None:
+            yield "image prompt encoder", self.adapter.image_encoder.model
+
+
+def adapter_encoder(method: MethodSettings) -> CLIPVisionModelWithProjection:
+    """The image encoder of an adapter."""
+    encoder = load_adapter(method.adapter, **_encoder(method)).image_encoder
+    if encoder is None:
+        raise AdapterMismatch(f"{method.adapter} has no image encoder that we know; set method.image_encoder")
+    return encoder.model
+
+
+def _encoder(method: MethodSettings) -> dict[str, Any]:
+    known = method.image_encoder == "known"
+    return {} if known else {"image_encoder": _path_or_id(method.image_encoder)}
+
+
+def _path_or_id(name: str) -> str | Path:
+    return Path(name) if Path(name).exists() else name
