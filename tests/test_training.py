@@ -15,16 +15,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imprompt import Reference, mini
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.checkpoint import save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
+from imprompt.projection import LinearProjection
 from imprompt.training.captions import GROUNDS
 from imprompt.training.data import EmojiBatches, EmojiPictures
 from imprompt.training.emoji import STYLES, is_held_out, slug
 from imprompt.training.loop import Run
-from imprompt.training.objectives import build_objective, controlling, denoising, prompting, styling
+from imprompt.training.objectives import build_objective, controlling, denoising, styling
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
 from imprompt.training.recipe import Mixture, Recipe, load_recipe, parse_recipe
-from imprompt.training.shipping import PARTS, ship
+from imprompt.training.shipping import ADAPTER, PARTS, ship
 from imprompt.training.stages import stage_run, train_stage
 from imprompt.training.styles import styled_pictures
 from toy_pictures import write_toy_data
@@ -36,7 +39,6 @@ STAGES = {
     "codec": {"latent_channels": 8},
     "pair": {"text_width": 64, "text_layers": 1, "image_width": 64, "image_layers": 1, "vocabulary": 600},
     "base": {"widths": [16, 32], "heads": 2},
-    "adapter": {},
     "style": {"rank": 2, "mixture": {"placed": 0, "paired": 0}},
     "control": {"embedding_widths": [4, 4, 8, 8]},
     "decoder": {"width": 8},
@@ -54,11 +56,21 @@ def model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole embedded model, made by two steps of every stage."""
     output = tmp_path_factory.mktemp("model")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (denoising, prompting, styling, controlling):
+        for module in (denoising, styling, controlling):
             patch.setattr(module, "SHOWN_STEPS", 2)
         for stage in STAGES:
             train_stage(recipe(stage, toy, output))
+    write_adapter(output)
     return output
+
+
+def write_adapter(model: Path) -> None:
+    """An adapter as `imprompt train` would leave it, without its steps."""
+    projection = LinearProjection(256, 64, 4, generator=torch.Generator().manual_seed(0))
+    pipe: Any = mini.pipeline(weights=model)
+    adapter = ImagePromptAdapter.for_unet(pipe.unet, projection)
+    (model / "adapter").mkdir()
+    save_adapter(adapter, model / ADAPTER)
 
 
 def recipe(stage: str, data: Path, output: Path, **changes: object) -> Recipe:
@@ -257,17 +269,6 @@ def test_resuming_what_never_ran_is_an_error(toy: Path, model: Path) -> None:
         train_stage(recipe("judge", toy, model / "elsewhere"), resume=True)
 
 
-def test_training_the_adapter_leaves_the_base_as_it_was(toy: Path, model: Path, tmp_path: Path) -> None:
-    training = run(recipe("adapter", toy, model), tmp_path)
-    before = {name: weight.clone() for name, weight in training.objective.state_dict().items()}
-    adapter_before = [weight.clone() for weight in training.descent.trained]
-    go(training, 1)
-    frozen = {name for name in before if not name.startswith("adapter.")}
-    after = training.objective.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in frozen)
-    assert not any(map(torch.equal, adapter_before, training.descent.trained))
-
-
 @pytest.mark.parametrize("stage", ["style", "control"])
 def test_what_stands_beside_the_base_is_trained_alone_and_resumed_exactly(
     toy: Path, model: Path, tmp_path: Path, stage: str
@@ -334,7 +335,7 @@ def test_a_blueprint_is_blue_whatever_the_drawing(toy: Path) -> None:
 
 
 def test_a_run_leaves_a_log_and_sample_grids(model: Path) -> None:
-    for stage in ("base", "adapter", "style", "control"):
+    for stage in ("base", "style", "control"):
         lines = [json.loads(line) for line in (model / "runs" / stage / "log.jsonl").read_text().splitlines()]
         assert any("loss" in line for line in lines)
         assert any("held-out loss" in line for line in lines)
@@ -353,7 +354,7 @@ def test_the_trained_model_generates(model: Path) -> None:
 
 
 def test_the_shipped_model_is_the_trained_one_in_float16(model: Path, tmp_path: Path) -> None:
-    assert ship(model, tmp_path) > 0
+    assert ship(model, tmp_path, adapter=model / ADAPTER) > 0
     trained, shipped = (mini.adapter(weights=folder).state_dict() for folder in (model, tmp_path))
     assert all(torch.equal(trained[name].half().float(), shipped[name]) for name in trained)
     assert mini.pipeline(weights=tmp_path).unet.dtype == torch.float32
@@ -369,13 +370,19 @@ def test_style_and_controlnet_ship_if_they_have_been_trained(model: Path, tmp_pa
     for part in PARTS:
         shutil.copytree(model / part, tmp_path / "parts" / part)
     (tmp_path / "weights" / "control").mkdir(parents=True)
-    ship(tmp_path / "parts", tmp_path / "weights")
+    ship(tmp_path / "parts", tmp_path / "weights")  # no adapter is given: none is there
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == sorted([*PARTS, "control"])
 
 
 def test_an_unfinished_model_does_not_ship(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no base, adapter, image_encoder, judge yet"):
+    with pytest.raises(ConfigError, match="has no base, image_encoder, judge yet"):
         ship(tmp_path, tmp_path / "weights")
+
+
+def test_an_adapter_that_is_not_there_does_not_ship(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no adapter .*none\.safetensors: train it"):
+        ship(model, tmp_path / "weights", adapter=tmp_path / "none.safetensors")
+    assert not (tmp_path / "weights").exists()
 
 
 def run(recipe: Recipe, folder: Path) -> Run:

@@ -54,7 +54,7 @@ def export(
 @app.command()
 def train(
     stage: Annotated[
-        str, typer.Argument(help="pair, base, adapter, ...; or a recipe's file.", show_default=False)
+        str, typer.Argument(help="pair, base, judge, ...; or a recipe's file.", show_default=False)
     ],
     resume: Annotated[str | None, typer.Option(help="latest: go on where the last run stopped.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
@@ -65,7 +65,7 @@ def train(
 
     imprompt mini train base --resume latest
 
-    imprompt mini train adapter --set steps=500 --set mixture.paired=0
+    imprompt mini train judge --set steps=500 --set batch_size=64
     """
     if resume not in (None, "latest"):
         raise ConfigError(f"--resume takes latest, not {resume!r}")
@@ -78,8 +78,18 @@ def train(
 @app.command()
 def ship(
     model: Annotated[str, typer.Option(help="Folder of the trained model, as in recipes.")] = "mini-64",
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="An adapter for it, as `imprompt train` wrote it; else the old one stays."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where they go.")] = Path("src/imprompt/mini/weights"),
 ) -> None:
-    """Copy a trained model's parts into the package, in float16."""
+    """Copy a trained model's parts into the package, in float16.
+
+    [bold]Example[/bold]
+
+    imprompt mini ship --adapter runs/emoji-adapter/adapter.safetensors
+    """
     shipping, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("shipping", "recipe"))
-    typer.echo(f"wrote {shipping.ship(recipe.in_cache(model), output) / 1e6:.1f} MB to {output}")
+    written = shipping.ship(recipe.in_cache(model), output, adapter=adapter)
+    typer.echo(f"wrote {written / 1e6:.1f} MB to {output}")

@@ -82,16 +82,6 @@ class BaseRecipe(Recipe):
     """Train through torch.compile: a fifth faster on two cores, after a minute and a half of compiling."""
 
 
-class AdapterRecipe(Recipe):
-    """The image-prompt adapter on the frozen base."""
-
-    stage: Literal["adapter"]
-    tokens: int = Field(4, ge=1)
-    image_drop: float = Field(0.05, ge=0, le=1)
-    text_drop: float = Field(0.05, ge=0, le=1)
-    both_drop: float = Field(0.05, ge=0, le=1)
-
-
 class StyleRecipe(Recipe):
     """A fine-tuned base: low-rank changes (LoRA) of the U-Net that put everything it draws in one style."""
 
@@ -125,14 +115,7 @@ class JudgeRecipe(Recipe):
 
 
 AnyRecipe = Annotated[
-    CodecRecipe
-    | DecoderRecipe
-    | PairRecipe
-    | BaseRecipe
-    | AdapterRecipe
-    | StyleRecipe
-    | ControlRecipe
-    | JudgeRecipe,
+    CodecRecipe | DecoderRecipe | PairRecipe | BaseRecipe | StyleRecipe | ControlRecipe | JudgeRecipe,
     Field(discriminator="stage"),
 ]
 

@@ -10,41 +10,50 @@ from torch import Tensor
 
 from imprompt.errors import ConfigError
 
-PARTS = ("base", "adapter", "image_encoder", "judge")
+PARTS = ("base", "image_encoder", "judge")
 """What ships; the rest (state, logs, the pair's text side) stays where it was made."""
+
+ADAPTER = "adapter/ip-adapter.safetensors"
+"""Where the adapter lies among the weights."""
 
 EXTRAS = ("styles", "control")
 """What ships too if it has been trained: without it, what shipped before stays."""
 
 
-def ship(model: Path, weights: Path) -> int:
+def ship(model: Path, weights: Path, *, adapter: Path | None = None) -> int:
     """Copy a trained model's parts to `weights`, tensors halved; return the bytes written.
 
+    Args:
+        model: folder of the model, as its stages wrote it
+        weights: where the parts go
+        adapter: as `imprompt train` wrote it for this base; without one, what shipped before stays
+
     Raises:
-        ConfigError: a part has not been trained yet, or holds a number that float16 cannot
+        ConfigError: a part has not been trained yet, or holds a number that float16 cannot; no such adapter
     """
     missing = [part for part in PARTS if not (model / part).is_dir()]
     if missing:
         raise ConfigError(f"{model} has no {', '.join(missing)} yet: train the other stages first")
+    if adapter is not None and not adapter.is_file():
+        raise ConfigError(f"there is no adapter {adapter}: train it with recipes/emoji-adapter.toml")
     written = 0
     for part in (*PARTS, *(extra for extra in EXTRAS if (model / extra).is_dir())):
         shutil.rmtree(weights / part, ignore_errors=True)
         for source in sorted(path for path in (model / part).rglob("*") if path.is_file()):
-            target = weights / source.relative_to(model)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy_halved(source, target)
-            written += target.stat().st_size
-    return written
+            written += copy_halved(source, weights / source.relative_to(model))
+    return written + (copy_halved(adapter, weights / ADAPTER) if adapter else 0)
 
 
-def copy_halved(source: Path, target: Path) -> None:
-    """Copy one file; a safetensors file's float tensors become float16, its metadata stays."""
+def copy_halved(source: Path, target: Path) -> int:
+    """Copy one file, float tensors of a safetensors file as float16, its metadata as it is; return its size."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix != ".safetensors":
         shutil.copyfile(source, target)
-        return
-    with safe_open(source, "pt") as file:
-        tensors = {name: halved(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        save_file(tensors, target, file.metadata())
+    else:
+        with safe_open(source, "pt") as file:
+            tensors = {name: halved(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            save_file(tensors, target, file.metadata())
+    return target.stat().st_size
 
 
 def halved(name: str, tensor: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
-"""The stages' losses: autoencoding, contrastive (pair), denoising (base), prompting (adapter),
-styling (LoRA), controlling (ControlNet), judging.
+"""The stages' losses: autoencoding, contrastive (pair), denoising (base), styling (LoRA), controlling
+(ControlNet), judging; and that of every adapter, image prompting.
 """
 
 from pathlib import Path
 
 from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import (
-    AdapterRecipe,
     BaseRecipe,
     ControlRecipe,
     DecoderRecipe,
@@ -33,10 +32,6 @@ def build_objective(recipe: Recipe, output: Path) -> StageObjective:
         from imprompt.training.objectives.denoising import BaseObjective
 
         return BaseObjective(recipe, output)
-    if isinstance(recipe, AdapterRecipe):
-        from imprompt.training.objectives.prompting import AdapterObjective
-
-        return AdapterObjective(recipe, output)
     if isinstance(recipe, StyleRecipe):
         from imprompt.training.objectives.styling import StyleObjective
 
