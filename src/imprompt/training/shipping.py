@@ -45,7 +45,7 @@ def ship(model: Path, weights: Path, *, adapter: Path | None = None) -> int:
 
 
 def copy_halved(source: Path, target: Path) -> int:
-    """Copy one file, float tensors of a safetensors file as float16, its metadata as it is; return its size."""
+    """Copy one file, a safetensors file's float tensors as float16; return its size."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix != ".safetensors":
         shutil.copyfile(source, target)
