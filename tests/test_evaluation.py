@@ -4,8 +4,10 @@ import csv
 import io
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,12 +23,30 @@ from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, OutputError, UnknownModel
 from imprompt.evaluation import suites
 from imprompt.evaluation.console import print_summary
+from imprompt.evaluation.copying import DATA, Seen, copied
 from imprompt.evaluation.exhibits import FEATURED
 from imprompt.evaluation.grounds import GROUNDS, border_colour, name_ground
 from imprompt.evaluation.judge import EmbeddedJudge, Judge, load_judge
-from imprompt.evaluation.pictures import HeldOut, light_copy, load_held_out, shuffled_place
-from imprompt.evaluation.report import make_folder
-from imprompt.evaluation.sampling import Condition, Models, Settings, make_pictures, seed_of, through_codec
+from imprompt.evaluation.mini_report import mini_report
+from imprompt.evaluation.pictures import (
+    HeldOut,
+    light_copy,
+    load_held_out,
+    load_training,
+    on_white,
+    shuffled_place,
+)
+from imprompt.evaluation.report import Grid, make_folder
+from imprompt.evaluation.sampling import (
+    Condition,
+    Models,
+    Painter,
+    Settings,
+    count_pictures,
+    make_pictures,
+    seed_of,
+    through_codec,
+)
 from imprompt.evaluation.scoring import Galleries, Score, over_concepts, score_pictures
 from imprompt.evaluation.sheets import Row, titled_sheet
 from imprompt.evaluation.suites import evaluate
@@ -228,31 +248,155 @@ def test_an_adapter_without_encoder_is_refused(models: Models, held_out: HeldOut
         make_pictures(bare, held_out, held_out.references(1), Condition("image prompt", 1.0), settings=QUICK)
 
 
-def test_an_evaluation_writes_scores_summary_and_sheets(models: Models, few: HeldOut, tmp_path: Path) -> None:
-    settings = Settings(seeds=2, steps=1, batch_size=12, text="on blue")
-    summary = evaluate(models, few, settings, output=tmp_path, concepts=3)
-    names = ["contact-sheet.png", "every-concept.png", "figure.png"]
-    names += ["scores.csv", "scores.parquet", "summary.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text(encoding="utf-8"))))
-    assert Counter(row["condition"] for row in rows) == {
+class ReadingJudge(EmbeddedJudge):
+    """A judge with made-up features of captions."""
+
+    @property
+    def reads_text(self) -> bool:
+        return True
+
+    def text_features(self, captions: Sequence[str]) -> torch.Tensor:
+        rows = [torch.randn(5, generator=torch.Generator().manual_seed(len(text))) for text in captions]
+        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+
+def write_seen(folder: Path, count: int = 8) -> None:
+    """Training drawings of two icon sets, and one that is held out and must not count."""
+    folder.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    np.save(folder / "pictures.npy", chance.integers(0, 256, (2 * count + 1, 16, 16, 4), dtype=np.uint8))
+    rows = [
+        {"concept": str(k), "icon_set": "ab"[k % 2], "held_out": k == 2 * count} for k in range(2 * count + 1)
+    ]
+    (folder / "drawings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class Measured(NamedTuple):
+    """A finished evaluation: its folder, its summary, its lines of scores."""
+
+    folder: Path
+    summary: dict[str, Any]
+    rows: list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def measured(models: Models, few: HeldOut, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    folder = tmp_path_factory.mktemp("report")
+    write_seen(folder.parent / "cache" / DATA)
+    settings = Settings(seeds=2, steps=1, batch_size=12, text="on blue", curve=2)
+    reading = replace(models, judge=ReadingJudge(models.judge.network))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMPROMPT_CACHE", str(folder.parent / "cache"))
+        summary = evaluate(reading, few, settings, output=folder, concepts=3)
+    text = (folder / "scores.csv").read_text(encoding="utf-8")
+    return Measured(folder, summary, list(csv.DictReader(io.StringIO(text))))
+
+
+def test_an_evaluation_writes_pages_scores_summary_and_sheets(measured: Measured, models: Models) -> None:
+    pages = ["index-small.html", "index.html", "scores.csv", "scores.parquet", "summary.json"]
+    assert sorted(path.name for path in measured.folder.iterdir()) == [
+        *["contact-sheet.png", "every-concept.png", "figure.png"],
+        *pages,
+    ]
+    assert Counter(row["condition"] for row in measured.rows) == {
         "image prompt": 6,
         "scale 0": 3,
         "with text": 3,
         "light copy": 3,
         "autoencoder": 3,
+        **{f"with text, scale {scale}": 2 for scale in ("0", "0.25", "0.5", "0.75")},
     }
-    stored = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    stored = json.loads((measured.folder / "summary.json").read_text(encoding="utf-8"))
     gap = stored["all"]["conditions"]["image prompt"]["gap"]
     assert gap["low"] <= gap["mean"] <= gap["high"]
-    assert gap["mean"] == pytest.approx(np.mean([float(r["gap"]) for r in rows[:6]]), abs=1e-5)
+    assert gap["mean"] == pytest.approx(np.mean([float(r["gap"]) for r in measured.rows[:6]]), abs=1e-5)
     assert 0 < stored["all"]["chance@1"] < stored["all"]["chance@5"] <= 1
     assert stored["settings"]["steps"] == 1
     assert {"imprompt", "torch", "diffusers"} <= set(stored["versions"])
     assert not models.adapter.is_attached
+
+
+def test_the_terminal_says_what_the_page_says(measured: Measured) -> None:
     console = Console(file=io.StringIO(), width=160)
-    print_summary(summary, console)
-    assert "chance" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    print_summary(measured.summary, console)
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    for word in ("chance", "light copy", "ground", "λ", "KID", "copies"):
+        assert word in said
+
+
+def test_the_page_shows_curve_distribution_copies_and_cases(measured: Measured) -> None:
+    page = (measured.folder / "index.html").read_text(encoding="utf-8")
+    for said in ("CLIP-T", "Area under the curve", "KID × 1000", "Of 16 training drawings", "Contact sheet"):
+        assert said in page
+    assert "self" not in page.partition("<h1>")[0].partition("<body>")[2]
+
+
+def test_text_and_image_are_followed_over_the_same_concepts_at_every_scale(measured: Measured) -> None:
+    curve = measured.summary["curve"]
+    assert curve["concepts"] == 2
+    assert (
+        len(curve["image"])
+        == len(curve["ground"])
+        == len(curve["similarity to text"])
+        == len(curve["scales"])
+    )
+    first = {row["concept"] for row in measured.rows if row["condition"] == "with text, scale 0"}
+    copies = [r for r in measured.rows if r["condition"] == "light copy" and r["concept"] in first]
+    ceiling = np.mean([float(row["gap"]) for row in copies])
+    last = [r for r in measured.rows if r["condition"] == "with text" and r["concept"] in first]
+    expected = np.mean([float(row["gap"]) for row in last]) / ceiling
+    assert curve["image"][-1].mean == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_page_of_the_conditioning_encoder_s_own_judgement_says_self(measured: Measured) -> None:
+    told = {**measured.summary, "judge": {**measured.summary["judge"], "self": True}, "copies": None}
+    report = mini_report(told, scores_of(measured.rows), [], Grid([], []))
+    assert "self" in report.over
+    assert "conditioning encoder" in report.lead
+    assert any("imprompt mini build-data" in section.text for section in report.sections)
+
+
+def scores_of(rows: Sequence[Mapping[str, str]]) -> list[Score]:
+    """Scores as they were before they were written, as far as a report reads them."""
+    names = ("condition", "concept", "style", "ground")
+    return [
+        Score(
+            **{name: row[name] for name in names},  # pyright: ignore[reportArgumentType]
+            is_twin=row["is_twin"] == "True",
+            seed=int(row["seed"]),
+            similarity=float(row["similarity"]),
+            gap=float(row["gap"]),
+            rank=int(row["rank"]),
+            gallery=int(row["gallery"]),
+        )
+        for row in rows
+    ]
+
+
+def test_copies_of_training_drawings_are_told_from_others(tmp_path: Path) -> None:
+    write_seen(tmp_path / DATA)
+    sets = load_training(tmp_path / DATA)
+    assert sets is not None
+    assert {name: len(several) for name, several in sets.items()} == {"a": 8, "b": 8}
+    judge = tiny_judge()
+    seen = Seen(judge, sets)
+    ratios = copied(judge.features([on_white(sets["b"][3])]), seen.features)
+    assert ratios == pytest.approx([0], abs=1e-5)
+    assert copied(judge.features([on_white(sets["b"][3])]), None) == [None]
+    assert load_training(tmp_path / "elsewhere") is None
+
+
+def test_a_painter_makes_no_picture_twice(models: Models, held_out: HeldOut) -> None:
+    references = held_out.references(2)
+    asked = [
+        (references, Condition("image prompt", 1.0, seeds=2)),
+        (references[:1], Condition("scale 1", 1.0)),
+        (references, Condition("scale 0", 0.0)),
+    ]
+    painter, made = Painter(models, held_out, QUICK), []
+    several = [painter.paint(some, condition, made.append) for some, condition in asked]
+    assert sum(made) == count_pictures(asked) == 6
+    assert several[1][0][0] is several[0][0][0]
 
 
 def test_another_adapter_is_measured_in_the_place_of_the_models_own(

@@ -1,6 +1,6 @@
 """The summary of the embedded model on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,15 +16,29 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         figures = summary[name]
         if figures:
             console.print(_table(title, figures))
-    text = summary["text"]
-    console.print(
-        f"text: {_percent(text['with text'])} of pictures stand on {text['ground']} when asked to, "
-        f"{_percent(text['without text'])} when not"
+    for line in _lines(summary):
+        console.print(line, highlight=False)
+
+
+def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What no table says, a sentence each."""
+    text, curve = summary["text"], summary["curve"]
+    yield (
+        f"ground: {_percent(text['with text'])} of pictures stand on {text['ground']} when the text says so, "
+        f"{_percent(text['without text'])} without text"
+    )
+    yield (
+        f"text and image together: best at λ = {curve['best scale']:g}, area under the curve "
+        f"{_number(curve['area'])}"
     )
     if summary["diversity"] is not None:
-        console.print(
-            f"diversity: {_number(summary['diversity'])} mean cosine distance among a concept's seeds"
-        )
+        yield f"diversity: {_number(summary['diversity'])} mean cosine distance among a concept's seeds"
+    yield f"KID × 1000: {'; '.join(f'{name} {_number(kid)}' for name, kid in summary['kid'].items())}"
+    if summary["copies"] is None:
+        yield "copies: unknown without the training drawings, which `imprompt mini build-data` draws"
+    else:
+        shares = summary["copies"]["shares"].items()
+        yield f"copies: {'; '.join(f'{name} {_percent(share)}' for name, share in shares)}"
 
 
 def _table(title: str, figures: Mapping[str, Any]) -> Table:

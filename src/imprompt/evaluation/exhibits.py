@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imprompt.evaluation.pictures import Drawing, HeldOut
-from imprompt.evaluation.report import write_picture
-from imprompt.evaluation.sampling import Condition, Settings
-from imprompt.evaluation.scoring import Pictures
+from imprompt.evaluation.report import Grid, best_median_worst, write_picture
+from imprompt.evaluation.sampling import Condition, Pictures, Settings
+from imprompt.evaluation.scoring import PROMPTED, Score, by_concept
 from imprompt.evaluation.sheets import Row, titled_sheet
 
 CONTACTS = 24
 """Concepts on the contact sheet: the first ones by hash, chosen by nobody."""
+
+EXTREMES = 4
+"""Concepts that are shown as the best, as many around the median, as many as the worst."""
 
 FEATURED = (
     "popcorn", "tropical fish", "mouse face", "violin", "fire engine", "two hearts", "volcano", "penguin",
@@ -45,8 +48,8 @@ def exhibited_references(held_out: HeldOut, references: Sequence[Drawing]) -> Ex
 
 def write_exhibits(
     held_out: HeldOut, exhibited: Exhibited, shown: Sequence[Pictures], settings: Settings, output: Path
-) -> None:
-    """The contact sheet, with names, and the figure, without."""
+) -> Grid:
+    """Write the contact sheet, with names, and the figure, without; return the sheet for the page."""
     titles = ["image prompt", *(condition.name for condition in exhibits(settings))]
     rows = [
         Row([held_out.on_white(reference), *(pictures[index][0] for pictures in shown)], label_of(reference))
@@ -57,6 +60,27 @@ def write_exhibits(
     if featured:
         figure = titled_sheet(titles, [Row(row.pictures) for row in featured], blocks=2)
         write_picture(figure, output / "figure.png")
+    return Grid(titles, contacts)
+
+
+def extremes(
+    held_out: HeldOut, references: Sequence[Drawing], pictures: Pictures, scores: Sequence[Score]
+) -> list[Grid]:
+    """The concepts with the largest gaps, those around the median, and those with the smallest."""
+    gaps = by_concept([score for score in scores if score.condition == PROMPTED], lambda score: score.gap)
+    titles = ["image prompt", *(f"seed {seed}" for seed in range(len(pictures[0])))]
+    rows = [
+        Row(
+            [held_out.on_white(references[place]), *pictures[place]],
+            f"{label_of(references[place])}: gap {gaps[references[place].concept]:.2f}".replace("-", "−"),
+        )
+        for place in best_median_worst([gaps[reference.concept] for reference in references], EXTREMES)
+    ]
+    if len(rows) < 3 * EXTREMES:
+        return [Grid(titles, rows, title="From the largest gap to the smallest")]
+    names = ("The largest gaps", "Around the median", "The smallest gaps")
+    parts = [rows[start : start + EXTREMES] for start in range(0, 3 * EXTREMES, EXTREMES)]
+    return [Grid(titles, part, title=name) for name, part in zip(names, parts, strict=True)]
 
 
 def label_of(reference: Drawing) -> str:

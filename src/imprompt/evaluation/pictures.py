@@ -78,9 +78,7 @@ class HeldOut:
 
     def on_white(self, drawing: Drawing) -> Image.Image:
         """A drawing as a person would hand it in."""
-        cut = Image.fromarray(self.pictures[drawing.place])
-        white = Image.new("RGBA", cut.size, "white")
-        return Image.alpha_composite(white, cut).convert("RGB")
+        return on_white(self.pictures[drawing.place])
 
 
 def load_held_out(folder: Path = HELD_OUT) -> HeldOut:
@@ -92,6 +90,37 @@ def load_held_out(folder: Path = HELD_OUT) -> HeldOut:
     size = pixels.shape[1] // COLUMNS
     cells = pixels.reshape(-1, size, COLUMNS, size, 4).swapaxes(1, 2).reshape(-1, size, size, 4)
     return HeldOut(drawings, cells[: len(drawings)])
+
+
+def load_training(folder: Path) -> dict[str, UInt8[np.ndarray, "drawings size size 4"]] | None:
+    """The drawings that the embedded model has seen, icon set by icon set, straight alpha.
+
+    Args:
+        folder: as `imprompt mini build-data` makes it
+
+    Returns:
+        None if there is no such folder on this machine: it is no part of the package
+    """
+    if not (folder / "pictures.npy").is_file():
+        return None
+    rows = [json.loads(line) for line in (folder / "drawings.jsonl").read_text("utf-8").splitlines()]
+    pictures = np.load(folder / "pictures.npy", mmap_mode="r")
+    seen: dict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        if not row["held_out"]:
+            seen[row["icon_set"]].append(place)
+    return {name: np.asarray(pictures[places]) for name, places in sorted(seen.items())}
+
+
+def on_white(cut: UInt8[np.ndarray, "size size 4"]) -> Image.Image:
+    """A drawing with straight alpha on a white ground."""
+    picture = Image.fromarray(cut)
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def caption_of(drawing: Drawing) -> str:
+    """What a drawing's caption says of it: the concept and the style, no ground."""
+    return f"{drawing.concept}, {drawing.style} style"
 
 
 def chance_of(text: str) -> int:

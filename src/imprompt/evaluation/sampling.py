@@ -37,6 +37,7 @@ class Settings:
         batch_size: pictures in one call of the pipeline; 32 to 64 is best on a processor
         text: what the text asks for where there is text, and
         ground: the ground that it names
+        curve: concepts behind the curve over λ; the first ones
     """
 
     seeds: int = 4
@@ -45,6 +46,7 @@ class Settings:
     batch_size: int = 48
     text: str = "face, on a red background"
     ground: str = "red"
+    curve: int = 48
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,55 @@ class Condition:
     seeds: int = 1
 
 
+Pictures = list[list[Image.Image]]
+"""Several pictures of each reference."""
+
+
+class Painter:
+    """Makes pictures and keeps them: what two parts of a report show is made once.
+
+    Args:
+        models: see there
+        held_out: where the references' pictures are
+        settings: how
+    """
+
+    def __init__(self, models: Models, held_out: HeldOut, settings: Settings) -> None:
+        self.models, self.held_out, self.settings = models, held_out, settings
+        self._made: dict[tuple[float, str, str], list[Image.Image]] = {}
+
+    def paint(
+        self,
+        references: Sequence[Drawing],
+        condition: Condition,
+        advance: Callable[[int], None] = lambda pictures: None,
+    ) -> Pictures:
+        """`condition.seeds` pictures of each reference; see `make_pictures`."""
+        missing = [
+            one for one in references if len(self._made.get(_key(one, condition), ())) < condition.seeds
+        ]
+        made = make_pictures(
+            self.models, self.held_out, missing, condition, settings=self.settings, advance=advance
+        )
+        self._made |= {_key(one, condition): several for one, several in zip(missing, made, strict=True)}
+        return [self._made[_key(one, condition)][: condition.seeds] for one in references]
+
+
+def count_pictures(asked: Sequence[tuple[Sequence[Drawing], Condition]]) -> int:
+    """How many pictures a painter makes who is asked for all this, one after another."""
+    made: dict[tuple[float, str, str], int] = {}
+    for references, condition in asked:
+        for one in references:
+            key = _key(one, condition)
+            made[key] = max(made.get(key, 0), condition.seeds)
+    return sum(made.values())
+
+
+def _key(reference: Drawing, condition: Condition) -> tuple[float, str, str]:
+    """What makes pictures differ; a condition's name does not."""
+    return float(condition.scale), condition.text, reference.concept
+
+
 def make_pictures(
     models: Models,
     held_out: HeldOut,
@@ -65,7 +116,7 @@ def make_pictures(
     *,
     settings: Settings,
     advance: Callable[[int], None] = lambda pictures: None,
-) -> list[list[Image.Image]]:
+) -> Pictures:
     """`condition.seeds` pictures of each reference; a concept's k-th seed is the same in every condition.
 
     A picture depends a little on the size of its batch (the order of sums in matrix products), not on its
@@ -79,9 +130,11 @@ def make_pictures(
         settings: how
         advance: told how many pictures were made, call by call
     """
+    if not references:
+        return []
     embeddings = embed(models, [held_out.on_white(reference) for reference in references])
     at_once = max(settings.batch_size // condition.seeds, 1)
-    made: list[list[Image.Image]] = []
+    made: Pictures = []
     with models.adapter.attach(models.pipe):
         for start in range(0, len(references), at_once):
             group = slice(start, start + at_once)

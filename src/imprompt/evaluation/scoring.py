@@ -1,33 +1,35 @@
 """From pictures to scores, and from scores to figures with intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
+from imprompt.evaluation.copying import copied
 from imprompt.evaluation.grounds import border_colour, name_ground
 from imprompt.evaluation.judge import Judge
 from imprompt.evaluation.metrics import (
     Interval,
     bootstrap_interval,
     chance_within,
+    clip_t,
     cosine_similarity,
-    mean_distance,
     normalised,
     retrieval_ranks,
     shuffled_gap,
 )
-from imprompt.evaluation.pictures import Drawing, HeldOut, shuffled_place
-from imprompt.evaluation.sampling import Settings
+from imprompt.evaluation.pictures import Drawing, HeldOut, caption_of, shuffled_place
+from imprompt.evaluation.sampling import Pictures, Settings
 
 PROMPTED, FLOOR, WITH_TEXT = "image prompt", "scale 0", "with text"
 COPY, CODEC = "light copy", "autoencoder"
-
-Pictures = list[list[Image.Image]]
-"""Several pictures of each reference."""
+MAIN = (PROMPTED, FLOOR, WITH_TEXT, COPY, CODEC)
+"""Conditions of the main table; the others belong to the curve over λ."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Score:
     `similarity` is to the reference, `gap` how much more than to a shuffled one; `rank` is the right
     concept's place, from 0, among `gallery` concepts in the reference's style; `ground` is the colour word
     nearest to the border's colour; `is_twin` says that a training drawing looks like the reference.
+    `scale` is λ, None for what was not generated. Where the judge reads text, `text_similarity` is to the
+    text that the suite asks with, `caption_similarity` to the reference's concept and style in words (CLIP-T
+    of the paper). `copy_ratio` is that of the nearest to the second nearest training drawing, where those are
+    at hand.
     """
 
     condition: str
@@ -49,6 +55,10 @@ class Score:
     rank: int
     gallery: int
     ground: str
+    scale: float | None = None
+    text_similarity: float | None = None
+    caption_similarity: float | None = None
+    copy_ratio: float | None = None
 
     @property
     def shuffled_similarity(self) -> float:
@@ -60,53 +70,86 @@ class Galleries:
     """Every held-out drawing on white, style by style, with the judge's features, computed once.
 
     Pictures are looked for among drawings in their reference's own style only: it gives nothing away.
+
+    Args:
+        held_out: all drawings
+        judge: who scores
+        text: what the suite asks with
+        seen: the judge's features of all training drawings, icon set by icon set, if they are at hand
     """
 
-    def __init__(self, held_out: HeldOut, judge: Judge) -> None:
-        self.judge = judge
+    def __init__(
+        self, held_out: HeldOut, judge: Judge, *, text: str = "", seen: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.judge, self.seen = judge, seen
         self.drawings = {style: held_out.gallery(style) for style in held_out.styles}
         self.features = {
             style: judge.features([held_out.on_white(drawing) for drawing in drawings])
             for style, drawings in self.drawings.items()
         }
+        self.text = judge.text_features([text]) if judge.reads_text and text else None
+
+    def caption_features(self, reference: Drawing) -> Float[Tensor, "1 dim"] | None:
+        """The judge's features of the reference in words, if the judge reads."""
+        return self.judge.text_features([caption_of(reference)]) if self.judge.reads_text else None
 
 
 def score_pictures(
-    galleries: Galleries, references: Sequence[Drawing], name: str, pictures: Pictures
+    galleries: Galleries,
+    references: Sequence[Drawing],
+    name: str,
+    pictures: Pictures,
+    *,
+    scale: float | None = None,
 ) -> list[Score]:
     """Score every picture of a condition against its reference and all others of that style."""
-    scores = []
-    for reference, several in zip(references, pictures, strict=True):
-        gallery = galleries.drawings[reference.style]
-        features = galleries.judge.features(several)
-        similarity = cosine_similarity(features, galleries.features[reference.style])
-        right = torch.full((len(several),), gallery.index(reference))
-        gaps = shuffled_gap(similarity, right, shuffled_place(right, len(gallery)))
-        ranks = retrieval_ranks(similarity, right)
-        scores += [
-            Score(
-                condition=name,
-                concept=reference.concept,
-                style=reference.style,
-                is_twin=reference.is_twin,
-                seed=seed,
-                similarity=float(similarity[seed, right[seed]]),
-                gap=float(gaps[seed]),
-                rank=int(ranks[seed]),
-                gallery=len(gallery),
-                ground=name_ground(border_colour(picture)),
-            )
-            for seed, picture in enumerate(several)
-        ]
-    return scores
+    return [
+        score
+        for reference, several in zip(references, pictures, strict=True)
+        for score in _score_concept(galleries, reference, name, several, scale)
+    ]
 
 
-def diversity(judge: Judge, pictures: Pictures) -> Interval | None:
-    """Mean distance among the pictures of one concept; nothing to say of one seed."""
-    if len(pictures[0]) < 2:
-        return None
-    distances = [mean_distance(judge.features(several)) for several in pictures]
-    return bootstrap_interval(np.array(distances))
+def _score_concept(
+    galleries: Galleries, reference: Drawing, name: str, several: list[Image.Image], scale: float | None
+) -> list[Score]:
+    gallery = galleries.drawings[reference.style]
+    features = galleries.judge.features(several)
+    similarity = cosine_similarity(features, galleries.features[reference.style])
+    right = torch.full((len(several),), gallery.index(reference))
+    gaps = shuffled_gap(similarity, right, shuffled_place(right, len(gallery)))
+    ranks = retrieval_ranks(similarity, right)
+    to_text = _to_words(features, galleries.text)
+    to_caption = _to_words(features, galleries.caption_features(reference))
+    ratios = copied(features, galleries.seen)
+    return [
+        Score(
+            condition=name,
+            concept=reference.concept,
+            style=reference.style,
+            is_twin=reference.is_twin,
+            seed=seed,
+            similarity=float(similarity[seed, right[seed]]),
+            gap=float(gaps[seed]),
+            rank=int(ranks[seed]),
+            gallery=len(gallery),
+            ground=name_ground(border_colour(picture)),
+            scale=scale,
+            text_similarity=to_text[seed],
+            caption_similarity=to_caption[seed],
+            copy_ratio=ratios[seed],
+        )
+        for seed, picture in enumerate(several)
+    ]
+
+
+def _to_words(
+    features: Float[Tensor, "pictures dim"], words: Float[Tensor, "1 dim"] | None
+) -> list[float | None]:
+    """CLIP-T of each picture as a cosine; nothing without words."""
+    if words is None:
+        return [None] * len(features)
+    return list(clip_t(features, words.expand(len(features), -1)).tolist())
 
 
 def summarise(scores: Sequence[Score], settings: Settings) -> dict[str, Any]:
@@ -142,25 +185,43 @@ def condition_figures(scores: Sequence[Score]) -> dict[str, Any]:
         "gap": over_concepts(scores, lambda score: score.gap),
         "retrieval@1": over_concepts(scores, lambda score: score.rank < 1),
         "retrieval@5": over_concepts(scores, lambda score: score.rank < 5),
+        "similarity to caption": over_known(scores, lambda score: score.caption_similarity),
     }
 
 
 def text_figures(scores: Sequence[Score], ground: str) -> dict[str, Any]:
-    """How many pictures stand on the ground that the text names; the same seeds without text beside it."""
+    """How many pictures stand on the ground that the text names, and how near they are to the text.
+
+    The same seeds without text stand beside it.
+    """
     first = [score for score in scores if score.seed == 0]
-
-    def on_ground(name: str) -> Interval:
-        return over_concepts([s for s in first if s.condition == name], lambda score: score.ground == ground)
-
-    return {"ground": ground, "with text": on_ground(WITH_TEXT), "without text": on_ground(PROMPTED)}
+    asked, plain = ([s for s in first if s.condition == name] for name in (WITH_TEXT, PROMPTED))
+    return {
+        "ground": ground,
+        "with text": over_concepts(asked, lambda score: score.ground == ground),
+        "without text": over_concepts(plain, lambda score: score.ground == ground),
+        "similarity with text": over_known(asked, lambda score: score.text_similarity),
+        "similarity without text": over_known(plain, lambda score: score.text_similarity),
+    }
 
 
 def over_concepts(scores: Sequence[Score], value: Callable[[Score], float]) -> Interval:
     """A value's mean over each concept's pictures, then over concepts."""
+    return bootstrap_interval(np.array(list(by_concept(scores, value).values())))
+
+
+def by_concept(scores: Sequence[Score], value: Callable[[Score], float]) -> dict[str, float]:
+    """A value's mean over each concept's pictures, in the order in which concepts come."""
     values: dict[str, list[float]] = {}
     for score in scores:
         values.setdefault(score.concept, []).append(float(value(score)))
-    return bootstrap_interval(np.array([np.mean(several) for several in values.values()]))
+    return {concept: float(np.mean(several)) for concept, several in values.items()}
+
+
+def over_known(scores: Sequence[Score], value: Callable[[Score], float | None]) -> Interval | None:
+    """As `over_concepts`, of a value that not every score has; nothing if none has it."""
+    known = [score for score in scores if value(score) is not None]
+    return over_concepts(known, lambda score: value(score) or 0.0) if known else None
 
 
 def names(scores: Sequence[Score]) -> list[str]:

@@ -8,36 +8,60 @@ through the autoencoder) are scored the same way, so that every figure has its s
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imprompt import mini
 from imprompt.checkpoint import load_adapter
 from imprompt.evaluation.console import print_summary
-from imprompt.evaluation.exhibits import exhibited_references, exhibits, write_every_concept, write_exhibits
-from imprompt.evaluation.judge import load_judge
+from imprompt.evaluation.copying import Seen, copy_figures, load_seen
+from imprompt.evaluation.exhibits import (
+    Exhibited,
+    exhibited_references,
+    exhibits,
+    extremes,
+    write_every_concept,
+    write_exhibits,
+)
+from imprompt.evaluation.judge import Judge, is_self, load_judge
+from imprompt.evaluation.metrics import COPY_RATIO
+from imprompt.evaluation.mini_report import mini_report
 from imprompt.evaluation.pictures import Drawing, HeldOut, light_copy, load_held_out
-from imprompt.evaluation.report import make_folder, write_scores, write_summary
-from imprompt.evaluation.sampling import Condition, Models, Settings, make_pictures, through_codec
+from imprompt.evaluation.population import diversity, first_pictures, kid_figures
+from imprompt.evaluation.report import make_folder, write_report, write_scores
+from imprompt.evaluation.sampling import (
+    Condition,
+    Models,
+    Painter,
+    Pictures,
+    Settings,
+    count_pictures,
+    through_codec,
+)
 from imprompt.evaluation.scoring import (
     CODEC,
     COPY,
     FLOOR,
+    MAIN,
     PROMPTED,
     WITH_TEXT,
     Galleries,
-    Pictures,
     Score,
-    diversity,
+    over_known,
     score_pictures,
     summarise,
 )
+from imprompt.evaluation.tradeoff import curve_conditions, curve_figures
+
+FULL = Settings()
+SMALL = Settings(seeds=1, steps=15, curve=24)
+SMALL_CONCEPTS = 60
 
 
 def evaluate_mini(
@@ -45,40 +69,52 @@ def evaluate_mini(
     output: Path,
     weights: Path | None = None,
     adapter: str = "mini",
-    seeds: int = 4,
-    steps: int = 25,
+    small: bool = False,
+    seeds: int | None = None,
+    steps: int | None = None,
     guidance_scale: float = 7.5,
     concepts: int | None = None,
     batch_size: int = 48,
 ) -> dict[str, Any]:
     """Measure the embedded model on held-out concepts; offline, from what is in this package alone.
 
-    Writes to `output`: `scores.csv` (a line per picture), `summary.json`, `contact-sheet.png` (24 concepts),
-    `figure.png` (the README's), `every-concept.png`; prints the summary.
+    Writes to `output`: the report (`index.html`, `index-small.html`, `summary.json`), a line per picture
+    (`scores.csv`, `scores.parquet`), `contact-sheet.png` (24 concepts), `figure.png` (the README's),
+    `every-concept.png`; prints the summary.
 
     Args:
         output: a folder, made if it is not there
         weights: folder of the embedded model, if not the shipped one
         adapter: another adapter for it: a file, as `imprompt train` writes it; "mini" is the model's own
+        small: 60 concepts, one seed, 15 steps: a minute or two on two cores
         seeds: pictures of each concept with image prompt alone; the other conditions get one
         steps: denoising steps
         guidance_scale: w
-        concepts: how many; all if not given
+        concepts: how many; all if not given, or 60 if small
         batch_size: pictures in one call of the pipeline
 
     Raises:
         OutputError: the folder cannot be written
         UnknownModel: weights, judge or adapter are not there
         CheckpointError, AdapterMismatch: no adapter, or one for another base
+        MissingExtra: torchmetrics is not installed
     """
     make_folder(output)
     folder = mini.WEIGHTS if weights is None else weights
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judge = load_judge(folder / "judge")
+    judge = load_judge(folder / "judge").to(device)
     measured = mini.adapter(weights=folder) if adapter == "mini" else load_adapter(adapter).float()
     models = Models(mini.pipeline(weights=folder).to(device), measured.to(device), judge)
-    settings = Settings(seeds=seeds, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size)
-    return evaluate(models, load_held_out(), settings, output=output, concepts=concepts)
+    usual = SMALL if small else FULL
+    settings = replace(
+        usual,
+        seeds=usual.seeds if seeds is None else seeds,
+        steps=usual.steps if steps is None else steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+    )
+    several = SMALL_CONCEPTS if small and concepts is None else concepts
+    return evaluate(models, load_held_out(), settings, output=output, concepts=several)
 
 
 def evaluate(
@@ -88,42 +124,74 @@ def evaluate(
     started = time.monotonic()
     references = held_out.references(concepts)
     exhibited = exhibited_references(held_out, references)
-    shown = [*exhibited.contacts, *exhibited.featured]
-    asked, also_shown = conditions(settings), exhibits(settings)
-    total = len(references) * sum(condition.seeds for condition in asked) + len(shown) * len(also_shown)
-    with progress_bar(total) as advance:
-        make = partial(make_pictures, models, held_out, settings=settings, advance=advance)
-        made = {condition.name: make(references, condition) for condition in asked}
-        exhibits_made = [make(shown, condition) for condition in also_shown]
-    scores = score_all(models, held_out, references, made)
+    made, exhibits_made = paint_all(models, held_out, references, exhibited, settings)
+    seen = load_seen(models.judge)
+    scores = score_all(models, held_out, references, made, settings, seen)
     summary = {
         "suite": "mini",
         "settings": asdict(settings) | {"concepts": len(references)},
-        "seconds": round(time.monotonic() - started, 1),
-        **summarise(scores, settings),
+        "judge": judge_facts(models),
+        **summarise([score for score in scores if score.condition in MAIN], settings),
         "diversity": diversity(models.judge, made[PROMPTED]),
+        "curve": curve_figures(scores, settings),
+        "kid": kid_figures(models.judge, *real_and_made(held_out, made)),
+        "copies": copies(models.judge, held_out, references, scores, seen),
+        "seconds": round(time.monotonic() - started, 1),
     }
     write_scores(scores, output)
-    write_summary(summary, output / "summary.json")
     write_every_concept(held_out, references, made[PROMPTED], output)
-    write_exhibits(held_out, exhibited, exhibits_made, settings, output)
+    contacts = write_exhibits(held_out, exhibited, exhibits_made, settings, output)
+    cases = extremes(held_out, references, made[PROMPTED], scores)
+    write_report(mini_report(summary, scores, cases, contacts), output, summary)
     print_summary(summary)
     return summary
 
 
+def paint_all(
+    models: Models,
+    held_out: HeldOut,
+    references: Sequence[Drawing],
+    exhibited: Exhibited,
+    settings: Settings,
+) -> tuple[dict[str, Pictures], list[Pictures]]:
+    """Every picture: condition by condition what is scored, and what is shown."""
+    shown = [*exhibited.contacts, *exhibited.featured]
+    few = references[: settings.curve]
+    scored = [(references, condition) for condition in conditions(settings)]
+    scored += [(few, condition) for condition in curve_conditions(settings) if condition.name != WITH_TEXT]
+    also = [(shown, condition) for condition in exhibits(settings)]
+    painter = Painter(models, held_out, settings)
+    with progress_bar(count_pictures(scored + also)) as advance:
+        made = {condition.name: painter.paint(several, condition, advance) for several, condition in scored}
+        return made, [painter.paint(several, condition, advance) for several, condition in also]
+
+
 def score_all(
-    models: Models, held_out: HeldOut, references: Sequence[Drawing], made: Mapping[str, Pictures]
+    models: Models,
+    held_out: HeldOut,
+    references: Sequence[Drawing],
+    made: Mapping[str, Pictures],
+    settings: Settings,
+    seen: Seen | None = None,
 ) -> list[Score]:
     """Score what was made, and with it the ceilings: light copies, and references through the autoencoder."""
     plain = [held_out.on_white(reference) for reference in references]
     copies = [[light_copy(picture)] for picture in plain]
     rebuilt = [[picture] for picture in through_codec(models, plain)]
-    galleries = Galleries(held_out, models.judge)
+    features = None if seen is None else seen.features
+    galleries = Galleries(held_out, models.judge, text=settings.text, seen=features)
+    asked = {condition.name: condition for condition in [*conditions(settings), *curve_conditions(settings)]}
     every = {**made, COPY: copies, CODEC: rebuilt}
     return [
         score
         for name, pictures in every.items()
-        for score in score_pictures(galleries, references, name, pictures)
+        for score in score_pictures(
+            galleries,
+            references[: len(pictures)],
+            name,
+            pictures,
+            scale=float(asked[name].scale) if name in asked else None,
+        )
     ]
 
 
@@ -134,6 +202,40 @@ def conditions(settings: Settings) -> list[Condition]:
         Condition(FLOOR, 0.0),
         Condition(WITH_TEXT, 1.0, settings.text),
     ]
+
+
+def judge_facts(models: Models) -> dict[str, Any]:
+    """Who judges, and whether that is the encoder that conditions."""
+    judge = models.judge
+    return {
+        "name": judge.name,
+        "fingerprint": judge.fingerprint,
+        "reads text": judge.reads_text,
+        "self": is_self(judge, models.adapter.image_encoder),
+    }
+
+
+def real_and_made(
+    held_out: HeldOut, made: Mapping[str, Pictures]
+) -> tuple[list[Image.Image], dict[str, list[Image.Image]]]:
+    """All held-out drawings, and one picture of each concept with its image prompt, and without."""
+    drawings = [held_out.on_white(drawing) for drawing in held_out.drawings]
+    return drawings, {name: first_pictures(made[name]) for name in (PROMPTED, FLOOR)}
+
+
+def copies(
+    judge: Judge,
+    held_out: HeldOut,
+    references: Sequence[Drawing],
+    scores: Sequence[Score],
+    seen: Seen | None,
+) -> dict[str, Any] | None:
+    """The share of copies; None where the training drawings are not at hand."""
+    prompted = [score for score in scores if score.condition == PROMPTED]
+    share = over_known(
+        prompted, lambda score: None if score.copy_ratio is None else float(score.copy_ratio < COPY_RATIO)
+    )
+    return copy_figures(judge, seen, share, [held_out.on_white(one) for one in references])
 
 
 @contextmanager
