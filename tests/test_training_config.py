@@ -12,7 +12,7 @@ from imprompt.training.presets import PRESETS, overlaid
 RECIPES = sorted(
     path
     for path in (Path(__file__).parents[1] / "recipes").glob("*.toml")
-    if not path.stem.startswith("mini-")
+    if not path.stem.startswith("mini-") and "\npreset = " in path.read_text(encoding="utf-8")
 )
 LEAST: dict[str, Any] = {"preset": "sd15", "output": "run", "data": {"source": "pictures"}}
 
@@ -61,6 +61,19 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
         (
             {"adapter": {"injection": "concatenated", "variant": "plus"}},
             'adapter.injection "concatenated" goes with the variant "base", not "plus"',
+        ),
+        (
+            {"adapter": {"injection": "unclip"}},
+            'adapter.injection "unclip" trains the U-Net: training.precision must be "fp32", not "bf16"',
+        ),
+        ({"adapter": {"hidden": 8}}, 'adapter.hidden goes with adapter.injection "concatenated", not with'),
+        (
+            {"adapter": {"injection": "concatenated", "start": "x.bin"}},
+            'adapter.start goes with adapter.injection "decoupled", not with "concatenated"',
+        ),
+        (
+            {"training": {"base_learning_rate": 1e-4}},
+            'training.base_learning_rate has no effect: adapter.injection "decoupled" leaves the base',
         ),
         ({"adapter": {"lora_rank": 8}}, "adapter.lora_rank goes with a face variant (faceid, faceid-plus"),
         (

@@ -53,7 +53,7 @@ class TwoStreamInjection(FineTunedInjection):
         rows = {len(positive): positive}
         if negative is not None:
             rows[2 * len(positive)] = torch.cat([negative, positive])
-        layers = [attn for _, attn in cross_attention_layers(self.unet).values()]
+        layers: list[Any] = [attn for _, attn in cross_attention_layers(self.unet).values()]
         before = [attn.processor for attn in layers]
         try:
             for attn in layers:

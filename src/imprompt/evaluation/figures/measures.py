@@ -57,15 +57,24 @@ def correlation_gap(pictures: Pictures, others: Pictures) -> Interval | None:
     """Correlation of grey values with the own other picture's minus with the others'."""
     if len(pictures) < 2:
         return None
+    return own_minus_others(correlations(pictures, others))
+
+
+def correlations(pictures: Pictures, others: Pictures) -> Float[np.ndarray, "pictures others"]:
+    """Correlation of grey values of every picture with every other one."""
     ours, theirs = (torch.stack([grey(picture) for picture in several]) for several in (pictures, others))
-    return own_minus_others((ours @ theirs.T).numpy())
+    return (ours @ theirs.T).numpy()
 
 
 def own_minus_others(similarity: Float[np.ndarray, "pictures pictures"]) -> Interval:
     """The diagonal minus the rest of its row, with its interval over rows."""
-    count = len(similarity)
+    return bootstrap_interval(own_minus_rest(similarity))
+
+
+def own_minus_rest(similarity: Float[np.ndarray, "pictures pictures"]) -> Float[np.ndarray, " pictures"]:
+    """The diagonal minus the mean of the rest of its row."""
     own = similarity.diagonal()
-    return bootstrap_interval(own - (similarity.sum(axis=1) - own) / (count - 1))
+    return own - (similarity.sum(axis=1) - own) / (len(similarity) - 1)
 
 
 def palette(picture: Image.Image) -> Float[np.ndarray, " colours"]:
