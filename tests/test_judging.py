@@ -1,7 +1,8 @@
-"""The judge's training: its loss, its views, and that evaluation reads what training wrote."""
+"""The training of the judge and of its text encoder, and that evaluation reads what training wrote."""
 
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import torch
 from torch import Generator
 from torch.nn import functional as F
 
+from imprompt.errors import ConfigError
 from imprompt.evaluation.judge import load_judge
 from imprompt.evaluation.pictures import load_held_out
 from imprompt.training.data import EmojiBatches
-from imprompt.training.emoji import load_data
+from imprompt.training.emoji import Drawing, load_data
 from imprompt.training.held_out import write_held_out
+from imprompt.training.objectives.contrastive import contrast
 from imprompt.training.objectives.judging import JudgeObjective, concept_contrast, retrieval
-from imprompt.training.recipe import JudgeRecipe
+from imprompt.training.objectives.judging_text import JudgeTextObjective, caption, name_ranks
+from imprompt.training.recipe import JudgeRecipe, JudgeTextRecipe, load_recipe
 from imprompt.training.sheets import as_picture
 from toy_pictures import write_toy_data
 
@@ -120,3 +124,135 @@ def test_evaluation_reads_the_held_out_drawings_that_training_wrote(data: Path, 
     assert count == len(rows) == len(held_out.drawings)
     assert np.array_equal(held_out.pictures, pictures[rows] * (pictures[rows][..., 3:] > 0))
     assert [d.concept for d in held_out.drawings] == [drawings[row].concept for row in rows]
+
+
+# The text encoder
+
+
+def text_recipe(data: Path, **changes: object) -> JudgeTextRecipe:
+    settings = {"width": 32, "layers": 1, "vocabulary": 600, "batch_size": 16, "steps": 1, **changes}
+    return JudgeTextRecipe(stage="judge-text", data=str(data), **settings)  # pyright: ignore
+
+
+@pytest.fixture(scope="module")
+def judged(objective: JudgeObjective, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("judged")
+    objective.export(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def reading(data: Path, judged: Path) -> JudgeTextObjective:
+    return JudgeTextObjective(text_recipe(data), judged)
+
+
+def test_the_image_side_is_the_judges_own_features(reading: JudgeTextObjective, judged: Path) -> None:
+    rows = [0, 5, 7]
+    pictures = [as_picture(row) for row in reading.seen.plain(rows)]
+    expected = load_judge(judged / "judge").features(pictures)
+    assert torch.allclose(reading.targets[0, rows], expected, atol=1e-5)
+    assert reading.targets.shape[:2] == (2, len(reading.seen))
+    assert not reading.targets.requires_grad
+
+
+def test_the_judge_stays_locked(reading: JudgeTextObjective) -> None:
+    trained = [parameter for group in reading.parameter_groups() for parameter in group["params"]]
+    ours = {id(p) for p in (*reading.text.parameters(), reading.log_scale)}
+    assert {id(p) for p in trained} == ours
+
+
+def test_the_same_batch_gives_the_same_captions_and_loss(reading: JudgeTextObjective) -> None:
+    batch = EmojiBatches(reading.seen, 16, seed=0)[0]
+    with torch.no_grad():
+        first, second = reading.loss(batch)["loss"], reading.loss(batch)["loss"]
+        other = reading.loss(replace(batch, seed=batch.seed + 1))["loss"]
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_a_caption_says_what_is_drawn_and_no_other_ground() -> None:
+    drawing = Drawing("red disc", ("shape", "round"), "noto", False)
+    said = {caption(drawing, "blue", random.Random(seed)) for seed in range(200)}
+    assert "red disc" in said
+    assert any(words in said for words in ("shape", "round"))
+    assert all({"red disc", "shape", "round"} & set(words.split(", ")) for words in said)
+    assert any(words.endswith("on a blue background") for words in said)
+    assert not any("background" in words and "blue" not in words for words in said)
+
+
+def test_training_teaches_the_names_of_the_training_concepts(data: Path, judged: Path) -> None:
+    taught = JudgeTextObjective(text_recipe(data), judged)
+    groups = taught.parameter_groups()
+    descent = torch.optim.AdamW([{**group, "lr": 3e-3} for group in groups])
+    batches = EmojiBatches(taught.seen, 16, seed=0)
+    names = sorted({drawing.concept for drawing in taught.seen.drawings})
+
+    def found() -> float:
+        with torch.no_grad():
+            ranks = name_ranks(taught.targets[0], taught.embed(names), taught.seen.concepts)
+        return float((ranks < 5).double().mean())
+
+    before = found()
+    for step in range(40):
+        descent.zero_grad()
+        taught.loss(batches[step])["loss"].backward()
+        descent.step()
+    assert found() > before + 0.15
+
+
+def test_the_loss_is_contrast_with_the_judges_features(reading: JudgeTextObjective) -> None:
+    images = reading.targets[0, :4]
+    texts = reading.embed(["red disc", "green box", "blue bar", "gold cross"])
+    concepts = torch.arange(4)
+    assert contrast(images, texts, reading.log_scale, concepts) > contrast(
+        images, images, reading.log_scale, concepts
+    )
+
+
+def test_evaluation_reads_captions_with_the_text_encoder_that_training_wrote(
+    reading: JudgeTextObjective, judged: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(judged / "judge", tmp_path / "judge")
+    reading.export(tmp_path)
+    judge = load_judge(tmp_path / "judge")
+    captions = ["red disc", "a blue bar, on a red background"]
+    with torch.no_grad():
+        expected = F.normalize(reading.embed(captions), dim=-1)
+    assert judge.reads_text
+    assert torch.allclose(judge.text_features(captions), expected, atol=1e-6)
+
+
+def test_another_judge_does_not_keep_the_text_encoder_of_the_one_before(
+    objective: JudgeObjective, reading: JudgeTextObjective, tmp_path: Path
+) -> None:
+    objective.export(tmp_path)
+    reading.export(tmp_path)
+    objective.export(tmp_path)
+    assert not load_judge(tmp_path / "judge").reads_text
+
+
+def test_names_are_found_among_names() -> None:
+    images, right = torch.eye(3), torch.tensor([0, 1, 2])
+    assert name_ranks(images, 2 * torch.eye(3), right).tolist() == [0, 0, 0]
+    assert name_ranks(images, torch.ones(3, 3), right).tolist() == [2, 2, 2]  # ties count against
+
+
+def test_figures_of_names_are_shares(reading: JudgeTextObjective) -> None:
+    with torch.no_grad():
+        figures = reading.held_out()
+        assert reading.held_out() == figures
+    assert set(figures) == {"name@1", "name@5", "prompt@1", "prompt@5", "name chance@1", "name chance@5"}
+    assert all(0 <= figure <= 1 for figure in figures.values())
+
+
+def test_without_a_judge_there_is_nothing_to_train_to(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train the stage judge first, or set weights"):
+        JudgeTextObjective(text_recipe(data), tmp_path)
+
+
+def test_the_recipes_text_encoder_is_small() -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "mini-judge-text.toml")
+    assert isinstance(recipe, JudgeTextRecipe)
+    words = (recipe.vocabulary + recipe.text_length) * recipe.width
+    layers = recipe.layers * 12 * recipe.width**2
+    assert words + layers + 128 * recipe.width < 1_000_000

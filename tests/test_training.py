@@ -43,6 +43,7 @@ STAGES = {
     "control": {"embedding_widths": [4, 4, 8, 8]},
     "decoder": {"width": 8},
     "judge": {"widths": [8, 16], "depths": [1, 1]},
+    "judge-text": {"width": 32, "layers": 1, "vocabulary": 600},
 }
 
 

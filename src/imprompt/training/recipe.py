@@ -114,8 +114,29 @@ class JudgeRecipe(Recipe):
     """How often the second view is another set's drawing, not the same one once more."""
 
 
+class JudgeTextRecipe(Recipe):
+    """The judge's text encoder, trained to the locked judge's features."""
+
+    stage: Literal["judge-text"]
+    weights: str = ""
+    """Folder of the judge; by default the one in `output`."""
+    vocabulary: int = 2048
+    text_length: int = Field(24, ge=4)
+    width: int = Field(128, ge=1)
+    layers: int = Field(2, ge=1)
+    grounds: int = Field(2, ge=1)
+    """On how many grounds the judge sees each drawing: white, and others by chance."""
+
+
 AnyRecipe = Annotated[
-    CodecRecipe | DecoderRecipe | PairRecipe | BaseRecipe | StyleRecipe | ControlRecipe | JudgeRecipe,
+    CodecRecipe
+    | DecoderRecipe
+    | PairRecipe
+    | BaseRecipe
+    | StyleRecipe
+    | ControlRecipe
+    | JudgeRecipe
+    | JudgeTextRecipe,
     Field(discriminator="stage"),
 ]
 

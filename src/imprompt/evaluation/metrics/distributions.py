@@ -5,6 +5,7 @@ sets, so they need many pictures, and mean nothing between different encoders.
 """
 
 import importlib.util
+import warnings
 
 import torch
 from jaxtyping import Float
@@ -45,9 +46,11 @@ def kid(features: Features, others: Others, *, seed: int = 0) -> float:
     check_clouds(features, others)
     size = min(len(features), len(others), KID_SUBSET)
     is_whole = len(features) == len(others) == size
-    metric = KernelInceptionDistance(
-        feature=AsItIs(features.shape[1]), subsets=1 if is_whole else KID_SUBSETS, subset_size=size
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all", UserWarning)
+        metric = KernelInceptionDistance(
+            feature=AsItIs(features.shape[1]), subsets=1 if is_whole else KID_SUBSETS, subset_size=size
+        )
     metric.update(others.double().cpu(), real=True)
     metric.update(features.double().cpu(), real=False)
     with torch.random.fork_rng(devices=[]):

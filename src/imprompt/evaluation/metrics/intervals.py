@@ -44,7 +44,7 @@ def bootstrap_interval(
 
 def bootstrap_difference(
     left: Real[np.ndarray, "concepts ..."] | Bool[np.ndarray, "concepts ..."],
-    right: Real[np.ndarray, "concepts ..."] | Bool[np.ndarray, "concepts ..."],
+    right: Real[np.ndarray, "others ..."] | Bool[np.ndarray, "others ..."],
     *,
     seed: int = 0,
 ) -> Interval:

@@ -10,6 +10,7 @@ from imprompt.training.recipe import (
     ControlRecipe,
     DecoderRecipe,
     JudgeRecipe,
+    JudgeTextRecipe,
     PairRecipe,
     Recipe,
     StyleRecipe,
@@ -44,4 +45,8 @@ def build_objective(recipe: Recipe, output: Path) -> StageObjective:
         from imprompt.training.objectives.judging import JudgeObjective
 
         return JudgeObjective(recipe)
+    if isinstance(recipe, JudgeTextRecipe):
+        from imprompt.training.objectives.judging_text import JudgeTextObjective
+
+        return JudgeTextObjective(recipe, output)
     raise TypeError(f"{type(recipe).__name__} is not trained by descent")

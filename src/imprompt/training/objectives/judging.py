@@ -9,6 +9,7 @@ of its own: nothing in common with the image encoder that conditions the adapter
 """
 
 import random
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,11 @@ class JudgeObjective(StageObjective):
         return picture_grid([list(self.unseen.plain(rows)), list(views), list(self.unseen.plain(nearest))])
 
     def export(self, output: Path) -> None:
-        """The judge in transformers' folder format; it takes pictures in [-1, 1]."""
+        """The judge in transformers' folder format; it takes pictures in [-1, 1].
+
+        The text encoder of the judge that was there before goes: it reads for another one.
+        """
+        shutil.rmtree(output / "judge" / "text", ignore_errors=True)
         self.network.save_pretrained(output / "judge")
 
 
