@@ -284,7 +284,7 @@ def measured(models: Models, few: HeldOut, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("report")
     write_seen(folder.parent / "cache" / DATA)
     settings = Settings(seeds=2, steps=1, batch_size=12, text="on blue", curve=2)
-    reading = replace(models, judge=ReadingJudge(models.judge.network))
+    reading = replace(models, judge=ReadingJudge(tiny_judge().network))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMPROMPT_CACHE", str(folder.parent / "cache"))
         summary = evaluate(reading, few, settings, output=folder, concepts=3)
@@ -326,7 +326,7 @@ def test_the_terminal_says_what_the_page_says(measured: Measured) -> None:
 
 def test_the_page_shows_curve_distribution_copies_and_cases(measured: Measured) -> None:
     page = (measured.folder / "index.html").read_text(encoding="utf-8")
-    for said in ("CLIP-T", "Area under the curve", "KID × 1000", "Of 16 training drawings", "Contact sheet"):
+    for said in ("CLIP-T", "the area under the", "KID × 1000", "Of 16 training drawings", "Contact sheet"):
         assert said in page
     assert "self" not in page.partition("<h1>")[0].partition("<body>")[2]
 

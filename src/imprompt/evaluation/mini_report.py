@@ -16,6 +16,7 @@ from imprompt.evaluation.scoring import (
     over_concepts,
 )
 from imprompt.pages import Chart, Dot, DotPlot, Line
+from imprompt.pages.charts import Tone
 
 NAMES = {
     PROMPTED: "image prompt alone, λ = 1",
@@ -25,6 +26,13 @@ NAMES = {
     CODEC: "the reference through the autoencoder",
 }
 """What the tables call the conditions, in the tables' order."""
+
+
+COPY_NAMES = {
+    "generated": "pictures made with the image prompt",
+    "held-out drawings": "unseen drawings (what chance makes)",
+    "light copies of training drawings": "light copies of training drawings (what the test finds)",
+}
 
 
 def mini_report(
@@ -193,12 +201,13 @@ def text_and_image(curve: Mapping[str, Any]) -> Section:
     charts: list[Block] = [tradeoff_chart(curve), ground_chart(curve)]
     if curve["without text"]["similarity to text"] is not None:
         charts.append(words_chart(curve))
-    best = curve["best scale"]
+    best, area = curve["best scale"], curve["area"]
     return Section(
         "Do text and image share the picture?",
         f"{curve['concepts']} references, each with the text “{curve['text']}”, at five strengths λ. What "
         "follows the image is the gap, as a share of a light copy’s; what follows the text, the share of "
-        f"pictures on the ground that it names. Their product is largest at λ = {best:g}.",
+        f"pictures on the ground that it names. Their product is largest at λ = {best:g}; the area under the "
+        f"curve is {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}] of 1.",
         [*charts, curve_table(curve)],
     )
 
@@ -230,28 +239,26 @@ def tradeoff_chart(curve: Mapping[str, Any]) -> Chart:
 
 def ground_chart(curve: Mapping[str, Any]) -> Chart:
     """Both over λ."""
-    lines = [
-        Line(
-            label,
-            [(scale, value.mean) for scale, value in zip(curve["scales"], curve[key], strict=True)],
-            tone,
-            intervals=[ends(interval) for interval in curve[key]],
-        )
-        for label, key, tone in (("text", "ground", "ink"), ("image", "image", "accent"))
-    ]
+    lines = [_over_scales(curve, "ground", "text", "ink"), _over_scales(curve, "image", "image", "accent")]
     return Chart(
-        "Both over λ", "The same figures over the strength of the image prompt.", lines, zero=True, across="λ"
+        "Both over λ",
+        "The same figures over the strength of the image prompt.",
+        lines,
+        zero=True,
+        across="λ",
     )
+
+
+def _over_scales(curve: Mapping[str, Any], key: str, label: str, tone: Tone) -> Line:
+    values = curve[key]
+    points = [(scale, value.mean) for scale, value in zip(curve["scales"], values, strict=True)]
+    return Line(label, points, tone, intervals=[ends(value) for value in values])
 
 
 def words_chart(curve: Mapping[str, Any]) -> Chart:
     """CLIP-T over λ."""
-    values, plain = curve["similarity to text"], curve["without text"]["similarity to text"]
-    with_text = Line(
-        "with text",
-        [(scale, value.mean) for scale, value in zip(curve["scales"], values, strict=True)],
-        intervals=[ends(interval) for interval in values],
-    )
+    plain = curve["without text"]["similarity to text"]
+    with_text = _over_scales(curve, "similarity to text", "with text", "accent")
     without = Line("without", [(curve["scales"][0], plain.mean), (curve["scales"][-1], plain.mean)], "ink")
     return Chart(
         "Similarity to the whole text (CLIP-T)",
@@ -281,9 +288,7 @@ def curve_table(curve: Mapping[str, Any]) -> Table:
         ["λ = 1, no text", plain["image"], plain["ground"], None]
         + ([plain["similarity to text"]] if reads else [])
     )
-    area = curve["area"]
-    note = f"Area under the curve: {area.mean:.3f} [{area.low:.3f}, {area.high:.3f}] of 1."
-    return Table(columns, rows, note)
+    return Table(columns, rows)
 
 
 def together(summary: Mapping[str, Any]) -> Section:
@@ -325,7 +330,7 @@ def copy_table(copies: Mapping[str, Any]) -> Table:
     """The share of copies beside chance and beside true copies."""
     return Table(
         ["", Column("copies", percent=True)],
-        [[name, share] for name, share in copies["shares"].items()],
+        [[COPY_NAMES[name], share] for name, share in copies["shares"].items()],
         f"Of {copies['training drawings']:,} training drawings. A picture counts as a copy if its nearest "
         f"one is less than {copies['ratio']:.2f} times as far as the second nearest of that icon set.",
         "Are they copies?",

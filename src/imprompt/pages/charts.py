@@ -155,7 +155,7 @@ def _grid(x: Axis, y: Axis, chart: Chart) -> str:
     across = chart.across + (", log scale" if y.logarithmic else "")
     parts.append(_text(x.end, HEIGHT - 2, across, "end", "name"))
     if chart.up:
-        parts.append(_text(0, TOP - 12, chart.up, "start", "name"))
+        parts.append(_text(x.start + 7, y.start - 7, f"↑ {chart.up}", "start", "name"))
     return "".join(parts)
 
 
@@ -178,6 +178,7 @@ def _curve(line: Line, x: Axis, y: Axis) -> str:
         parts.append(f'<path {style} d="{path}"/>')
     if line.dotted:
         parts += [_dot(line, index, style, x, y) for index in range(len(line.points))]
+        parts += _names(line, x, y)
     elif stretches and line.tone != "faint":
         step, value = stretches[-1][-1]
         parts.append(f'<circle {style} cx="{x.place(step):.1f}" cy="{y.place(value):.1f}" r="2.6"/>')
@@ -197,9 +198,26 @@ def _dot(line: Line, index: int, style: str, x: Axis, y: Axis) -> str:
         low, high = (x.place(end) for end in line.sideways[index])
         parts.append(f'<path {style} d="M{low:.1f} {up:.1f}H{high:.1f}"/>')
     parts.append(f'<circle {style} cx="{across:.1f}" cy="{up:.1f}" r="3.4"/>')
-    if line.names:
-        parts.append(_text(across + 7, up - 7, line.names[index], "start", "name"))
     return "".join(parts)
+
+
+def _names(line: Line, x: Axis, y: Axis) -> list[str]:
+    """The points' names beside them, each where no earlier one stands."""
+    taken: list[tuple[float | int, float | int]] = []
+    parts = []
+    for name, (step, value) in zip(line.names, line.points, strict=False):
+        if value is None:
+            continue
+        room = 7.0 * len(name)
+        places = [(x.place(step) + 7, y.place(value) + off) for off in (-7, 16, -20, 29, -33)]
+        free = [at for at in places if not any(_near(at, other, room) for other in taken)]
+        taken.append((free or places)[0])
+        parts.append(_text(*taken[-1], name, "start", "name"))
+    return parts
+
+
+def _near(at: tuple[float | int, float | int], other: tuple[float | int, float | int], room: float) -> bool:
+    return abs(at[0] - other[0]) < room and abs(at[1] - other[1]) < _LABEL_HEIGHT - 2
 
 
 def _stretches(points: Points) -> list[list[tuple[float | int, float | int]]]:

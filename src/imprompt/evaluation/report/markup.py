@@ -33,7 +33,8 @@ white-space:nowrap;font-weight:400;color:var(--ink);width:auto;vertical-align:ba
 .data thead th{border-top:0;color:var(--quiet);font-size:.8125rem;vertical-align:bottom;white-space:normal}
 .data th:first-child,.data td:first-child{padding-left:0;text-align:left;white-space:normal;min-width:7rem}
 .data .words{text-align:left}
-.data td small{color:var(--quiet);font-size:.78rem;margin-left:.5em}
+.data small{color:var(--quiet);font-size:.78rem;display:inline-block}
+.data .ends small{min-width:var(--room);text-align:left;margin-left:.4em}
 .data .strong th,.data .strong td{font-weight:640}
 .data .strong td small{font-weight:400}
 .stacks{display:grid;grid-template-columns:repeat(var(--stacks),1fr);gap:.4rem 2.2rem;margin-top:.5rem}
@@ -50,7 +51,8 @@ var(--paper) calc(100%/var(--n) - 3px) calc(100%/var(--n)))}
 .chart summary,.more summary{font-size:.8125rem;color:var(--quiet)}
 .chart table.data{min-width:0;font-size:.8125rem}
 @media(max-width:46rem){.stacks{grid-template-columns:1fr}.wide .strip,.wide .titles{min-width:36rem}
-.data th,.data td{padding-left:1rem}.data td small{display:block;margin:0}}
+.data th,.data td{padding-left:1rem}
+.data small,.data .ends small{display:block;margin:0;min-width:0;text-align:right}}
 """
 
 
@@ -90,61 +92,72 @@ def chart_html(chart: Chart | DotPlot) -> str:
 
 def table_html(table: Table) -> str:
     """A table that scrolls by itself where it is wider than the page."""
-    columns = table.headings
-    wordy = [_is_wordy([row[place] for row in table.rows]) for place in range(len(columns))]
+    kinds = [_kind([row[place] for row in table.rows], column) for place, column in enumerate(table.headings)]
     heads = "".join(
-        f'<th scope="col"{_kind(words)}>{safe(column.name)}</th>'
-        for column, words in zip(columns, wordy, strict=True)
+        f'<th scope="col"{kind}>{safe(column.name)}</th>'
+        for column, kind in zip(table.headings, kinds, strict=True)
     )
-    body = "".join(_row(table, place, columns, wordy) for place in range(len(table.rows)))
+    body = "".join(_row(table, place, kinds) for place in range(len(table.rows)))
     inner = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table class="data">{inner}</table></div>'
 
 
-def _row(table: Table, place: int, columns: Sequence[Column], wordy: Sequence[bool]) -> str:
+def _row(table: Table, place: int, kinds: Sequence[str]) -> str:
     first, *others = table.rows[place]
+    head, *columns = table.headings
     cells = "".join(
-        f"<td{_kind(words)}>{cell_html(cell, column)}</td>"
-        for cell, column, words in zip(others, columns[1:], wordy[1:], strict=True)
+        f"<td{kind}>{cell_html(cell, column)}</td>"
+        for cell, column, kind in zip(others, columns, kinds[1:], strict=True)
     )
     strong = ' class="strong"' if place in table.strong else ""
-    return f'<tr{strong}><th scope="row">{cell_html(first, columns[0])}</th>{cells}</tr>'
+    return f'<tr{strong}><th scope="row">{cell_html(first, head)}</th>{cells}</tr>'
 
 
-def _is_wordy(cells: Sequence[Cell]) -> bool:
-    return any(isinstance(cell, str) for cell in cells)
-
-
-def _kind(words: bool) -> str:
-    return ' class="words"' if words else ""
+def _kind(cells: Sequence[Cell], column: Column) -> str:
+    """Words stand at the left; behind numbers there is as much room as the column's widest interval needs."""
+    if any(isinstance(cell, str) for cell in cells):
+        return ' class="words"'
+    room = max((len(_ends(cell, column)) for cell in cells if isinstance(cell, Interval)), default=0)
+    return f' class="ends" style="--room:{room}ch"' if room else ""
 
 
 def cell_html(cell: Cell, column: Column) -> str:
     """A cell: words as they are, numbers in their column's form, intervals in brackets behind their mean."""
-    if cell is None:
-        return "–"
     if isinstance(cell, str):
         return safe(cell)
     if isinstance(cell, Interval):
-        ends = f"[{number(cell.low, column)}, {number(cell.high, column)}]"
-        return f"{number(cell.mean, column)}{' %' if column.percent else ''} <small>{ends}</small>"
-    return number(cell, column) + (" %" if column.percent else "")
+        said, ends = number(cell.mean, column, _largest(cell)), _ends(cell, column)
+    else:
+        said, ends = "–" if cell is None else number(cell, column), ""
+    unit = " %" if column.percent and said != "–" else ""
+    return f"{said}{unit} <small>{ends}</small>"
 
 
-def number(value: float | int, column: Column | Tile) -> str:
-    """A number for people, with a true minus; a share in percent, without its sign; "–" for NaN."""
+def _ends(cell: Interval, column: Column | Tile) -> str:
+    size = _largest(cell)
+    return f"[{number(cell.low, column, size)}, {number(cell.high, column, size)}]"
+
+
+def _largest(cell: Interval) -> float:
+    return max(abs(cell.low), abs(cell.high))
+
+
+def number(value: float | int, column: Column | Tile, size: float | int | None = None) -> str:
+    """A number for people, with a true minus; a share in percent, without its sign; "–" for NaN.
+
+    What its digits would round to nothing is written with a power of ten, if `size`, the size of all that
+    stands with it, is as small.
+    """
     if not math.isfinite(value):
         return "–"
-    if column.percent:
-        return f"{100 * value:.1f}".replace("-", "−")
-    if isinstance(value, int):
+    if isinstance(value, int) and not column.percent:
         return f"{value:,}".replace("-", "−")
-    small = 0 < abs(value) < 0.5 * 10**-column.digits
-    return f"{value:.1e}".replace("e-0", "e-").replace("-", "−") if small else _rounded(value, column.digits)
-
-
-def _rounded(value: float | int, digits: int) -> str:
-    return f"{value:,.{digits}f}".replace("-", "−")
+    digits = 1 if column.percent else column.digits
+    size = abs(value) if size is None else size
+    if not column.percent and 0 < size < 0.5 * 10**-digits:
+        return f"{value:.1e}".replace("e-0", "e-").replace("-", "−")
+    rounded = f"{(100 if column.percent else 1) * value:,.{digits}f}"
+    return (rounded.lstrip("-") if float(rounded.replace(",", "")) == 0 else rounded).replace("-", "−")
 
 
 def tile_html(one: Tile, *, first: bool) -> str:
@@ -153,7 +166,7 @@ def tile_html(one: Tile, *, first: bool) -> str:
     unit = "<small>%</small>" if one.percent else ""
     said = [one.beside] if one.beside else []
     if isinstance(one.value, Interval):
-        said.insert(0, f"[{number(one.value.low, one)}, {number(one.value.high, one)}]")
+        said.insert(0, _ends(one.value, one))
     return tile(number(mean, one) + unit, one.name, " · ".join(said), first=first)
 
 
