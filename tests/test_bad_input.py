@@ -330,9 +330,8 @@ def test_an_unknown_stage_or_setting(imprompt: Imprompt) -> None:
 
 
 def test_an_unknown_suite(imprompt: Imprompt) -> None:
-    assert_one_line(
-        imprompt("evaluate", "frob"), 1, "there is no suite 'frob'; the suites are: mini, figures, study, coco, dreambench"
-    )
+    suites = "mini, figures, study, coco, dreambench"
+    assert_one_line(imprompt("evaluate", "frob"), 1, f"there is no suite 'frob'; the suites are: {suites}")
 
 
 @pytest.mark.parametrize("words", ["frob", "mini frob"])

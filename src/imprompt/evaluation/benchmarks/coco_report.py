@@ -36,8 +36,8 @@ CHOICES = (
     "The paper names its metrics, judge, steps, guidance and numbers of pictures. Ours where it is silent: "
     "CLIP-T to the first caption by id, and as a cosine also the mean over all; the reference is judged as "
     "the middle square that its encoder sees, and whole, squeezed to a square; the negative prompt is empty "
-    "unless the facts say otherwise; seeds follow from image id and sample; intervals are 95 % bootstraps over "
-    "references."
+    "unless the facts say otherwise; seeds follow from image id and sample; intervals are 95 % bootstraps "
+    "over references."
 )
 
 

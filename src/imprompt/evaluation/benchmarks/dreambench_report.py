@@ -36,7 +36,7 @@ HOW = (
 
 CURVE = (
     "CP is fidelity, PF prompt following, both as cosines: compare CP · PF and the area between methods "
-    "under the same judges and λ only. The area is that of all (CP, PF) which some λ reaches or betters in both."
+    "under the same judges and λ only. The area is that of all (CP, PF) which some λ reaches or betters."
 )
 
 

@@ -7,6 +7,7 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.deprecated.unclip.pipeline_unclip_image_variation import UnCLIPImageVariationPipeline
+from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from diffusers.pipelines.deprecated.versatile_diffusion.pipeline_versatile_diffusion_image_variation import (
     VersatileDiffusionImageVariationPipeline,
 )
@@ -40,7 +41,7 @@ class Baseline(Method):
 
     def load(self) -> Any:
         """The pipeline, as it is published."""
-        return loaded(self.pipeline, self.model, torch_dtype=self.dtype, **self.options)
+        return loaded(self.pipeline, self.model, dtype=self.dtype, **self.options)
 
     @property
     def model(self) -> str:
@@ -94,6 +95,11 @@ class Unclip(Baseline):
 
     pipeline = UnCLIPImageVariationPipeline
 
+    def load(self) -> Any:
+        """The pipeline; diffusers 0.42 does not find one of its parts by the name that its files give."""
+        part = loaded(UnCLIPTextProjModel, self.model, subfolder="text_proj", torch_dtype=self.dtype)
+        return loaded(self.pipeline, self.model, dtype=self.dtype, text_proj=part)
+
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
@@ -118,7 +124,7 @@ class Kandinsky(Baseline):
 
     def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
         super().__init__(method, drawing, device)
-        self.prior = loaded(KandinskyPriorPipeline, self.second, torch_dtype=self.dtype)
+        self.prior = loaded(KandinskyPriorPipeline, self.second, dtype=self.dtype)
         self.prior.image_encoder.to(device)
 
     @classmethod
@@ -157,7 +163,7 @@ class ControlNetShuffle(Baseline):
         """The base, and the ControlNet beside it."""
         control = loaded(ControlNetModel, self.second, torch_dtype=self.dtype)
         options = {"controlnet": control, **_WITHOUT_CHECKER}
-        return loaded(self.pipeline, self.model, torch_dtype=self.dtype, **options)
+        return loaded(self.pipeline, self.model, dtype=self.dtype, **options)
 
     @classmethod
     def encoder_home(cls, method: MethodSettings) -> str | None:

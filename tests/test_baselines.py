@@ -1,0 +1,42 @@
+"""Methods of the benchmarks: each baseline runs, from a folder of tiny random models of its class."""
+
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+import tiny_baselines
+from imprompt.evaluation.benchmarks.methods import Method, image_encoder_of, load_method
+from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
+
+NAMES = list(tiny_baselines.BASELINES)
+DRAWING = DrawingSettings(steps=2, guidance_scale=3.0)
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MethodSettings]:
+    folder = tmp_path_factory.mktemp("baselines")
+    return {
+        name: MethodSettings(name=name, **make(folder)) for name, make in tiny_baselines.BASELINES.items()
+    }
+
+
+def pixels(pictures: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_baseline_draws_what_follows_from_reference_and_seed(
+    name: str, methods: dict[str, MethodSettings]
+) -> None:
+    method: Method = load_method(methods[name], DRAWING, "cpu")
+    with torch.inference_mode():
+        cat, dog = tiny.picture(seed=1), tiny.picture(seed=2)
+        first = pixels(method.draw(cat, "", 1.0, [3, 4]))
+        assert first.shape == (2, 16, 16, 3)
+        assert np.array_equal(first, pixels(method.draw(cat, "", 1.0, [3, 4])))
+        assert not np.array_equal(first[0], first[1])
+        assert not np.array_equal(first, pixels(method.draw(dog, "", 1.0, [3, 4])))
+    assert (image_encoder_of(methods[name]) is None) == (name == "controlnet-shuffle")
