@@ -24,6 +24,8 @@ PAGE_FILE, SMALL_PAGE_FILE, SUMMARY_FILE = "index.html", "index-small.html", "su
 SCORES_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
 
 _PACKAGES = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
+_SHOWN = ("command", "commit", "device", "imprompt", "torch", "diffusers", "transformers")
+"""What the page says of where it was made, after the report's own facts."""
 
 
 def write_report(report: Report, folder: Path, summary: Mapping[str, Any]) -> Path:
@@ -34,7 +36,7 @@ def write_report(report: Report, folder: Path, summary: Mapping[str, Any]) -> Pa
     page shows.
 
     Args:
-        report: what the pages show
+        report: what the pages show; what it was made with and on is added to its facts
         folder: made if it is not there
         summary: figures for programs, with "settings" and "seconds"; intervals are stored by name, numbers
             that are not finite as null
@@ -43,6 +45,8 @@ def write_report(report: Report, folder: Path, summary: Mapping[str, Any]) -> Pa
         OutputError: the folder or a file in it cannot be written
     """
     make_folder(folder)
+    made_with = {name: fact for name, fact in environment().items() if name in _SHOWN}
+    report = dataclasses.replace(report, facts={**report.facts, **made_with})
     write_summary({**summary, "page": report_data(report)}, folder / SUMMARY_FILE)
     for name, text in ((SMALL_PAGE_FILE, small_page(report)), (PAGE_FILE, whole_page(report))):
         with written_whole(folder / name) as part:

@@ -16,6 +16,9 @@ from imprompt.pages.skeleton import chart_figure, safe, tile
 SMALLEST_CELL, LARGEST_CELL = 128, 256
 """A picture in a grid is shown no smaller and no larger than this, in pixels of the file."""
 
+MOST_NUMBERS = 60
+"""Of a chart with more points than this the numbers are in `summary.json` alone."""
+
 _WIDE = 6
 """A grid of more columns than this has the page's whole width for each row."""
 
@@ -85,9 +88,11 @@ def block_html(block: Block, embedding: Embedding) -> str:
 
 
 def chart_html(chart: Chart | DotPlot) -> str:
-    """A chart, and under it its numbers, folded away."""
-    table = table_html(chart_table(chart))
-    return chart_figure(chart, f"<details><summary>In numbers</summary>{table}</details>")
+    """A chart, and under it its numbers, if they are not too many, folded away."""
+    table = chart_table(chart)
+    if len(table.rows) > MOST_NUMBERS:
+        return chart_figure(chart)
+    return chart_figure(chart, f"<details><summary>In numbers</summary>{table_html(table)}</details>")
 
 
 def table_html(table: Table) -> str:
