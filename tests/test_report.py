@@ -32,7 +32,7 @@ from imprompt.evaluation.report import (
 )
 from imprompt.evaluation.report.markup import strip
 from imprompt.evaluation.sheets import Row
-from imprompt.pages import Chart, Dot, DotPlot, Line, draw, draw_dots
+from imprompt.pages import Chart, Dot, DotPlot, Line
 
 HOSTILE = '</title><script src="https://elsewhere.example/x.js">alert("&")</script>'
 
@@ -211,37 +211,6 @@ def test_pictures_keep_their_shape_in_a_row() -> None:
     assert (row[:, :256] == (0, 0, 128)).all()
     assert (row[64:192, 256:] == (255, 0, 0)).all()
     assert (row[:63, 256:] == 255).all()
-
-
-# Charts
-
-
-def test_a_dot_plot_keeps_its_dots_in_the_picture_and_their_order() -> None:
-    drawn = draw_dots(
-        DotPlot(
-            "Gap",
-            "",
-            [Dot(f"row {HOSTILE}", value, (value - 0.2, value + 0.1)) for value in (0.5, -0.3, 0.1)],
-        )
-    )
-    places = [float(place) for place in re.findall(r'cx="([\d.]+)"', drawn)]
-    assert sorted(places) == [places[1], places[2], places[0]]
-    assert all(0 < place < 460 for place in places)
-    assert "<script" not in drawn
-    assert draw_dots(DotPlot("Gap", "", [])) == ""
-
-
-def test_points_with_intervals_lie_inside_their_axes() -> None:
-    points = [(0.9, 0.1), (0.2, 0.8)]
-    line = Line(
-        "", points, intervals=[(-0.4, 0.3), (0.7, 1.9)], sideways=[(0.5, 1.4), (-0.3, 0.4)], names="ab"
-    )
-    drawn = draw(Chart("Both", "", [line], across="reference", free=True))
-    for left, right in re.findall(r"M([\d.-]+) [\d.-]+H([\d.-]+)", drawn):
-        assert 52 <= float(left) <= float(right) <= 342
-    for low, high in re.findall(r"M[\d.-]+ ([\d.-]+)V([\d.-]+)", drawn):
-        assert 12 <= float(high) <= float(low) <= 198
-    assert drawn.count("<circle") == 2
 
 
 # Scores

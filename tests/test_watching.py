@@ -2,13 +2,11 @@
 
 import html.parser
 import io
-import itertools
 import json
 import math
 import re
 import sys
 import types
-import xml.etree.ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +22,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from imprompt.errors import ConfigError, MissingExtra, OutputError, TrainingError
-from imprompt.pages.axes import round_step, short, spread, value_axis
-from imprompt.pages.charts import MOST_POINTS, Chart, Line, draw, smoothed, thinned
 from imprompt.training.config import parse_config
 from imprompt.training.watching import Display, RunLog, write_card, write_environment, write_page
 from imprompt.training.watching.history import duration, read_history, without_folders
 from imprompt.training.watching.verdict import judge
-
-FINITE = st.floats(-1e12, 1e12, allow_subnormal=False)
-VALUES = st.one_of(st.none(), FINITE)
-POINTS = st.lists(st.tuples(st.integers(0, 10**7), VALUES), max_size=400).map(
-    lambda points: sorted(dict(points).items())
-)
 
 
 def run_folder(
@@ -273,101 +263,6 @@ def test_without_a_terminal_there_is_a_plain_line_for_every_log() -> None:
     assert started == "step 0  started [down.0]"
     assert re.fullmatch(r"step 50/900  \d:\d\d:\d\d left  loss 0\.2500  waiting 50 %", training)
     assert looked == "step 50  held-out loss 0.125  gap to shuffled -0.001"
-
-
-# Charts
-
-
-@settings(max_examples=40)
-@given(
-    places=st.lists(st.floats(0, 200), max_size=12).map(sorted),
-    distance=st.floats(1, 14),
-)
-def test_labels_are_moved_apart_in_order_and_stay_inside(places: list[float], distance: float) -> None:
-    moved = spread(places, distance, 0, 200)
-    assert all(later - earlier >= distance - 1e-6 for earlier, later in itertools.pairwise(moved))
-    assert all(-1e-6 <= place <= 200 + 1e-6 for place in moved)
-    if all(later - earlier >= distance for earlier, later in itertools.pairwise(places)):
-        assert moved == pytest.approx(places, abs=1e-6)
-
-
-@given(rough=st.floats(1e-12, 1e12))
-def test_a_round_step_is_one_two_or_five_and_at_most_two_and_a_half_times_larger(rough: float) -> None:
-    step = round_step(rough)
-    assert rough * (1 - 1e-6) <= step <= 2.5 * rough * (1 + 1e-6)
-    assert f"{step:.6e}"[0] in "125"
-
-
-@settings(max_examples=40)
-@given(values=st.lists(FINITE, min_size=1), zero=st.booleans())
-def test_an_axis_holds_all_values_and_has_few_ticks(values: list[float], zero: bool) -> None:
-    axis = value_axis(values, 198, 12, zero=zero)
-    slack = 1e-9 * (axis.high - axis.low)
-    assert axis.low - slack <= min(values)
-    assert max(values) <= axis.high + slack
-    assert 2 <= len(axis.ticks()) <= 7 or axis.logarithmic
-    assert not zero or axis.low <= 0 <= axis.high
-
-
-@settings(max_examples=40)
-@given(points=POINTS, zero=st.booleans())
-def test_any_curve_is_drawn_inside_its_picture(points: list[tuple[int, float | None]], zero: bool) -> None:
-    drawn = draw(Chart("Loss <&>", "", (Line("a", points, filled=zero), Line("b", points, "ink")), zero=zero))
-    if all(value is None for _, value in points):
-        assert drawn == ""
-        return
-    root = xml.etree.ElementTree.fromstring(drawn)
-    _, _, width, height = map(float, root.attrib["viewBox"].split())
-    for path in root.iter("path"):
-        for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path.attrib["d"]):
-            assert 0 <= float(x) <= width
-            assert 0 <= float(y) <= height
-    assert not re.search(r"\b(nan|inf)\b", drawn)
-
-
-@settings(max_examples=40)
-@given(points=POINTS)
-def test_a_thinned_curve_is_short_ends_where_it_ended_and_invents_nothing(
-    points: list[tuple[int, float | None]],
-) -> None:
-    thin = thinned(points)
-    assert len(thin) <= MOST_POINTS
-    if len(points) <= MOST_POINTS:
-        assert thin == points
-    known = [value for _, value in points if value is not None]
-    assert not points or thin[-1][0] == points[-1][0]
-    slack = 1e-6 * max(map(abs, known), default=0)
-    assert all(min(known) - slack <= value <= max(known) + slack for _, value in thin if value is not None)
-
-
-@settings(max_examples=40)
-@given(value=FINITE, count=st.integers(1, 300))
-def test_smoothing_leaves_a_straight_line_alone(value: float, count: int) -> None:
-    line = [(step, value + step) for step in range(count)]
-    smooth = smoothed(line)
-    assert [step for step, _ in smooth] == list(range(count))
-    assert [y for _, y in smooth] == pytest.approx([y for _, y in line], rel=1e-6, abs=1e-3)
-
-
-def test_a_curve_is_broken_where_a_value_was_not_finite() -> None:
-    drawn = draw(Chart("Loss", "", (Line("", [(0, 1.0), (10, 2.0), (20, None), (30, 1.0)]),)))
-    assert drawn.count('<path class="accent"') == 2
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (0, "0"),
-        (0.05, "0.05"),
-        (-0.5, "−0.5"),
-        (2e-5, "2e−5"),
-        (30000, "30k"),
-        (1_500_000, "1.5M"),
-        (900, "900"),
-    ],
-)
-def test_values_are_short(value: float, words: str) -> None:
-    assert short(value) == words
 
 
 # Reading a run
