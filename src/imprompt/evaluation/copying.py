@@ -17,6 +17,7 @@ from torch import Tensor
 from imprompt.evaluation.judge import Judge
 from imprompt.evaluation.metrics import COPY_RATIO, Interval, bootstrap_interval, copy_ratios
 from imprompt.evaluation.pictures import light_copy, load_training, on_white
+from imprompt.evaluation.progress import counted
 from imprompt.settings import in_cache
 
 DATA = "emoji-64"
@@ -36,9 +37,13 @@ class Seen:
     """
 
     def __init__(self, judge: Judge, sets: Mapping[str, Any]) -> None:
-        pictures = {name: [on_white(cut) for cut in cuts] for name, cuts in sets.items()}
-        self.features = {name: judge.features(several) for name, several in pictures.items()}
-        every = [picture for several in pictures.values() for picture in several]
+        self.features, every = {}, []
+        with counted("training drawings", sum(map(len, sets.values()))) as advance:
+            for name, cuts in sets.items():
+                pictures = [on_white(cut) for cut in cuts]
+                self.features[name] = judge.features(pictures)
+                every += pictures
+                advance(len(pictures))
         self.count = len(every)
         self.controls = [light_copy(picture) for picture in every[:: max(len(every) // CONTROLS, 1)]]
 

@@ -6,16 +6,13 @@ through the autoencoder) are scored the same way, so that every figure has its s
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imprompt import mini
 from imprompt.checkpoint import load_adapter
@@ -34,6 +31,7 @@ from imprompt.evaluation.metrics import COPY_RATIO
 from imprompt.evaluation.mini_report import mini_report
 from imprompt.evaluation.pictures import Drawing, HeldOut, light_copy, load_held_out
 from imprompt.evaluation.population import diversity, first_pictures, kid_figures
+from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 from imprompt.evaluation.sampling import (
     Condition,
@@ -161,7 +159,7 @@ def paint_all(
     scored += [(few, condition) for condition in curve_conditions(settings) if condition.name != WITH_TEXT]
     also = [(shown, condition) for condition in exhibits(settings)]
     painter = Painter(models, held_out, settings)
-    with progress_bar(count_pictures(scored + also)) as advance:
+    with counted("pictures", count_pictures(scored + also)) as advance:
         made = {condition.name: painter.paint(several, condition, advance) for several, condition in scored}
         return made, [painter.paint(several, condition, advance) for several, condition in also]
 
@@ -236,13 +234,3 @@ def copies(
         prompted, lambda score: None if score.copy_ratio is None else float(score.copy_ratio < COPY_RATIO)
     )
     return copy_figures(judge, seen, share, [held_out.on_white(one) for one in references])
-
-
-@contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error that counts pictures, if that is a terminal."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("pictures", total=total)
-        yield lambda pictures: progress.advance(task, pictures)

@@ -22,11 +22,11 @@ from imprompt.evaluation.benchmarks.features import features_of
 from imprompt.evaluation.benchmarks.folder import BenchmarkFolder
 from imprompt.evaluation.benchmarks.judges import Seat
 from imprompt.evaluation.benchmarks.methods import check_method
-from imprompt.evaluation.benchmarks.progress import counted
 from imprompt.evaluation.benchmarks.runs import draw_and_seat
 from imprompt.evaluation.benchmarks.settings import DreamBenchSettings, load_settings
 from imprompt.evaluation.benchmarks.tasks import Task, seed_of
 from imprompt.evaluation.metrics import clip_t, cosine_similarity
+from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 
 

@@ -10,7 +10,6 @@ from imprompt.evaluation.benchmarks.drawing import Job, draw_all
 from imprompt.evaluation.benchmarks.folder import BenchmarkFolder
 from imprompt.evaluation.benchmarks.judges import Seat, load_judges
 from imprompt.evaluation.benchmarks.methods import Published, image_encoder_of
-from imprompt.evaluation.benchmarks.progress import counted
 from imprompt.evaluation.benchmarks.settings import (
     CocoSettings,
     DrawingSettings,
@@ -18,6 +17,7 @@ from imprompt.evaluation.benchmarks.settings import (
     MethodSettings,
 )
 from imprompt.evaluation.benchmarks.tasks import Task
+from imprompt.evaluation.progress import counted
 
 HOW_MANY = ("workers", "engine")
 """Keys of `[drawing]` that pictures do not follow from."""
