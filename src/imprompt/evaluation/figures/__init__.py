@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from imprompt import mini
+from imprompt.evaluation.figures.figure import Figure
 from imprompt.evaluation.figures.page import write_figure, write_page
 from imprompt.evaluation.figures.panels import PANELS
 from imprompt.evaluation.figures.studio import Settings, Studio
@@ -14,12 +15,17 @@ __all__ = ["Settings", "evaluate_figures"]
 
 
 def evaluate_figures(
-    output: Path, *, settings: Settings | None = None, weights: Path = mini.WEIGHTS
+    output: Path,
+    *,
+    runs: Path | None = None,
+    settings: Settings | None = None,
+    weights: Path = mini.WEIGHTS,
 ) -> list[Path]:
     """Make every figure and the page that says what each should show and whether it does.
 
     Args:
         output: a folder, made if it is not there; files of other names in it stay
+        runs: a folder of runs, as scripts/study makes it, for figures that compare mechanisms
         settings: how many concepts, how many steps
         weights: folder of the embedded model
 
@@ -30,6 +36,7 @@ def evaluate_figures(
         OutputError: the folder cannot be written
         UnknownModel: some part of the embedded model is not there
         MissingExtra: the fine-tuned base needs peft
+        ConfigError: no finished run in `runs`
     """
     make_folder(output)
     settings = settings or Settings()
@@ -39,5 +46,16 @@ def evaluate_figures(
             status.update(f"figure {number} of {len(PANELS)}")
             figures.append(panel(studio))
             write_figure(figures[-1], settings.shown, output)
+    if runs is not None:
+        for figure in comparisons(runs, weights):
+            figures.append(figure)
+            write_figure(figure, settings.shown, output)
     write_page(figures, settings, weights, output)
     return [output / "README.md", *(output / f"{figure.name}.jpg" for figure in figures)]
+
+
+def comparisons(runs: Path, weights: Path) -> list[Figure]:
+    """Figures that compare the mechanisms of a study's runs."""
+    from imprompt.evaluation.figures.compared import compared  # the study stands on our measures
+
+    return compared(runs, weights)

@@ -1,9 +1,11 @@
 """The figures of the paper, in miniature, on held-out concepts: each a function from a studio to a figure."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
     StableDiffusionImg2ImgPipeline,
 )
@@ -38,8 +40,38 @@ TEXT_SCALE = 2.0
 TEXTS = ("face", "flag", "face, on a blue background")
 """What the text asks for beside an image prompt: things that this base can draw from text."""
 
+Box = tuple[int, int, int, int]
+
 GROUND = "blue"
 """The ground that one of the texts names."""
+
+
+def overview(studio: Studio) -> Figure:
+    """What an image prompt can be used for, in one sheet."""
+    judge, references, prompts = studio.judge, studio.references, studio.prompts()
+    controlled_by, _, found = edged(studio)
+    inputs, masked, _ = half_masked(studio)
+    text = TEXTS[-1]
+    made = {
+        "variation": studio.draw(prompts),
+        f"“{text}”": studio.draw(studio.prompts(scale=TEXT_SCALE, layers=COLOURING), text=text),
+        "painted": studio.draw(prompts, **inputs),
+        "with edges": studio.draw(prompts, pipe=controlled_by, image=found),
+    }
+    before = {"painted": ("masked", masked), "with edges": ("edges", found)}
+    columns: dict[str, Sequence[Image.Image]] = {"image prompt": references}
+    for name, row in made.items():
+        columns |= dict([before[name]]) if name in before else {}
+        columns[name] = row
+    return Figure(
+        name="overview",
+        title="What an image prompt can be used for (the paper’s figure 1)",
+        promise="one adapter on one base: variations, a text beside the image, a masked half painted anew, "
+        "edges that say where.",
+        settings=f"as in the figures below, seed 0; with text λ = {TEXT_SCALE} on the layers {COLOURING}",
+        columns=columns,
+        measured={"likeness": {k: likeness_gap(judge, row, references) for k, row in made.items()}},
+    )
 
 
 def variations(studio: Studio) -> Figure:
@@ -49,7 +81,7 @@ def variations(studio: Studio) -> Figure:
     spread = np.mean([mean_distance(judge.features(row)) for row in zip(*seeds, strict=True)])
     return Figure(
         name="variations",
-        title="Image variations",
+        title="Image variations (part of the paper’s figure 1)",
         promise="without text, different seeds give different pictures of what the image prompt shows.",
         settings="λ = 1, no text, four seeds",
         columns={"image prompt": references, **{f"seed {k}": row for k, row in enumerate(seeds)}},
@@ -73,7 +105,7 @@ def fine_tuned(studio: Studio) -> Figure:
     }
     return Figure(
         name="fine-tuned",
-        title="The same adapter on a fine-tuned base",
+        title="The same adapter on a fine-tuned base (the paper’s figure 4)",
         promise="an adapter works, untouched, on a base that was fine-tuned on one style: content from the "
         "image prompt, style from the base.",
         settings='λ = 1, no text; the base is `mini.pipeline(style="blueprint")`, new to the adapter',
@@ -94,11 +126,8 @@ def on_paper(pictures: Sequence[Image.Image]) -> list[bool]:
 
 def controlled(studio: Studio) -> Figure:
     """A ControlNet on edges beside an image prompt."""
-    control = mini.controlnet(weights=studio.weights)
-    pipe = mini.as_pipeline(StableDiffusionControlNetPipeline, studio.pipe, controlnet=control)
     references, prompts = studio.references, studio.prompts()
-    layouts = turned(references, NEIGHBOUR)
-    found = [mini.edge_picture(picture) for picture in layouts]
+    pipe, layouts, found = edged(studio)
     made = {
         "image prompt alone": studio.draw(prompts),
         "edges alone": studio.draw(pipe=pipe, image=found),
@@ -106,7 +135,7 @@ def controlled(studio: Studio) -> Figure:
     }
     return Figure(
         name="control",
-        title="ControlNet with an image prompt",
+        title="ControlNet with an image prompt (the paper’s figure 5)",
         promise="the outline comes from the edges, colours and kind from the image prompt.",
         settings="λ = 1, no text; `mini.controlnet()` at strength 1 on `mini.edge_picture(picture)`",
         columns={"image prompt": references, "picture for edges": layouts, "its edges": found, **made},
@@ -115,6 +144,14 @@ def controlled(studio: Studio) -> Figure:
             "palette": {which: colour_gap(row, references) for which, row in made.items()},
         },
     )
+
+
+def edged(studio: Studio) -> tuple[DiffusionPipeline, list[Image.Image], list[Image.Image]]:
+    """A pipeline with the ControlNet, other pictures, and their edges."""
+    control = mini.controlnet(weights=studio.weights)
+    pipe = mini.as_pipeline(StableDiffusionControlNetPipeline, studio.pipe, controlnet=control)
+    layouts = turned(studio.references, NEIGHBOUR)
+    return pipe, layouts, [mini.edge_picture(picture) for picture in layouts]
 
 
 def image_to_image(studio: Studio) -> Figure:
@@ -128,7 +165,7 @@ def image_to_image(studio: Studio) -> Figure:
     }
     return Figure(
         name="image-to-image",
-        title="Image to image",
+        title="Image to image (the paper’s figure 7, left)",
         promise="the starting picture takes on the image prompt's colours and kind, more so at greater "
         "strength, and keeps its layout.",
         settings="λ = 1, no text; diffusers' image-to-image pipeline",
@@ -142,23 +179,16 @@ def image_to_image(studio: Studio) -> Figure:
 
 def inpainting(studio: Studio) -> Figure:
     """The lower half painted anew."""
-    pipe, references = mini.as_pipeline(mini.InpaintPipeline, studio.pipe), studio.references
-    pictures = turned(references, NEIGHBOUR)
-    width, height = pictures[0].size
-    upper, lower = (0, 0, width, height // 2), (0, height // 2, width, height)
-    mask = Image.new("L", (width, height))
-    mask.paste(255, lower)
-    inputs = {"image": pictures, "mask_image": [mask] * len(pictures), "strength": 1.0}
-    inputs |= {"height": height, "width": width, "pipe": pipe}
+    references, pictures = studio.references, turned(studio.references, NEIGHBOUR)
+    inputs, masked, (upper, lower) = half_masked(studio)
     made = {
         "no image prompt": studio.draw(**inputs),
         "image prompt": studio.draw(studio.prompts(), **inputs),
     }
-    masked = [Image.composite(Image.new("RGB", x.size, HIDDEN), x, mask) for x in pictures]
     kept = {which: mean_difference(cut(row, upper), cut(pictures, upper)) for which, row in made.items()}
     return Figure(
         name="inpainting",
-        title="Inpainting",
+        title="Inpainting (the paper’s figure 7, right)",
         promise="only the masked half changes, and what is put there is the image prompt's.",
         settings="λ = 1, no text, lower half masked, strength 1; `mini.InpaintPipeline`",
         columns={"image prompt": references, "picture": pictures, "masked": masked}
@@ -170,7 +200,21 @@ def inpainting(studio: Studio) -> Figure:
     )
 
 
-def cut(pictures: Sequence[Image.Image], area: tuple[int, int, int, int]) -> list[Image.Image]:
+def half_masked(studio: Studio) -> tuple[dict[str, Any], list[Image.Image], tuple[Box, Box]]:
+    """How to paint the lower half of other pictures anew; these with it hidden; both halves."""
+    pictures = turned(studio.references, NEIGHBOUR)
+    width, height = pictures[0].size
+    upper, lower = (0, 0, width, height // 2), (0, height // 2, width, height)
+    mask = Image.new("L", (width, height))
+    mask.paste(255, lower)
+    inputs = {"image": pictures, "mask_image": [mask] * len(pictures), "strength": 1.0}
+    inputs |= {"height": height, "width": width}
+    inputs["pipe"] = mini.as_pipeline(mini.InpaintPipeline, studio.pipe)
+    hidden = [Image.composite(Image.new("RGB", x.size, HIDDEN), x, mask) for x in pictures]
+    return inputs, hidden, (upper, lower)
+
+
+def cut(pictures: Sequence[Image.Image], area: Box) -> list[Image.Image]:
     """The same area of every picture."""
     return [picture.crop(area) for picture in pictures]
 
@@ -185,7 +229,7 @@ def with_text(studio: Studio) -> Figure:
     blue = [is_on(GROUND, picture) for name, row in both.items() if GROUND in name for picture in row]
     return Figure(
         name="text",
-        title="Image and text",
+        title="Image and text (the paper’s figure 8)",
         promise="the text decides what is drawn and on what ground, the image prompt in what colours.",
         settings=f"with text λ = {TEXT_SCALE} on the layers {COLOURING}; without text λ = 1 on all",
         columns={"image prompt": references, **silent, **columns},
@@ -213,7 +257,7 @@ def style_and_layout(studio: Studio) -> Figure:
     }
     return Figure(
         name="style-and-layout",
-        title="Style of one picture, layout of another",
+        title="Style of one picture, layout of another (not in the paper)",
         promise="with layers chosen for each, one image prompt gives the colours, another the arrangement.",
         settings=f"λ = 1, no text; `layers` = {COLOURING} for the one, {LAYING_OUT} for the other (spatial "
         "transformers in the order in which they run; docs/log.md says why these)",
@@ -226,5 +270,14 @@ def style_and_layout(studio: Studio) -> Figure:
     )
 
 
-PANELS = (variations, fine_tuned, controlled, image_to_image, inpainting, with_text, style_and_layout)
+PANELS = (
+    overview,
+    variations,
+    fine_tuned,
+    controlled,
+    image_to_image,
+    inpainting,
+    with_text,
+    style_and_layout,
+)
 """All figures, in the page's order."""

@@ -19,10 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from imprompt import mini
-from imprompt.evaluation.benchmarks.progress import counted
 from imprompt.evaluation.figures.page import fingerprint
 from imprompt.evaluation.judge import load_judge
 from imprompt.evaluation.pictures import load_held_out
+from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 from imprompt.evaluation.study.comparing import Difference
 from imprompt.evaluation.study.measuring import NOTHING, Study, measure
@@ -30,7 +30,15 @@ from imprompt.evaluation.study.page import Results, report_of
 from imprompt.evaluation.study.runs import Measured, StudyRun, find_runs, keep, kept, key_of
 from imprompt.evaluation.study.settings import SMALL, Settings
 
-__all__ = ["Settings", "evaluate_study"]
+__all__ = [
+    "NOTHING",
+    "Results",
+    "Settings",
+    "Study",
+    "evaluate_study",
+    "load_study",
+    "measured_runs",
+]
 
 BASE_FOLDER = ".base"
 """Where in the folder of runs the results of the base alone are kept."""
@@ -67,8 +75,8 @@ def evaluate_study(
     chosen = settings or (SMALL if small else Settings())
     found, unfinished = find_runs(runs)
     make_folder(output)
-    study = Study(weights, chosen, load_judge(weights / "judge"), load_held_out())
-    results = measured(study, [None, *sorted(found, key=place_of)], runs)
+    study = load_study(chosen, weights)
+    results = measured_runs(study, found, runs)
     facts = {
         "runs": f"{len(found)}, in {runs.name}",
         "not finished": ", ".join(unfinished) or "none",
@@ -90,8 +98,24 @@ def evaluate_study(
     return summary
 
 
-def measured(study: Study, runs: Sequence[StudyRun | None], folder: Path) -> Results:
-    """What there is of each run; what is missing is measured, and kept at once."""
+def load_study(settings: Settings, weights: Path = mini.WEIGHTS) -> Study:
+    """What all runs are measured with.
+
+    Raises:
+        UnknownModel: some part of the embedded model is not there
+    """
+    return Study(weights, settings, load_judge(weights / "judge"), load_held_out())
+
+
+def measured_runs(study: Study, found: Sequence[StudyRun], folder: Path) -> Results:
+    """Results of the base alone and of each run; what is missing is measured, and kept at once.
+
+    Args:
+        study: what they are measured with
+        found: the runs
+        folder: where they are, and what is kept of the base alone
+    """
+    runs = [None, *sorted(found, key=place_of)]
     weights = fingerprint(study.weights)
     results: dict[tuple[str, int], Measured] = {}
     missing: list[tuple[StudyRun | None, Path, str]] = []

@@ -173,7 +173,7 @@ def grids(study: Study, runs: Sequence[StudyRun], results: Results) -> list[Sect
         IMAGE: "Image prompt alone (the paper’s figure 3)",
         CONTROL: "With a control (the paper’s figure 6)",
         TEXT: f"With text: “{study.settings.text}” (the paper’s figure 9)",
-        STYLE: "On a fine-tuned base (the paper’s figure 5)",
+        STYLE: "On a fine-tuned base (the paper’s figure 4)",
     }
     sections = [
         Section(
