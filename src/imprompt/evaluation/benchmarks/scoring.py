@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from imprompt.evaluation.metrics import (
@@ -120,7 +120,9 @@ def floor_and_ceiling(seen: Seen) -> dict[str, Likeness]:
     return {name: likeness(seen, answer, places) for name, answer in answers.items()}
 
 
-def over_references(values: Float[Tensor, " pictures"], owner: Int[Tensor, " pictures"]) -> Interval:
+def over_references(
+    values: Float[Tensor, " pictures"] | Bool[Tensor, " pictures"], owner: Int[Tensor, " pictures"]
+) -> Interval:
     """Mean over each reference's pictures, then over references, with its interval."""
     return bootstrap_interval(np.array([some.mean() for some in by_owner(values.double().numpy(), owner)]))
 
