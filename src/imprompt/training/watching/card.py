@@ -13,9 +13,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from imprompt.errors import TrainingError
+from imprompt.injection import MECHANISMS
 from imprompt.output import written_whole
 from imprompt.pages.axes import short
-from imprompt.training.watching.commands import model_options
+from imprompt.training.watching.commands import is_decoupled, model_options
 from imprompt.training.watching.history import History, duration, read_history
 from imprompt.training.watching.verdict import judge
 
@@ -80,12 +81,26 @@ def _what(history: History) -> str:
         "the embedded model’s own image encoder" if encoder == "known" else f"the image encoder `{encoder}`"
     )
     start = get("adapter.start")
+    if not is_decoupled(history):
+        return _compared(history, seen)
     return (
         "An IP-Adapter (Ye et al. 2023, [arXiv:2308.06721](https://arxiv.org/abs/2308.06721)): pictures as "
         f"prompts for `{get('base.model', '?')}`. Variant “{get('adapter.variant', '?')}”, "
         f"{get('adapter.tokens', '?')} image tokens, by {seen}; {count:,} trained parameters, "
         f"{size / 1e6:.1f} MB. The base and the encoder are not changed."
         f"{f' Training went on from `{start}`.' if start else ''}"
+    )
+
+
+def _compared(history: History, seen: str) -> str:
+    """What an adapter is that was made to be compared with the decoupled one."""
+    size, count = _size(history)
+    injection = history.setting("adapter.injection")
+    base = "trained too, and in the file" if MECHANISMS[injection].trains_base else "not changed"
+    return (
+        f"Pictures as prompts for `{history.setting('base.model', '?')}` by the mechanism “{injection}”, "
+        f"made to be compared with the decoupled one; by {seen}; {count:,} trained parameters, "
+        f"{size / 1e6:.1f} MB. The encoder is not changed, the U-Net is {base}."
     )
 
 
@@ -99,6 +114,17 @@ def _size(history: History) -> tuple[int, int]:
 
 
 def _with_imprompt(history: History) -> str:
+    if not is_decoupled(history):
+        model = _quoted(history.setting("base.model", "mini"))
+        return "`imprompt generate` takes decoupled adapters only.\n\n" + _code(
+            "python",
+            "import imprompt",
+            "from imprompt.injection import load_injection",
+            "",
+            f"pipe = imprompt.load_base({model})",
+            f'injection = load_injection("{ADAPTER_FILE}", pipe)',
+            'pictures = injection.pictures(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
+        )
     options = model_options(history)
     options[options.index("--adapter") + 1] = ADAPTER_FILE
     command = shlex.join(["imprompt", "generate", "reference.png", "--scale", "0.7", *options])
@@ -128,8 +154,8 @@ def _is_mini(history: History) -> bool:
 
 
 def _with_diffusers(history: History) -> str:
-    if history.setting("adapter.injection") == "concatenated":
-        return "diffusers has no such adapter: its tokens stand behind the text’s, in the same attention."
+    if not is_decoupled(history):
+        return "diffusers has no such adapter."
     variant, encoder = history.setting("adapter.variant"), history.setting("base.image_encoder", "known")
     if variant in _IN_DIFFUSERS and encoder != "known" and not _is_mini(history):
         return _diffusers_code(history.setting("base.model"), encoder)

@@ -14,9 +14,14 @@ def resume_command(history: History) -> str:
 
 
 def generate_command(history: History) -> str:
-    """Draw with the finished adapter, or the newest checkpoint; empty if there is neither."""
+    """Draw with the finished adapter, or the newest checkpoint; empty if there is neither, or no way to."""
     words = ["imprompt", "generate", "REFERENCE.png", *model_options(history)]
-    return shlex.join(words) if history.newest_adapter else ""
+    return shlex.join(words) if history.newest_adapter and is_decoupled(history) else ""
+
+
+def is_decoupled(history: History) -> bool:
+    """Whether the run's adapter is of the kind that `imprompt generate` takes."""
+    return history.setting("adapter.injection", "decoupled") == "decoupled"
 
 
 def model_options(history: History) -> list[str]:
