@@ -20,6 +20,7 @@ from torch import Tensor
 
 import adapter_files
 import tiny
+from imprompt import mini
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import (
     PUBLISHED,
@@ -184,6 +185,16 @@ def test_a_file_that_names_the_minis_encoder_loads_with_it(tmp_path: Path) -> No
     assert load_adapter(tmp_path / "a.safetensors").image_encoder is not None
     save_adapter(shipped, tmp_path / "b.safetensors", {"image_encoder": "a folder somewhere"})
     assert load_adapter(tmp_path / "b.safetensors").image_encoder is None
+
+
+def test_a_given_encoder_spares_the_one_that_the_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mini's own adapter may name the mini: loading it must not ask the mini for its encoder again."""
+    shipped = load_adapter("mini")
+    save_adapter(shipped, tmp_path / "a.safetensors", {"image_encoder": "mini"})
+    monkeypatch.setattr(mini, "adapter", lambda: pytest.fail("the mini was asked"))
+    assert load_adapter(tmp_path / "a.safetensors", image_encoder=None).image_encoder is None
 
 
 def test_another_form_of_no_image_is_refused(adapter: ImagePromptAdapter, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def load_adapter(
         phrase = "its own image encoder"
     else:
         adapter, description = _from_file(_local_file(name), face_plus_version)
-        known = _said_encoder(description.metadata) or _known_encoder(description.takes)
+        asked = image_encoder == "known"  # else it is not looked for: the mini's own file names the mini
+        known = (_said_encoder(description.metadata) or _known_encoder(description.takes)) if asked else None
         phrase = description.encoder or ""
     image_encoder = known if image_encoder == "known" else image_encoder
     adapter.image_encoder = (
