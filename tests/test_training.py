@@ -361,6 +361,14 @@ def test_the_shipped_model_is_the_trained_one_in_float16(model: Path, tmp_path: 
     assert mini.pipeline(weights=tmp_path).unet.dtype == torch.float32
 
 
+def test_what_ships_does_not_tell_where_it_was_made(model: Path, tmp_path: Path) -> None:
+    config = model / "base" / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": str(model)}))
+    ship(model, tmp_path)
+    assert not any(str(model) in path.read_text() for path in tmp_path.rglob("*.json"))
+    assert mini.pipeline(weights=tmp_path).vae is not None
+
+
 def test_style_and_controlnet_ship_if_they_have_been_trained(model: Path, tmp_path: Path) -> None:
     ship(model, tmp_path / "whole")
     trained, shipped = (

@@ -1,5 +1,6 @@
 """From the folder of a trained model to the one that ships: the parts a user needs, in float16."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -45,9 +46,19 @@ def ship(model: Path, weights: Path, *, adapter: Path | None = None) -> int:
 
 
 def copy_halved(source: Path, target: Path) -> int:
-    """Copy one file, a safetensors file's float tensors as float16; return its size."""
+    """Copy one file: float tensors become float16, and a configuration forgets the folder it came from.
+
+    Returns:
+        the copy's size in bytes
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix != ".safetensors":
+    if source.name == "config.json":
+        known = json.loads(source.read_text(encoding="utf-8"))
+        known.pop(
+            "_name_or_path", None
+        )  # diffusers notes the folder of a part that was loaded: nobody's business
+        target.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    elif source.suffix != ".safetensors":
         shutil.copyfile(source, target)
     else:
         with safe_open(source, "pt") as file:
