@@ -86,7 +86,7 @@ def together(scores: Scores) -> Table:
         ["mechanism", *map(headed, TOGETHER)],
         rows,
         note="The gap says what is left of the image prompt there. Edges: correlation with the edges that "
-        "were given minus that with others’.",
+        "were given minus that with others’; what ignores the image prompt is free to follow them best.",
         strong=[scores.mechanisms.index(OURS)] if OURS in scores.mechanisms else [],
     )
 
@@ -152,14 +152,33 @@ def verdict(runs: Sequence[StudyRun], known: Sequence[Difference]) -> str:
     gaps = [one for one in known if one.measure is GAP]
     if not gaps:
         return "There is no decoupled run with another one of the same seed beside it: nothing to compare."
-    ours = parameters(runs, OURS)
-    said = []
-    for one in gaps:
+    ours, said = parameters(runs, OURS), []
+    for one in (one for one in gaps if not trains_base(one.other)):
         theirs = parameters(runs, one.other)
         equal = abs(theirs / ours - 1) <= EQUAL
         size = "equally many parameters" if equal else f"{theirs:,} parameters against {ours:,}"
         said.append(f"with {size}, {sentence(one)}")
-    return f"With the image prompt alone: {'; '.join(said)}."
+    parts = [f"With the image prompt alone: {'; '.join(said)}."] if said else []
+    return " ".join([*parts, *against_larger([one for one in gaps if trains_base(one.other)])])
+
+
+def against_larger(gaps: Sequence[Difference]) -> list[str]:
+    """A sentence on those that train the whole U-Net, if there are any."""
+    if not gaps:
+        return []
+    words = {"better": "better than {}", "worse": "worse than {}", "cannot be told": "not to be told from {}"}
+    said = [
+        phrase.format(" and ".join(others))
+        for verdict, phrase in words.items()
+        if (others := [one.other for one in gaps if one.verdict == verdict])
+    ]
+    return [f"Of those that train the whole U-Net too, it is {', '.join(said)}."]
+
+
+def trains_base(mechanism: str) -> bool:
+    """Whether a mechanism, by its name in tables, trains the U-Net."""
+    kind = MECHANISMS.get(mechanism.partition(",")[0])
+    return kind is not None and kind.trains_base
 
 
 # Grids
@@ -177,7 +196,9 @@ def grids(study: Study, runs: Sequence[StudyRun], results: Results) -> list[Sect
     }
     sections = [
         Section(
-            title, "The first concepts by hash; the first seed of training.", [grid(study, columns, which)]
+            title,
+            "The first concepts by hash; the first seed of training; with * the U-Net is trained too.",
+            [grid(study, columns, which)],
         )
         for which, title in asks.items()
     ]
@@ -205,8 +226,7 @@ def grid(
 
 def titled(mechanism: str) -> str:
     """A column's title: those that train the base are marked."""
-    kind = MECHANISMS.get(mechanism.partition(",")[0])
-    return f"{mechanism} *" if kind is not None and kind.trains_base else mechanism
+    return f"{mechanism} *" if trains_base(mechanism) else mechanism
 
 
 def ablation(study: Study, results: Results) -> list[Section]:
