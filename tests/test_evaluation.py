@@ -26,7 +26,7 @@ from imprompt.evaluation.console import print_summary
 from imprompt.evaluation.copying import DATA, Seen, copied
 from imprompt.evaluation.exhibits import FEATURED
 from imprompt.evaluation.grounds import GROUNDS, border_colour, name_ground
-from imprompt.evaluation.judge import EmbeddedJudge, Judge, load_judge
+from imprompt.evaluation.judge import EmbeddedJudge, load_judge
 from imprompt.evaluation.mini_report import mini_report
 from imprompt.evaluation.pictures import (
     HeldOut,
@@ -77,7 +77,7 @@ def models() -> Models:
 
 
 @tiny.seeded
-def tiny_judge(*, seed: int = 0) -> Judge:
+def tiny_judge(*, seed: int = 0) -> EmbeddedJudge:
     config = ConvNextConfig(
         image_size=16,
         num_stages=2,
