@@ -2,39 +2,44 @@
 
 SEEN_ON = "2026-11-22"
 
-SEEN_WEIGHTS = "b0e16260821a"
+SEEN_WEIGHTS = "88b9b8638c26"
 """`page.fingerprint` of the weights whose pictures were looked at."""
 
 VERDICTS: dict[str, str] = {
+    "overview": (
+        "Yes, softly. The image prompt's colours are in all four, the text decides ground and face, the "
+        "mask and the edges what stays; two hearts and the fish wipe the face out."
+    ),
     "variations": (
         "Half. Colours, ground and a rough outline come over and differ from seed to seed; most things "
         "cannot be recognised without looking at the image prompt."
     ),
     "fine-tuned": (
-        "The style yes, the content hardly. Every picture is a blueprint although the image prompt stands"
-        " on white, and the image prompt changes what is drawn; but hardly anything can be recognised, "
-        "and neither the judge nor the layout's number says for certain that it is the right thing."
+        "The style mostly, the content hardly. Six of eight pictures are on dark blue paper, fewer than "
+        "before the base was trained further under a style that was not; the image prompt changes what "
+        "is drawn, but hardly anything can be recognised, and neither number says for certain that it "
+        "is the right thing."
     ),
     "control": (
-        "Yes, softly. The penguin comes in the fire engine's red, the volcano in the violin's brown, the "
-        "fire engine as a yellow box; fine lines and inner edges are lost."
+        "Yes, softly. The penguin comes in the fire engine's red, the volcano in the violin's brown, "
+        "the fire engine as a yellow box; fine lines and inner edges are lost."
     ),
     "image-to-image": (
-        "Yes. A brown violin goes pink and yellow, a blue penguin red, and the outline goes as the "
-        "strength grows."
+        "Yes. The fire engine goes yellow, the penguin red, the popcorn pink, and the outline goes as "
+        "the strength grows."
     ),
     "inpainting": (
-        "Yes for the colours: the new half has the image prompt's and joins the old one. What it draws is"
-        " a blob. The kept half changes by what the autoencoder loses."
+        "Yes for the colours: the new half has the image prompt's and joins the old one, on white, "
+        "where without it grounds and stains appear. What it draws is a blob."
     ),
     "text": (
-        "Yes. Faces and flags as without the image prompt, in its colours. The yellow fish wipes the face"
-        " out, and its blue grounds turn pale."
+        "Yes, and better than before: faces keep their eyes and mouths and flags their stripes, in the "
+        "image prompt's colours. The fish and the hearts, of one colour, wipe the face out."
     ),
     "style-and-layout": (
-        "The style yes, the layout hardly. “Both” has the style picture's colours and none of the "
-        "other's, better than with all layers; the arrangement is the other picture's only in some rows "
-        "(the stripes of the fire engine, the tall penguin), and its number does not exclude 0."
+        "The style yes, the layout in some rows: “both” has the style picture's colours and none of the "
+        "other's, unlike with all layers. The cup of the popcorn and the penguin's tall shape come "
+        "over; the layout's number does not exclude 0."
     ),
 }
 """Figure → whether it keeps its promise."""
