@@ -185,8 +185,8 @@ def test_a_killed_run_goes_on_to_the_same_scores(
     while process.poll() is None and len(list(pictures.glob("*.png"))) < 3:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, process.communicate()[1].decode()
+    said = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, said
     assert 0 < len(list(pictures.glob("0*.png"))) < IMAGES * SAMPLES
     evaluate_coco(output=output, config=config, settings=coco_settings(stand_in))
     assert drawn(output) == drawn(whole.output)
@@ -203,6 +203,7 @@ def test_what_is_done_is_not_done_again(
     assert (whole.output / "scores.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_does_though_one_of_them_is_killed(
     whole: Whole, stand_in: StandIn, config: Path, tmp_path: Path
 ) -> None:

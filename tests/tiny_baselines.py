@@ -25,7 +25,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import 
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
-from transformers import XLMRobertaTokenizer
+from transformers import CLIPTextModelWithProjection, XLMRobertaTokenizer
 
 import tiny
 
@@ -139,12 +139,16 @@ def _text_projection(*, seed: int = 0) -> UnCLIPTextProjModel:
     ).eval()
 
 
+@tiny.seeded
+def _text_encoder(*, seed: int = 0) -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(tiny.text_config(tiny.EMBEDDING_DIM, tiny.EMBEDDING_DIM)).eval()
+
+
 def unclip(folder: Path) -> Folders:
-    text = tiny.text_model_with_projection(width=tiny.EMBEDDING_DIM)
     schedule = {"prediction_type": "epsilon", "num_train_timesteps": 1000}
     UnCLIPImageVariationPipeline(
         decoder=_decoder(),
-        text_encoder=text,
+        text_encoder=_text_encoder(),
         tokenizer=tiny.tokenizer(),
         text_proj=_text_projection(),
         feature_extractor=tiny.image_processor(),  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.deprecated.unclip.pipeline_unclip_image_variation import UnCLIPImageVariationPipeline
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
@@ -17,8 +19,15 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_image_variat
     StableDiffusionImageVariationPipeline,
 )
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
+from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 from PIL import Image
 from torch import nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from imprompt.evaluation.benchmarks.methods.method import Method, generators, loaded, modules_of
 from imprompt.evaluation.benchmarks.methods.shuffle import shuffled_content
@@ -95,10 +104,23 @@ class Unclip(Baseline):
 
     pipeline = UnCLIPImageVariationPipeline
 
+    parts: ClassVar[dict[str, Any]] = {
+        "decoder": UNet2DConditionModel,
+        "text_encoder": CLIPTextModelWithProjection,
+        "tokenizer": CLIPTokenizer,
+        "text_proj": UnCLIPTextProjModel,
+        "feature_extractor": CLIPImageProcessorPil,
+        "image_encoder": CLIPVisionModelWithProjection,
+        "super_res_first": UNet2DModel,
+        "super_res_last": UNet2DModel,
+        "decoder_scheduler": UnCLIPScheduler,
+        "super_res_scheduler": UnCLIPScheduler,
+    }
+
     def load(self) -> Any:
-        """The pipeline; diffusers 0.42 does not find one of its parts by the name that its files give."""
-        part = loaded(UnCLIPTextProjModel, self.model, subfolder="text_proj", torch_dtype=self.dtype)
-        return loaded(self.pipeline, self.model, dtype=self.dtype, text_proj=part)
+        """The pipeline, part by part: diffusers 0.42 does not find `text_proj` by the name in its index."""
+        parts = {name: loaded(kind, self.model, subfolder=name) for name, kind in self.parts.items()}
+        return UnCLIPImageVariationPipeline(**parts).to(self.dtype)
 
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
