@@ -361,6 +361,14 @@ def test_the_shipped_model_is_the_trained_one_in_float16(model: Path, tmp_path: 
     assert mini.pipeline(weights=tmp_path).unet.dtype == torch.float32
 
 
+def test_what_ships_twice_is_the_same_to_the_byte(model: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        ship(model, folder, adapter=model / ADAPTER)
+    files = [path.relative_to(one) for path in one.rglob("*.safetensors")]
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
+
+
 def test_what_ships_does_not_tell_where_it_was_made(model: Path, tmp_path: Path) -> None:
     config = model / "base" / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": str(model)}))

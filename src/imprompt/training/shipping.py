@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from imprompt.checkpoint.files import write_tensors
 from imprompt.errors import ConfigError
 
 PARTS = ("base", "image_encoder", "judge")
@@ -63,7 +63,7 @@ def copy_halved(source: Path, target: Path) -> int:
     else:
         with safe_open(source, "pt") as file:
             tensors = {name: halved(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            save_file(tensors, target, file.metadata())
+            write_tensors(tensors, target, file.metadata() or {})  # in order: equal weights are equal files
     return target.stat().st_size
 
 
