@@ -41,5 +41,20 @@ VERDICTS: dict[str, str] = {
         "other's, unlike with all layers. The cup of the popcorn and the penguin's tall shape come "
         "over; the layout's number does not exclude 0."
     ),
+    "compared": (
+        "No. After 300 steps each, decoupled, concatenated and replaced can hardly be told apart by "
+        "eye: colours and outline come over in all. The flag of Comoros has more of its colours where "
+        "the tokens are concatenated. unCLIP is behind."
+    ),
+    "compared-control": (
+        "They are alike. The image prompt overrules the edges in all of them: a cockroach stays a "
+        "cockroach in the globe's outline. Only unCLIP, which follows the image prompt least, leaves "
+        "the edges a little more."
+    ),
+    "compared-text": (
+        "For the text, yes; for the image prompt, no. The decoupled adapter leaves the faces whole and "
+        "tints them; concatenated tokens take over more of the reference and cost two faces their "
+        "features. unCLIP hardly tints; replaced reads no text."
+    ),
 }
 """Figure → whether it keeps its promise."""
