@@ -11,10 +11,10 @@ from imprompt.evaluation.exhibits import FEATURED
 from imprompt.evaluation.figures import Settings, evaluate_figures
 from imprompt.evaluation.figures.figure import Figure, said
 from imprompt.evaluation.figures.measures import colour_gap, edge_gap, layout_gap, own_minus_others, palette
-from imprompt.evaluation.figures.page import fingerprint
+from imprompt.evaluation.figures.page import fingerprint, write_page
 from imprompt.evaluation.figures.panels import PANELS, variations
 from imprompt.evaluation.figures.studio import Studio, chosen, turned
-from imprompt.evaluation.figures.verdicts import SEEN_WEIGHTS, VERDICTS
+from imprompt.evaluation.figures.verdicts import SEEN_RUNS, SEEN_WEIGHTS, VERDICTS
 from imprompt.evaluation.metrics import Interval
 from imprompt.evaluation.pictures import load_held_out
 
@@ -41,6 +41,16 @@ def test_one_call_makes_every_figure_and_the_page(made: list[Path]) -> None:
 
 def test_a_verdict_is_not_claimed_for_pictures_that_nobody_saw(made: list[Path]) -> None:
     assert made[0].read_text(encoding="utf-8").count("Nobody has looked yet") == 8
+
+
+def test_runs_that_nobody_saw_have_no_verdict(tmp_path: Path) -> None:
+    write_page([], Settings(), mini.WEIGHTS, tmp_path, runs="other runs")
+    assert "--runs runs/study" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    figure = Figure("compared", "", "", "", {}, {})
+    write_page([figure], Settings(), mini.WEIGHTS, tmp_path, runs="other runs")
+    assert "Nobody has looked yet" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    write_page([figure], Settings(), mini.WEIGHTS, tmp_path, runs=SEEN_RUNS)
+    assert VERDICTS["compared"] in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_eye_has_seen_the_pictures_of_the_shipped_weights() -> None:

@@ -46,16 +46,19 @@ def evaluate_figures(
             status.update(f"figure {number} of {len(PANELS)}")
             figures.append(panel(studio))
             write_figure(figures[-1], settings.shown, output)
+    digest = ""
     if runs is not None:
-        for figure in comparisons(runs, weights):
+        compared_figures, digest = comparisons(runs, weights)
+        for figure in compared_figures:
             figures.append(figure)
             write_figure(figure, settings.shown, output)
-    write_page(figures, settings, weights, output)
+    write_page(figures, settings, weights, output, runs=digest)
     return [output / "README.md", *(output / f"{figure.name}.jpg" for figure in figures)]
 
 
-def comparisons(runs: Path, weights: Path) -> list[Figure]:
-    """Figures that compare the mechanisms of a study's runs."""
-    from imprompt.evaluation.figures.compared import compared  # the study stands on our measures
+def comparisons(runs: Path, weights: Path) -> tuple[list[Figure], str]:
+    """Figures that compare the mechanisms of a study's runs, and the runs' fingerprint."""
+    # Here, for the study stands on our measures.
+    from imprompt.evaluation.figures.compared import compared, runs_fingerprint
 
-    return compared(runs, weights)
+    return compared(runs, weights), runs_fingerprint(runs)

@@ -1,5 +1,6 @@
 """Figures that compare mechanisms: the paper's figures 3, 6 and 9, on one base."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -90,3 +91,9 @@ def comparison(study: Study, results: Results, asked: _Compared) -> Figure:
             for measure in asked.measures
         },
     )
+
+
+def runs_fingerprint(runs: Path) -> str:
+    """Twelve hexadecimal digits that change with any run's weights."""
+    digests = sorted(run.digest for run in find_runs(runs)[0])
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from imprompt.evaluation.figures.figure import Figure
 from imprompt.evaluation.figures.studio import Settings
-from imprompt.evaluation.figures.verdicts import SEEN_ON, SEEN_WEIGHTS, VERDICTS
+from imprompt.evaluation.figures.verdicts import SEEN_ON, SEEN_RUNS, SEEN_WEIGHTS, VERDICTS
 from imprompt.output import written_whole
 
 QUALITY = 88
@@ -17,9 +17,10 @@ INTRODUCTION = """\
 
 The paper's figures in miniature, on the embedded model (64 × 64 px emoji). All are made, this page too, by
 
-    imprompt evaluate figures --output docs/figures
+    imprompt evaluate figures {option}--output docs/figures
 
-from the shipped weights and the shipped held-out drawings alone; no part of the model has seen the concepts.
+from the shipped weights and the shipped held-out drawings alone{but}; no part of the model has seen the
+concepts.
 {settings}
 
 What was measured, in brackets the 95 % interval by bootstrap over concepts; 0 is “no more than by chance”:
@@ -31,7 +32,7 @@ What was measured, in brackets the 95 % interval by bootstrap over concepts; 0 i
   minus with the others'.
 - *edges*: correlation of the edges found in the result with the own edges minus with the others'.
 
-What limits everything here is the base, trained for an hour on two cores: its pictures are soft and often
+What limits everything here is the base, trained for two hours on two cores: its pictures are soft and often
 shapeless ([log](../log.md)).
 """
 
@@ -42,15 +43,21 @@ def write_figure(figure: Figure, shown: int, folder: Path) -> None:
         figure.sheet(shown).save(part, format="JPEG", quality=QUALITY)
 
 
-def write_page(figures: Sequence[Figure], settings: Settings, weights: Path, folder: Path) -> None:
-    """`README.md` beside the figures."""
+def write_page(
+    figures: Sequence[Figure], settings: Settings, weights: Path, folder: Path, *, runs: str = ""
+) -> None:
+    """`README.md` beside the figures; `runs` is the fingerprint of those that are compared, if any are."""
     how = (
         f"Behind each number are {settings.measured} concepts, those of the README's figure first, others "
         f"by hash;\n{settings.shown} of them are shown. {settings.steps} DDIM steps, guidance "
         f"{settings.guidance_scale}; the noise is the same throughout a row, unless a seed is named."
     )
-    is_seen = fingerprint(weights) == SEEN_WEIGHTS and settings == Settings()
-    parts = [INTRODUCTION.format(settings=how), *(section(figure, VERDICTS, is_seen) for figure in figures)]
+    option, but = (
+        ("--runs runs/study ", ", the last three from what `scripts/study` trained") if runs else ("", "")
+    )
+    is_seen = fingerprint(weights) == SEEN_WEIGHTS and settings == Settings() and runs in ("", SEEN_RUNS)
+    introduction = INTRODUCTION.format(option=option, but=but, settings=how)
+    parts = [introduction, *(section(figure, VERDICTS, is_seen) for figure in figures)]
     with written_whole(folder / "README.md") as part:
         part.write_text("\n".join(parts), encoding="utf-8")
 

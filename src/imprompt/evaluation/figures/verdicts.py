@@ -5,6 +5,9 @@ SEEN_ON = "2026-11-22"
 SEEN_WEIGHTS = "e22b9a724b49"
 """`page.fingerprint` of the weights whose pictures were looked at."""
 
+SEEN_RUNS = "70d1d1517b2a"
+"""`compared.runs_fingerprint` of the runs that were looked at."""
+
 VERDICTS: dict[str, str] = {
     "overview": (
         "Yes, softly. The image prompt's colours are in all four, the text decides ground and face, the "
