@@ -24,6 +24,7 @@ from imprompt.evaluation.benchmarks.runs import Drawn, draw_and_seat
 from imprompt.evaluation.benchmarks.scoring import Likeness, Seen, likeness
 from imprompt.evaluation.benchmarks.settings import CocoSettings, load_settings
 from imprompt.evaluation.benchmarks.tasks import Task, seed_of
+from imprompt.evaluation.metrics import clip_score
 from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 
@@ -135,7 +136,6 @@ def rows_of(seat: Seat, seen: Seen, tasks: Sequence[Task]) -> list[CocoScore]:
 
 def _row(seat: Seat, found: Likeness, place: int, task: Task, gallery: int) -> CocoScore:
     image, _, sample = task.key.partition("-")
-    text = None if found.first is None else float(found.first[place])
     return CocoScore(
         key=task.key,
         image=image,
@@ -148,7 +148,7 @@ def _row(seat: Seat, found: Likeness, place: int, task: Task, gallery: int) -> C
         gap=float(found.gap[place]),
         rank=int(found.rank[place]),
         gallery=gallery,
-        text=text,
+        text=None if found.first is None else float(found.first[place]),
         text_mean=None if found.mean is None else float(found.mean[place]),
-        clip_score=None if text is None else 2.5 * max(text, 0.0),
+        clip_score=None if found.first is None else float(clip_score(found.first[place])),
     )
