@@ -22,6 +22,7 @@ from imprompt.checkpoint import save_adapter
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, OutputError, UnknownModel
 from imprompt.evaluation import suites
+from imprompt.evaluation.asking import THINGS, Asked, Asking
 from imprompt.evaluation.console import print_summary
 from imprompt.evaluation.copying import DATA, Seen, copied
 from imprompt.evaluation.exhibits import FEATURED
@@ -228,7 +229,10 @@ def test_pictures_come_back_from_the_codec_at_the_base_s_size(models: Models, he
 def test_the_reference_itself_scores_best(models: Models, few: HeldOut) -> None:
     references = few.references()
     pictures = [[few.on_white(one)] for one in references]
-    scores = score_pictures(Galleries(few, models.judge), references, "itself", pictures)
+    asked = Asked(models.judge, {"face": pictures[0], "clock": pictures[1]})
+    scores = score_pictures(
+        Galleries(few, models.judge, Asking(("face", "clock")), asked), references, "itself", pictures
+    )
     assert all(score.similarity == pytest.approx(1, abs=1e-6) for score in scores)
     assert all(score.gap >= -1e-6 for score in scores)
     assert all(score.rank == 0 for score in scores)
@@ -236,7 +240,7 @@ def test_the_reference_itself_scores_best(models: Models, few: HeldOut) -> None:
 
 def test_a_concept_counts_once_however_many_pictures_it_has() -> None:
     def score(concept: str, seed: int, similarity: float) -> Score:
-        return Score("image prompt", concept, "noto", False, seed, similarity, 0.1, 0, 9, "white")
+        return Score("image prompt", concept, "noto", False, seed, similarity, 0.1, 0, 9, "white", 0.0)
 
     scores = [score("cat", 0, 1.0), score("cat", 1, 0.0), score("dog", 0, 0.0)]
     assert over_concepts(scores, lambda one: one.similarity).mean == 0.25
@@ -283,7 +287,7 @@ class Measured(NamedTuple):
 def measured(models: Models, few: HeldOut, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = tmp_path_factory.mktemp("report")
     write_seen(folder.parent / "cache" / DATA)
-    settings = Settings(seeds=2, steps=1, batch_size=12, text="on blue", curve=2)
+    settings = Settings(seeds=2, steps=1, batch_size=12, asking=Asking(("face", "clock"), "blue"), curve=2)
     reading = replace(models, judge=ReadingJudge(tiny_judge().network))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMPROMPT_CACHE", str(folder.parent / "cache"))
@@ -335,10 +339,7 @@ def test_text_and_image_are_followed_over_the_same_concepts_at_every_scale(measu
     curve = measured.summary["curve"]
     assert curve["concepts"] == 2
     assert (
-        len(curve["image"])
-        == len(curve["ground"])
-        == len(curve["similarity to text"])
-        == len(curve["scales"])
+        len(curve["image"]) == len(curve["text"]) == len(curve["similarity to text"]) == len(curve["scales"])
     )
     first = {row["concept"] for row in measured.rows if row["condition"] == "with text, scale 0"}
     copies = [r for r in measured.rows if r["condition"] == "light copy" and r["concept"] in first]
@@ -346,6 +347,7 @@ def test_text_and_image_are_followed_over_the_same_concepts_at_every_scale(measu
     last = [r for r in measured.rows if r["condition"] == "with text" and r["concept"] in first]
     expected = np.mean([float(row["gap"]) for row in last]) / ceiling
     assert curve["image"][-1].mean == pytest.approx(expected, rel=1e-4)
+    assert curve["text"][0].mean == pytest.approx(1.0)
 
 
 def test_a_page_of_the_conditioning_encoder_s_own_judgement_says_self(measured: Measured) -> None:
@@ -366,6 +368,7 @@ def scores_of(rows: Sequence[Mapping[str, str]]) -> list[Score]:
             seed=int(row["seed"]),
             similarity=float(row["similarity"]),
             gap=float(row["gap"]),
+            asked_gap=float(row["asked_gap"]),
             rank=int(row["rank"]),
             gallery=int(row["gallery"]),
         )
@@ -416,7 +419,7 @@ def test_another_adapter_is_measured_in_the_place_of_the_models_own(
 
 
 def test_pictures_are_the_same_twice(models: Models, held_out: HeldOut) -> None:
-    condition = Condition("image prompt", 0.7, "a cat", seeds=2)
+    condition = Condition("image prompt", 0.7, Asking(("cat",)), seeds=2)
     one, two = (
         make_pictures(models, held_out, held_out.references(2), condition, settings=QUICK) for _ in "ab"
     )
@@ -428,6 +431,31 @@ def test_a_report_s_folder_is_made_or_refused_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be made"):
         make_folder(tmp_path / "file" / "b")
+
+
+# What a text asks for
+
+
+def test_a_concept_is_always_asked_for_with_the_same_text_and_all_texts_are_asked() -> None:
+    asking, concepts = Asking(), [f"concept {number}" for number in range(400)]
+    assert {asking.beside(concept) for concept in concepts} == {asking.text(thing) for thing in THINGS}
+    assert asking.beside("crown") == Asking().beside("crown")
+    assert str(Asking(("face",), "blue")) == "face, on a blue background"
+    assert str(Asking(("face", "fish"))) == "[face | fish], on a red background"
+
+
+def test_what_shows_the_asked_thing_has_a_gap_and_what_shows_another_a_negative_one() -> None:
+    judge, noise = tiny_judge(), np.random.default_rng(0)
+    faces, fish = (
+        [Image.fromarray(noise.integers(0, high, (64, 64, 3), np.uint8)) for _ in range(2)]
+        for high in (256, 40)
+    )
+    asked = Asked(judge, {"face": faces, "fish": fish})
+    mine, theirs = asked.gaps(judge.features([faces[0], fish[0]]), "face")
+    assert mine > 0 > theirs
+    assert asked.gaps(judge.features(faces), "fish")[0] == pytest.approx(-mine)
+    with pytest.raises(ValueError, match="told from other texts"):
+        Asked(judge, {"face": faces})
 
 
 # Sheets

@@ -23,6 +23,7 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate
 from imprompt.errors import MissingExtra
 from imprompt.evaluation.metrics import (
     COPY_RATIO,
+    area_difference,
     bootstrap_difference,
     bootstrap_interval,
     chance_within,
@@ -329,6 +330,18 @@ def test_an_area_is_a_share_that_another_scale_never_lowers(
     assert 0 <= area <= area_of([*points, another]) + 1e-12 <= 1 + 1e-9
     assert area >= max(max(cp, 0) * max(pf, 0) for cp, pf in points) - 1e-12
     assert area_of(points[::-1]) == pytest.approx(area)
+
+
+def test_the_difference_of_areas_is_that_of_the_curves_and_nothing_between_equals() -> None:
+    noise = np.random.default_rng(0)
+    one, other = noise.uniform(0, 1, (2, 2, 3, 20))
+    difference = area_difference(one, other)
+    areas = [scale_curve(np.arange(3), *both).area.mean for both in (one, other)]
+    assert difference.mean == pytest.approx(areas[0] - areas[1])
+    assert area_difference(one, one) == (0, 0, 0)
+    assert area_difference(one, one / 2).low > 0
+    with pytest.raises(ValueError, match="same λ and concepts"):
+        area_difference(one, other[:, :2])
 
 
 def test_a_method_that_keeps_both_has_all_of_the_area_and_one_that_gives_up_either_none() -> None:

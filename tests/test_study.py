@@ -18,17 +18,18 @@ from imprompt.adapter import ImagePromptAdapter
 from imprompt.errors import ConfigError
 from imprompt.evaluation import study as study_module
 from imprompt.evaluation.figures.compared import COMPARED, comparison
-from imprompt.evaluation.metrics import Interval
+from imprompt.evaluation.metrics import Interval, area_difference
 from imprompt.evaluation.study import NOTHING, Settings, evaluate_study, load_study, measured_runs
+from imprompt.evaluation.study.balance import balance
 from imprompt.evaluation.study.comparing import FIVE, GAP, OURS, Difference, Scores, sentence
 from imprompt.evaluation.study.measuring import placed
 from imprompt.evaluation.study.page import verdict
 from imprompt.evaluation.study.runs import Score, StudyRun, differences, find_runs, packed, unpacked
-from imprompt.evaluation.study.settings import CONDITIONS, IMAGE, STYLE
+from imprompt.evaluation.study.settings import CONDITIONS, IMAGE, STYLE, TEXT, at_scale
 from imprompt.injection import ConcatenatedInjection, DecoupledInjection, TimeProjection, UnclipInjection
 from imprompt.projection import LinearProjection
 
-QUICK = Settings(concepts=4, others=3, steps=1, batch_size=4)
+QUICK = Settings(concepts=4, others=3, steps=1, batch_size=4, scales=(0.5,))
 
 
 def config(seed: int = 1, **changes: Any) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def test_a_second_call_measures_nothing_and_says_the_same(
     written = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"index.html", "index-small.html", "summary.json", "scores.csv"} <= written
     lines = (tmp_path / "report" / "scores.csv").read_text().splitlines()
-    assert len(lines) == 1 + 4 * (4 + 3 * 3)
+    assert len(lines) == 1 + 4 * (4 + 3 * 3) + 3 * 3  # three of the four also at another scale
 
 
 def test_other_settings_or_another_adapter_are_measured_anew(summary: dict[str, Any], runs: Path) -> None:
@@ -141,10 +142,11 @@ def test_a_fine_tuned_base_keeps_what_a_mechanism_has_learnt(runs: Path) -> None
 def score(mechanism: str, seed: int, concept: int, gap: float, **more: Any) -> Score:
     values: dict[str, Any] = {
         "similarity": 0.5 + gap,
-        "ceiling": 1.0,
+        "ceiling": 0.5,
         "rank": 0,
         "gallery": 9,
         "caption": math.nan,
+        "asked_gap": 0.0,
         "on_asked_ground": False,
         "edges": math.nan,
     }
@@ -224,6 +226,40 @@ def test_runs_that_are_not_alike_are_said_to_differ() -> None:
     assert differences(runs[:1]) == []
 
 
+def asked(mechanism: str, scale: float, thing: int, text: float, image: float) -> Score:
+    condition = TEXT if scale == 1 else at_scale(scale)
+    return score(mechanism, 1, thing, image, condition=condition, asked_gap=text)
+
+
+def turned(mechanism: str, image: Callable[[float], float]) -> list[Score]:
+    """A mechanism that gives up text as the square of its scale, ten concepts of unlike difficulty."""
+    return [
+        asked(mechanism, scale, thing, 0.4 * (1 - scale**2 / 4) + 0.01 * thing, image(scale) + 0.01 * thing)
+        for scale in (0.5, 1.0, 1.5)
+        for thing in range(10)
+    ]
+
+
+def test_what_is_merely_turned_up_is_not_better_and_what_keeps_more_of_both_is() -> None:
+    base = [asked(NOTHING, 1, thing, 0.4 + 0.01 * thing, 0.0) for thing in range(10)]
+    every = [*base, *turned(OURS, lambda scale: 0.2 * scale), *turned("like", lambda scale: 0.2 * scale)]
+    scores = Scores([*every, *turned("worse", lambda scale: 0.1 * scale)])
+    conditions = [at_scale(0.5), TEXT, at_scale(1.5)]
+    ours, like, worse = (scores.following(name, conditions) for name in (OURS, "like", "worse"))
+    assert ours is not None
+    assert like is not None
+    assert worse is not None
+    assert ours[0, 1].mean() == pytest.approx((0.3 + 0.045) / 0.445)
+    assert ours[1, 1].mean() == pytest.approx((0.2 + 0.045) / 0.5)
+    assert area_difference(ours, like) == (0, 0, 0)
+    assert area_difference(ours, worse).low > 0
+    assert scores.following(NOTHING, conditions) is None
+
+
+def test_a_study_without_other_scales_has_no_curve() -> None:
+    assert balance(Scores([]), replace(QUICK, scales=())) == []
+
+
 # Runs
 
 
@@ -269,9 +305,10 @@ def test_two_runs_of_one_mechanism_and_seed_are_refused(tmp_path: Path) -> None:
 def test_every_condition_is_scored_in_its_own_way(summary: dict[str, Any], runs: Path) -> None:
     study, (found, _) = load_study(QUICK), find_runs(runs)
     results = measured_runs(study, found, runs)
-    for measured in results.values():
+    for (name, _), measured in results.items():
+        conditions = [*CONDITIONS, *(["with text, scale 0.5"] if name != NOTHING else [])]
         assert [one.condition for one in measured.scores] == [
-            condition for condition in CONDITIONS for _ in range(study.count(condition))
+            condition for condition in conditions for _ in range(study.count(condition))
         ]
         assert all(math.isnan(one.edges) == (one.condition != "with control") for one in measured.scores)
-        assert all(0 < one.ceiling <= 1 and one.rank < one.gallery for one in measured.scores)
+        assert all(-1 < one.ceiling <= 1 and one.rank < one.gallery for one in measured.scores)

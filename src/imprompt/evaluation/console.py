@@ -28,6 +28,10 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
         f"{_percent(text['without text'])} without text"
     )
     yield (
+        f"text: {_percent(curve['text'][-1])} of what it asks for stays at λ = {curve['scales'][-1]:g}; "
+        f"alone, the base draws it with an asked gap of {curve['asked gap of the base']:.2f}"
+    )
+    yield (
         f"text and image together: best at λ = {curve['best scale']:g}, area under the curve "
         f"{_number(curve['area'])}"
     )

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from imprompt.evaluation.asking import Asking
 from imprompt.evaluation.pictures import Drawing, HeldOut
 from imprompt.evaluation.report import Grid, best_median_worst, write_picture
-from imprompt.evaluation.sampling import Condition, Pictures, Settings
+from imprompt.evaluation.sampling import Condition, Pictures
 from imprompt.evaluation.scoring import PROMPTED, Score, by_concept
 from imprompt.evaluation.sheets import Row, titled_sheet
 
@@ -16,19 +17,22 @@ CONTACTS = 24
 EXTREMES = 4
 """Concepts that are shown as the best, as many around the median, as many as the worst."""
 
+FACES = Asking(("face",))
+"""One text for all that is shown: what differs beside it is the image prompt."""
+
 FEATURED = (
     "popcorn", "tropical fish", "mouse face", "violin", "fire engine", "two hearts", "volcano", "penguin",
 )  # fmt: skip
 """Concepts of the README's figure: chosen, to show different kinds of things."""
 
 
-def exhibits(settings: Settings) -> list[Condition]:
+def exhibits() -> list[Condition]:
     """What is shown beside each reference, under these titles."""
     return [
         Condition("scale 0", 0.0),
         Condition("scale 0.5", 0.5),
         Condition("scale 1", 1.0),
-        Condition(f"scale 1, “{settings.text}”", 1.0, settings.text),
+        Condition(f"scale 1, “{FACES}”", 1.0, FACES),
     ]
 
 
@@ -46,11 +50,9 @@ def exhibited_references(held_out: HeldOut, references: Sequence[Drawing]) -> Ex
     return Exhibited(list(references[:CONTACTS]), featured)
 
 
-def write_exhibits(
-    held_out: HeldOut, exhibited: Exhibited, shown: Sequence[Pictures], settings: Settings, output: Path
-) -> Grid:
+def write_exhibits(held_out: HeldOut, exhibited: Exhibited, shown: Sequence[Pictures], output: Path) -> Grid:
     """Write the contact sheet, with names, and the figure, without; return the sheet for the page."""
-    titles = ["image prompt", *(condition.name for condition in exhibits(settings))]
+    titles = ["image prompt", *(condition.name for condition in exhibits())]
     rows = [
         Row([held_out.on_white(reference), *(pictures[index][0] for pictures in shown)], label_of(reference))
         for index, reference in enumerate(exhibited.contacts + exhibited.featured)

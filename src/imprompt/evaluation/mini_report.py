@@ -115,7 +115,7 @@ def tiles(summary: Mapping[str, Any], scores: Sequence[Score]) -> list[Tile]:
             f"{100 * figures['chance@5']:.1f} % by chance",
             percent=True,
         ),
-        Tile(curve["ground"][-1], "on the ground that the text names", "at λ = 1", percent=True),
+        Tile(curve["text"][-1], "of what a text asks for stays", "at λ = 1", percent=True),
     ]
     return found
 
@@ -198,16 +198,17 @@ def concept_chart(scores: Sequence[Score]) -> Chart:
 
 def text_and_image(curve: Mapping[str, Any]) -> Section:
     """The trade-off over λ."""
-    charts: list[Block] = [tradeoff_chart(curve), ground_chart(curve)]
+    charts: list[Block] = [tradeoff_chart(curve), scales_chart(curve)]
     if curve["without text"]["similarity to text"] is not None:
         charts.append(words_chart(curve))
     best, area = curve["best scale"], curve["area"]
     return Section(
         "Do text and image share the picture?",
-        f"{curve['concepts']} references, each with the text “{curve['text']}”, at five strengths λ. What "
-        "follows the image is the gap, as a share of a light copy’s; what follows the text, the share of "
-        f"pictures on the ground that it names. Their product is largest at λ = {best:g}; the area under the "
-        f"curve is {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}] of 1.",
+        f"{curve['concepts']} references, each with one of the texts “{curve['asked']}”, at five strengths "
+        "λ. What follows the image is the gap, as a share of a light copy’s. What follows the text is how "
+        "much more a picture looks like what the base alone draws from it than from the others, as a share "
+        f"of that at λ = 0. Their product is largest at λ = {best:g}; the area under the curve is "
+        f"{area.mean:.2f} [{area.low:.2f}, {area.high:.2f}] of 1.",
         [*charts, curve_table(curve)],
     )
 
@@ -219,17 +220,17 @@ def ends(interval: Interval) -> tuple[float, float]:
 
 def tradeoff_chart(curve: Mapping[str, Any]) -> Chart:
     """Text against image, a point for each λ."""
-    image, ground = curve["image"], curve["ground"]
+    image, text = curve["image"], curve["text"]
     line = Line(
         "",
-        [(x.mean, y.mean) for x, y in zip(image, ground, strict=True)],
-        intervals=[ends(interval) for interval in ground],
+        [(x.mean, y.mean) for x, y in zip(image, text, strict=True)],
+        intervals=[ends(interval) for interval in text],
         sideways=[ends(interval) for interval in image],
         names=[f"λ = {scale:g}" for scale in curve["scales"]],
     )
     return Chart(
         "Following the text against following the image",
-        "Up: the share on the named ground. Right: the gap, of a light copy’s. Best is the upper right.",
+        "Up: what stays of the text. Right: the gap, of a light copy’s. Best is the upper right.",
         [line],
         across="image",
         up="text",
@@ -237,9 +238,9 @@ def tradeoff_chart(curve: Mapping[str, Any]) -> Chart:
     )
 
 
-def ground_chart(curve: Mapping[str, Any]) -> Chart:
+def scales_chart(curve: Mapping[str, Any]) -> Chart:
     """Both over λ."""
-    lines = [_over_scales(curve, "ground", "text", "ink"), _over_scales(curve, "image", "image", "accent")]
+    lines = [_over_scales(curve, "text", "text", "ink"), _over_scales(curve, "image", "image", "accent")]
     return Chart(
         "Both over λ",
         "The same figures over the strength of the image prompt.",
@@ -271,13 +272,13 @@ def words_chart(curve: Mapping[str, Any]) -> Chart:
 def curve_table(curve: Mapping[str, Any]) -> Table:
     """The curve's numbers."""
     reads = curve["without text"]["similarity to text"] is not None
-    columns = [Column(""), Column("image", digits=2), Column("text: on its ground", percent=True)]
+    columns = [Column(""), Column("image", digits=2), Column("text", digits=2)]
     columns += [Column("product", digits=2)] + ([Column("to the text (CLIP-T)", digits=2)] if reads else [])
     rows: list[list[Cell]] = [
         [
             f"λ = {scale:g}",
             curve["image"][place],
-            curve["ground"][place],
+            curve["text"][place],
             curve["product"][place],
             *([curve["similarity to text"][place]] if reads else []),
         ]
@@ -285,7 +286,7 @@ def curve_table(curve: Mapping[str, Any]) -> Table:
     ]
     plain = curve["without text"]
     rows.append(
-        ["λ = 1, no text", plain["image"], plain["ground"], None]
+        ["λ = 1, no text", plain["image"], plain["text"], None]
         + ([plain["similarity to text"]] if reads else [])
     )
     return Table(columns, rows)
@@ -349,7 +350,7 @@ def facts(summary: Mapping[str, Any]) -> dict[str, Any]:
         "seeds of each": settings["seeds"],
         "denoising steps": settings["steps"],
         "guidance scale": settings["guidance_scale"],
-        "text": settings["text"],
+        "texts": summary["curve"]["asked"],
         "judge": f"{judge['name']} ({judge['fingerprint']})",
         "judge conditions, too": judge["self"],
         "pictures": summary["all"]["conditions"][PROMPTED]["pictures"],

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.errors import AdapterMismatch
+from imprompt.evaluation.asking import THINGS_ON_RED, Asking
 from imprompt.evaluation.judge import Judge
 from imprompt.evaluation.pictures import Drawing, HeldOut, chance_of
 from imprompt.reference import Reference
@@ -35,8 +36,7 @@ class Settings:
         steps: denoising steps
         guidance_scale: w
         batch_size: pictures in one call of the pipeline; 32 to 64 is best on a processor
-        text: what the text asks for where there is text, and
-        ground: the ground that it names
+        asking: the texts, where there is text
         curve: concepts behind the curve over λ; the first ones
     """
 
@@ -44,19 +44,22 @@ class Settings:
     steps: int = 25
     guidance_scale: float = 7.5
     batch_size: int = 48
-    text: str = "face, on a red background"
-    ground: str = "red"
+    asking: Asking = THINGS_ON_RED
     curve: int = 48
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of asking: λ, text, and how many seeds."""
+    """One way of asking: λ, texts if any, and how many seeds."""
 
     name: str
     scale: float
-    text: str = ""
+    asking: Asking | None = None
     seeds: int = 1
+
+    def text(self, concept: str) -> str:
+        """The text beside a reference of this concept; none is the empty one."""
+        return "" if self.asking is None else self.asking.beside(concept)
 
 
 Pictures = list[list[Image.Image]]
@@ -105,7 +108,7 @@ def count_pictures(asked: Sequence[tuple[Sequence[Drawing], Condition]]) -> int:
 
 def _key(reference: Drawing, condition: Condition) -> tuple[float, str, str]:
     """What makes pictures differ; a condition's name does not."""
-    return float(condition.scale), condition.text, reference.concept
+    return float(condition.scale), condition.text(reference.concept), reference.concept
 
 
 def make_pictures(
@@ -156,7 +159,7 @@ def _make_group(
     seeds = [seed_of(reference.concept, k) for reference in references for k in range(count)]
     with models.adapter.references(prompts):
         pictures = call(
-            [condition.text] * len(references),
+            [condition.text(reference.concept) for reference in references],
             num_images_per_prompt=count,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,

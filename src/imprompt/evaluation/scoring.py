@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from imprompt.evaluation.asking import Asked, Asking
 from imprompt.evaluation.copying import copied
 from imprompt.evaluation.grounds import border_colour, name_ground
 from imprompt.evaluation.judge import Judge
@@ -38,11 +39,12 @@ class Score:
 
     `similarity` is to the reference, `gap` how much more than to a shuffled one; `rank` is the right
     concept's place, from 0, among `gallery` concepts in the reference's style; `ground` is the colour word
-    nearest to the border's colour; `is_twin` says that a training drawing looks like the reference.
-    `scale` is λ, None for what was not generated. Where the judge reads text, `text_similarity` is to the
-    text that the suite asks with, `caption_similarity` to the reference's concept and style in words (CLIP-T
-    of the paper). `copy_ratio` is that of the nearest to the second nearest training drawing, where those are
-    at hand.
+    nearest to the border's colour; `is_twin` says that a training drawing looks like the reference. `scale`
+    is λ, None for what was not generated. `asked_gap` says how much more the picture looks like what the base alone
+    draws from the text beside its reference than from other texts, whether or not that text was given. Where
+    the judge reads text, `text_similarity` is to that text, `caption_similarity` to the reference's concept
+    and style in words (CLIP-T of the paper). `copy_ratio` is that of the nearest to the second nearest
+    training drawing, where those are at hand.
     """
 
     condition: str
@@ -55,6 +57,7 @@ class Score:
     rank: int
     gallery: int
     ground: str
+    asked_gap: float
     scale: float | None = None
     text_similarity: float | None = None
     caption_similarity: float | None = None
@@ -74,24 +77,30 @@ class Galleries:
     Args:
         held_out: all drawings
         judge: who scores
-        text: what the suite asks with
+        asking: the texts beside references
+        asked: what the base alone draws from each of them
         seen: the judge's features of all training drawings, icon set by icon set, if they are at hand
     """
 
     def __init__(
-        self, held_out: HeldOut, judge: Judge, *, text: str = "", seen: Mapping[str, Tensor] | None = None
+        self,
+        held_out: HeldOut,
+        judge: Judge,
+        asking: Asking,
+        asked: Asked,
+        *,
+        seen: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.judge, self.seen = judge, seen
+        self.judge, self.asking, self.asked, self.seen = judge, asking, asked, seen
         self.drawings = {style: held_out.gallery(style) for style in held_out.styles}
         self.features = {
             style: judge.features([held_out.on_white(drawing) for drawing in drawings])
             for style, drawings in self.drawings.items()
         }
-        self.text = judge.text_features([text]) if judge.reads_text and text else None
 
-    def caption_features(self, reference: Drawing) -> Float[Tensor, "1 dim"] | None:
-        """The judge's features of the reference in words, if the judge reads."""
-        return self.judge.text_features([caption_of(reference)]) if self.judge.reads_text else None
+    def words(self, text: str) -> Float[Tensor, "1 dim"] | None:
+        """The judge's features of a text, if the judge reads."""
+        return self.judge.text_features([text]) if self.judge.reads_text else None
 
 
 def score_pictures(
@@ -119,8 +128,10 @@ def _score_concept(
     right = torch.full((len(several),), gallery.index(reference))
     gaps = shuffled_gap(similarity, right, shuffled_place(right, len(gallery)))
     ranks = retrieval_ranks(similarity, right)
-    to_text = _to_words(features, galleries.text)
-    to_caption = _to_words(features, galleries.caption_features(reference))
+    thing = galleries.asking.thing(reference.concept)
+    asked = galleries.asked.gaps(features, thing)
+    to_text = _to_words(features, galleries.words(galleries.asking.text(thing)))
+    to_caption = _to_words(features, galleries.words(caption_of(reference)))
     ratios = copied(features, galleries.seen)
     return [
         Score(
@@ -134,6 +145,7 @@ def _score_concept(
             rank=int(ranks[seed]),
             gallery=len(gallery),
             ground=name_ground(border_colour(picture)),
+            asked_gap=asked[seed],
             scale=scale,
             text_similarity=to_text[seed],
             caption_similarity=to_caption[seed],
@@ -158,7 +170,7 @@ def summarise(scores: Sequence[Score], settings: Settings) -> dict[str, Any]:
     return {
         "all": figures(scores),
         "without twins": figures(unlike) if unlike else None,
-        "text": text_figures(scores, settings.ground),
+        "text": text_figures(scores, settings.asking.ground),
     }
 
 
@@ -190,7 +202,7 @@ def condition_figures(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def text_figures(scores: Sequence[Score], ground: str) -> dict[str, Any]:
-    """How many pictures stand on the ground that the text names, and how near they are to the text.
+    """How many pictures stand on the ground that the text names, and how much of what it asks for they show.
 
     The same seeds without text stand beside it.
     """
@@ -200,6 +212,8 @@ def text_figures(scores: Sequence[Score], ground: str) -> dict[str, Any]:
         "ground": ground,
         "with text": over_concepts(asked, lambda score: score.ground == ground),
         "without text": over_concepts(plain, lambda score: score.ground == ground),
+        "asked gap with text": over_concepts(asked, lambda score: score.asked_gap),
+        "asked gap without text": over_concepts(plain, lambda score: score.asked_gap),
         "similarity with text": over_known(asked, lambda score: score.text_similarity),
         "similarity without text": over_known(plain, lambda score: score.text_similarity),
     }

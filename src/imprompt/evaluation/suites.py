@@ -16,6 +16,7 @@ from PIL import Image
 
 from imprompt import mini
 from imprompt.checkpoint import load_adapter
+from imprompt.evaluation.asking import Asked, draw_examples
 from imprompt.evaluation.console import print_summary
 from imprompt.evaluation.copying import Seen, copy_figures, load_seen
 from imprompt.evaluation.exhibits import (
@@ -138,7 +139,7 @@ def evaluate(
     }
     write_scores(scores, output)
     write_every_concept(held_out, references, made[PROMPTED], output)
-    contacts = write_exhibits(held_out, exhibited, exhibits_made, settings, output)
+    contacts = write_exhibits(held_out, exhibited, exhibits_made, output)
     cases = extremes(held_out, references, made[PROMPTED], scores)
     write_report(mini_report(summary, scores, cases, contacts), output, summary)
     print_summary(summary)
@@ -157,7 +158,7 @@ def paint_all(
     few = references[: settings.curve]
     scored = [(references, condition) for condition in conditions(settings)]
     scored += [(few, condition) for condition in curve_conditions(settings) if condition.name != WITH_TEXT]
-    also = [(shown, condition) for condition in exhibits(settings)]
+    also = [(shown, condition) for condition in exhibits()]
     painter = Painter(models, held_out, settings)
     with counted("pictures", count_pictures(scored + also)) as advance:
         made = {condition.name: painter.paint(several, condition, advance) for several, condition in scored}
@@ -177,7 +178,8 @@ def score_all(
     copies = [[light_copy(picture)] for picture in plain]
     rebuilt = [[picture] for picture in through_codec(models, plain)]
     features = None if seen is None else seen.features
-    galleries = Galleries(held_out, models.judge, text=settings.text, seen=features)
+    asked_for = Asked(models.judge, examples(models, settings))
+    galleries = Galleries(held_out, models.judge, settings.asking, asked_for, seen=features)
     asked = {condition.name: condition for condition in [*conditions(settings), *curve_conditions(settings)]}
     every = {**made, COPY: copies, CODEC: rebuilt}
     return [
@@ -198,8 +200,18 @@ def conditions(settings: Settings) -> list[Condition]:
     return [
         Condition(PROMPTED, 1.0, seeds=settings.seeds),
         Condition(FLOOR, 0.0),
-        Condition(WITH_TEXT, 1.0, settings.text),
+        Condition(WITH_TEXT, 1.0, settings.asking),
     ]
+
+
+def examples(models: Models, settings: Settings) -> dict[str, list[Image.Image]]:
+    """What the base alone draws from each text."""
+    return draw_examples(
+        models.pipe,
+        settings.asking,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+    )
 
 
 def judge_facts(models: Models) -> dict[str, Any]:

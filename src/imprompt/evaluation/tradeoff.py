@@ -1,7 +1,7 @@
 """Text against image over λ: the more a picture follows its reference, the less it follows its text.
 
-image = gap to a shuffled reference / that of a light copy       0: nothing of the reference, 1: a copy
-text  = share of pictures on the ground that the text names      0–1; CLIP-T beside it
+image = gap to a shuffled reference / that of a light copy      0: nothing of the reference, 1: a copy
+text  = asked gap / that of the base alone (λ = 0)              0: nothing of the text, 1: as without image
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def curve_conditions(settings: Settings) -> list[Condition]:
     """Every λ with the text; the last one is what is scored with text anyway."""
-    return [Condition(_name(scale), scale, settings.text) for scale in SCALES]
+    return [Condition(_name(scale), scale, settings.asking) for scale in SCALES]
 
 
 def _name(scale: float | int) -> str:
@@ -38,29 +38,31 @@ def curve_figures(scores: Sequence[Score], settings: Settings) -> dict[str, Any]
 
     Args:
         scores: of all conditions
-        settings: the ground that the text names
+        settings: the texts
     """
     concepts = {score.concept for score in scores if score.condition == _name(SCALES[0])}
     known = [score for score in scores if score.concept in concepts]
     ceiling = over_concepts(_of(known, COPY), lambda score: score.gap).mean
     at = [_of(known, _name(scale)) for scale in SCALES]
+    alone = over_concepts(at[0], lambda score: score.asked_gap).mean
     gaps = [_values(by_concept(several, lambda score: score.gap / ceiling)) for several in at]
-    grounds = [_values(by_concept(several, lambda score: score.ground == settings.ground)) for several in at]
-    curve = scale_curve(np.array(SCALES), np.array(grounds), np.array(gaps))
+    shares = [_values(by_concept(several, lambda score: score.asked_gap / alone)) for several in at]
+    curve = scale_curve(np.array(SCALES), np.array(shares), np.array(gaps))
     plain = [score for score in _of(known, PROMPTED) if score.seed == 0]
     return {
         "concepts": len(concepts),
-        "text": settings.text,
+        "asked": str(settings.asking),
+        "asked gap of the base": alone,
         "scales": list(SCALES),
         "image": curve.reference,
-        "ground": curve.prompt,
+        "text": curve.prompt,
         "product": curve.product,
         "area": curve.area,
         "best scale": SCALES[curve.best],
         "similarity to text": [over_known(several, lambda score: score.text_similarity) for several in at],
         "without text": {
             "image": over_concepts(plain, lambda score: score.gap / ceiling),
-            "ground": over_concepts(plain, lambda score: score.ground == settings.ground),
+            "text": over_concepts(plain, lambda score: score.asked_gap / alone),
             "similarity to text": over_known(plain, lambda score: score.text_similarity),
         },
     }

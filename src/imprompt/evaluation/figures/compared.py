@@ -8,10 +8,10 @@ from typing import NamedTuple
 from imprompt.evaluation.figures.figure import Figure
 from imprompt.evaluation.study import Results, Settings, Study, load_study, measured_runs
 from imprompt.evaluation.study.comparing import (
+    ASKED,
     CONTROL_GAP,
     EDGES,
     GAP,
-    GROUND,
     TEXT_GAP,
     Measure,
     Scores,
@@ -51,7 +51,7 @@ COMPARED = (
         TEXT,
         "Mechanisms with text compared (the paper’s figure 9)",
         "the text and the image prompt are both followed; “replaced” cannot read the text.",
-        (GROUND, TEXT_GAP),
+        (ASKED, TEXT_GAP),
     ),
 )
 
@@ -78,7 +78,7 @@ def comparison(study: Study, results: Results, asked: _Compared) -> Figure:
     columns |= {name: list(results[name, seed].pictures[asked.condition]) for name, seed in first.items()}
     scores = Scores([score for measured in results.values() for score in measured.scores])
     settings = study.settings
-    text = f"“{settings.text}”" if asked.condition == TEXT else "no text"
+    text = f"“{settings.asking}”" if asked.condition == TEXT else "no text"
     return Figure(
         name=asked.name,
         title=asked.title,

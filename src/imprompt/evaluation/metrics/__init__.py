@@ -11,7 +11,7 @@ CLIP-I and DINO-I are one function of two encoders' features. docs/metrics.md sa
 """
 
 from imprompt.evaluation.metrics.copies import COPY_RATIO, copy_ratios, is_copy
-from imprompt.evaluation.metrics.curves import ScaleCurve, dominated_area, scale_curve
+from imprompt.evaluation.metrics.curves import ScaleCurve, area_difference, dominated_area, scale_curve
 from imprompt.evaluation.metrics.distributions import cmmd, fid, kid
 from imprompt.evaluation.metrics.intervals import (
     CONFIDENCE,
@@ -41,6 +41,7 @@ __all__ = [
     "TIE",
     "Interval",
     "ScaleCurve",
+    "area_difference",
     "bootstrap_difference",
     "bootstrap_interval",
     "chance_within",

@@ -53,10 +53,7 @@ def scale_curve(
     """
     both = finite(np.stack([prompt, reference]))
     pf, cp = both.mean(axis=-1)
-    resampled = np.concatenate(
-        [both[..., rows].mean(axis=-1) for rows in draws(both.shape[-1], seed)], axis=-1
-    )
-    drawn_pf, drawn_cp = resampled
+    drawn_pf, drawn_cp = _resampled(both, seed)
     products = np.maximum(pf, 0) * np.maximum(cp, 0)
     drawn_products = np.maximum(drawn_pf, 0) * np.maximum(drawn_cp, 0)
     return ScaleCurve(
@@ -67,6 +64,42 @@ def scale_curve(
         area=spread(float(dominated_area(cp[:, None], pf[:, None])[0]), dominated_area(drawn_cp, drawn_pf)),
         best=int(products.argmax()),
     )
+
+
+def area_difference(
+    left: Real[np.ndarray, "2 scales concepts"],
+    right: Real[np.ndarray, "2 others strangers"],
+    *,
+    seed: int = 0,
+) -> Interval:
+    """The dominated area of one curve minus another's, with its paired interval over the same concepts.
+
+    Args:
+        left: PF and CP of each concept at each λ, as for `scale_curve`
+        right: the other's, at the same λ
+        seed: of the bootstrap
+
+    Raises:
+        ValueError: other λ or other concepts, or values that are not finite
+    """
+    if np.shape(left) != np.shape(right):
+        raise ValueError(f"curves to be compared need the same λ and concepts: {left.shape}, {right.shape}")
+    one, other = finite(left), finite(right)
+    mean = _area(one.mean(axis=-1)[..., None]) - _area(other.mean(axis=-1)[..., None])
+    return spread(float(mean[0]), _area(_resampled(one, seed)) - _area(_resampled(other, seed)))
+
+
+def _resampled(
+    both: Float[np.ndarray, "2 scales concepts"], seed: int
+) -> Float[np.ndarray, "2 scales resamples"]:
+    """Means over concepts drawn with replacement."""
+    pieces = [both[..., rows].mean(axis=-1) for rows in draws(both.shape[-1], seed)]
+    return np.concatenate(pieces, axis=-1)
+
+
+def _area(both: Float[np.ndarray, "2 scales curves"]) -> Float[np.ndarray, " curves"]:
+    """The dominated area of (PF, CP)."""
+    return dominated_area(reference=both[1], prompt=both[0])
 
 
 def dominated_area(

@@ -7,6 +7,7 @@ same (recipes/study.toml, scripts/study), and what differs is the mechanism: `im
     runs        the runs, and what is kept of those that have been measured
     measuring   a run → pictures and scores
     comparing   scores → figures, differences, verdicts
+    balance     text against image over the scale
     page        the report
 """
 
@@ -24,8 +25,8 @@ from imprompt.evaluation.judge import load_judge
 from imprompt.evaluation.pictures import load_held_out
 from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
-from imprompt.evaluation.study.comparing import Difference
-from imprompt.evaluation.study.measuring import NOTHING, Study, measure
+from imprompt.evaluation.study.comparing import NOTHING, Difference
+from imprompt.evaluation.study.measuring import Study, measure
 from imprompt.evaluation.study.page import Results, report_of
 from imprompt.evaluation.study.runs import Measured, StudyRun, find_runs, keep, kept, key_of
 from imprompt.evaluation.study.settings import SMALL, Settings
@@ -126,7 +127,7 @@ def measured_runs(study: Study, found: Sequence[StudyRun], folder: Path) -> Resu
             missing.append((run, place, key))
         else:
             results[name_of(run)] = known
-    with counted("pictures", len(missing) * study.pictures_of_a_run) as advance:
+    with counted("pictures", sum(study.count_pictures(run) for run, _, _ in missing)) as advance:
         for run, place, key in missing:
             results[name_of(run)] = measured_anew(study, run, place, key, advance)
     return {name_of(run): results[name_of(run)] for run in runs}

@@ -11,12 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from imprompt.evaluation.metrics import Interval, bootstrap_difference, bootstrap_interval, normalised
+from imprompt.evaluation.metrics import Interval, bootstrap_difference, bootstrap_interval
 from imprompt.evaluation.study.runs import Score
 from imprompt.evaluation.study.settings import CONTROL, IMAGE, STYLE, TEXT
 from imprompt.injection import DecoupledInjection
 
 OURS = DecoupledInjection.name
+
+NOTHING = "no image prompt"
+"""What tables call the base alone, which is measured like a run."""
 
 
 class Measure(NamedTuple):
@@ -39,7 +42,9 @@ SIMILARITY = Measure("similarity", IMAGE, lambda score: score.similarity)
 GAP = Measure("gap to shuffled", IMAGE, lambda score: score.gap)
 FIRST = Measure("retrieval@1", IMAGE, lambda score: score.rank < 1, percent=True)
 FIVE = Measure("retrieval@5", IMAGE, lambda score: score.rank < 5, percent=True)
+CEILING = Measure("gap of a light copy", IMAGE, lambda score: score.ceiling)
 CAPTION = Measure("CLIP-T", IMAGE, lambda score: score.caption)
+ASKED = Measure("what the text asks for", TEXT, lambda score: score.asked_gap)
 GROUND = Measure("on the asked ground", TEXT, lambda score: score.on_asked_ground, percent=True)
 TEXT_GAP = Measure("gap, with text", TEXT, lambda score: score.gap)
 PAPER = Measure("on blueprint paper", STYLE, lambda score: score.on_asked_ground, percent=True)
@@ -48,7 +53,7 @@ EDGES = Measure("edges", CONTROL, lambda score: score.edges)
 CONTROL_GAP = Measure("gap, with control", CONTROL, lambda score: score.gap)
 
 ALONE = (SIMILARITY, GAP, FIRST, FIVE, CAPTION)
-TOGETHER = (GROUND, TEXT_GAP, PAPER, STYLE_GAP, EDGES, CONTROL_GAP)
+TOGETHER = (ASKED, GROUND, TEXT_GAP, PAPER, STYLE_GAP, EDGES, CONTROL_GAP)
 
 
 class Difference(NamedTuple):
@@ -114,12 +119,30 @@ class Scores:
         return float(means.std(ddof=1)) if len(means) > 1 else None
 
     def normalised(self, mechanism: str) -> float:
-        """Similarity between that to shuffled references (0) and that of light copies (1)."""
-        similarity, gap, ceiling = (
-            float(self.table(mechanism, Measure("", IMAGE, value)).mean())
-            for value in (lambda s: s.similarity, lambda s: s.gap, lambda s: s.ceiling)
+        """The gap between none (0) and that of light copies (1)."""
+        return float(self.table(mechanism, GAP).mean() / self.table(mechanism, CEILING).mean())
+
+    def following(
+        self, mechanism: str, conditions: Sequence[str]
+    ) -> Float[np.ndarray, "2 conditions concepts"] | None:
+        """How far the text and how far the image prompt is followed; None of what was not asked with text.
+
+        Text: the asked gap, of the base's own. Image: the gap, of a light copy's.
+        """
+        known = {score.condition for score in self.scores if score.mechanism == mechanism}
+        if not known.issuperset(conditions):
+            return None
+        base, copy = (
+            self.table(NOTHING, measure._replace(condition=TEXT)).mean() for measure in (ASKED, CEILING)
         )
-        return normalised(similarity, floor=similarity - gap, ceiling=ceiling)
+        rows = [
+            [
+                self.table(mechanism, measure._replace(condition=condition)).mean(axis=1) / whole
+                for condition in conditions
+            ]
+            for measure, whole in ((ASKED, base), (TEXT_GAP, copy))
+        ]
+        return np.array(rows)
 
     def difference(self, measure: Measure, other: str) -> Difference | None:
         """Decoupled minus another one, on the seeds that both have; None where there is no such figure."""

@@ -15,23 +15,22 @@ from PIL import Image
 from imprompt import mini
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.encoder import load_image_encoder
+from imprompt.evaluation.asking import Asked, draw_examples
 from imprompt.evaluation.figures.measures import correlations, own_minus_rest
 from imprompt.evaluation.figures.panels import is_on, on_paper
 from imprompt.evaluation.figures.studio import turned
 from imprompt.evaluation.judge import Judge
-from imprompt.evaluation.metrics import clip_t, cosine_similarity
+from imprompt.evaluation.metrics import clip_t
 from imprompt.evaluation.pictures import Drawing, HeldOut, light_copy
 from imprompt.evaluation.sampling import seed_of
-from imprompt.evaluation.scoring import Galleries, score_pictures
+from imprompt.evaluation.scoring import COPY, Galleries, score_pictures
+from imprompt.evaluation.study.comparing import NOTHING
 from imprompt.evaluation.study.runs import Measured, Score, StudyRun
-from imprompt.evaluation.study.settings import CONDITIONS, CONTROL, IMAGE, STYLE, TEXT, Settings
+from imprompt.evaluation.study.settings import CONDITIONS, CONTROL, IMAGE, STYLE, TEXT, Settings, at_scale
 from imprompt.injection import MECHANISMS, Injection, load_injection
 
 NEIGHBOUR = 3
 """The control is the drawing of the concept this many places on."""
-
-NOTHING = "no image prompt"
-"""What tables call the base alone, which is measured like a run."""
 
 
 @dataclass
@@ -71,14 +70,21 @@ class Study:
 
     @cached_property
     def galleries(self) -> Galleries:
-        """Among which a picture's concept is looked for."""
-        return Galleries(self.held_out, self.judge)
+        """Among which a picture's concept is looked for, and what the base alone draws from the texts."""
+        examples = draw_examples(
+            mini.pipeline(weights=self.weights),
+            self.settings.asking,
+            num_inference_steps=self.settings.steps,
+            guidance_scale=self.settings.guidance_scale,
+        )
+        asked = Asked(self.judge, examples)
+        return Galleries(self.held_out, self.judge, self.settings.asking, asked)
 
     @cached_property
     def ceilings(self) -> list[float]:
-        """The judge's similarity of a light copy of each reference to it."""
-        copies = self.judge.features([light_copy(one) for one in self.references])
-        return cosine_similarity(copies, self.judge.features(self.references)).diagonal().tolist()
+        """The gap of a light copy of each reference."""
+        copies = [[light_copy(one)] for one in self.references]
+        return [score.gap for score in score_pictures(self.galleries, self.drawings, COPY, copies)]
 
     @cached_property
     def names(self) -> Float[torch.Tensor, "concepts dim"] | None:
@@ -96,10 +102,16 @@ class Study:
         """How many concepts are drawn in a condition."""
         return len(self.drawings) if condition == IMAGE else min(self.settings.others, len(self.drawings))
 
-    @property
-    def pictures_of_a_run(self) -> int:
+    def conditions(self, run: StudyRun | None) -> dict[str, float]:
+        """What a run is asked, and at which scale; the base alone, and what reads no text, at one only."""
+        asked: dict[str, float] = dict.fromkeys(CONDITIONS, self.settings.scale)
+        if run is None or not MECHANISMS[run.injection].works_with_text:
+            return asked
+        return asked | {at_scale(scale): scale for scale in self.settings.scales}
+
+    def count_pictures(self, run: StudyRun | None) -> int:
         """In all conditions together."""
-        return sum(map(self.count, CONDITIONS))
+        return sum(map(self.count, self.conditions(run)))
 
 
 def measure(study: Study, run: StudyRun | None, advance: Callable[[int], None]) -> Measured:
@@ -108,10 +120,8 @@ def measure(study: Study, run: StudyRun | None, advance: Callable[[int], None]) 
     Raises:
         CheckpointError, AdapterMismatch: its file is not what it says
     """
-    pictures = {condition: draw(study, run, condition, advance) for condition in CONDITIONS}
-    scores = [
-        score for condition in CONDITIONS for score in scored(study, run, condition, pictures[condition])
-    ]
+    pictures = {condition: draw(study, run, condition, advance) for condition in study.conditions(run)}
+    scores = [score for condition, made in pictures.items() for score in scored(study, run, condition, made)]
     return Measured(scores, pictures)
 
 
@@ -131,7 +141,7 @@ def draw(
             made += pipe(**call).images
         else:
             images = [study.embeddings[row] for row in rows]
-            made += injection.pictures(pipe, images, study.settings.scale, call)
+            made += injection.pictures(pipe, images, study.conditions(run)[condition], call)
         advance(len(rows))
     return made
 
@@ -156,12 +166,13 @@ def placed(study: Study, run: StudyRun | None, condition: str) -> tuple[Any, Inj
 
 def asked(study: Study, condition: str, rows: range) -> dict[str, Any]:
     """What a pipeline is called with."""
-    settings = study.settings
+    settings, has_text = study.settings, condition.startswith(TEXT)
+    drawings = [study.drawings[row] for row in rows]
     call: dict[str, Any] = {
-        "prompt": [settings.text if condition == TEXT else ""] * len(rows),
+        "prompt": [settings.asking.beside(one.concept) if has_text else "" for one in drawings],
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
-        "generator": [torch.Generator().manual_seed(seed_of(study.drawings[row].concept, 0)) for row in rows],
+        "generator": [torch.Generator().manual_seed(seed_of(one.concept, 0)) for one in drawings],
     }
     if condition == CONTROL:
         call["image"] = [study.controls[row] for row in rows]
@@ -177,10 +188,8 @@ def scored(
     """Every picture's scores."""
     drawings = study.drawings[: len(pictures)]
     likenesses = score_pictures(study.galleries, drawings, condition, [[one] for one in pictures])
-    captions = captioned(study, pictures)
-    grounds = (
-        on_paper(pictures) if condition == STYLE else [is_on(study.settings.ground, x) for x in pictures]
-    )
+    captions, ground = captioned(study, pictures), study.settings.asking.ground
+    grounds = on_paper(pictures) if condition == STYLE else [is_on(ground, picture) for picture in pictures]
     edges = edge_gaps(study, pictures) if condition == CONTROL else np.full(len(pictures), np.nan)
     return [
         Score(
@@ -194,6 +203,7 @@ def scored(
             rank=likenesses[place].rank,
             gallery=likenesses[place].gallery,
             caption=captions[place],
+            asked_gap=likenesses[place].asked_gap,
             on_asked_ground=grounds[place],
             edges=float(edges[place]),
         )

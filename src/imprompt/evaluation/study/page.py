@@ -7,10 +7,12 @@ from PIL import Image
 
 from imprompt.evaluation.report import Column, Grid, Report, Section, Table, best_median_worst
 from imprompt.evaluation.sheets import Row
+from imprompt.evaluation.study.balance import balance, own_row
 from imprompt.evaluation.study.comparing import (
     ALONE,
     CAPTION,
     GAP,
+    NOTHING,
     OURS,
     TOGETHER,
     Difference,
@@ -18,7 +20,7 @@ from imprompt.evaluation.study.comparing import (
     Scores,
     sentence,
 )
-from imprompt.evaluation.study.measuring import NOTHING, Study
+from imprompt.evaluation.study.measuring import Study
 from imprompt.evaluation.study.runs import Measured, StudyRun, differences
 from imprompt.evaluation.study.settings import CONTROL, IMAGE, STYLE, TEXT
 from imprompt.injection import MECHANISMS
@@ -44,10 +46,11 @@ def report_of(
     others = [name for name in scores.mechanisms if name not in (OURS, NOTHING)]
     found = [scores.difference(measure, other) for measure in (*ALONE, *TOGETHER) for other in others]
     known = [one for one in found if one is not None]
-    words = TOGETHER_TEXT.format(text=study.settings.text, ground=study.settings.ground)
+    words = TOGETHER_TEXT.format(text=study.settings.asking, ground=study.settings.asking.ground)
     sections = [
         Section("Table 1 in miniature", alone_text(study, runs), [alone(scores, runs)]),
         Section("With text, on a fine-tuned base, with a control", words, [together(scores)]),
+        *balance(scores, study.settings),
         Section("Decoupled against each other one", DIFFERENCE_TEXT, difference_tables(known)),
         *grids(study, runs, results),
     ]
@@ -75,7 +78,7 @@ def alone(scores: Scores, runs: Sequence[StudyRun]) -> Table:
         "how much more that is than for another drawing of the same style; retrieval looks for the concept "
         "among all held-out ones of the style. Normalised: from a shuffled image prompt (0) to a light copy "
         "of the own one (1). Between seeds: standard deviation of the gap over trainings.",
-        strong=[scores.mechanisms.index(OURS)] if OURS in scores.mechanisms else [],
+        strong=own_row(scores.mechanisms),
     )
 
 
@@ -87,7 +90,7 @@ def together(scores: Scores) -> Table:
         rows,
         note="The gap says what is left of the image prompt there. Edges: correlation with the edges that "
         "were given minus that with others’; what ignores the image prompt is free to follow them best.",
-        strong=[scores.mechanisms.index(OURS)] if OURS in scores.mechanisms else [],
+        strong=own_row(scores.mechanisms),
     )
 
 
@@ -135,10 +138,12 @@ def alone_text(study: Study, runs: Sequence[StudyRun]) -> str:
 
 
 TOGETHER_TEXT = (
-    "With text: “{text}”; the share of pictures whose ground is {ground}, which without an image prompt is "
-    "the first row’s. On a base fine-tuned to draw blueprints: the share on dark blue paper; a mechanism "
-    "that trains the U-Net cannot leave its own, so the style’s change of weights is added to that. With a "
-    "control: a ControlNet with another drawing’s edges; it reads what the U-Net reads in the text’s place."
+    "With text: one of “{text}” beside each image prompt. What the text asks for: how much more a picture "
+    "looks like what the base alone draws from its text than from the others; then the share whose ground is "
+    "{ground}. The first row is the base without an image prompt. On a base fine-tuned to draw blueprints: "
+    "the share on dark blue paper; a mechanism that trains the U-Net cannot leave its own, so the style’s "
+    "change of weights is added to that. With a control: a ControlNet with another drawing’s edges; it reads "
+    "what the U-Net reads in the text’s place."
 )
 DIFFERENCE_TEXT = (
     "On the same concepts, seeds averaged, with the interval over concepts. “Better” and “worse” are said "
@@ -191,7 +196,7 @@ def grids(study: Study, runs: Sequence[StudyRun], results: Results) -> list[Sect
     asks = {
         IMAGE: "Image prompt alone (the paper’s figure 3)",
         CONTROL: "With a control (the paper’s figure 6)",
-        TEXT: f"With text: “{study.settings.text}” (the paper’s figure 9)",
+        TEXT: "With text (the paper’s figure 9)",
         STYLE: "On a fine-tuned base (the paper’s figure 4)",
     }
     sections = [

@@ -21,7 +21,7 @@ ADAPTER_FILE, CONFIG_FILE = "adapter.safetensors", "config.json"
 KEPT, KEPT_PICTURES = "study.json", "study.png"
 """What was measured of a run, and the pictures, beside its adapter."""
 
-VERSION = 1
+VERSION = 2
 """Of what is measured; another one makes everything anew."""
 
 ALIKE = (
@@ -42,11 +42,13 @@ COLUMNS = 26
 class Score:
     """One picture's scores, in one condition.
 
-    `similarity` is the judge's to the reference, `gap` how much more than to a shuffled one; `ceiling` that
-    of a light copy of the reference; `rank` is the concept's place, from 0, among `gallery`; `caption` the
-    judge's likeness to the concept's name (CLIP-T; NaN if it reads no text); `on_asked_ground` whether the
-    border has the colour that the text, or the fine-tuned base, asks for; `edges` how much more the edges
-    correlate with the control's than with others' (NaN where there is none).
+    `similarity` is the judge's to the reference, `gap` how much more than to a shuffled one; `ceiling` the
+    gap of a light copy of the reference; `rank` is the concept's place, from 0, among `gallery`;
+    `caption` the judge's likeness to the concept's name (CLIP-T; NaN if it reads no text); `asked_gap`
+    how much more it looks like what the base alone draws from the concept's text than from other texts;
+    `on_asked_ground` whether the border has the colour that the text, or the fine-tuned base, asks for;
+    `edges` how much more the edges correlate with the control's than with others' (NaN where there is
+    none).
     """
 
     mechanism: str
@@ -59,6 +61,7 @@ class Score:
     rank: int
     gallery: int
     caption: float
+    asked_gap: float
     on_asked_ground: bool
     edges: float
 

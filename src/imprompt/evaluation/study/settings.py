@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from imprompt.evaluation.asking import THINGS_ON_RED, Asking
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -14,8 +16,8 @@ class Settings:
         guidance_scale: w
         scale: what every mechanism is given as `scale`; 1 is as it was trained
         batch_size: pictures in one call of the pipeline
-        text: what the text asks for where there is text, and
-        ground: the ground that it names
+        asking: the texts, where there is text
+        scales: what else is given as `scale` with the texts, for the curve of text against image
         style: of the fine-tuned base
     """
 
@@ -25,8 +27,8 @@ class Settings:
     guidance_scale: float = 7.5
     scale: float = 1.0
     batch_size: int = 52
-    text: str = "face, on a red background"
-    ground: str = "red"
+    asking: Asking = THINGS_ON_RED
+    scales: tuple[float, ...] = (0.5, 0.75, 1.5)
     style: str = "blueprint"
 
 
@@ -35,4 +37,9 @@ SMALL = Settings(concepts=24, others=12, steps=8, batch_size=24)
 
 IMAGE, TEXT, STYLE, CONTROL = "image prompt alone", "with text", "fine-tuned base", "with control"
 CONDITIONS = (IMAGE, TEXT, STYLE, CONTROL)
-"""What each run is asked."""
+"""What each run is asked; one that reads text also under `TEXT` at other scales."""
+
+
+def at_scale(scale: float | int) -> str:
+    """The condition with text at another scale."""
+    return f"{TEXT}, scale {scale:g}"

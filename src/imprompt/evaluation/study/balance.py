@@ -1,0 +1,105 @@
+"""Text against image over the scale: which mechanism gives up less of the one for the other.
+
+At one scale a mechanism that follows its image prompt more may only have been turned up; the curve over the
+scale shows what it can be turned to.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from imprompt.evaluation.metrics import Interval, ScaleCurve, area_difference, scale_curve
+from imprompt.evaluation.report import Cell, Column, Section, Table
+from imprompt.evaluation.study.comparing import OURS, Scores
+from imprompt.evaluation.study.settings import TEXT, Settings, at_scale
+from imprompt.pages import Chart, Line
+
+
+def balance(scores: Scores, settings: Settings) -> list[Section]:
+    """The section of the page; none where no mechanism was asked at other scales."""
+    scales = sorted([*settings.scales, settings.scale])
+    names = [TEXT if scale == settings.scale else at_scale(scale) for scale in scales]
+    followed = {
+        name: both for name in scores.mechanisms if (both := scores.following(name, names)) is not None
+    }
+    if not followed or not settings.scales:
+        return []
+    curves = {name: scale_curve(np.array(scales), *both) for name, both in followed.items()}
+    areas = {
+        name: area_difference(followed[OURS], both) for name, both in followed.items() if OURS in followed
+    }
+    return [
+        Section(
+            "Text against image over the scale",
+            TEXT_OF,
+            [chart(curves), area_table(curves, areas), table(curves)],
+        )
+    ]
+
+
+TEXT_OF = (
+    "The same references with the same texts at several scales. Text: how far what the text asks for is "
+    "drawn, as a share of what the base alone draws of it. Image: the gap, as a share of a light copy’s. For "
+    "decoupled the scale is λ; by it the others’ image tokens are multiplied, or unCLIP’s embedding."
+)
+
+
+def chart(curves: dict[str, ScaleCurve]) -> Chart:
+    """A curve for each mechanism, the decoupled one on top."""
+    ordered = sorted(curves, key=lambda name: name == OURS)
+    return Chart(
+        "What is kept of the text against what is kept of the image prompt",
+        "A dot for each scale. Best is the upper right.",
+        [line(name, curves[name]) for name in ordered],
+        across="image",
+        up="text",
+        free=True,
+    )
+
+
+def line(name: str, curve: ScaleCurve) -> Line:
+    """One mechanism's."""
+    ours = name == OURS
+    return Line(
+        name,
+        [(image.mean, text.mean) for image, text in zip(curve.reference, curve.prompt, strict=True)],
+        "accent" if ours else "ink",
+        names=[f"{scale:g}" if ours else "" for scale in curve.scales],
+    )
+
+
+def area_table(curves: dict[str, ScaleCurve], areas: dict[str, Interval]) -> Table:
+    """The area that each curve dominates."""
+    rows: list[list[Cell]] = [
+        [
+            name,
+            curve.area,
+            curve.scales[curve.best],
+            curve.product[curve.best],
+            areas.get(name) if name != OURS else None,
+        ]
+        for name, curve in curves.items()
+    ]
+    return Table(
+        ["mechanism", "area", Column("best scale", digits=2), "product there", "decoupled’s area minus it"],
+        rows,
+        note="Area: of all shares of text and image that some scale reaches or betters, 1 at most.",
+        strong=own_row(list(curves)),
+    )
+
+
+def table(curves: dict[str, ScaleCurve]) -> Table:
+    """Every point of every curve."""
+    rows: list[list[Cell]] = [
+        [name, scale, text, image, product]
+        for name, curve in curves.items()
+        for scale, text, image, product in zip(
+            curve.scales, curve.prompt, curve.reference, curve.product, strict=True
+        )
+    ]
+    return Table(["mechanism", Column("scale", digits=2), "text", "image", "product"], rows)
+
+
+def own_row(names: Sequence[str]) -> list[int]:
+    """Where the decoupled one is."""
+    return [names.index(OURS)] if OURS in names else []
