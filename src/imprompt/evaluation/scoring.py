@@ -38,13 +38,13 @@ class Score:
     """One picture's scores.
 
     `similarity` is to the reference, `gap` how much more than to a shuffled one; `rank` is the right
-    concept's place, from 0, among `gallery` concepts in the reference's style; `ground` is the colour word
-    nearest to the border's colour; `is_twin` says that a training drawing looks like the reference. `scale`
-    is λ, None for what was not generated. `asked_gap` says how much more the picture looks like what the base alone
-    draws from the text beside its reference than from other texts, whether or not that text was given. Where
-    the judge reads text, `text_similarity` is to that text, `caption_similarity` to the reference's concept
-    and style in words (CLIP-T of the paper). `copy_ratio` is that of the nearest to the second nearest
-    training drawing, where those are at hand.
+    concept's place, from 0, among `gallery` concepts in the reference's style; `ground` is the colour
+    word nearest to the border's colour; `is_twin` says that a training drawing looks like the reference.
+    `scale` is λ, None for what was not generated. `asked_gap` says how much more the picture looks like
+    what the base alone draws from the text beside its reference than from other texts, whether or not
+    that text was given. Where the judge reads text, `text_similarity` is to that text,
+    `caption_similarity` to the reference's concept and style in words (CLIP-T of the paper). `copy_ratio`
+    is that of the nearest to the second nearest training drawing, where those are at hand.
     """
 
     condition: str
