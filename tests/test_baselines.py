@@ -1,5 +1,7 @@
 """Methods of the benchmarks: each baseline runs, from a folder of tiny random models of its class."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,12 @@ from PIL import Image
 
 import tiny
 import tiny_baselines
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.checkpoint import save_adapter
+from imprompt.errors import AdapterMismatch
 from imprompt.evaluation.benchmarks.methods import METHODS, Method, image_encoder_of, load_method
 from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
+from imprompt.projection import FaceProjection
 
 NAMES = list(tiny_baselines.BASELINES)
 STEPS = {"steps": 2, "guidance_scale": 3.0}
@@ -44,3 +50,12 @@ def test_a_baseline_draws_what_follows_from_reference_and_seed(
         assert not np.array_equal(first[0], first[1])
         assert not np.array_equal(first, pixels(method.draw(dog, "", 1.0, [3, 4])))
     assert (image_encoder_of(methods[name]) is None) == (name == "controlnet-shuffle")
+
+
+def test_an_adapter_that_reads_faces_is_refused(tmp_path: Path) -> None:
+    """Most references of a benchmark show no face; one that is found in a cup would be measured."""
+    projection = FaceProjection(tiny.SD_CONTEXT, embedding_dim=16)
+    path = tmp_path / "face.safetensors"
+    save_adapter(ImagePromptAdapter.for_unet(tiny.sd_unet(), projection), path)
+    with pytest.raises(AdapterMismatch, match="is of a FaceID variant"):
+        image_encoder_of(MethodSettings(name="ip-adapter", adapter=str(path)))

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
+from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import AdapterMismatch
 from imprompt.evaluation.benchmarks.methods.method import Method, modules_of
@@ -26,7 +27,7 @@ class AdapterMethod(Method):
         base = load_base(method.model or METHODS[IP_ADAPTER].model, device=device, dtype=self.dtype)
         self.pipe = self.prepared(base)
         # K' and V' are made once a call, so full precision costs nothing.
-        self.adapter = load_adapter(method.adapter, **_encoder(method)).to(device).float()
+        self.adapter = reading_pictures(method.adapter, **_encoder(method)).to(device).float()
         self._attached = self.adapter.attach(self.pipe)
 
     def draw(
@@ -44,9 +45,24 @@ class AdapterMethod(Method):
             yield "image prompt encoder", self.adapter.image_encoder.model
 
 
+def reading_pictures(name: str, **encoder: Any) -> ImagePromptAdapter:
+    """An adapter whose image prompt is a picture as a whole.
+
+    Raises:
+        AdapterMismatch: it reads a face, which most references of a benchmark do not show
+    """
+    adapter = load_adapter(name, **encoder)
+    if "face_embedding" in adapter.projection.takes:
+        raise AdapterMismatch(
+            f"{name} is of a FaceID variant: it reads the embedding of a face, and a benchmark's references "
+            "show anything; measure an adapter that reads whole pictures"
+        )
+    return adapter
+
+
 def adapter_encoder(method: MethodSettings) -> CLIPVisionModelWithProjection:
     """The image encoder of an adapter."""
-    encoder = load_adapter(method.adapter, **_encoder(method)).image_encoder
+    encoder = reading_pictures(method.adapter, **_encoder(method)).image_encoder
     if encoder is None:
         raise AdapterMismatch(f"{method.adapter} has no image encoder that we know; set method.image_encoder")
     return encoder.model
