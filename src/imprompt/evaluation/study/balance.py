@@ -4,7 +4,7 @@ At one scale a mechanism that follows its image prompt more may only have been t
 scale shows what it can be turned to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,22 +19,26 @@ def balance(scores: Scores, settings: Settings) -> list[Section]:
     """The section of the page; none where no mechanism was asked at other scales."""
     scales = sorted([*settings.scales, settings.scale])
     names = [TEXT if scale == settings.scale else at_scale(scale) for scale in scales]
-    followed = {
-        name: both for name in scores.mechanisms if (both := scores.following(name, names)) is not None
+    curves = {
+        name: scale_curve(np.array(scales), *both)
+        for name in scores.mechanisms
+        if (both := scores.following(name, names)) is not None
     }
-    if not followed or not settings.scales:
+    if not settings.scales or not curves:
         return []
-    curves = {name: scale_curve(np.array(scales), *both) for name, both in followed.items()}
-    areas = {
-        name: area_difference(followed[OURS], both) for name, both in followed.items() if OURS in followed
-    }
-    return [
-        Section(
-            "Text against image over the scale",
-            TEXT_OF,
-            [chart(curves), area_table(curves, areas), table(curves)],
-        )
-    ]
+    areas = {name: minus(scores, name, names) for name in curves if name != OURS and OURS in curves}
+    blocks = [chart(curves), area_table(curves, areas), table(curves)]
+    return [Section("Text against image over the scale", TEXT_OF, blocks)]
+
+
+def minus(scores: Scores, other: str, conditions: Sequence[str]) -> Interval | None:
+    """The decoupled curve's area minus another's, over the seeds that both have, if there are any."""
+    if not (seeds := scores.shared_seeds(other)):
+        return None
+    ours, theirs = (scores.following(name, conditions, seeds) for name in (OURS, other))
+    assert ours is not None
+    assert theirs is not None
+    return area_difference(ours, theirs)
 
 
 TEXT_OF = (
@@ -44,7 +48,7 @@ TEXT_OF = (
 )
 
 
-def chart(curves: dict[str, ScaleCurve]) -> Chart:
+def chart(curves: Mapping[str, ScaleCurve]) -> Chart:
     """A curve for each mechanism, the decoupled one on top."""
     ordered = sorted(curves, key=lambda name: name == OURS)
     return Chart(
@@ -68,16 +72,10 @@ def line(name: str, curve: ScaleCurve) -> Line:
     )
 
 
-def area_table(curves: dict[str, ScaleCurve], areas: dict[str, Interval]) -> Table:
+def area_table(curves: Mapping[str, ScaleCurve], areas: Mapping[str, Interval | None]) -> Table:
     """The area that each curve dominates."""
     rows: list[list[Cell]] = [
-        [
-            name,
-            curve.area,
-            curve.scales[curve.best],
-            curve.product[curve.best],
-            areas.get(name) if name != OURS else None,
-        ]
+        [name, curve.area, curve.scales[curve.best], curve.product[curve.best], areas.get(name)]
         for name, curve in curves.items()
     ]
     return Table(
@@ -88,7 +86,7 @@ def area_table(curves: dict[str, ScaleCurve], areas: dict[str, Interval]) -> Tab
     )
 
 
-def table(curves: dict[str, ScaleCurve]) -> Table:
+def table(curves: Mapping[str, ScaleCurve]) -> Table:
     """Every point of every curve."""
     rows: list[list[Cell]] = [
         [name, scale, text, image, product]

@@ -92,6 +92,10 @@ class Scores:
         """Of a mechanism's runs."""
         return sorted({score.seed for score in self.scores if score.mechanism == mechanism})
 
+    def shared_seeds(self, other: str) -> list[int]:
+        """Of the decoupled runs and another mechanism's."""
+        return [seed for seed in self.seeds(OURS) if seed in self.seeds(other)]
+
     def values(self, mechanism: str, measure: Measure, seed: int) -> Float[np.ndarray, " concepts"]:
         """A measure of one run, concept by concept, in the order that all runs share."""
         found = {
@@ -123,7 +127,7 @@ class Scores:
         return float(self.table(mechanism, GAP).mean() / self.table(mechanism, CEILING).mean())
 
     def following(
-        self, mechanism: str, conditions: Sequence[str]
+        self, mechanism: str, conditions: Sequence[str], seeds: Sequence[int] | None = None
     ) -> Float[np.ndarray, "2 conditions concepts"] | None:
         """How far the text and how far the image prompt is followed; None of what was not asked with text.
 
@@ -137,7 +141,7 @@ class Scores:
         )
         rows = [
             [
-                self.table(mechanism, measure._replace(condition=condition)).mean(axis=1) / whole
+                self.table(mechanism, measure._replace(condition=condition), seeds).mean(axis=1) / whole
                 for condition in conditions
             ]
             for measure, whole in ((ASKED, base), (TEXT_GAP, copy))
@@ -146,7 +150,7 @@ class Scores:
 
     def difference(self, measure: Measure, other: str) -> Difference | None:
         """Decoupled minus another one, on the seeds that both have; None where there is no such figure."""
-        seeds = [seed for seed in self.seeds(OURS) if seed in self.seeds(other)]
+        seeds = self.shared_seeds(other)
         if not seeds:
             return None
         ours, theirs = self.table(OURS, measure, seeds), self.table(other, measure, seeds)
