@@ -20,7 +20,7 @@ from imprompt.evaluation import study as study_module
 from imprompt.evaluation.figures.compared import COMPARED, comparison
 from imprompt.evaluation.metrics import Interval, area_difference
 from imprompt.evaluation.study import NOTHING, Settings, evaluate_study, load_study, measured_runs
-from imprompt.evaluation.study.balance import balance, minus
+from imprompt.evaluation.study.balance import balance_sentences, minus, weigh
 from imprompt.evaluation.study.comparing import FIVE, GAP, OURS, Difference, Scores, sentence
 from imprompt.evaluation.study.measuring import placed
 from imprompt.evaluation.study.page import verdict
@@ -255,12 +255,17 @@ def test_what_is_merely_turned_up_is_not_better_and_what_keeps_more_of_both_is()
     assert area_difference(ours, worse).low > 0
     assert scores.following(NOTHING, conditions) is None
     assert minus(scores, "worse", conditions) == area_difference(ours, worse)
+    weighed = weigh(scores, replace(QUICK, scales=(0.5, 1.5)))
+    assert [*weighed.curves] == [OURS, "like", "worse"]
+    assert balance_sentences(weighed) == [
+        "With text, over the scale, its area is better than worse, not to be told from like."
+    ]
     strangers = [replace(one, seed=2) if one.mechanism == "worse" else one for one in scores.scores]
     assert minus(Scores(strangers), "worse", conditions) is None
 
 
 def test_a_study_without_other_scales_has_no_curve() -> None:
-    assert balance(Scores([]), replace(QUICK, scales=())) == []
+    assert weigh(Scores([]), replace(QUICK, scales=())) == ({}, {})
 
 
 # Runs

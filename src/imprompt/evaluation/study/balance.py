@@ -5,18 +5,33 @@ scale shows what it can be turned to.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from imprompt.evaluation.metrics import Interval, ScaleCurve, area_difference, scale_curve
 from imprompt.evaluation.report import Cell, Column, Section, Table
-from imprompt.evaluation.study.comparing import OURS, Scores
+from imprompt.evaluation.study.comparing import OURS, Scores, grouped, verdict_of
 from imprompt.evaluation.study.settings import TEXT, Settings, at_scale
 from imprompt.pages import Chart, Line
 
 
-def balance(scores: Scores, settings: Settings) -> list[Section]:
-    """The section of the page; none where no mechanism was asked at other scales."""
+class Balance(NamedTuple):
+    """Every mechanism that reads text.
+
+    Attributes:
+        curves: by mechanism
+        areas: decoupled's area minus another's, over the seeds that both have; None if there are none
+    """
+
+    curves: Mapping[str, ScaleCurve]
+    areas: Mapping[str, Interval | None]
+
+
+def weigh(scores: Scores, settings: Settings) -> Balance:
+    """Measure the curves; there are none where nothing was asked at other scales."""
+    if not settings.scales:
+        return Balance({}, {})
     scales = sorted([*settings.scales, settings.scale])
     names = [TEXT if scale == settings.scale else at_scale(scale) for scale in scales]
     curves = {
@@ -24,11 +39,8 @@ def balance(scores: Scores, settings: Settings) -> list[Section]:
         for name in scores.mechanisms
         if (both := scores.following(name, names)) is not None
     }
-    if not settings.scales or not curves:
-        return []
-    areas = {name: minus(scores, name, names) for name in curves if name != OURS and OURS in curves}
-    blocks = [chart(curves), area_table(curves, areas), table(curves)]
-    return [Section("Text against image over the scale", TEXT_OF, blocks)]
+    others = [name for name in curves if name != OURS and OURS in curves]
+    return Balance(curves, {name: minus(scores, name, names) for name in others})
 
 
 def minus(scores: Scores, other: str, conditions: Sequence[str]) -> Interval | None:
@@ -39,6 +51,18 @@ def minus(scores: Scores, other: str, conditions: Sequence[str]) -> Interval | N
     assert ours is not None
     assert theirs is not None
     return area_difference(ours, theirs)
+
+
+def balance_section(balance: Balance) -> Section:
+    """The section of the page."""
+    blocks = [chart(balance.curves), area_table(balance), table(balance.curves)]
+    return Section("Text against image over the scale", TEXT_OF, blocks)
+
+
+def balance_sentences(balance: Balance) -> list[str]:
+    """What the areas say, if there are any."""
+    verdicts = {name: verdict_of(area) for name, area in balance.areas.items() if area is not None}
+    return [f"With text, over the scale, its area is {grouped(verdicts)}."] if verdicts else []
 
 
 TEXT_OF = (
@@ -72,17 +96,17 @@ def line(name: str, curve: ScaleCurve) -> Line:
     )
 
 
-def area_table(curves: Mapping[str, ScaleCurve], areas: Mapping[str, Interval | None]) -> Table:
+def area_table(balance: Balance) -> Table:
     """The area that each curve dominates."""
     rows: list[list[Cell]] = [
-        [name, curve.area, curve.scales[curve.best], curve.product[curve.best], areas.get(name)]
-        for name, curve in curves.items()
+        [name, curve.area, curve.scales[curve.best], curve.product[curve.best], balance.areas.get(name)]
+        for name, curve in balance.curves.items()
     ]
     return Table(
         ["mechanism", "area", Column("best scale", digits=2), "product there", "decoupled’s area minus it"],
         rows,
         note="Area: of all shares of text and image that some scale reaches or betters, 1 at most.",
-        strong=own_row(list(curves)),
+        strong=own_row(list(balance.curves)),
     )
 
 

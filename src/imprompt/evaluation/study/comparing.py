@@ -5,7 +5,7 @@ lie apart is said beside it. One mechanism is called better than another where t
 difference excludes 0 and the difference has the same sign for every seed that both were trained with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,6 @@ FIVE = Measure("retrieval@5", IMAGE, lambda score: score.rank < 5, percent=True)
 CEILING = Measure("gap of a light copy", IMAGE, lambda score: score.ceiling)
 CAPTION = Measure("CLIP-T", IMAGE, lambda score: score.caption)
 ASKED = Measure("what the text asks for", TEXT, lambda score: score.asked_gap)
-GROUND = Measure("on the asked ground", TEXT, lambda score: score.on_asked_ground, percent=True)
 TEXT_GAP = Measure("gap, with text", TEXT, lambda score: score.gap)
 PAPER = Measure("on blueprint paper", STYLE, lambda score: score.on_asked_ground, percent=True)
 STYLE_GAP = Measure("gap, fine-tuned base", STYLE, lambda score: score.gap)
@@ -53,7 +52,7 @@ EDGES = Measure("edges", CONTROL, lambda score: score.edges)
 CONTROL_GAP = Measure("gap, with control", CONTROL, lambda score: score.gap)
 
 ALONE = (SIMILARITY, GAP, FIRST, FIVE, CAPTION)
-TOGETHER = (ASKED, GROUND, TEXT_GAP, PAPER, STYLE_GAP, EDGES, CONTROL_GAP)
+TOGETHER = (ASKED, TEXT_GAP, PAPER, STYLE_GAP, EDGES, CONTROL_GAP)
 
 
 class Difference(NamedTuple):
@@ -74,11 +73,7 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> str:
         """What can be said of the decoupled one: "better", "worse", or "cannot be told"."""
-        if self.interval.low > 0 and all(one > 0 for one in self.by_seed):
-            return "better"
-        if self.interval.high < 0 and all(one < 0 for one in self.by_seed):
-            return "worse"
-        return "cannot be told"
+        return verdict_of(self.interval, self.by_seed)
 
 
 class Scores:
@@ -158,6 +153,28 @@ class Scores:
             return None
         by_seed = (ours - theirs).mean(axis=0).tolist()
         return Difference(measure, other, bootstrap_difference(ours, theirs), by_seed)
+
+
+def verdict_of(interval: Interval, by_seed: Sequence[float] = ()) -> str:
+    """What an interval of decoupled minus another says: "better", "worse", or "cannot be told".
+
+    Every seed of training must agree.
+    """
+    if interval.low > 0 and all(one > 0 for one in by_seed):
+        return "better"
+    if interval.high < 0 and all(one < 0 for one in by_seed):
+        return "worse"
+    return "cannot be told"
+
+
+def grouped(verdicts: Mapping[str, str]) -> str:
+    """Other mechanisms by what can be said of the decoupled one: "better than A and B, worse than C"."""
+    words = {"better": "better than {}", "worse": "worse than {}", "cannot be told": "not to be told from {}"}
+    return ", ".join(
+        phrase.format(" and ".join(others))
+        for verdict, phrase in words.items()
+        if (others := [other for other, said in verdicts.items() if said == verdict])
+    )
 
 
 def sentence(difference: Difference) -> str:

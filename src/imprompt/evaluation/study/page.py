@@ -7,7 +7,7 @@ from PIL import Image
 
 from imprompt.evaluation.report import Column, Grid, Report, Section, Table, best_median_worst
 from imprompt.evaluation.sheets import Row
-from imprompt.evaluation.study.balance import balance, own_row
+from imprompt.evaluation.study.balance import balance_section, balance_sentences, own_row, weigh
 from imprompt.evaluation.study.comparing import (
     ALONE,
     CAPTION,
@@ -18,6 +18,7 @@ from imprompt.evaluation.study.comparing import (
     Difference,
     Measure,
     Scores,
+    grouped,
     sentence,
 )
 from imprompt.evaluation.study.measuring import Study
@@ -46,15 +47,16 @@ def report_of(
     others = [name for name in scores.mechanisms if name not in (OURS, NOTHING)]
     found = [scores.difference(measure, other) for measure in (*ALONE, *TOGETHER) for other in others]
     known = [one for one in found if one is not None]
-    words = TOGETHER_TEXT.format(text=study.settings.asking, ground=study.settings.asking.ground)
+    weighed = weigh(scores, study.settings)
+    words = TOGETHER_TEXT.format(text=study.settings.asking)
     sections = [
         Section("Table 1 in miniature", alone_text(study, runs), [alone(scores, runs)]),
         Section("With text, on a fine-tuned base, with a control", words, [together(scores)]),
-        *balance(scores, study.settings),
+        *([balance_section(weighed)] if weighed.curves else []),
         Section("Decoupled against each other one", DIFFERENCE_TEXT, difference_tables(known)),
         *grids(study, runs, results),
     ]
-    lead = verdict(runs, known)
+    lead = " ".join([verdict(runs, known), *balance_sentences(weighed)])
     return Report("Mechanisms on one base", lead, sections, facts, over="imprompt evaluate study"), known
 
 
@@ -139,11 +141,11 @@ def alone_text(study: Study, runs: Sequence[StudyRun]) -> str:
 
 TOGETHER_TEXT = (
     "With text: one of “{text}” beside each image prompt. What the text asks for: how much more a picture "
-    "looks like what the base alone draws from its text than from the others; then the share whose ground is "
-    "{ground}. The first row is the base without an image prompt. On a base fine-tuned to draw blueprints: "
-    "the share on dark blue paper; a mechanism that trains the U-Net cannot leave its own, so the style’s "
-    "change of weights is added to that. With a control: a ControlNet with another drawing’s edges; it reads "
-    "what the U-Net reads in the text’s place."
+    "looks like what the base alone draws from its text than from the others. The first row is the base "
+    "without an image prompt. On a base fine-tuned to draw blueprints: the share on dark blue paper; a "
+    "mechanism that trains the U-Net cannot leave its own, so the style’s change of weights is added to "
+    "that. With a control: a ControlNet with another drawing’s edges; it reads what the U-Net reads in the "
+    "text’s place."
 )
 DIFFERENCE_TEXT = (
     "On the same concepts, seeds averaged, with the interval over concepts. “Better” and “worse” are said "
@@ -171,13 +173,8 @@ def against_larger(gaps: Sequence[Difference]) -> list[str]:
     """A sentence on those that train the whole U-Net, if there are any."""
     if not gaps:
         return []
-    words = {"better": "better than {}", "worse": "worse than {}", "cannot be told": "not to be told from {}"}
-    said = [
-        phrase.format(" and ".join(others))
-        for verdict, phrase in words.items()
-        if (others := [one.other for one in gaps if one.verdict == verdict])
-    ]
-    return [f"Of those that train the whole U-Net too, it is {', '.join(said)}."]
+    said = grouped({one.other: one.verdict for one in gaps})
+    return [f"Of those that train the whole U-Net too, it is {said}."]
 
 
 def trains_base(mechanism: str) -> bool:
