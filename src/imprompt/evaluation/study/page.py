@@ -220,10 +220,16 @@ def grid(
         before["edges"] = study.controls
     every = {**before, **{titled(name): pictures[condition] for name, pictures in columns.items()}}
     rows = [
-        Row([pictures[place] for pictures in every.values()], study.drawings[place].concept)
+        Row([pictures[place] for pictures in every.values()], labelled(study, condition, place))
         for place in chosen
     ]
     return Grid(list(every), rows)
+
+
+def labelled(study: Study, condition: str, place: int) -> str:
+    """A row's label: the concept, and what was asked for beside it."""
+    concept = study.drawings[place].concept
+    return f"{concept}: “{study.settings.asking.beside(concept)}”" if condition == TEXT else concept
 
 
 def titled(mechanism: str) -> str:
