@@ -22,11 +22,10 @@ from conftest import ToyModel
 from imprompt.errors import ConfigError, DataError
 from imprompt.evaluation.benchmarks import evaluate_coco, evaluate_dreambench, methods
 from imprompt.evaluation.benchmarks.data import parse_prompts, read_coco
-from imprompt.evaluation.benchmarks.drawing import Job, draw_all
+from imprompt.evaluation.benchmarks.drawing import Job, draw_all, draw_groups
 from imprompt.evaluation.benchmarks.folder import BenchmarkFolder
 from imprompt.evaluation.benchmarks.methods.adapters import AdapterMethod
 from imprompt.evaluation.benchmarks.methods.shuffle import shuffled_content, smooth_field
-from imprompt.evaluation.benchmarks.processes import draw_in_processes
 from imprompt.evaluation.benchmarks.scoring import Seen, floor_and_ceiling, likeness
 from imprompt.evaluation.benchmarks.settings import CocoSettings, load_settings
 from imprompt.evaluation.benchmarks.tasks import Task, grouped, seed_of
@@ -208,7 +207,7 @@ def test_two_processes_draw_what_one_does_though_one_of_them_is_killed(
     whole: Whole, stand_in: StandIn, config: Path, tmp_path: Path
 ) -> None:
     tasks, job = job_of(stand_in, config, tmp_path / "two", "drawing.workers=2")
-    outcomes = draw_in_processes(grouped(tasks, 2), job)
+    outcomes = draw_groups(grouped(tasks, 2), job)
     done = [next(outcomes)]
     victim = next(child for child in multiprocessing.active_children() if child.name.startswith("ForkServer"))
     assert victim.pid is not None

@@ -1,6 +1,7 @@
 """The cache made by several processes and by Ray: the same bytes, and nothing twice."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,7 @@ def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # by default its processes wait for all others
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where our parts' class is
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # our parts' class
     import ray
 
     ray.init(

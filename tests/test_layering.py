@@ -13,6 +13,7 @@ FLOW = (
     "output",
     "environment",
     "settings",
+    "workers",
     "pages",
     "image",
     "crop",
