@@ -14,6 +14,7 @@ FLOW = (
     "environment",
     "settings",
     "workers",
+    "progress",
     "pages",
     "image",
     "crop",
