@@ -18,7 +18,7 @@ Diffusion (Xu et al. 2022) take a picture. Each class says where we differ from 
 """
 
 from imprompt.injection.base import Denoise, Injection, Inputs
-from imprompt.injection.concatenated import ConcatenatedInjection, HiddenProjection
+from imprompt.injection.concatenated import ConcatenatedInjection
 from imprompt.injection.decoupled import DecoupledInjection
 from imprompt.injection.files import MECHANISMS, load_injection, read_metadata
 from imprompt.injection.fine_tuned import FineTunedInjection
@@ -32,7 +32,6 @@ __all__ = [
     "DecoupledInjection",
     "Denoise",
     "FineTunedInjection",
-    "HiddenProjection",
     "Injection",
     "Inputs",
     "ReplacedInjection",

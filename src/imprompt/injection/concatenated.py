@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.embeddings import ImageEmbeddings
@@ -22,50 +21,9 @@ from imprompt.injection.text import (
     without_prompts,
 )
 from imprompt.projection import ImageProjection
-from imprompt.projection.base import draw_linears
 
 PREFIX = "image_proj."
 """Of a projection's tensors, as in the official layout."""
-
-
-class HiddenProjection(ImageProjection):
-    """c_i = LayerNorm(reshape(W₂ GELU(W₁ e + b₁) + b₂)): the paper's projection with a layer more.
-
-    It is not published. It gives the simple adapter, which trains nothing but its projection, as many
-    parameters as the decoupled one has, so that the two can be compared at equal size.
-
-    Args:
-        embedding_dim: width of the image embedding e
-        context_dim: width of the text embeddings
-        tokens: N of the paper
-        hidden: width of the layer between
-        generator: randomness of the initial weights; torch's global one if not given
-    """
-
-    def __init__(
-        self,
-        embedding_dim: int,
-        context_dim: int,
-        tokens: int = 4,
-        *,
-        hidden: int,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        self.takes = {"image_embedding": embedding_dim}
-        self.context_dim, self.tokens = context_dim, tokens
-        self.proj = nn.Sequential(
-            nn.Linear(embedding_dim, hidden), nn.GELU(), nn.Linear(hidden, tokens * context_dim)
-        )
-        self.norm = nn.LayerNorm(context_dim)
-        draw_linears(self, generator)
-
-    def forward(
-        self, image_embedding: Float[Tensor, "batch embedding_dim"]
-    ) -> Float[Tensor, "batch {self.tokens} {self.context_dim}"]:
-        """Project image embeddings to image tokens; a zero embedding is "no image"."""
-        tokens = self.proj(image_embedding).reshape(-1, self.tokens, self.context_dim)
-        return self.norm(tokens)
 
 
 class ConcatenatedInjection(Injection):

@@ -16,7 +16,6 @@ from imprompt.errors import ConfigError
 from imprompt.injection import (
     MECHANISMS,
     DecoupledInjection,
-    HiddenProjection,
     Injection,
     TimeProjection,
     UnclipInjection,
@@ -27,6 +26,7 @@ from imprompt.progress import followed
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,
+    HiddenProjection,
     ImageProjection,
     LinearProjection,
     PatchProjection,
