@@ -11,22 +11,13 @@ from torch import Tensor
 
 from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.embeddings import ImageEmbeddings
-from imprompt.injection.base import Denoise, Injection, Inputs, denoised, put_in_place
-from imprompt.injection.text import (
-    NEGATIVE,
-    POSITIVE,
-    both_sides,
-    check_counts,
-    text_embeddings,
-    without_prompts,
-)
+from imprompt.injection.base import Denoise, Inputs, denoised, put_in_place
+from imprompt.injection.projected import PREFIX, ProjectedInjection
+from imprompt.injection.text import NEGATIVE, POSITIVE, text_embeddings, without_prompts
 from imprompt.projection import ImageProjection
 
-PREFIX = "image_proj."
-"""Of a projection's tensors, as in the official layout."""
 
-
-class ConcatenatedInjection(Injection):
+class ConcatenatedInjection(ProjectedInjection):
     """output = Attn(Q, [K, K_i], [V, V_i]); the projection alone is trained.
 
     Args:
@@ -43,7 +34,7 @@ class ConcatenatedInjection(Injection):
     @contextlib.contextmanager
     def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
         """The text that the U-Net reads is longer by the image tokens."""
-        tokens = self.projection(inputs["image_embedding"][:, 0])
+        tokens = self.projected(inputs)
 
         def denoise(noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
             return denoised(self.unet, noisy, times, torch.cat([text, tokens.to(text)], dim=1), added)
@@ -55,12 +46,10 @@ class ConcatenatedInjection(Injection):
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Draw with the image tokens multiplied by `scale`, the only handle there is: 0 is not the base."""
-        self.check_pipeline(pipe)
-        check_counts(images, call)
-        embeds, weight = text_embeddings(pipe, call), next(self.projection.parameters())
-        for name, side in zip((POSITIVE, NEGATIVE), both_sides(images, weight), strict=True):
-            tokens = scale * self.projection(side)
-            embeds[name] = torch.cat([embeds[name], tokens.to(embeds[name])], dim=1)
+        sides = self.both_sides(pipe, images, call)
+        embeds = text_embeddings(pipe, call)
+        for name, tokens in zip((POSITIVE, NEGATIVE), sides, strict=True):
+            embeds[name] = torch.cat([embeds[name], (scale * tokens).to(embeds[name])], dim=1)
         return pipe(**without_prompts(call), **embeds).images
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
