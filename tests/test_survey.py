@@ -114,6 +114,19 @@ def test_the_work_on_the_embedded_base_is_counted_on_its_real_shapes() -> None:
     assert one - two == 4 * 32 * work.activations
 
 
+@pytest.mark.parametrize("injection", ["two-stream", "concatenated"])
+def test_what_learns_of_the_u_net_is_all_or_nothing_beside_the_method(injection: str) -> None:
+    run = config("x", adapter={"injection": injection})
+    shapes = read_shapes(run)
+    work, decoupled = count_work(run, shapes), count_work(config("x"), shapes)
+    learns = decoupled.frozen if injection == "two-stream" else 0
+    assert (work.frozen, work.trained) == (decoupled.frozen - learns, learns)
+    assert work.operations * 2 == decoupled.operations * (3 if learns else 2)
+    # A trained parameter is there six times: gradient, two moments, average, and as it was before.
+    taken = step_memory(run, work, on_cpu=True) - 4 * 64 * work.activations
+    assert taken == 24 * learns + 4 * work.frozen
+
+
 def test_the_shapes_of_sdxl_are_read_from_its_folder(tmp_path: Path) -> None:
     tiny.xl_pipeline().save_pretrained(tmp_path / "base")
     tiny.vision_model().save_pretrained(tmp_path / "encoder")
