@@ -263,6 +263,7 @@ def test_missing_pictures_say_how_to_make_them(tmp_path: Path) -> None:
 # The loop
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(toy: Path, model: Path, tmp_path: Path) -> None:
     settings = recipe("base", toy, model, steps=4, sample_every=100, save_every=100)
     whole = run(settings, tmp_path / "whole")
