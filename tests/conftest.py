@@ -18,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 import faults
 import matrix
 import tiny
+import training_processes  # noqa: F401 - before anything starts a process
 from imprompt import cli, generation
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter

@@ -29,6 +29,8 @@ from imprompt.training.objectives import image_prompting
 
 _SERVER = get_context("forkserver")
 _SERVER.set_forkserver_preload(["training_processes"])
+# There is one server for all tests of a process: whichever starts it must not decide what it has imported.
+_SERVER.set_forkserver_preload = lambda module_names: None
 # The server does not look where pytest does; without this it would import nothing beforehand.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
