@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import tiny
+from conftest import ToyModel
 from imprompt.training.config import DataSettings, TrainingConfig, parse_config
 from imprompt.training.samples import Sample, Unreadable
 
@@ -95,3 +97,16 @@ def config(folder: Path, **groups: Any) -> TrainingConfig:
     for name, values in groups.items():
         given[name] = given.get(name, {}) | values
     return parse_config(given, "test")
+
+
+def toy_config(folder: Path, toy: ToyModel, **cache: Any) -> TrainingConfig:
+    base = {"model": str(toy.base), "image_encoder": str(toy.image_encoder)}
+    return config(folder, base=base, cache=cache)
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("cache/*/shards/*")}
+
+
+def times_read(log: Path) -> Counter[str]:
+    return Counter(log.read_text().split())

@@ -1,6 +1,7 @@
 """What several test files share: a whole toy model on disk, and the command line in this process."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 import faults
 import matrix
 import tiny
+import training_processes  # noqa: F401 - before anything starts a process
 from imprompt import cli, generation
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
@@ -133,7 +135,17 @@ class ByFile(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    config.option.loadscopereorder = False  # by the number of tests: files of few slow ones would come last
     return ByFile(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that all processes end at about the same time."""
+    lasting: Counter[Path] = Counter()
+    for item in items:
+        lasting[item.path] += 30 if item.get_closest_marker("slow") else 1  # as many others, about
+    items.sort(key=lambda item: -lasting[item.path])
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

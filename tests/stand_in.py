@@ -10,9 +10,15 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 import tiny
 from conftest import ToyModel
+from imprompt.evaluation.benchmarks.data import read_coco
+from imprompt.evaluation.benchmarks.drawing import Job
+from imprompt.evaluation.benchmarks.folder import BenchmarkFolder
+from imprompt.evaluation.benchmarks.settings import CocoSettings, load_settings
+from imprompt.evaluation.benchmarks.tasks import Task, seed_of
 
 SHAPE: Any = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
 IMAGES = 8
+SAMPLES = 2
 IDS = [139 + 11 * number for number in range(IMAGES)]
 
 PROMPTS = """Classes
@@ -116,3 +122,25 @@ def write_clip(folder: Path) -> None:
     clip_model(seed=7).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     tiny.image_processor().save_pretrained(folder)
+
+
+def coco_settings(stand_in: StandIn, *more: str) -> list[str]:
+    return [*stand_in.settings(stand_in.coco, images=IMAGES, samples=SAMPLES), *more]
+
+
+def drawn(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((output / "pictures").glob("*.png"))}
+
+
+def job_of(stand_in: StandIn, config: Path, output: Path, *more: str) -> tuple[list[Task], Job]:
+    """What `evaluate_coco` draws, without its judges."""
+    asked = load_settings(CocoSettings, config, coco_settings(stand_in, *more))
+    folder = BenchmarkFolder(output)
+    folder.begin({})
+    images = read_coco(stand_in.coco, IMAGES)
+    tasks = [
+        Task(f"{image.name}-{k}", str(image.path), "", 1.0, seed_of("coco", image.id, k))
+        for image in images
+        for k in range(SAMPLES)
+    ]
+    return tasks, Job(asked.method, asked.drawing, folder, "cpu")

@@ -2,14 +2,10 @@
 
 import csv
 import json
-import logging
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +15,30 @@ import torch
 from PIL import Image
 
 from conftest import ToyModel
+from imprompt import cli
 from imprompt.errors import ConfigError, DataError
 from imprompt.evaluation.benchmarks import evaluate_coco, evaluate_dreambench, methods
 from imprompt.evaluation.benchmarks.data import parse_prompts, read_coco
-from imprompt.evaluation.benchmarks.drawing import Job, draw_all
+from imprompt.evaluation.benchmarks.drawing import draw_all, draw_groups
 from imprompt.evaluation.benchmarks.folder import BenchmarkFolder
 from imprompt.evaluation.benchmarks.methods.adapters import AdapterMethod
 from imprompt.evaluation.benchmarks.methods.shuffle import shuffled_content, smooth_field
-from imprompt.evaluation.benchmarks.processes import draw_in_processes
 from imprompt.evaluation.benchmarks.scoring import Seen, floor_and_ceiling, likeness
-from imprompt.evaluation.benchmarks.settings import CocoSettings, load_settings
 from imprompt.evaluation.benchmarks.tasks import Task, grouped, seed_of
 from imprompt.job import read_settings
-from stand_in import IDS, IMAGES, PROMPTS, StandIn, make_stand_in, write_coco
-
-SAMPLES = 2
+from stand_in import (
+    IDS,
+    IMAGES,
+    PROMPTS,
+    SAMPLES,
+    StandIn,
+    coco_settings,
+    drawn,
+    job_of,
+    make_stand_in,
+    write_coco,
+)
+from training_processes import started
 
 
 @pytest.fixture(scope="module")
@@ -55,37 +60,15 @@ class Whole:
         self.output, self.summary = output, summary
 
 
-def coco_settings(stand_in: StandIn, *more: str) -> list[str]:
-    return [*stand_in.settings(stand_in.coco, images=IMAGES, samples=SAMPLES), *more]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, stand_in: StandIn, config: Path) -> Whole:
     output = tmp_path_factory.mktemp("whole") / "coco"
     return Whole(output, evaluate_coco(output=output, config=config, settings=coco_settings(stand_in)))
 
 
-def drawn(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((output / "pictures").glob("*.png"))}
-
-
 def rows(output: Path) -> list[dict[str, str]]:
     with (output / "scores.csv").open() as file:
         return list(csv.DictReader(file))
-
-
-def job_of(stand_in: StandIn, config: Path, output: Path, *more: str) -> tuple[list[Task], Job]:
-    """What `evaluate_coco` draws, without its judges."""
-    asked = load_settings(CocoSettings, config, coco_settings(stand_in, *more))
-    folder = BenchmarkFolder(output)
-    folder.begin({})
-    images = read_coco(stand_in.coco, IMAGES)
-    tasks = [
-        Task(f"{image.name}-{k}", str(image.path), "", 1.0, seed_of("coco", image.id, k))
-        for image in images
-        for k in range(SAMPLES)
-    ]
-    return tasks, Job(asked.method, asked.drawing, folder, "cpu")
 
 
 # Laws
@@ -176,17 +159,15 @@ def test_a_killed_run_goes_on_to_the_same_scores(
     whole: Whole, stand_in: StandIn, config: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "killed"
-    command = [sys.executable, "-m", "imprompt.cli", "evaluate", "coco", str(config), "--output", str(output)]
+    command = ["evaluate", "coco", str(config), "--output", str(output)]
     command += [word for setting in coco_settings(stand_in) for word in ("--set", setting)]
-    # With one thread, as here; and slower than a look at the folder.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    process = started(cli.main, command)
     pictures = output / "pictures"
-    while process.poll() is None and len(list(pictures.glob("*.png"))) < 3:
+    while process.is_alive() and len(list(pictures.glob("*.png"))) < 3:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    said = process.communicate()[1].decode()
-    assert process.returncode == -signal.SIGKILL, said
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert 0 < len(list(pictures.glob("0*.png"))) < IMAGES * SAMPLES
     evaluate_coco(output=output, config=config, settings=coco_settings(stand_in))
     assert drawn(output) == drawn(whole.output)
@@ -208,7 +189,7 @@ def test_two_processes_draw_what_one_does_though_one_of_them_is_killed(
     whole: Whole, stand_in: StandIn, config: Path, tmp_path: Path
 ) -> None:
     tasks, job = job_of(stand_in, config, tmp_path / "two", "drawing.workers=2")
-    outcomes = draw_in_processes(grouped(tasks, 2), job)
+    outcomes = draw_groups(grouped(tasks, 2), job)
     done = [next(outcomes)]
     victim = next(child for child in multiprocessing.active_children() if child.name.startswith("ForkServer"))
     assert victim.pid is not None
@@ -217,32 +198,6 @@ def test_two_processes_draw_what_one_does_though_one_of_them_is_killed(
     assert sorted(outcome.group for outcome in done) == list(range(IMAGES))
     assert {outcome.fault for outcome in done} == {""}
     assert drawn(tmp_path / "two") == drawn(whole.output)
-
-
-@pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Ray on this machine, with one process, and no word to anybody outside."""
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default its processes wait for all others
-    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
-    options |= {"object_store_memory": 80 * 1024**2, "_node_ip_address": "127.0.0.1"}
-    ray.init(address="local", num_cpus=1, logging_level=logging.ERROR, **options)
-    yield ray
-    ray.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_ray_draws_what_one_process_does(
-    whole: Whole, stand_in: StandIn, config: Path, tmp_path: Path, ray: Any
-) -> None:
-    tasks, job = job_of(stand_in, config, tmp_path / "ray", 'drawing.engine="ray"', "drawing.workers=2")
-    counted: list[int] = []
-    assert draw_all(tasks, job, counted.append) == {}
-    assert sum(counted) == IMAGES * SAMPLES
-    assert drawn(tmp_path / "ray") == drawn(whole.output)
 
 
 # What goes wrong

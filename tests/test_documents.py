@@ -35,6 +35,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("document", "code"), blocks("python"))
 def test_python_blocks_run(document: str, code: str, elsewhere: Path) -> None:
     exec(compile(code, document, "exec"), {"__name__": "__main__"})

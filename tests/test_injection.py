@@ -23,7 +23,6 @@ from imprompt.injection import (
     MECHANISMS,
     ConcatenatedInjection,
     DecoupledInjection,
-    HiddenProjection,
     Injection,
     ReplacedInjection,
     TimeProjection,
@@ -33,7 +32,7 @@ from imprompt.injection import (
     read_metadata,
     time_width,
 )
-from imprompt.projection import LinearProjection
+from imprompt.projection import HiddenProjection, LinearProjection
 
 Make = Callable[[Any], Injection]
 KINDS = [*MECHANISMS, "concatenated, hidden"]

@@ -13,6 +13,8 @@ FLOW = (
     "output",
     "environment",
     "settings",
+    "workers",
+    "progress",
     "pages",
     "image",
     "crop",

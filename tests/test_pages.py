@@ -13,13 +13,13 @@ from PIL import Image
 from imprompt.pages import Chart, Dot, DotPlot, Line, draw, draw_dots, embed
 from imprompt.pages.axes import round_step, short, spread, value_axis
 from imprompt.pages.charts import MOST_POINTS, smoothed, thinned
+from page_reading import HOSTILE
 
 FINITE = st.floats(-1e12, 1e12, allow_subnormal=False)
 VALUES = st.one_of(st.none(), FINITE)
 POINTS = st.lists(st.tuples(st.integers(0, 10**7), VALUES), max_size=400).map(
     lambda points: sorted(dict(points).items())
 )
-HOSTILE = '</title><script src="https://elsewhere.example/x.js">alert("&")</script>'
 
 
 # Axes and curves

@@ -1,7 +1,6 @@
 """Reports: pages that hold all they show, summaries that hold every number, scores as tables."""
 
 import csv
-import html.parser
 import json
 import math
 import re
@@ -33,8 +32,7 @@ from imprompt.evaluation.report import (
 from imprompt.evaluation.report.markup import strip
 from imprompt.evaluation.sheets import Row
 from imprompt.pages import Chart, Dot, DotPlot, Line
-
-HOSTILE = '</title><script src="https://elsewhere.example/x.js">alert("&")</script>'
+from page_reading import HOSTILE, read_page
 
 
 @dataclass(frozen=True)
@@ -43,43 +41,6 @@ class Score:
     seed: int
     similarity: float
     is_twin: bool
-
-
-class Reader(html.parser.HTMLParser):
-    """What a page loads, what it says, and whether its elements are closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sources: list[str] = []
-        self.open: list[str] = []
-        self.said: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.sources += [
-            value for name, value in attrs if name in ("src", "href", "action", "data") and value
-        ]
-        self.tags.append(tag)
-        if tag not in ("meta", "img", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.said.append(data)
-
-
-def read(path: Path) -> Reader:
-    page = Reader()
-    page.feed(path.read_text(encoding="utf-8"))
-    page.close()
-    assert page.open == []
-    return page
 
 
 def noise(*shape: int, seed: int = 0) -> Image.Image:
@@ -141,18 +102,17 @@ def test_a_page_loads_nothing_from_outside_itself_whatever_things_are_called(
     tmp_path: Path, name: str
 ) -> None:
     write_report(report_of(name=HOSTILE), tmp_path, {})
-    page = read(tmp_path / name)
+    page = read_page(tmp_path / name)
     assert len(page.sources) == 3
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.sources)
     assert page.tags.count("script") == 1
-    assert not re.search(r"@import|url\(", (tmp_path / name).read_text())
     assert HOSTILE in page.said
 
 
 def test_every_number_on_the_page_is_in_the_summary(tmp_path: Path) -> None:
     write_report(report_of(), tmp_path, {"seconds": 1.5})
     known = set(numbers(json.loads((tmp_path / "summary.json").read_text())))
-    shown = [word for words in read(tmp_path / "index.html").said for word in _in_tables(words)]
+    shown = [word for words in read_page(tmp_path / "index.html").said for word in _in_tables(words)]
     assert len(shown) > 30
     unknown = [word for word in shown if not any(_is_rounded(word, value) for value in known)]
     assert not unknown
@@ -172,10 +132,10 @@ def _is_rounded(word: str, value: float) -> bool:
 def test_a_small_page_is_small_whatever_the_pictures(tmp_path: Path, rows: int) -> None:
     write_report(report_of(rows=rows, size=48), tmp_path, {})
     assert (tmp_path / "index-small.html").stat().st_size < 600_000
-    small, whole = read(tmp_path / "index-small.html"), read(tmp_path / "index.html")
+    small, whole = read_page(tmp_path / "index-small.html"), read_page(tmp_path / "index.html")
     assert len(whole.sources) == rows
     assert len(small.sources) >= min(rows, 48)
-    assert ("rows are here" in " ".join(small.said)) == (len(small.sources) < rows)
+    assert ("rows are here" in small.words) == (len(small.sources) < rows)
 
 
 def test_a_summary_says_what_made_it_and_holds_what_json_cannot(tmp_path: Path) -> None:

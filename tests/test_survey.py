@@ -1,5 +1,6 @@
 """`imprompt train --check`: what is said of data and of what a run needs."""
 
+import functools
 import io
 import shutil
 from pathlib import Path
@@ -99,10 +100,15 @@ def test_missing_faces_are_counted_where_they_are_needed(tmp_path: Path) -> None
     assert found.without_face == 5
 
 
+@functools.cache
+def work_of(injection: str) -> Work:
+    run = config("x", adapter={"injection": injection})
+    return count_work(run, read_shapes(run))
+
+
 def test_the_work_on_the_embedded_base_is_counted_on_its_real_shapes() -> None:
     run = config("x")
-    shapes = read_shapes(run)
-    work = count_work(run, shapes)
+    shapes, work = read_shapes(run), work_of("decoupled")
     unet = UNet2DConditionModel.from_pretrained(mini.WEIGHTS / "base" / "unet")
     assert work.frozen == sum(parameter.numel() for parameter in unet.parameters())
     layers = mini.adapter().layers
@@ -112,6 +118,18 @@ def test_the_work_on_the_embedded_base_is_counted_on_its_real_shapes() -> None:
     assert work.activations > 100_000
     one, two = (step_memory(config("x", training={"passes": n}), work, on_cpu=True) for n in (1, 2))
     assert one - two == 4 * 32 * work.activations
+
+
+@pytest.mark.parametrize("injection", ["two-stream", "concatenated"])
+def test_what_learns_of_the_u_net_is_all_or_nothing_beside_the_method(injection: str) -> None:
+    work, decoupled = work_of(injection), work_of("decoupled")
+    learns = decoupled.frozen if injection == "two-stream" else 0
+    assert (work.frozen, work.trained) == (decoupled.frozen - learns, learns)
+    assert work.operations * 2 == decoupled.operations * (3 if learns else 2)
+    # A trained parameter is there six times: gradient, two moments, average, and as it was before.
+    run = config("x", adapter={"injection": injection})
+    taken = step_memory(run, work, on_cpu=True) - 4 * 64 * work.activations
+    assert taken == 24 * learns + 4 * work.frozen
 
 
 def test_the_shapes_of_sdxl_are_read_from_its_folder(tmp_path: Path) -> None:

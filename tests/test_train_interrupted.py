@@ -20,8 +20,16 @@ from imprompt.training.adapters import train_adapter
 from imprompt.training.checkpoints import Checkpoints
 from imprompt.training.config import parse_config
 from imprompt.training.loop import Run
+from imprompt.training.objectives import image_prompting
 
 KILLS = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_looks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_prompting, "BANDS", (0.5,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +76,7 @@ def digest(run: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_twenty_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_path: Path) -> None:
     """Kill -9 at random moments and inside saves: the adapter ends the same to the bit."""
     rng = random.Random(0)

@@ -36,6 +36,7 @@ def shares(settings: dict[str, Any], processes: int, folder: Path) -> list[dict[
     return [torch.load(f"{report}-{rank}.pt") for rank in range(processes)]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(settings: dict[str, Any], tmp_path: Path) -> None:
     (one,) = shares(settings, 1, tmp_path)
     two = shares(settings, 2, tmp_path)

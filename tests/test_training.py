@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from imprompt.training.captions import GROUNDS
 from imprompt.training.data import EmojiBatches, EmojiPictures
 from imprompt.training.emoji import STYLES, is_held_out, slug
 from imprompt.training.loop import Run
-from imprompt.training.objectives import build_objective, controlling, denoising, styling
+from imprompt.training.objectives import autoencoding, build_objective, controlling, denoising, styling
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
 from imprompt.training.recipe import Mixture, Recipe, load_recipe, parse_recipe
 from imprompt.training.shipping import ADAPTER, PARTS, ship
@@ -52,15 +53,23 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_data(tmp_path_factory.mktemp("data") / "toy")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_looks() -> Iterator[None]:
+    """The toy data has eight held-out pictures, not hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (denoising, styling, controlling):
+            patch.setattr(module, "SHOWN_STEPS", 2)
+        for module in (denoising, styling, autoencoding):
+            patch.setattr(module, "LOOK", 16)
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole embedded model, made by two steps of every stage."""
     output = tmp_path_factory.mktemp("model")
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (denoising, styling, controlling):
-            patch.setattr(module, "SHOWN_STEPS", 2)
-        for stage in STAGES:
-            train_stage(recipe(stage, toy, output))
+    for stage in STAGES:
+        train_stage(recipe(stage, toy, output))
     write_adapter(output)
     return output
 
@@ -152,11 +161,13 @@ def test_the_vocabulary_is_the_same_in_every_process() -> None:
     program = (
         "from imprompt.training.vocabulary import train_tokenizer as train\n"
         "captions = ['a red disc, noto style', 'grinning face, on a blue background'] * 9\n"
-        "print(sorted(train(captions, size=700, length=24).get_vocab().items()))"
+        "said = str(sorted(train(captions, size=700, length=24).get_vocab().items()))"
     )
-    said = {subprocess.run([sys.executable, "-c", program], capture_output=True).stdout for _ in range(3)}
-    assert len(said) == 1
-    assert b"background</w>" in said.pop()
+    here: dict[str, str] = {}
+    exec(program, here)
+    there = subprocess.run([sys.executable, "-c", f"{program}; print(said)"], capture_output=True, text=True)
+    assert there.stdout.strip() == here["said"]
+    assert "background</w>" in here["said"]
 
 
 # The codec
@@ -252,13 +263,15 @@ def test_missing_pictures_say_how_to_make_them(tmp_path: Path) -> None:
 # The loop
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(toy: Path, model: Path, tmp_path: Path) -> None:
-    whole = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "whole")
+    settings = recipe("base", toy, model, steps=4, sample_every=100, save_every=100)
+    whole = run(settings, tmp_path / "whole")
     whole.go()
-    first = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "parts")
+    first = run(settings, tmp_path / "parts")
     go(first, 2)
     first.save()
-    second = run(recipe("base", toy, model, steps=4, save_every=100), tmp_path / "parts")
+    second = run(settings, tmp_path / "parts")
     assert second.resume()
     second.go()
     assert all(map(torch.equal, whole.descent.trained, second.descent.trained))

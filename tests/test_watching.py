@@ -1,6 +1,5 @@
 """What a run says of itself: log, terminal, page and card."""
 
-import html.parser
 import io
 import json
 import math
@@ -26,6 +25,7 @@ from imprompt.training.config import parse_config
 from imprompt.training.watching import Display, RunLog, write_card, write_environment, write_page
 from imprompt.training.watching.history import duration, read_history, without_folders
 from imprompt.training.watching.verdict import judge
+from page_reading import read_page
 
 
 def run_folder(
@@ -331,40 +331,6 @@ def test_the_verdict_follows_the_gap(tmp_path: Path, gaps: list[float], trend: s
 # The page
 
 
-class Sources(html.parser.HTMLParser):
-    """What a page loads, and whether its elements are closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sources: list[str] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.sources += [value for name, value in attrs if name in ("src", "href") and value]
-        if tag not in ("meta", "img", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def read_page(path: Path) -> Sources:
-    page = Sources()
-    page.feed(path.read_text())
-    page.close()
-    assert page.open == []
-    assert all(source.startswith("data:image/") for source in page.sources)
-    assert not re.search(r"@import|url\(", path.read_text())
-    return page
-
-
 FIGURES = {
     "loss": [0.5, 0.25, math.nan, 0.125],
     "held-out loss": [0.5, 0.25, 0.2, 0.125],
@@ -392,7 +358,7 @@ def test_a_page_shows_figures_curves_grids_settings_and_commands(tmp_path: Path)
     write_environment(with_grids(folder, 4))
     path = write_page(folder)
     page = read_page(path)
-    words = " ".join(page.words)
+    words = page.words
     assert path == folder / "index.html"
     assert len(page.sources) == 4
     for said in (
@@ -412,13 +378,13 @@ def test_a_page_shows_figures_curves_grids_settings_and_commands(tmp_path: Path)
 
 
 def test_a_page_can_be_made_of_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
-    words = " ".join(read_page(write_page(tmp_path)).words)
+    words = read_page(write_page(tmp_path)).words
     assert "Nothing can be said yet" in words
 
 
 def test_the_page_of_a_finished_run_says_so_and_how_to_draw(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "cats", FIGURES, finished=True)
-    words = " ".join(read_page(write_page(folder)).words)
+    words = read_page(write_page(folder)).words
     assert "Finished: step 30 of 30" in words
     assert "imprompt generate REFERENCE.png --adapter runs/cats/adapter.safetensors" in words
     assert "--resume" not in words
@@ -433,7 +399,7 @@ def test_the_page_of_a_stopped_run_draws_with_its_newest_checkpoint(tmp_path: Pa
     assert (
         "imprompt generate REFERENCE.png --base owner/model --image-encoder owner/clip:vision "
         "--adapter runs/cats/checkpoints/000020/adapter.safetensors"
-    ) in " ".join(read_page(write_page(folder)).words)
+    ) in read_page(write_page(folder)).words
 
 
 def test_no_absolute_path_gets_into_a_page_or_a_card(tmp_path: Path) -> None:
@@ -455,7 +421,7 @@ def test_a_small_page_is_small_whatever_the_grids(tmp_path: Path) -> None:
     page = read_page(path)
     assert len(page.sources) == 8
     assert all(source.startswith("data:image/jpeg") for source in page.sources)
-    assert "8 of 12 grids are here" in " ".join(page.words)
+    assert "8 of 12 grids are here" in page.words
     assert 'data-step="0"' in path.read_text()
     assert 'data-step="110"' in path.read_text()
 

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: killed at any moment, or several at once.
+"""Trainings, mostly, in processes of their own: killed at any moment, or several at once.
 
 They fork from a server that has everything imported, so each starts in a tenth of a second.
 """
@@ -25,15 +25,18 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from imprompt.training import checkpoints
 from imprompt.training.adapters import train_adapter
 from imprompt.training.config import parse_config
+from imprompt.training.objectives import image_prompting
 
 _SERVER = get_context("forkserver")
 _SERVER.set_forkserver_preload(["training_processes"])
+# There is one server for all tests of a process: whichever starts it must not decide what it has imported.
+_SERVER.set_forkserver_preload = lambda module_names: None
 # The server does not look where pytest does; without this it would import nothing beforehand.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
-def started(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
-    """A process that calls a function of this module."""
+def started(target: Callable[..., object], *arguments: Any) -> ForkServerProcess:
+    """A process that calls a function, which it can import."""
     process = _SERVER.Process(target=_quietly, args=(target, *arguments))
     process.start()
     return process
@@ -46,8 +49,9 @@ def finished(target: Callable[..., None], *arguments: Any) -> None:
     assert process.exitcode == 0, f"ended with {process.exitcode}"
 
 
-def _quietly(target: Callable[..., None], *arguments: Any) -> None:
+def _quietly(target: Callable[..., object], *arguments: Any) -> None:
     torch.set_num_threads(1)
+    image_prompting.BANDS = (0.5,)  # as in the tests of this process: how a look is taken is tested elsewhere
     sys.stderr.flush()
     os.dup2(os.open(os.environ.get("TRAINING_ERRORS", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     target(*arguments)

@@ -17,7 +17,7 @@ from torch import Tensor
 from imprompt.evaluation.judge import Judge
 from imprompt.evaluation.metrics import COPY_RATIO, Interval, bootstrap_interval, copy_ratios
 from imprompt.evaluation.pictures import light_copy, load_training, on_white
-from imprompt.evaluation.progress import counted
+from imprompt.progress import counted
 from imprompt.settings import in_cache
 
 DATA = "emoji-64"

@@ -12,13 +12,14 @@ section 4.4.1); "replaced" is how SD image variations, "unclip" how SD-unCLIP, "
 Diffusion (Xu et al. 2022) take a picture. Each class says where we differ from what was published.
 
     base            what all of them offer
-    text            text embeddings and image tokens on both branches of guidance
+    projected       those with a projection of the image embedding
+    text            text embeddings on both branches of guidance
     fine_tuned      those that train the U-Net as well
     files           adapter files → the mechanism in its place
 """
 
 from imprompt.injection.base import Denoise, Injection, Inputs
-from imprompt.injection.concatenated import ConcatenatedInjection, HiddenProjection
+from imprompt.injection.concatenated import ConcatenatedInjection
 from imprompt.injection.decoupled import DecoupledInjection
 from imprompt.injection.files import MECHANISMS, load_injection, read_metadata
 from imprompt.injection.fine_tuned import FineTunedInjection
@@ -32,7 +33,6 @@ __all__ = [
     "DecoupledInjection",
     "Denoise",
     "FineTunedInjection",
-    "HiddenProjection",
     "Injection",
     "Inputs",
     "ReplacedInjection",

@@ -11,12 +11,13 @@ from imprompt.checkpoint import load_adapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.errors import AdapterMismatch, CheckpointError
 from imprompt.injection.base import Injection
-from imprompt.injection.concatenated import PREFIX, ConcatenatedInjection, HiddenProjection
+from imprompt.injection.concatenated import ConcatenatedInjection
 from imprompt.injection.decoupled import DecoupledInjection
+from imprompt.injection.projected import PREFIX
 from imprompt.injection.replaced import ReplacedInjection
 from imprompt.injection.two_stream import TwoStreamInjection
 from imprompt.injection.unclip import TimeProjection, UnclipInjection, time_width
-from imprompt.projection import LinearProjection
+from imprompt.projection import HiddenProjection, LinearProjection
 
 MECHANISMS: Mapping[str, type[Injection]] = {
     kind.name: kind

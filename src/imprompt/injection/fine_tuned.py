@@ -9,14 +9,14 @@ from torch import nn
 
 from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.errors import AdapterMismatch
-from imprompt.injection.base import Injection, put_in_place
-from imprompt.injection.concatenated import PREFIX
+from imprompt.injection.base import put_in_place
+from imprompt.injection.projected import PREFIX, ProjectedInjection
 
 UNET_PREFIX = "unet."
 """Of the U-Net's tensors in a file."""
 
 
-class FineTunedInjection(Injection):
+class FineTunedInjection(ProjectedInjection):
     """A projection, and the whole U-Net with it. A copy of the U-Net's weights is kept for `detach`.
 
     Its file holds both: the projection under `image_proj.`, the U-Net under `unet.`.

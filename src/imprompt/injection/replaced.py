@@ -11,7 +11,7 @@ from torch import Tensor
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.injection.base import Denoise, Inputs, denoised
 from imprompt.injection.fine_tuned import FineTunedInjection
-from imprompt.injection.text import NEGATIVE, POSITIVE, both_sides, check_counts, without_prompts
+from imprompt.injection.text import NEGATIVE, POSITIVE, without_prompts
 
 
 class ReplacedInjection(FineTunedInjection):
@@ -28,7 +28,7 @@ class ReplacedInjection(FineTunedInjection):
     @contextlib.contextmanager
     def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
         """The U-Net reads the image tokens, whatever the text."""
-        tokens = self.projection(inputs["image_embedding"][:, 0])
+        tokens = self.projected(inputs)
 
         def denoise(noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
             return denoised(self.unet, noisy, times, tokens.to(text), added)
@@ -43,9 +43,6 @@ class ReplacedInjection(FineTunedInjection):
 
         A ControlNet reads what the U-Net reads: the image tokens, which it was not trained on.
         """
-        self.check_pipeline(pipe)
-        check_counts(images, call)
-        weight = next(self.projection.parameters())
-        positive, negative = both_sides(images, weight)
-        embeds = {POSITIVE: self.projection(scale * positive), NEGATIVE: self.projection(negative)}
-        return pipe(**without_prompts(call), **{k: x.to(self.unet.dtype) for k, x in embeds.items()}).images
+        sides = self.both_sides(pipe, images, call, scale)
+        positive, negative = (side.to(self.unet.dtype) for side in sides)
+        return pipe(**without_prompts(call), **{POSITIVE: positive, NEGATIVE: negative}).images

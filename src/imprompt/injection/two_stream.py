@@ -12,7 +12,6 @@ from imprompt.embeddings import ImageEmbeddings
 from imprompt.errors import AmbiguousBatch
 from imprompt.injection.base import Denoise, Inputs, denoised
 from imprompt.injection.fine_tuned import FineTunedInjection
-from imprompt.injection.text import both_sides, check_counts
 from imprompt.layers import cross_attention_layers
 
 TRAINED_SHARE = 0.5
@@ -32,7 +31,7 @@ class TwoStreamInjection(FineTunedInjection):
     @contextlib.contextmanager
     def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
         """Cross-attention reads the text and the image tokens, and gives the mean."""
-        with self._mixed(self.projection(inputs["image_embedding"][:, 0]), TRAINED_SHARE):
+        with self._mixed(self.projected(inputs), TRAINED_SHARE):
             yield lambda noisy, times, text, added: denoised(self.unet, noisy, times, text, added)
 
     @torch.no_grad()
@@ -40,11 +39,7 @@ class TwoStreamInjection(FineTunedInjection):
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Draw with α = `scale` / 2: 1 as in training, 0 the text alone, 2 the image alone."""
-        self.check_pipeline(pipe)
-        check_counts(images, call)
-        positive, negative = (
-            self.projection(side) for side in both_sides(images, next(self.projection.parameters()))
-        )
+        positive, negative = self.both_sides(pipe, images, call)
         with self._mixed(positive, scale * TRAINED_SHARE, negative):
             return pipe(**call).images
 

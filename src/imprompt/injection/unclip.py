@@ -14,7 +14,6 @@ from imprompt.encoder import Input
 from imprompt.errors import AmbiguousBatch
 from imprompt.injection.base import Denoise, Inputs, denoised
 from imprompt.injection.fine_tuned import FineTunedInjection
-from imprompt.injection.text import both_sides, check_counts
 
 
 class TimeProjection(nn.Module):
@@ -51,7 +50,7 @@ class UnclipInjection(FineTunedInjection):
     @contextlib.contextmanager
     def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
         """Every residual block hears of the image through the time."""
-        with self._added(self.projection(inputs["image_embedding"][:, 0])):
+        with self._added(self.projected(inputs)):
             yield lambda noisy, times, text, added: denoised(self.unet, noisy, times, text, added)
 
     @torch.no_grad()
@@ -59,10 +58,7 @@ class UnclipInjection(FineTunedInjection):
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Draw with image embeddings multiplied by `scale`, 0 being no image; a ControlNet hears of none."""
-        self.check_pipeline(pipe)
-        check_counts(images, call)
-        positive, negative = both_sides(images, next(self.projection.parameters()))
-        with self._added(self.projection(scale * positive), self.projection(negative)):
+        with self._added(*self.both_sides(pipe, images, call, scale)):
             return pipe(**call).images
 
     @contextlib.contextmanager

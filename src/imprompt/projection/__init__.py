@@ -2,7 +2,7 @@
 
 from imprompt.projection.base import ImageProjection, Input
 from imprompt.projection.face import FacePlusProjection, FaceProjection
-from imprompt.projection.linear import LinearProjection
+from imprompt.projection.linear import HiddenProjection, LinearProjection
 from imprompt.projection.patch import PatchProjection
 from imprompt.projection.perceiver import PerceiverShape
 from imprompt.projection.resampler import ResamplerProjection
@@ -10,6 +10,7 @@ from imprompt.projection.resampler import ResamplerProjection
 __all__ = [
     "FacePlusProjection",
     "FaceProjection",
+    "HiddenProjection",
     "ImageProjection",
     "Input",
     "LinearProjection",

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from imprompt.encoder import Input
 
@@ -26,6 +27,42 @@ class ImageProjection(nn.Module):
     takes: Mapping[Input, int]
     context_dim: int
     tokens: int
+
+
+class EmbeddingProjection(ImageProjection):
+    """c_i = LayerNorm(reshape(f(e))): tokens of one embedding e; a zero embedding is "no image".
+
+    Args:
+        takes: the embedding's name and width
+        layers: f, "batch embedding_dim" → "batch tokens·context_dim"
+        context_dim: width of the text embeddings
+        tokens: N of the paper
+        generator: randomness of the initial weights; torch's global one if not given
+    """
+
+    def __init__(
+        self,
+        takes: Mapping[Input, int],
+        layers: nn.Module,
+        context_dim: int,
+        tokens: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.takes, self.context_dim, self.tokens = takes, context_dim, tokens
+        self.proj, self.norm = layers, nn.LayerNorm(context_dim)
+        draw_linears(self, generator)
+
+    def forward(
+        self, embedding: Float[Tensor, "batch embedding_dim"]
+    ) -> Float[Tensor, "batch {self.tokens} {self.context_dim}"]:
+        """Project embeddings to image tokens."""
+        return self.norm(self.proj(embedding).reshape(-1, self.tokens, self.context_dim))
+
+
+def two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """W₂ GELU(W₁ e + b₁) + b₂."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
 def draw_linears(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -10,17 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from imprompt.errors import AdapterMismatch, InvalidReference
-from imprompt.projection.base import ImageProjection, draw_linears
+from imprompt.projection.base import EmbeddingProjection, ImageProjection, draw_linears, two_layers
 from imprompt.projection.perceiver import Perceiver, PerceiverShape
 
 
-def _face_layers(embedding_dim: int, hidden_dim: int | None, rows: int) -> nn.Sequential:
-    """W₂ GELU(W₁ e + b₁) + b₂."""
-    hidden_dim = hidden_dim or 2 * embedding_dim
-    return nn.Sequential(nn.Linear(embedding_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, rows))
-
-
-class FaceProjection(ImageProjection):
+class FaceProjection(EmbeddingProjection):
     """c_i = LayerNorm(reshape(W₂ GELU(W₁ e + b₁) + b₂)): FaceID, and FaceID-Portrait with 16 tokens.
 
     Args:
@@ -40,18 +34,8 @@ class FaceProjection(ImageProjection):
         hidden_dim: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.takes = {"face_embedding": embedding_dim}
-        self.context_dim, self.tokens = context_dim, tokens
-        self.proj = _face_layers(embedding_dim, hidden_dim, tokens * context_dim)
-        self.norm = nn.LayerNorm(context_dim)
-        draw_linears(self, generator)
-
-    def forward(
-        self, face_embedding: Float[Tensor, "batch embedding_dim"]
-    ) -> Float[Tensor, "batch {self.tokens} {self.context_dim}"]:
-        """Project face embeddings (of length 1) to image tokens; "no image" is a zero embedding."""
-        return self.norm(self.proj(face_embedding).reshape(-1, self.tokens, self.context_dim))
+        layers = two_layers(embedding_dim, hidden_dim or 2 * embedding_dim, tokens * context_dim)
+        super().__init__({"face_embedding": embedding_dim}, layers, context_dim, tokens, generator)
 
 
 class FacePlusProjection(ImageProjection):
@@ -98,7 +82,7 @@ class FacePlusProjection(ImageProjection):
             )
         self.takes = {"face_embedding": embedding_dim, "image_features": feature_dim}
         self.context_dim, self.tokens, self.version = context_dim, tokens, version
-        self.proj = _face_layers(embedding_dim, hidden_dim, tokens * shape.width)
+        self.proj = two_layers(embedding_dim, hidden_dim or 2 * embedding_dim, tokens * shape.width)
         self.norm = nn.LayerNorm(shape.width)
         self.perceiver_resampler = Perceiver(feature_dim, context_dim, shape)
         draw_linears(self, generator)

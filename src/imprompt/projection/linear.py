@@ -1,16 +1,15 @@
-"""The linear projection of the paper: one image embedding → N tokens.
+"""The linear projection of the paper: one image embedding → N tokens; and one of two layers beside it.
 
 Ye et al. 2023, section 3.2.1: a linear layer makes N tokens out of one image embedding, then a LayerNorm.
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from imprompt.projection.base import ImageProjection, draw_linears
+from imprompt.projection.base import EmbeddingProjection, two_layers
 
 
-class LinearProjection(ImageProjection):
+class LinearProjection(EmbeddingProjection):
     """c_i = LayerNorm(reshape(W x + b)): the projection of the paper and of the published base adapters.
 
     Args:
@@ -28,16 +27,32 @@ class LinearProjection(ImageProjection):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.takes = {"image_embedding": embedding_dim}
-        self.context_dim, self.tokens = context_dim, tokens
-        self.proj = nn.Linear(embedding_dim, tokens * context_dim)
-        self.norm = nn.LayerNorm(context_dim)
-        draw_linears(self, generator)
+        layer = nn.Linear(embedding_dim, tokens * context_dim)
+        super().__init__({"image_embedding": embedding_dim}, layer, context_dim, tokens, generator)
 
-    def forward(
-        self, image_embedding: Float[Tensor, "batch embedding_dim"]
-    ) -> Float[Tensor, "batch {self.tokens} {self.context_dim}"]:
-        """Project image embeddings to image tokens; a zero embedding is the paper's "no image"."""
-        tokens = self.proj(image_embedding).reshape(-1, self.tokens, self.context_dim)
-        return self.norm(tokens)
+
+class HiddenProjection(EmbeddingProjection):
+    """c_i = LayerNorm(reshape(W₂ GELU(W₁ e + b₁) + b₂)): the paper's projection with a layer more.
+
+    It is not published. It gives the simple adapter, which trains nothing but its projection, as many
+    parameters as the decoupled one has, so that the two can be compared at equal size.
+
+    Args:
+        embedding_dim: width of the image embedding e
+        context_dim: width of the text embeddings
+        tokens: N of the paper
+        hidden: width of the layer between
+        generator: randomness of the initial weights; torch's global one if not given
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        context_dim: int,
+        tokens: int = 4,
+        *,
+        hidden: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        layers = two_layers(embedding_dim, hidden, tokens * context_dim)
+        super().__init__({"image_embedding": embedding_dim}, layers, context_dim, tokens, generator)

@@ -16,16 +16,17 @@ from imprompt.errors import ConfigError
 from imprompt.injection import (
     MECHANISMS,
     DecoupledInjection,
-    HiddenProjection,
     Injection,
     TimeProjection,
     UnclipInjection,
     time_width,
 )
 from imprompt.output import written_whole
+from imprompt.progress import followed
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,
+    HiddenProjection,
     ImageProjection,
     LinearProjection,
     PatchProjection,
@@ -41,7 +42,7 @@ from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
 from imprompt.training.ranks import this_process
 from imprompt.training.samples import Unreadable
-from imprompt.training.watching import counted, write_card, write_page
+from imprompt.training.watching import write_card, write_page
 
 CONFIG_FILE = "config.json"
 
@@ -98,7 +99,7 @@ def cache_alone(config: TrainingConfig) -> str:
 
 def cached(config: TrainingConfig, base: FrozenBase) -> CachedSamples | LiveSamples:
     """The run's samples; what is missing of the cache is made, which may take long."""
-    with counted("caching") as progress:
+    with followed("caching") as progress:
         return build_cache(config, base, progress)
 
 

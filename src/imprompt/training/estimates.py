@@ -60,8 +60,8 @@ class Work:
     """Counted on one target of the configured size.
 
     Attributes:
-        frozen: parameters of the U-Net
-        trained: parameters of the K', V' (and LoRA) layers; a projection comes on top
+        frozen: parameters of the U-Net that do not learn
+        trained: parameters that learn, of the K', V' (and LoRA) layers or the U-Net; a projection is on top
         activations: numbers kept for the backward pass
         operations: multiplications and additions of one training step, forward and backward
     """
@@ -113,27 +113,32 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
     """Run the U-Net once on pretended tensors and count.
 
     The operations of a step are twice the forward pass's: the way back goes through frozen layers to their
-    inputs, not to their weights. Attention's products may be missing, so a step takes at least as many.
+    inputs, not to their weights; if the U-Net learns, to both. Attention's products may be missing, so a step
+    takes at least as many.
     """
     settings = read_settings(config.base.model, "unet")
     with _quiet(), FakeTensorMode():
         unet = UNet2DConditionModel.from_config(dict(settings))
         assert isinstance(unet, UNet2DConditionModel)
-        trained = _trainable(unet)
+        trained = _trainable(unet, config)
         kept: dict[int, Tensor] = {}
         counter = FlopCounterMode(display=False)
         with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(x, kept), lambda x: x), counter:
             unet(**_inputs_of(unet, config, shapes))
         weights = {id(parameter) for parameter in unet.parameters()}
         activations = sum(tensor.numel() for key, tensor in kept.items() if key not in weights)
-        frozen = sum(parameter.numel() for parameter in unet.parameters())
-    return Work(frozen, trained + _lora(unet, config), activations, 2 * counter.get_total_flops())
+        frozen = 0 if config.trains_base else sum(parameter.numel() for parameter in unet.parameters())
+    passes = 3 if config.trains_base else 2
+    return Work(frozen, trained + _lora(unet, config), activations, passes * counter.get_total_flops())
 
 
 def step_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
     """Bytes for one process: frozen and trained weights, and the activations of one pass."""
     width = 4 if on_cpu else DTYPES[config.training.precision].itemsize
-    per_trained = BYTES_TRAINED + (4 if config.training.ema_decay else 0)
+    copies = bool(config.training.ema_decay) + (
+        on_cpu and config.trains_base
+    )  # of a trained U-Net, as it was
+    per_trained = BYTES_TRAINED + 4 * copies
     samples = config.training.batch_size // config.training.passes
     return width * (work.frozen + samples * work.activations) + per_trained * work.trained
 
@@ -192,15 +197,21 @@ def _encoder_settings(config: TrainingConfig) -> Settings:
     return read_settings(owner, folder)
 
 
-def _trainable(unet: nn.Module) -> int:
-    """Freeze all but the keys and values of cross-attention, which stand for K' and V'; how many they are."""
+def _trainable(unet: nn.Module, config: TrainingConfig) -> int:
+    """Freeze what does not learn, and say how many parameters of the layers do.
+
+    The keys and values of cross-attention stand for K' and V'. With the simple adapter they do not learn, but
+    the way back to its tokens goes through them.
+    """
+    if config.trains_base:
+        return sum(parameter.requires_grad_(True).numel() for parameter in unet.parameters())
     unet.requires_grad_(False)
-    trained = [
+    layers = [
         parameter.requires_grad_(True)
         for name, parameter in unet.named_parameters()
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
     ]
-    return sum(parameter.numel() for parameter in trained)
+    return sum(parameter.numel() for parameter in layers) if config.adapter.injection == "decoupled" else 0
 
 
 def _lora(unet: nn.Module, config: TrainingConfig) -> int:

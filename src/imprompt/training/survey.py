@@ -179,8 +179,8 @@ def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, st
     less = "; less with gradient checkpointing" if training.gradient_checkpointing else ""
     yield (
         "memory",
-        f"{memory} for the U-Net ({work.frozen:,} parameters), K' and V' ({work.trained:,}) and a pass of "
-        f"{training.batch_size // training.passes}{less}; the encoders and the projection come on top",
+        f"{memory} for {_parts_in_words(work)} and a pass of {training.batch_size // training.passes}{less}; "
+        "the encoders and the projection come on top",
     )
     speed = measure_speed(device)
     least = time_in_words(work.operations * training.steps * training.batch_size / speed)
@@ -189,6 +189,13 @@ def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, st
         f"at least {least} on this machine's {device.upper()}, at the {speed / 1e9:,.0f} GFLOP/s that a "
         "matrix product reaches now; the cache comes on top",
     )
+
+
+def _parts_in_words(work: Work) -> str:
+    if not work.frozen:
+        return f"the U-Net, all of it trained ({work.trained:,} parameters),"
+    layers = f", K' and V' ({work.trained:,})" if work.trained else ""
+    return f"the U-Net ({work.frozen:,} parameters){layers}"
 
 
 def size_in_words(size: float | int) -> str:

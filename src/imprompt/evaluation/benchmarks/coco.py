@@ -25,8 +25,8 @@ from imprompt.evaluation.benchmarks.scoring import Likeness, Seen, likeness
 from imprompt.evaluation.benchmarks.settings import CocoSettings, load_settings
 from imprompt.evaluation.benchmarks.tasks import Task, seed_of
 from imprompt.evaluation.metrics import clip_score
-from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
+from imprompt.progress import counted
 
 
 @dataclass(frozen=True)

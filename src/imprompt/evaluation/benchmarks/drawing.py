@@ -6,20 +6,20 @@ order of sums depends on the machine's load.
 """
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 
-from imprompt.errors import DataError, MissingExtra
+from imprompt.errors import DataError
 from imprompt.evaluation.benchmarks.folder import BenchmarkFolder, first_of, too_many
 from imprompt.evaluation.benchmarks.methods import Method, load_method
 from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
 from imprompt.evaluation.benchmarks.tasks import Group, Task, grouped
 from imprompt.image import load_image
+from imprompt.workers import Crew, Lost, done_elsewhere
 
 Progress = Callable[[int], None]
 """Told how many more pictures are done."""
@@ -52,10 +52,6 @@ class Outcome(NamedTuple):
 
     group: int
     fault: str
-
-
-Engine = Callable[[Sequence[Group], Job], Iterator[Outcome]]
-"""Draws all groups; yields each as it is done, in any order."""
 
 
 class Painter:
@@ -124,7 +120,7 @@ def draw_all(tasks: Sequence[Task], job: Job, advance: Progress) -> dict[str, st
     advance(len(tasks) - sum(map(len, missing)))
     failed: dict[str, str] = {}
     if missing:
-        for number, fault in engine_for(job)(missing, job):
+        for number, fault in draw_groups(missing, job):
             group = missing[number]
             advance(len(group))
             if fault:
@@ -144,26 +140,23 @@ def _stop_if_too_many(failed: Mapping[str, str], total: int, at_once: int, folde
         )
 
 
-def engine_for(job: Job) -> Engine:
-    """Who draws.
+def draw_groups(groups: Sequence[Group], job: Job) -> Iterator[Outcome]:
+    """Draw all groups; yields each as it is done, in any order. One on which workers keep dying is given up.
 
     Raises:
-        MissingExtra: Ray is not installed
+        MissingExtra: Ray is asked for and is not installed
+        ImpromptError: what a worker could not do at all
     """
-    if job.drawing.engine == "ray":
-        if importlib.util.find_spec("ray") is None:
-            raise MissingExtra("ray", "ray")
-        from imprompt.evaluation.benchmarks.ray_tasks import draw_with_ray
-
-        return draw_with_ray
-    if job.workers > 1:
-        from imprompt.evaluation.benchmarks.processes import draw_in_processes
-
-        return draw_in_processes
-    return _draw_here
+    engine = job.drawing.engine
+    if engine == "processes" and job.workers == 1:
+        paint = _painter(job, job.device)
+        yield from (Outcome(number, paint(group)) for number, group in enumerate(groups))
+        return
+    there = replace(job, folder=BenchmarkFolder(job.folder.path.resolve()))
+    for number, fault in done_elsewhere(groups, Crew(_painter, there, job.device, job.workers), engine):
+        lost = isinstance(fault, Lost)
+        yield Outcome(number, f"{fault.reason} while they drew it (out of memory?)" if lost else fault)
 
 
-def _draw_here(groups: Sequence[Group], job: Job) -> Iterator[Outcome]:
-    painter = Painter(job)
-    for number, group in enumerate(groups):
-        yield Outcome(number, painter.paint(group))
+def _painter(job: Job, device: str) -> Callable[[Group], str]:
+    return Painter(replace(job, device=device)).paint

@@ -26,8 +26,8 @@ from imprompt.evaluation.benchmarks.runs import draw_and_seat
 from imprompt.evaluation.benchmarks.settings import DreamBenchSettings, load_settings
 from imprompt.evaluation.benchmarks.tasks import Task, seed_of
 from imprompt.evaluation.metrics import clip_t, cosine_similarity
-from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
+from imprompt.progress import counted
 
 
 @dataclass(frozen=True)

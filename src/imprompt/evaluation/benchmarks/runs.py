@@ -17,7 +17,7 @@ from imprompt.evaluation.benchmarks.settings import (
     MethodSettings,
 )
 from imprompt.evaluation.benchmarks.tasks import Task
-from imprompt.evaluation.progress import counted
+from imprompt.progress import counted
 
 HOW_MANY = ("workers", "engine")
 """Keys of `[drawing]` that pictures do not follow from."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from imprompt.training.cache.encoding import blanks_of, recipe_of
-from imprompt.training.cache.engines import engine_for
+from imprompt.training.cache.engines import make_all
 from imprompt.training.cache.folder import CacheFolder, Manifest, Receipt
 from imprompt.training.cache.live import LiveSamples
 from imprompt.training.cache.making import Job, Progress
@@ -79,8 +79,7 @@ class _Builder:
         missing = [number for number, receipt in enumerate(found) if receipt is None]
         if missing:
             job = Job(self.config, self.folder, str(self.frozen.device))
-            make = engine_for(job, self.frozen)
-            for number, receipt in make([parts[number] for number in missing], job):
+            for number, receipt in make_all([parts[number] for number in missing], job, self.frozen):
                 tally.add(missing[number], receipt)
         return tally.in_order()
 

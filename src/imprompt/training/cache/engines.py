@@ -1,38 +1,43 @@
 """Who makes the shards: this process, several, or Ray. What comes out is the same, byte for byte."""
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-from imprompt.errors import MissingExtra
+from imprompt.errors import TrainingError
 from imprompt.training.cache.folder import Receipt
-from imprompt.training.cache.making import Job, ShardMaker
+from imprompt.training.cache.making import Job, ShardMaker, maker_for
 from imprompt.training.frozen import FrozenBase
 from imprompt.training.samples import Part
-
-Engine = Callable[[Sequence[Part], Job], Iterator[tuple[int, Receipt]]]
-"""Makes all parts; yields the number of each as it is done, in any order, and its receipt."""
+from imprompt.workers import Crew, Lost, done_elsewhere
 
 
-def engine_for(job: Job, frozen: FrozenBase) -> Engine:
-    """The engine that a configuration asks for; `frozen` is what this process has loaded.
+def make_all(parts: Sequence[Part], job: Job, frozen: FrozenBase) -> Iterator[tuple[int, Receipt]]:
+    """Make all parts; yields the number of each as it is done, in any order, and its receipt.
+
+    Args:
+        parts: of the data
+        job: of the run
+        frozen: the models that this process has loaded; others load their own
 
     Raises:
-        MissingExtra: Ray is not installed
+        MissingExtra: Ray is asked for and is not installed
+        TrainingError: processes keep dying on the same part
+        ImpromptError: what a process could not do
     """
     cache = job.config.cache
-    if cache.engine == "ray":
-        if importlib.util.find_spec("ray") is None:
-            raise MissingExtra("ray", "ray")
-        from imprompt.training.cache.ray_tasks import make_with_ray
+    if cache.engine == "processes" and cache.workers == 1:
+        make = ShardMaker(job, frozen).make
+        yield from ((number, make(part)) for number, part in enumerate(parts))
+        return
+    there = replace(job, folder=replace(job.folder, cache=job.folder.cache.resolve()))
+    for number, made in done_elsewhere(parts, Crew(_maker, there, job.device, cache.workers), cache.engine):
+        if isinstance(made, Lost):
+            raise TrainingError(
+                f"{made.reason} while they encoded the same samples (out of memory?); set cache.workers or "
+                "cache.batch_size lower and run again: what is done stays"
+            )
+        yield number, made
 
-        return make_with_ray
-    if cache.workers > 1:
-        from imprompt.training.cache.processes import make_in_processes
 
-        return make_in_processes
-    return lambda parts, job: _make_here(parts, ShardMaker(job, frozen))
-
-
-def _make_here(parts: Sequence[Part], maker: ShardMaker) -> Iterator[tuple[int, Receipt]]:
-    for number, part in enumerate(parts):
-        yield number, maker.make(part)
+def _maker(job: Job, device: str) -> Callable[[Part], Receipt]:
+    return maker_for(replace(job, device=device)).make

@@ -26,6 +26,9 @@ from imprompt.training.objectives.objective import StageObjective
 from imprompt.training.recipe import BaseRecipe, Recipe, in_cache
 from imprompt.training.sheets import picture_grid
 
+LOOK = 256
+"""How many held-out pictures losses are taken of."""
+
 BANDS = (100, 300, 500, 700, 900)
 """Timesteps at which the held-out loss is measured."""
 
@@ -222,9 +225,10 @@ def encode_texts(
     return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
 
 
-def unseen_batch(recipe: Recipe, count: int = 256) -> Batch:
+def unseen_batch(recipe: Recipe) -> Batch:
     """A fixed batch of held-out pictures."""
-    return EmojiBatches(EmojiPictures(in_cache(recipe.data), held_out=True), count, seed=recipe.seed)[0]
+    pictures = EmojiPictures(in_cache(recipe.data), held_out=True)
+    return EmojiBatches(pictures, LOOK, seed=recipe.seed)[0]
 
 
 def fixed_noise(latents: Tensor) -> Tensor:

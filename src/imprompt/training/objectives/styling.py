@@ -20,6 +20,7 @@ from torch import Tensor
 from imprompt.training.data import Batch, EmojiBatches, EmojiPictures
 from imprompt.training.objectives.denoising import (
     BANDS,
+    LOOK,
     PROMPTS,
     SHOWN_GUIDANCE,
     SHOWN_STEPS,
@@ -55,7 +56,7 @@ class StyleObjective(StageObjective):
         change = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=list(CHANGED))
         self.unet.add_adapter(change)
         unseen = styled_pictures(recipe.style, in_cache(recipe.data), held_out=True)
-        self.unseen = EmojiBatches(unseen, 256, seed=recipe.seed, mixture=recipe.mixture)[0]
+        self.unseen = EmojiBatches(unseen, LOOK, seed=recipe.seed, mixture=recipe.mixture)[0]
 
     def pictures(self, folder: Path) -> EmojiPictures:
         """The drawings in the recipe's style."""

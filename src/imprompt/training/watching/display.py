@@ -5,16 +5,14 @@
 Where nobody watches (a file, a pipe) there is no bar, and a plain line for every log.
 """
 
-import contextlib
 import datetime
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 from rich.console import Console, ConsoleOptions
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.text import Text
@@ -92,19 +90,6 @@ class Display:
     def _print(self, words: str) -> None:
         # Text, not markup: a layer's name may have brackets. A file gets its lines whole.
         self.console.print(Text(words), soft_wrap=self._live is None)
-
-
-@contextlib.contextmanager
-def counted(what: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Show how much is done of something that takes long, if it goes to a terminal.
-
-    Gives what is to be called with how many are done and how many there are.
-    """
-    console = console or Console(stderr=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class _Line:
