@@ -209,7 +209,9 @@ def test_heads_must_fill_the_attention() -> None:
 def test_a_linear_projection_is_linear_then_layer_norm(tokens: int) -> None:
     projection = LinearProjection(7, 5, tokens)
     embedding = torch.randn(3, 7)
-    rows = embedding @ projection.proj.weight.T + projection.proj.bias
+    layer = projection.proj
+    assert isinstance(layer, nn.Linear)
+    rows = embedding @ layer.weight.T + layer.bias
     expected = F.layer_norm(rows.view(3, tokens, 5), (5,))
     torch.testing.assert_close(projection(embedding), expected)
 

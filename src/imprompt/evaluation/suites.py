@@ -32,7 +32,6 @@ from imprompt.evaluation.metrics import COPY_RATIO
 from imprompt.evaluation.mini_report import mini_report
 from imprompt.evaluation.pictures import Drawing, HeldOut, light_copy, load_held_out
 from imprompt.evaluation.population import diversity, first_pictures, kid_figures
-from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 from imprompt.evaluation.sampling import (
     Condition,
@@ -57,6 +56,7 @@ from imprompt.evaluation.scoring import (
     summarise,
 )
 from imprompt.evaluation.tradeoff import curve_conditions, curve_figures
+from imprompt.progress import counted
 
 FULL = Settings()
 SMALL = Settings(seeds=1, steps=15, curve=24)

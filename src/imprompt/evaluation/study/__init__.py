@@ -23,13 +23,13 @@ from imprompt import mini
 from imprompt.evaluation.figures.page import fingerprint
 from imprompt.evaluation.judge import load_judge
 from imprompt.evaluation.pictures import load_held_out
-from imprompt.evaluation.progress import counted
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 from imprompt.evaluation.study.comparing import NOTHING, Difference
 from imprompt.evaluation.study.measuring import Study, measure
 from imprompt.evaluation.study.page import Results, report_of
 from imprompt.evaluation.study.runs import Measured, StudyRun, find_runs, keep, kept, key_of
 from imprompt.evaluation.study.settings import SMALL, Settings
+from imprompt.progress import counted
 
 __all__ = [
     "NOTHING",

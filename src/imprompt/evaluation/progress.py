@@ -1,5 +1,0 @@
-"""A bar that counts pictures: `imprompt.progress`."""
-
-from imprompt.progress import counted
-
-__all__ = ["counted"]
