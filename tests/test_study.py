@@ -21,7 +21,7 @@ from imprompt.evaluation.figures.compared import COMPARED, comparison
 from imprompt.evaluation.metrics import Interval, area_difference
 from imprompt.evaluation.study import NOTHING, Settings, evaluate_study, load_study, measured_runs
 from imprompt.evaluation.study.balance import balance_sentences, minus, weigh
-from imprompt.evaluation.study.comparing import FIVE, GAP, OURS, Difference, Scores, sentence
+from imprompt.evaluation.study.comparing import FIVE, GAP, OURS, Difference, Scores, grouped, sentence
 from imprompt.evaluation.study.measuring import placed
 from imprompt.evaluation.study.page import verdict
 from imprompt.evaluation.study.runs import Score, StudyRun, differences, find_runs, packed, unpacked
@@ -203,6 +203,11 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert Scores([*fewer.scores[:60], *strangers]).difference(FIVE, "concatenated") is None
 
 
+def test_mechanisms_are_listed_by_what_can_be_said() -> None:
+    verdicts = {"a": "better", "b, hidden 9": "cannot be told", "c": "better", "d": "better"}
+    assert grouped(verdicts) == "better than “a”, “c” and “d”, not to be told from “b, hidden 9”"
+
+
 def run(injection: str, parameters: int, **changes: Any) -> StudyRun:
     return StudyRun(Path(injection), injection, config(**changes), {"parameters": str(parameters)})
 
@@ -258,7 +263,7 @@ def test_what_is_merely_turned_up_is_not_better_and_what_keeps_more_of_both_is()
     weighed = weigh(scores, replace(QUICK, scales=(0.5, 1.5)))
     assert [*weighed.curves] == [OURS, "like", "worse"]
     assert balance_sentences(weighed) == [
-        "With text, over the scale, its area is better than worse, not to be told from like."
+        "With text, over the scale, its area is better than “worse”, not to be told from “like”."
     ]
     strangers = [replace(one, seed=2) if one.mechanism == "worse" else one for one in scores.scores]
     assert minus(Scores(strangers), "worse", conditions) is None

@@ -168,13 +168,19 @@ def verdict_of(interval: Interval, by_seed: Sequence[float] = ()) -> str:
 
 
 def grouped(verdicts: Mapping[str, str]) -> str:
-    """Other mechanisms by what can be said of the decoupled one: "better than A and B, worse than C"."""
+    """Other mechanisms by what can be said of the decoupled one: better than “A” and “B”, worse than “C”."""
     words = {"better": "better than {}", "worse": "worse than {}", "cannot be told": "not to be told from {}"}
     return ", ".join(
-        phrase.format(" and ".join(others))
+        phrase.format(listed(others))
         for verdict, phrase in words.items()
         if (others := [other for other, said in verdicts.items() if said == verdict])
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """“A”, “B” and “C”."""
+    *before, last = (f"“{name}”" for name in names)
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def sentence(difference: Difference) -> str:
