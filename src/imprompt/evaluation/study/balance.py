@@ -67,8 +67,9 @@ def balance_sentences(balance: Balance) -> list[str]:
 
 TEXT_OF = (
     "The same references with the same texts at several scales. Text: how far what the text asks for is "
-    "drawn, as a share of what the base alone draws of it. Image: the gap, as a share of a light copy’s. For "
-    "decoupled the scale is λ; by it the others’ image tokens are multiplied, or unCLIP’s embedding."
+    "drawn, as a share of what the base alone draws of it. Image: the gap, as a share of a light copy’s. The "
+    "scale is λ for decoupled; concatenated tokens and unCLIP’s embedding are multiplied by it; of two "
+    "streams half of it is the image’s share."
 )
 
 
