@@ -324,4 +324,4 @@ def test_every_condition_is_scored_in_its_own_way(summary: dict[str, Any], runs:
             condition for condition in conditions for _ in range(study.count(condition))
         ]
         assert all(math.isnan(one.edges) == (one.condition != "with control") for one in measured.scores)
-        assert all(-1 < one.ceiling <= 1 and one.rank < one.gallery for one in measured.scores)
+        assert all(0 < one.ceiling <= 1 and one.rank < one.gallery for one in measured.scores)

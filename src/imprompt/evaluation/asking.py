@@ -87,20 +87,24 @@ class Asked:
         return (own - torch.stack([*likeness.values()]).mean(dim=0)).tolist()
 
 
-def draw_examples(pipe: Any, asking: Asking, **call: Any) -> dict[str, list[Image.Image]]:
+def draw_examples(
+    pipe: Any, asking: Asking, *, steps: int, guidance_scale: float | int
+) -> dict[str, list[Image.Image]]:
     """What a base alone draws from each thing's text, in one call; the same pictures every time.
 
     Args:
         pipe: the base's pipeline, with no adapter on it
         asking: the texts
-        call: what else the pipeline is called with
+        steps: denoising steps
+        guidance_scale: w
     """
     names = [(thing, number) for thing in asking.things for number in range(EXAMPLES)]
     seeds = [chance_of(f"example {number} of {thing}") >> 1 for thing, number in names]
     pictures = pipe(
         [asking.text(thing) for thing, _ in names],
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **call,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
     ).images
     return {
         thing: pictures[place : place + EXAMPLES]

@@ -92,6 +92,7 @@ class Galleries:
         seen: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.judge, self.asking, self.asked, self.seen = judge, asking, asked, seen
+        self._words: dict[str, Tensor] = {}
         self.drawings = {style: held_out.gallery(style) for style in held_out.styles}
         self.features = {
             style: judge.features([held_out.on_white(drawing) for drawing in drawings])
@@ -99,8 +100,12 @@ class Galleries:
         }
 
     def words(self, text: str) -> Float[Tensor, "1 dim"] | None:
-        """The judge's features of a text, if the judge reads."""
-        return self.judge.text_features([text]) if self.judge.reads_text else None
+        """The judge's features of a text, if the judge reads; computed once."""
+        if not self.judge.reads_text:
+            return None
+        if text not in self._words:
+            self._words[text] = self.judge.text_features([text])
+        return self._words[text]
 
 
 def score_pictures(

@@ -178,8 +178,9 @@ def score_all(
     copies = [[light_copy(picture)] for picture in plain]
     rebuilt = [[picture] for picture in through_codec(models, plain)]
     features = None if seen is None else seen.features
-    asked_for = Asked(models.judge, examples(models, settings))
-    galleries = Galleries(held_out, models.judge, settings.asking, asked_for, seen=features)
+    asking, steps, guidance = settings.asking, settings.steps, settings.guidance_scale
+    examples = draw_examples(models.pipe, asking, steps=steps, guidance_scale=guidance)
+    galleries = Galleries(held_out, models.judge, asking, Asked(models.judge, examples), seen=features)
     asked = {condition.name: condition for condition in [*conditions(settings), *curve_conditions(settings)]}
     every = {**made, COPY: copies, CODEC: rebuilt}
     return [
@@ -202,16 +203,6 @@ def conditions(settings: Settings) -> list[Condition]:
         Condition(FLOOR, 0.0),
         Condition(WITH_TEXT, 1.0, settings.asking),
     ]
-
-
-def examples(models: Models, settings: Settings) -> dict[str, list[Image.Image]]:
-    """What the base alone draws from each text."""
-    return draw_examples(
-        models.pipe,
-        settings.asking,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
-    )
 
 
 def judge_facts(models: Models) -> dict[str, Any]:

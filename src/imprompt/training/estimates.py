@@ -135,10 +135,8 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
 def step_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
     """Bytes for one process: frozen and trained weights, and the activations of one pass."""
     width = 4 if on_cpu else DTYPES[config.training.precision].itemsize
-    copies = bool(config.training.ema_decay) + (
-        on_cpu and config.trains_base
-    )  # of a trained U-Net, as it was
-    per_trained = BYTES_TRAINED + 4 * copies
+    as_it_was = on_cpu and config.trains_base  # the copy of a trained U-Net that `detach` puts back
+    per_trained = BYTES_TRAINED + 4 * (bool(config.training.ema_decay) + as_it_was)
     samples = config.training.batch_size // config.training.passes
     return width * (work.frozen + samples * work.activations) + per_trained * work.trained
 

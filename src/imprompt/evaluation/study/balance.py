@@ -12,7 +12,7 @@ import numpy as np
 from imprompt.evaluation.metrics import Interval, ScaleCurve, area_difference, scale_curve
 from imprompt.evaluation.report import Cell, Column, Section, Table
 from imprompt.evaluation.study.comparing import OURS, Scores, grouped, verdict_of
-from imprompt.evaluation.study.settings import TEXT, Settings, at_scale
+from imprompt.evaluation.study.settings import Settings
 from imprompt.pages import Chart, Line
 
 
@@ -32,8 +32,7 @@ def weigh(scores: Scores, settings: Settings) -> Balance:
     """Measure the curves; there are none where nothing was asked at other scales."""
     if not settings.scales:
         return Balance({}, {})
-    scales = sorted([*settings.scales, settings.scale])
-    names = [TEXT if scale == settings.scale else at_scale(scale) for scale in scales]
+    names, scales = zip(*settings.text_conditions.items(), strict=True)
     curves = {
         name: scale_curve(np.array(scales), *both)
         for name in scores.mechanisms

@@ -26,7 +26,7 @@ from imprompt.evaluation.sampling import seed_of
 from imprompt.evaluation.scoring import COPY, Galleries, score_pictures
 from imprompt.evaluation.study.comparing import NOTHING
 from imprompt.evaluation.study.runs import Measured, Score, StudyRun
-from imprompt.evaluation.study.settings import CONDITIONS, CONTROL, IMAGE, STYLE, TEXT, Settings, at_scale
+from imprompt.evaluation.study.settings import CONDITIONS, CONTROL, IMAGE, STYLE, TEXT, Settings
 from imprompt.injection import MECHANISMS, Injection, load_injection
 
 NEIGHBOUR = 3
@@ -74,7 +74,7 @@ class Study:
         examples = draw_examples(
             mini.pipeline(weights=self.weights),
             self.settings.asking,
-            num_inference_steps=self.settings.steps,
+            steps=self.settings.steps,
             guidance_scale=self.settings.guidance_scale,
         )
         asked = Asked(self.judge, examples)
@@ -107,7 +107,7 @@ class Study:
         asked: dict[str, float] = dict.fromkeys(CONDITIONS, self.settings.scale)
         if run is None or not MECHANISMS[run.injection].works_with_text:
             return asked
-        return asked | {at_scale(scale): scale for scale in self.settings.scales}
+        return asked | self.settings.text_conditions
 
     def count_pictures(self, run: StudyRun | None) -> int:
         """In all conditions together."""

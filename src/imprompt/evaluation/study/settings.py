@@ -31,6 +31,12 @@ class Settings:
     scales: tuple[float, ...] = (0.5, 0.75, 1.5)
     style: str = "blueprint"
 
+    @property
+    def text_conditions(self) -> dict[str, float]:
+        """The conditions with text, and the scale of each, from the smallest."""
+        scales = sorted({self.scale, *self.scales})
+        return {TEXT if scale == self.scale else at_scale(scale): scale for scale in scales}
+
 
 SMALL = Settings(concepts=24, others=12, steps=8, batch_size=24)
 """For a first look."""
