@@ -20,20 +20,18 @@ EXTREMES = 4
 FACES = Asking(("face",))
 """One text for all that is shown: what differs beside it is the image prompt."""
 
+EXHIBITS = (
+    Condition("scale 0", 0.0),
+    Condition("scale 0.5", 0.5),
+    Condition("scale 1", 1.0),
+    Condition(f"scale 1, “{FACES}”", 1.0, FACES),
+)
+"""What is shown beside each reference, under these titles."""
+
 FEATURED = (
     "popcorn", "tropical fish", "mouse face", "violin", "fire engine", "two hearts", "volcano", "penguin",
 )  # fmt: skip
 """Concepts of the README's figure: chosen, to show different kinds of things."""
-
-
-def exhibits() -> list[Condition]:
-    """What is shown beside each reference, under these titles."""
-    return [
-        Condition("scale 0", 0.0),
-        Condition("scale 0.5", 0.5),
-        Condition("scale 1", 1.0),
-        Condition(f"scale 1, “{FACES}”", 1.0, FACES),
-    ]
 
 
 class Exhibited(NamedTuple):
@@ -52,7 +50,7 @@ def exhibited_references(held_out: HeldOut, references: Sequence[Drawing]) -> Ex
 
 def write_exhibits(held_out: HeldOut, exhibited: Exhibited, shown: Sequence[Pictures], output: Path) -> Grid:
     """Write the contact sheet, with names, and the figure, without; return the sheet for the page."""
-    titles = ["image prompt", *(condition.name for condition in exhibits())]
+    titles = ["image prompt", *(condition.name for condition in EXHIBITS)]
     rows = [
         Row([held_out.on_white(reference), *(pictures[index][0] for pictures in shown)], label_of(reference))
         for index, reference in enumerate(exhibited.contacts + exhibited.featured)

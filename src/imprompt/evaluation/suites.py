@@ -20,9 +20,9 @@ from imprompt.evaluation.asking import Asked, draw_examples
 from imprompt.evaluation.console import print_summary
 from imprompt.evaluation.copying import Seen, copy_figures, load_seen
 from imprompt.evaluation.exhibits import (
+    EXHIBITS,
     Exhibited,
     exhibited_references,
-    exhibits,
     extremes,
     write_every_concept,
     write_exhibits,
@@ -158,7 +158,7 @@ def paint_all(
     few = references[: settings.curve]
     scored = [(references, condition) for condition in conditions(settings)]
     scored += [(few, condition) for condition in curve_conditions(settings) if condition.name != WITH_TEXT]
-    also = [(shown, condition) for condition in exhibits()]
+    also = [(shown, condition) for condition in EXHIBITS]
     painter = Painter(models, held_out, settings)
     with counted("pictures", count_pictures(scored + also)) as advance:
         made = {condition.name: painter.paint(several, condition, advance) for several, condition in scored}

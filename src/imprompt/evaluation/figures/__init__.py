@@ -59,6 +59,6 @@ def evaluate_figures(
 def comparisons(runs: Path, weights: Path) -> tuple[list[Figure], str]:
     """Figures that compare the mechanisms of a study's runs, and the runs' fingerprint."""
     # Here, for the study stands on our measures.
-    from imprompt.evaluation.figures.compared import compared, runs_fingerprint
+    from imprompt.evaluation.figures.compared import compared
 
-    return compared(runs, weights), runs_fingerprint(runs)
+    return compared(runs, weights)

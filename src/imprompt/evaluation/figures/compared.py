@@ -16,7 +16,7 @@ from imprompt.evaluation.study.comparing import (
     Measure,
     Scores,
 )
-from imprompt.evaluation.study.runs import find_runs
+from imprompt.evaluation.study.runs import StudyRun, find_runs
 from imprompt.evaluation.study.settings import CONTROL, IMAGE, TEXT
 
 
@@ -56,8 +56,10 @@ COMPARED = (
 )
 
 
-def compared(runs: Path, weights: Path) -> list[Figure]:
-    """The comparisons of all runs in a folder; those not yet measured are measured first, which takes long.
+def compared(runs: Path, weights: Path) -> tuple[list[Figure], str]:
+    """The comparisons of all runs in a folder, and the runs' fingerprint.
+
+    Those not yet measured are measured first, which takes long.
 
     Raises:
         ConfigError: no finished run there, or one that cannot be compared
@@ -65,7 +67,7 @@ def compared(runs: Path, weights: Path) -> list[Figure]:
     found, _ = find_runs(runs)
     study = load_study(Settings(), weights)
     results = measured_runs(study, found, runs)
-    return [comparison(study, results, one) for one in COMPARED]
+    return [comparison(study, results, one) for one in COMPARED], runs_fingerprint(found)
 
 
 def comparison(study: Study, results: Results, asked: _Compared) -> Figure:
@@ -93,7 +95,7 @@ def comparison(study: Study, results: Results, asked: _Compared) -> Figure:
     )
 
 
-def runs_fingerprint(runs: Path) -> str:
+def runs_fingerprint(runs: Sequence[StudyRun]) -> str:
     """Twelve hexadecimal digits that change with any run's weights."""
-    digests = sorted(run.digest for run in find_runs(runs)[0])
+    digests = sorted(run.digest for run in runs)
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
