@@ -99,7 +99,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "an unknown adapter": (
         "cat.png --adapter frob",
         1,
-        "no adapter 'frob': no such file, nor 'mini', nor a file on the hub (owner/name:file)",
+        "no adapter 'frob': no such file, nor 'mini' or 'mini-plus', nor a file on the hub (owner/name:file)",
     ),
     "a picture as an adapter": ("cat.png --adapter cat.png", 1, "cat.png is truncated or no adapter file: *"),
     "an adapter for another base": (

@@ -20,7 +20,7 @@ from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.projection import LinearProjection
+from imprompt.projection import ImageProjection, LinearProjection, PatchProjection, ResamplerProjection
 from imprompt.training.captions import GROUNDS
 from imprompt.training.data import EmojiBatches, EmojiPictures
 from imprompt.training.emoji import STYLES, is_held_out, slug
@@ -28,12 +28,15 @@ from imprompt.training.loop import Run
 from imprompt.training.objectives import autoencoding, build_objective, controlling, denoising, styling
 from imprompt.training.objectives.denoising import build_scheduler, sample_timesteps
 from imprompt.training.recipe import Mixture, Recipe, load_recipe, parse_recipe
-from imprompt.training.shipping import ADAPTER, PARTS, ship
+from imprompt.training.shipping import PARTS, ship
 from imprompt.training.stages import stage_run, train_stage
 from imprompt.training.styles import styled_pictures
 from toy_pictures import write_toy_data
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("mini-*.toml"))
+
+ADAPTER_FILE = Path("adapter", mini.ADAPTERS["mini"])
+"""Where the first adapter lies in a model's folder."""
 
 TINY = {"steps": 2, "batch_size": 8, "log_every": 1, "save_every": 1, "sample_every": 2, "warmup_steps": 1}
 STAGES = {
@@ -76,11 +79,14 @@ def model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_adapter(model: Path) -> None:
     """An adapter as `imprompt train` would leave it, without its steps."""
-    projection = LinearProjection(256, 64, 4, generator=torch.Generator().manual_seed(0))
-    pipe: Any = mini.pipeline(weights=model)
-    adapter = ImagePromptAdapter.for_unet(pipe.unet, projection)
     (model / "adapter").mkdir()
-    save_adapter(adapter, model / ADAPTER)
+    random = torch.Generator().manual_seed(0)
+    save_adapter(new_adapter(model, LinearProjection(256, 64, 4, generator=random)), model / ADAPTER_FILE)
+
+
+def new_adapter(model: Path, projection: ImageProjection) -> ImagePromptAdapter:
+    unet: Any = mini.pipeline(weights=model).unet
+    return ImagePromptAdapter.for_unet(unet, projection)
 
 
 def recipe(stage: str, data: Path, output: Path, **changes: object) -> Recipe:
@@ -368,16 +374,34 @@ def test_the_trained_model_generates(model: Path) -> None:
 
 
 def test_the_shipped_model_is_the_trained_one_in_float16(model: Path, tmp_path: Path) -> None:
-    assert ship(model, tmp_path, adapter=model / ADAPTER) > 0
+    assert ship(model, tmp_path, adapter=model / ADAPTER_FILE) > 0
     trained, shipped = (mini.adapter(weights=folder).state_dict() for folder in (model, tmp_path))
     assert all(torch.equal(trained[name].half().float(), shipped[name]) for name in trained)
     assert mini.pipeline(weights=tmp_path).unet.dtype == torch.float32
 
 
+def test_each_variant_ships_under_its_own_name_and_leaves_the_other(model: Path, tmp_path: Path) -> None:
+    plus, weights = tmp_path / "plus.safetensors", tmp_path / "weights"
+    save_adapter(new_adapter(model, ResamplerProjection(64, 64, 16)), plus)
+    ship(model, weights, adapter=model / ADAPTER_FILE)
+    ship(model, weights, adapter=plus)
+    tokens = [mini.adapter(name, weights=weights).projection.tokens for name in ("mini", "mini-plus")]
+    assert tokens == [4, 16]
+
+
+def test_a_variant_that_does_not_ship_is_refused_before_anything_is_written(
+    model: Path, tmp_path: Path
+) -> None:
+    save_adapter(new_adapter(model, PatchProjection(64, 64, 17)), tmp_path / "face.safetensors")
+    with pytest.raises(ConfigError, match="is a full-face adapter; what ships is base and plus"):
+        ship(model, tmp_path / "weights", adapter=tmp_path / "face.safetensors")
+    assert not (tmp_path / "weights").exists()
+
+
 def test_what_ships_twice_is_the_same_to_the_byte(model: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
-        ship(model, folder, adapter=model / ADAPTER)
+        ship(model, folder, adapter=model / ADAPTER_FILE)
     files = [path.relative_to(one) for path in one.rglob("*.safetensors")]
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
 

@@ -26,8 +26,8 @@ from imprompt.projection import Input
 
 EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
 
-_EMBEDDED = {"mini": ("imprompt.mini", "adapter")}
-"""Adapters that imprompt brings itself: name → (module, function), imported only when asked for."""
+_EMBEDDED = ("mini", "mini-plus")
+"""Adapters that imprompt brings itself."""
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+):(.+)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
@@ -51,8 +51,8 @@ def load_adapter(
     Weights keep the file's number format; those of a file with several become the widest of them.
 
     Args:
-        source: "mini" (the embedded one), the short name of a published one (`imprompt variants` lists them),
-            a file, or "owner/name:file/in/repo" on the hub
+        source: "mini" or "mini-plus" (the embedded ones), the short name of a published one (`imprompt
+            variants` lists them), a file, or "owner/name:file/in/repo" on the hub
         image_encoder: a model, a folder, or a hub id "owner/name:subfolder"; None for an adapter that takes
             finished inputs only. By default the one that the file names, the mini's own for the mini, or for
             the widths of published adapters theirs, from the hub; none for other widths
@@ -67,9 +67,8 @@ def load_adapter(
     """
     name = os.fspath(source)
     if name in _EMBEDDED:
-        module, function = _EMBEDDED[name]
-        adapter: ImagePromptAdapter = getattr(importlib.import_module(module), function)()
-        _no_version(face_plus_version, name, "base")
+        adapter = _embedded(name)
+        _no_version(face_plus_version, name)
         known: EncoderLike | None = adapter.image_encoder
         phrase = "its own image encoder"
     else:
@@ -82,6 +81,11 @@ def load_adapter(
         None if image_encoder is None else _fitting_encoder(image_encoder, adapter, name, phrase)
     )
     return adapter
+
+
+def _embedded(name: str) -> ImagePromptAdapter:
+    """One of imprompt's own, whose module stands on this one: imported only when asked for."""
+    return importlib.import_module("imprompt.mini").adapter(name)
 
 
 def _local_file(source: str) -> _Source:
@@ -97,7 +101,8 @@ def _local_file(source: str) -> _Source:
     near = difflib.get_close_matches(source, [*_EMBEDDED, *PUBLISHED], n=1)
     perhaps = f" (did you mean {near[0]!r}?)" if near else ""
     raise UnknownModel(
-        f"no adapter {source!r}{perhaps}: no such file, nor 'mini', nor a file on the hub (owner/name:file)"
+        f"no adapter {source!r}{perhaps}: no such file, nor 'mini' or 'mini-plus', nor a file on the hub "
+        "(owner/name:file)"
     )
 
 
@@ -135,7 +140,7 @@ def _version(source: _Source, described: Description, asked: Version | None) -> 
     """Decide which version of FaceID-Plus a file is; 1, which means nothing, for the other variants."""
     path, said = source.path, described.metadata.get("face_plus_version")
     if described.variant != "faceid-plus":
-        _no_version(asked, str(path), str(described.variant))
+        _no_version(asked, str(path))
         return 1
     if said not in (None, "1", "2"):
         raise CheckpointError(f"{path}: its metadata says face_plus_version {said!r}; it must be 1 or 2")
@@ -151,11 +156,9 @@ def _version(source: _Source, described: Description, asked: Version | None) -> 
     )
 
 
-def _no_version(asked: Version | None, name: str, variant: str) -> None:
+def _no_version(asked: Version | None, name: str) -> None:
     if asked is not None:
-        raise CheckpointError(
-            f"{name} is a {variant} adapter; only FaceID-Plus ones have a face_plus_version"
-        )
+        raise CheckpointError(f"{name} is no FaceID-Plus adapter: only those have a face_plus_version")
 
 
 def _built(found: Recognised, metadata: Mapping[str, str], version: Version) -> ImagePromptAdapter:
@@ -183,9 +186,8 @@ def _of_one_format(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _said_encoder(metadata: Mapping[str, str]) -> EncoderLike | None:
     """The encoder that the file itself names: "mini", or one on the hub."""
     said = metadata.get("image_encoder", "")
-    if said in _EMBEDDED:
-        module, function = _EMBEDDED[said]
-        return getattr(importlib.import_module(module), function)().image_encoder
+    if said == "mini":
+        return _embedded("mini").image_encoder
     return said if _HUB_ID.fullmatch(said) else None
 
 

@@ -19,7 +19,7 @@ class _Suite(NamedTuple):
 
 
 _SUITES = {
-    "mini": _Suite("suites", "evaluate_mini", ("adapter", "small")),
+    "mini": _Suite("suites", "evaluate_mini", ("adapter", "small", "against")),
     "figures": _Suite("figures", "evaluate_figures", ("runs",)),
     "study": _Suite("study", "evaluate_study", ("runs", "small"), "runs"),
     "coco": _Suite("benchmarks", "evaluate_coco", ("config", "settings"), "config"),
@@ -31,6 +31,7 @@ _TYPED = {
     "adapter": "--adapter",
     "runs": "--runs",
     "small": "--small",
+    "against": "--against",
 }
 _NEEDED = {
     "config": "a TOML file; recipes/{suite}.toml is one",
@@ -64,7 +65,7 @@ def evaluate(
         typer.Option("--set", help="key=value in place of what the file says; coco and dreambench."),
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="An adapter for the embedded base in place of its own; mini.")
+        str | None, typer.Option(help="mini, mini-plus, or a file for the embedded base; mini.")
     ] = None,
     runs: Annotated[
         Path | None, typer.Option(help="Folder of the runs to compare; study, and figures if they are to.")
@@ -72,6 +73,9 @@ def evaluate(
     small: Annotated[
         bool, typer.Option("--small", help="Minutes in place of longer; mini and study.")
     ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="An earlier report, to be compared with concept by concept; mini.")
+    ] = None,
 ) -> None:
     """Measure how well image prompts are followed, and write a report: index.html, summary.json, scores.
 
@@ -79,13 +83,20 @@ def evaluate(
 
     imprompt evaluate mini --output report
 
-    imprompt evaluate mini --adapter runs/emoji-adapter/adapter.safetensors
+    imprompt evaluate mini --adapter runs/emoji-adapter/adapter.safetensors --output mine --against report
 
     imprompt evaluate figures --output figures
 
     imprompt evaluate coco recipes/coco.toml --output coco-sd15 --set data.folder=/data/coco
     """
-    given = {"config": config, "settings": settings, "adapter": adapter, "runs": runs, "small": small}
+    given = {
+        "config": config,
+        "settings": settings,
+        "adapter": adapter,
+        "runs": runs,
+        "small": small,
+        "against": against,
+    }
     asked = {name: value for name, value in given.items() if value}
     chosen = _checked(suite, asked)
     silence_loading()

@@ -80,7 +80,7 @@ def ship(
     model: Annotated[str, typer.Option(help="Folder of the trained model, as in recipes.")] = "mini-64",
     adapter: Annotated[
         Path | None,
-        typer.Option(help="An adapter for it, as `imprompt train` wrote it; else the old one stays."),
+        typer.Option(help="An adapter for it, as `imprompt train` wrote it; others stay as they are."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Where they go.")] = Path("src/imprompt/mini/weights"),
 ) -> None:

@@ -38,6 +38,9 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
     if summary["diversity"] is not None:
         yield f"diversity: {_number(summary['diversity'])} mean cosine distance among a concept's seeds"
     yield f"KID × 1000: {'; '.join(f'{name} {_number(kid)}' for name, kid in summary['kid'].items())}"
+    if summary["against"] is not None:
+        for name, one in summary["against"]["differences"].items():
+            yield f"against {summary['against']['adapter']}: {name} {_signed(one['difference'])}"
     if summary["copies"] is None:
         yield "copies: unknown without the training drawings, which `imprompt mini build-data` draws"
     else:
@@ -59,6 +62,10 @@ def _table(title: str, figures: Mapping[str, Any]) -> Table:
 
 def _number(interval: Interval) -> str:
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def _percent(interval: Interval) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imprompt.evaluation.against import Difference
 from imprompt.evaluation.metrics import Interval
 from imprompt.evaluation.report import Block, Cell, Column, Grid, Report, Section, Table, Tile
 from imprompt.evaluation.scoring import (
@@ -36,7 +37,11 @@ COPY_NAMES = {
 
 
 def mini_report(
-    summary: Mapping[str, Any], scores: Sequence[Score], cases: Sequence[Grid], contacts: Grid
+    summary: Mapping[str, Any],
+    scores: Sequence[Score],
+    cases: Sequence[Grid],
+    contacts: Grid,
+    found: Sequence[Difference] = (),
 ) -> Report:
     """The page.
 
@@ -45,12 +50,15 @@ def mini_report(
         scores: one a picture
         cases: best, median and worst concepts
         contacts: the contact sheet
+        found: how this report differs from an earlier one, if it is to be compared with one
     """
+    compared = [against(summary["against"]["adapter"], found)] if found else []
     return Report(
         title="The embedded model on concepts it has never seen",
         lead=lead(summary, scores),
         sections=[
             following(summary, scores),
+            *compared,
             text_and_image(summary["curve"]),
             together(summary),
             Section(
@@ -153,6 +161,21 @@ def score_table(figures: Mapping[str, Any], title: str) -> Table:
     ]
     rows.append(["chance", None, 0.0, figures["chance@1"], figures["chance@5"], *([None] if reads else [])])
     return Table(columns, rows, title=f"{title}: {figures['concepts']}", strong=[0])
+
+
+def against(other: str, found: Sequence[Difference]) -> Section:
+    """This adapter minus an earlier one."""
+    columns = [Column(""), "this one", other, "difference", Column("this one has")]
+    rows: list[list[Cell]] = [
+        [one.measure.name, one.this, one.earlier, one.minus, one.verdict] for one in found
+    ]
+    return Section(
+        f"Against “{other}”",
+        "The same concepts, seeds and settings; differences are paired, concept by concept. What the text "
+        "asks for: how much more a picture looks like what the base alone draws from its text than from "
+        "others. Diversity: the mean distance among the pictures of one concept.",
+        [Table(columns, rows)],
+    )
 
 
 def style_plot(summary: Mapping[str, Any], scores: Sequence[Score]) -> DotPlot:
@@ -344,8 +367,9 @@ def _in_brackets(interval: Interval) -> str:
 
 def facts(summary: Mapping[str, Any]) -> dict[str, Any]:
     """How it was made, for people."""
-    settings, judge = summary["settings"], summary["judge"]
+    settings, judge, adapter = summary["settings"], summary["judge"], summary["adapter"]
     return {
+        "adapter": f"{adapter['name']}: {adapter['tokens']} tokens, {adapter['parameters']:,} parameters",
         "concepts": settings["concepts"],
         "seeds of each": settings["seeds"],
         "denoising steps": settings["steps"],

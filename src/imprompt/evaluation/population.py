@@ -1,4 +1,4 @@
-"""All pictures together: how much a concept's pictures differ, and whether all look like real drawings."""
+"""All pictures together: whether they look like real drawings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,19 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.evaluation.judge import Judge
-from imprompt.evaluation.metrics import Interval, bootstrap_interval, kid, mean_distance
+from imprompt.evaluation.metrics import Interval, bootstrap_interval, kid
 from imprompt.evaluation.sampling import Pictures
 
 PARTS = 5
 """KID is measured on so many disjoint parts of the pictures; its interval is over them."""
-
-
-def diversity(judge: Judge, pictures: Pictures) -> Interval | None:
-    """Mean distance among the pictures of one concept; nothing to say of one seed."""
-    if len(pictures[0]) < 2:
-        return None
-    distances = [mean_distance(judge.features(several)) for several in pictures]
-    return bootstrap_interval(np.array(distances))
 
 
 def kid_figures(

@@ -6,12 +6,11 @@ from typing import Any, cast
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from jaxtyping import Float
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Generator
 
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.errors import AdapterMismatch
+from imprompt.embeddings import ImageEmbeddings
 from imprompt.evaluation.asking import THINGS_ON_RED, Asking
 from imprompt.evaluation.judge import Judge
 from imprompt.evaluation.pictures import Drawing, HeldOut, chance_of
@@ -20,11 +19,15 @@ from imprompt.reference import Reference
 
 @dataclass(frozen=True)
 class Models:
-    """What is measured, and by what. The adapter has its image encoder and is not attached."""
+    """What is measured, and by what. The adapter has its image encoder and is not attached.
+
+    `name` is what reports call the adapter.
+    """
 
     pipe: StableDiffusionPipeline
     adapter: ImagePromptAdapter
     judge: Judge
+    name: str = "adapter"
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def make_pictures(
     """
     if not references:
         return []
-    embeddings = embed(models, [held_out.on_white(reference) for reference in references])
+    # By the adapter's own encoder: once for all seeds.
+    embeddings = [models.adapter.encode(held_out.on_white(reference)) for reference in references]
     at_once = max(settings.batch_size // condition.seeds, 1)
     made: Pictures = []
     with models.adapter.attach(models.pipe):
@@ -149,13 +153,13 @@ def make_pictures(
 def _make_group(
     models: Models,
     references: Sequence[Drawing],
-    embeddings: Float[Tensor, "references embedding_dim"],
+    embeddings: Sequence[ImageEmbeddings],
     condition: Condition,
     settings: Settings,
 ) -> list[list[Image.Image]]:
     """One call of the pipeline."""
     call, count = cast(Callable[..., Any], models.pipe), condition.seeds
-    prompts: Any = [Reference(row[None], scale=condition.scale) for row in embeddings]
+    prompts: Any = [Reference(one, scale=condition.scale) for one in embeddings]
     seeds = [seed_of(reference.concept, k) for reference in references for k in range(count)]
     with models.adapter.references(prompts):
         pictures = call(
@@ -166,18 +170,6 @@ def _make_group(
             generator=[Generator().manual_seed(seed) for seed in seeds],
         ).images
     return [pictures[start : start + count] for start in range(0, len(pictures), count)]
-
-
-def embed(models: Models, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures embedding_dim"]:
-    """Image embeddings by the adapter's own encoder, once for all conditions.
-
-    Raises:
-        AdapterMismatch: the adapter has none
-    """
-    encoder = models.adapter.image_encoder
-    if encoder is None:
-        raise AdapterMismatch("the adapter to be measured has no image encoder")
-    return encoder.encode(encoder.pixels(pictures)).float()
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from imprompt.evaluation.metrics import (
     chance_within,
     clip_t,
     cosine_similarity,
+    distances_to_others,
     normalised,
     retrieval_ranks,
     shuffled_gap,
@@ -42,7 +43,8 @@ class Score:
     word nearest to the border's colour; `is_twin` says that a training drawing looks like the reference.
     `scale` is λ, None for what was not generated. `asked_gap` says how much more the picture looks like
     what the base alone draws from the text beside its reference than from other texts, whether or not
-    that text was given. Where the judge reads text, `text_similarity` is to that text,
+    that text was given. `distance` is the mean distance to the other pictures of the same concept and
+    condition, None where there is one. Where the judge reads text, `text_similarity` is to that text,
     `caption_similarity` to the reference's concept and style in words (CLIP-T of the paper). `copy_ratio`
     is that of the nearest to the second nearest training drawing, where those are at hand.
     """
@@ -59,6 +61,7 @@ class Score:
     ground: str
     asked_gap: float
     scale: float | None = None
+    distance: float | None = None
     text_similarity: float | None = None
     caption_similarity: float | None = None
     copy_ratio: float | None = None
@@ -138,6 +141,7 @@ def _score_concept(
     to_text = _to_words(features, galleries.words(galleries.asking.text(thing)))
     to_caption = _to_words(features, galleries.words(caption_of(reference)))
     ratios = copied(features, galleries.seen)
+    distances = distances_to_others(features).tolist() if len(several) > 1 else [None]
     return [
         Score(
             condition=name,
@@ -152,6 +156,7 @@ def _score_concept(
             ground=name_ground(border_colour(picture)),
             asked_gap=asked[seed],
             scale=scale,
+            distance=distances[seed],
             text_similarity=to_text[seed],
             caption_similarity=to_caption[seed],
             copy_ratio=ratios[seed],

@@ -16,6 +16,7 @@ from PIL import Image
 
 from imprompt import mini
 from imprompt.checkpoint import load_adapter
+from imprompt.evaluation.against import against_summary, differences, load_earlier
 from imprompt.evaluation.asking import Asked, draw_examples
 from imprompt.evaluation.console import print_summary
 from imprompt.evaluation.copying import Seen, copy_figures, load_seen
@@ -31,7 +32,7 @@ from imprompt.evaluation.judge import Judge, is_self, load_judge
 from imprompt.evaluation.metrics import COPY_RATIO
 from imprompt.evaluation.mini_report import mini_report
 from imprompt.evaluation.pictures import Drawing, HeldOut, light_copy, load_held_out
-from imprompt.evaluation.population import diversity, first_pictures, kid_figures
+from imprompt.evaluation.population import first_pictures, kid_figures
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 from imprompt.evaluation.sampling import (
     Condition,
@@ -74,6 +75,7 @@ def evaluate_mini(
     guidance_scale: float = 7.5,
     concepts: int | None = None,
     batch_size: int = 48,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the embedded model on held-out concepts; offline, from what is in this package alone.
 
@@ -84,15 +86,17 @@ def evaluate_mini(
     Args:
         output: a folder, made if it is not there
         weights: folder of the embedded model, if not the shipped one
-        adapter: another adapter for it: a file, as `imprompt train` writes it; "mini" is the model's own
+        adapter: "mini" or "mini-plus", the model's own, or a file for it, as `imprompt train` writes it
         small: 60 concepts, one seed, 15 steps: a minute or two on two cores
         seeds: pictures of each concept with image prompt alone; the other conditions get one
         steps: denoising steps
         guidance_scale: w
         concepts: how many; all if not given, or 60 if small
         batch_size: pictures in one call of the pipeline
+        against: folder of an earlier report, with the same settings, from which this one is subtracted
 
     Raises:
+        ConfigError: `against` cannot be compared with
         OutputError: the folder cannot be written
         UnknownModel: weights, judge or adapter are not there
         CheckpointError, AdapterMismatch: no adapter, or one for another base
@@ -102,8 +106,10 @@ def evaluate_mini(
     folder = mini.WEIGHTS if weights is None else weights
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judge = load_judge(folder / "judge").to(device)
-    measured = mini.adapter(weights=folder) if adapter == "mini" else load_adapter(adapter).float()
-    models = Models(mini.pipeline(weights=folder).to(device), measured.to(device), judge)
+    is_own = adapter in mini.ADAPTERS
+    measured = mini.adapter(adapter, weights=folder) if is_own else load_adapter(adapter).float()
+    name = Path(adapter).name if Path(adapter).is_file() else adapter
+    models = Models(mini.pipeline(weights=folder).to(device), measured.to(device), judge, name)
     usual = SMALL if small else FULL
     settings = replace(
         usual,
@@ -113,25 +119,36 @@ def evaluate_mini(
         batch_size=batch_size,
     )
     several = SMALL_CONCEPTS if small and concepts is None else concepts
-    return evaluate(models, load_held_out(), settings, output=output, concepts=several)
+    return evaluate(models, load_held_out(), settings, output=output, concepts=several, against=against)
 
 
 def evaluate(
-    models: Models, held_out: HeldOut, settings: Settings, *, output: Path, concepts: int | None = None
+    models: Models,
+    held_out: HeldOut,
+    settings: Settings,
+    *,
+    output: Path,
+    concepts: int | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """As `evaluate_mini`, on any models and held-out drawings."""
     started = time.monotonic()
     references = held_out.references(concepts)
+    used, judge = asdict(settings) | {"concepts": len(references)}, judge_facts(models)
+    earlier = None if against is None else load_earlier(against, used, judge)
     exhibited = exhibited_references(held_out, references)
     made, exhibits_made = paint_all(models, held_out, references, exhibited, settings)
     seen = load_seen(models.judge)
     scores = score_all(models, held_out, references, made, settings, seen)
     summary = {
         "suite": "mini",
-        "settings": asdict(settings) | {"concepts": len(references)},
-        "judge": judge_facts(models),
+        "adapter": adapter_facts(models),
+        "settings": used,
+        "judge": judge,
         **summarise([score for score in scores if score.condition in MAIN], settings),
-        "diversity": diversity(models.judge, made[PROMPTED]),
+        "diversity": over_known(
+            [score for score in scores if score.condition == PROMPTED], lambda score: score.distance
+        ),
         "curve": curve_figures(scores, settings),
         "kid": kid_figures(models.judge, *real_and_made(held_out, made)),
         "copies": copies(models.judge, held_out, references, scores, seen),
@@ -141,7 +158,9 @@ def evaluate(
     write_every_concept(held_out, references, made[PROMPTED], output)
     contacts = write_exhibits(held_out, exhibited, exhibits_made, output)
     cases = extremes(held_out, references, made[PROMPTED], scores)
-    write_report(mini_report(summary, scores, cases, contacts), output, summary)
+    found = [] if earlier is None else differences(scores, earlier)
+    summary["against"] = None if earlier is None else against_summary(earlier, found)
+    write_report(mini_report(summary, scores, cases, contacts, found), output, summary)
     print_summary(summary)
     return summary
 
@@ -203,6 +222,13 @@ def conditions(settings: Settings) -> list[Condition]:
         Condition(FLOOR, 0.0),
         Condition(WITH_TEXT, 1.0, settings.asking),
     ]
+
+
+def adapter_facts(models: Models) -> dict[str, Any]:
+    """What is measured."""
+    adapter = models.adapter
+    parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    return {"name": models.name, "tokens": adapter.projection.tokens, "parameters": parameters}
 
 
 def judge_facts(models: Models) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The embedded model: a text-to-image model in miniature, and its image-prompt adapter, in this package.
+"""The embedded model: a text-to-image model in miniature, and its image-prompt adapters, in this package.
 
 64 × 64 px emoji; diffusers' own pipeline, so everything written for Stable Diffusion works on it. With it
 come a fine-tuned base (`pipeline(style="blueprint")`) and a ControlNet on edges (`controlnet()`). How all was
@@ -26,6 +26,7 @@ from imprompt.mini.edges import edge_picture
 from imprompt.mini.inpainting import InpaintPipeline
 
 __all__ = [
+    "ADAPTERS",
     "WEIGHTS",
     "InpaintPipeline",
     "PatchAutoencoder",
@@ -41,6 +42,9 @@ Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Where the shipped weights are: `base`, `adapter`, `image_encoder`, `styles`, `control`, `judge`."""
+
+ADAPTERS = {"mini": "ip-adapter.safetensors", "mini-plus": "ip-adapter-plus.safetensors"}
+"""Adapter → its file in the folder `adapter`."""
 
 
 def pipeline(
@@ -142,15 +146,19 @@ def assemble(
     return pipe
 
 
-def adapter(*, weights: Path = WEIGHTS) -> ImagePromptAdapter:
-    """The embedded model's image-prompt adapter, with its image encoder.
+def adapter(name: str = "mini", *, weights: Path = WEIGHTS) -> ImagePromptAdapter:
+    """One of the embedded model's image-prompt adapters, with its image encoder.
+
+    Args:
+        name: "mini" makes four tokens of the image embedding, "mini-plus" sixteen of the grid of features
+        weights: a folder as `imprompt mini train` makes it
 
     Raises:
         UnknownModel: the weights are not there
     """
     folder = existing(weights / "adapter")
     encoder = load_image_encoder(existing(weights / "image_encoder"))
-    return load_adapter(folder / "ip-adapter.safetensors", image_encoder=encoder).float()
+    return load_adapter(folder / ADAPTERS[name], image_encoder=encoder).float()
 
 
 def existing(folder: Path) -> Path:

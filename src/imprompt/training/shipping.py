@@ -8,14 +8,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from imprompt.checkpoint import describe
 from imprompt.checkpoint.files import write_tensors
 from imprompt.errors import ConfigError
+from imprompt.mini import ADAPTERS
 
 PARTS = ("base", "image_encoder", "judge")
 """What ships; the rest (state, logs, the pair's text side) stays where it was made."""
 
-ADAPTER = "adapter/ip-adapter.safetensors"
-"""Where the adapter lies among the weights."""
+SHIPPED_AS = {"base": "mini", "plus": "mini-plus"}
+"""Variant of an adapter → the name that it ships under."""
 
 EXTRAS = ("styles", "control")
 """What ships too if it has been trained: without it, what shipped before stays."""
@@ -27,22 +29,39 @@ def ship(model: Path, weights: Path, *, adapter: Path | None = None) -> int:
     Args:
         model: folder of the model, as its stages wrote it
         weights: where the parts go
-        adapter: as `imprompt train` wrote it for this base; without one, what shipped before stays
+        adapter: as `imprompt train` wrote it for this base, the one of its variant; others, and this one if
+            none is given, stay what shipped before
 
     Raises:
-        ConfigError: a part has not been trained yet, or holds a number that float16 cannot; no such adapter
+        ConfigError: a part has not been trained yet, or holds a number that float16 cannot; no such adapter,
+            or one of a variant that does not ship
+        CheckpointError: the adapter is damaged
     """
     missing = [part for part in PARTS if not (model / part).is_dir()]
     if missing:
         raise ConfigError(f"{model} has no {', '.join(missing)} yet: train the other stages first")
-    if adapter is not None and not adapter.is_file():
-        raise ConfigError(f"there is no adapter {adapter}: train it with recipes/emoji-adapter.toml")
+    place = None if adapter is None else place_of(adapter)  # before anything is replaced
     written = 0
     for part in (*PARTS, *(extra for extra in EXTRAS if (model / extra).is_dir())):
         shutil.rmtree(weights / part, ignore_errors=True)
         for source in sorted(path for path in (model / part).rglob("*") if path.is_file()):
             written += copy_halved(source, weights / source.relative_to(model))
-    return written + (copy_halved(adapter, weights / ADAPTER) if adapter else 0)
+    return written + (copy_halved(adapter, weights / place) if adapter and place else 0)
+
+
+def place_of(adapter: Path) -> Path:
+    """Where an adapter lies among the weights.
+
+    Raises:
+        ConfigError: there is no such adapter, or it is of a variant that does not ship
+        CheckpointError: the file is damaged
+    """
+    if not adapter.is_file():
+        raise ConfigError(f"there is no adapter {adapter}: train it with recipes/emoji-adapter.toml")
+    variant = str(describe(adapter).variant)
+    if variant not in SHIPPED_AS:
+        raise ConfigError(f"{adapter} is a {variant} adapter; what ships is {' and '.join(SHIPPED_AS)}")
+    return Path("adapter", ADAPTERS[SHIPPED_AS[variant]])
 
 
 def copy_halved(source: Path, target: Path) -> int:

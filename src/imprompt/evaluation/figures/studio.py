@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Generator
 
 from imprompt import mini
+from imprompt.embeddings import ImageEmbeddings
 from imprompt.evaluation.exhibits import FEATURED
 from imprompt.evaluation.judge import Judge, load_judge
 from imprompt.evaluation.pictures import Drawing, HeldOut, load_held_out
@@ -49,11 +50,9 @@ class Studio:
         self.references = [self.held_out.on_white(drawing) for drawing in self.drawings]
 
     @cached_property
-    def embeddings(self) -> list[Any]:
-        """The image embedding of each reference, "1 embedding_dim": made once for all figures."""
-        encoder = self.adapter.image_encoder
-        assert encoder is not None
-        return list(encoder.encode(encoder.pixels(self.references)).float().split(1))
+    def embeddings(self) -> list[ImageEmbeddings]:
+        """What the image encoder makes of each reference: once for all figures."""
+        return [self.adapter.encode(reference) for reference in self.references]
 
     @cached_property
     def blueprint(self) -> StableDiffusionPipeline:

@@ -84,12 +84,19 @@ def mean_distance(features: Float[Tensor, "pictures dim"]) -> float:
     Raises:
         ValueError: fewer than two pictures
     """
-    count = len(features)
-    if count < 2:
+    return float(distances_to_others(features).mean())
+
+
+def distances_to_others(features: Float[Tensor, "pictures dim"]) -> Float[Tensor, " pictures"]:
+    """Each picture's mean of 1 - cos to all others of one reference; their mean is `mean_distance`.
+
+    Raises:
+        ValueError: fewer than two pictures
+    """
+    if len(features) < 2:
         raise ValueError("a distance needs two pictures")
     similarity = cosine_similarity(features, features)
-    off_diagonal = (similarity.sum() - similarity.diagonal().sum()) / (count * (count - 1))
-    return float(1 - off_diagonal)
+    return 1 - (similarity.sum(dim=1) - similarity.diagonal()) / (len(features) - 1)
 
 
 def normalised(score: float | int, *, floor: float | int, ceiling: float | int) -> float:
