@@ -30,17 +30,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_one_call_makes_every_figure_and_the_page(made: list[Path]) -> None:
     page, *figures = made
     text = page.read_text(encoding="utf-8")
-    assert len(figures) == len(PANELS) == 8
+    assert len(figures) == len(PANELS) == 9
     for figure in figures:
         assert f"]({figure.name})" in text
         with Image.open(figure) as picture:
             assert picture.width > 300
         assert figure.stat().st_size < 300_000
-    assert text.count("Should show: ") == text.count("**Does it?**") == 8
+    assert text.count("Should show: ") == text.count("**Does it?**") == 9
 
 
 def test_a_verdict_is_not_claimed_for_pictures_that_nobody_saw(made: list[Path]) -> None:
-    assert made[0].read_text(encoding="utf-8").count("Nobody has looked yet") == 8
+    assert made[0].read_text(encoding="utf-8").count("Nobody has looked yet") == 9
 
 
 def test_runs_that_nobody_saw_have_no_verdict(tmp_path: Path) -> None:

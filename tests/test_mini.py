@@ -19,7 +19,10 @@ from imprompt.evaluation.metrics import cosine_similarity
 from imprompt.evaluation.pictures import load_held_out
 
 FILES = [path for path in mini.WEIGHTS.rglob("*") if path.is_file()]
-ADAPTER = mini.WEIGHTS / "adapter" / "ip-adapter.safetensors"
+SHAPES = {"mini": ("base", 4), "mini-plus": ("plus", 16)}
+"""Each adapter's variant and number of tokens."""
+
+every_adapter = pytest.mark.parametrize("name", mini.ADAPTERS)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +39,22 @@ def test_all_of_it_is_at_most_64_megabytes() -> None:
     assert sum(path.stat().st_size for path in FILES) <= 64e6
 
 
-def test_the_adapter_file_explains_itself() -> None:
-    description = describe(ADAPTER)
-    assert (description.variant, description.base_family, description.tokens) == ("base", "mini", 4)
+@every_adapter
+def test_an_adapter_file_explains_itself(name: str) -> None:
+    description = describe(file_of(name))
+    assert (description.variant, description.tokens, description.base_family) == (*SHAPES[name], "mini")
     assert not description.problems
+
+
+@every_adapter
+def test_an_adapter_file_finds_its_own_encoder_again(name: str) -> None:
+    by_name, by_file = load_adapter(name), load_adapter(file_of(name))
+    pictures = [adapter.encode(Image.new("RGB", (64, 64), "teal")).inputs for adapter in (by_name, by_file)]
+    assert all(torch.equal(value, pictures[1][key]) for key, value in pictures[0].items())
+
+
+def file_of(name: str) -> Path:
+    return mini.WEIGHTS / "adapter" / mini.ADAPTERS[name]
 
 
 def test_the_base_folder_is_a_diffusers_pipeline(pipe: StableDiffusionPipeline) -> None:
@@ -49,28 +64,32 @@ def test_the_base_folder_is_a_diffusers_pipeline(pipe: StableDiffusionPipeline) 
     assert np.array_equal(draw(loaded), draw(pipe))
 
 
-def test_scale_zero_is_the_embedded_base_bit_for_bit(pipe: StableDiffusionPipeline) -> None:
-    adapter, picture = load_adapter("mini"), Image.new("RGB", (64, 64), "teal")
+@every_adapter
+def test_scale_zero_is_the_embedded_base_bit_for_bit(name: str, pipe: StableDiffusionPipeline) -> None:
+    adapter, picture = load_adapter(name), Image.new("RGB", (64, 64), "teal")
     alone = draw(pipe)
     with adapter.attach(pipe), adapter.references(Reference(picture, scale=0.0)):
         assert np.array_equal(draw(pipe), alone)
     assert np.array_equal(draw(pipe), alone)
 
 
-def test_diffusers_makes_the_same_picture_with_the_shipped_adapter(tmp_path: Path) -> None:
-    ours, theirs, adapter = mini.pipeline(), mini.pipeline(), load_adapter("mini")
-    embedding = torch.randn(1, 256, generator=torch.Generator().manual_seed(1))
-    theirs.load_ip_adapter(
-        str(ADAPTER.parent), subfolder="", weight_name=ADAPTER.name, image_encoder_folder=None
-    )
-    embeddings = [torch.stack([torch.zeros_like(embedding), embedding])]
-    with adapter.attach(ours), adapter.references(embedding):
+@every_adapter
+def test_diffusers_makes_the_same_picture_with_a_shipped_adapter(name: str) -> None:
+    ours, theirs, adapter, file = mini.pipeline(), mini.pipeline(), load_adapter(name), file_of(name)
+    embedded = adapter.encode(Image.new("RGB", (64, 64), "teal"))
+    theirs.load_ip_adapter(str(file.parent), subfolder="", weight_name=file.name, image_encoder_folder=None)
+    ((kind, embedding),) = embedded.inputs.items()
+    embeddings = [torch.stack([embedded.blank[kind][None], embedding])]
+    with adapter.attach(ours), adapter.references(embedded):
         difference = np.abs(draw(ours) - draw(theirs, ip_adapter_image_embeds=embeddings)).max()
     assert difference <= 1e-4  # of [0, 1]; three steps at guidance 7.5 multiply rounding
 
 
-def test_pictures_look_more_like_their_own_reference_than_like_another(pipe: StableDiffusionPipeline) -> None:
-    held_out, judge, adapter = load_held_out(), load_judge(mini.WEIGHTS / "judge"), load_adapter("mini")
+@every_adapter
+def test_pictures_look_more_like_their_own_reference_than_like_another(
+    name: str, pipe: StableDiffusionPipeline
+) -> None:
+    held_out, judge, adapter = load_held_out(), load_judge(mini.WEIGHTS / "judge"), load_adapter(name)
     pictures = [held_out.on_white(drawing) for drawing in held_out.references(12)]
     made = [generate(pipe, adapter, [picture], steps=8)[0] for picture in pictures]
     similarity = cosine_similarity(judge.features(made), judge.features(pictures))

@@ -52,7 +52,7 @@ def _written_name(name: str, info: Any) -> str:
 
 
 def _is_embedded(name: str) -> bool:
-    return name.partition(":")[0] == "mini"
+    return name.partition(":")[0] in ("mini", "mini-plus")
 
 
 def _several(value: object) -> object:
@@ -167,7 +167,7 @@ class Job(Closed):
     base: Name = "mini"
     """"mini", a folder in diffusers' format, or a hub id."""
     adapter: Name = "mini"
-    """"mini", a short name (`imprompt variants`), a file, or owner/name:file on the hub."""
+    """"mini", "mini-plus", a short name (`imprompt variants`), a file, or owner/name:file on the hub."""
     image_encoder: Name | None = None
     """The one known for the adapter, if left out."""
     face_plus_version: Literal[1, 2] | None = None

@@ -52,7 +52,8 @@ class AdapterSettings(Closed):
     lora_rank: int = Field(default=0, ge=0)
     """Rank of a LoRA of every attention layer of the base, as FaceID adapters have; 0 for none."""
     start: str = ""
-    """An adapter to go on from: "mini", a published one's short name, a file, or "owner/name:file"."""
+    """An adapter to go on from: "mini", "mini-plus", a published one's short name, a file, or
+    "owner/name:file"."""
 
 
 class Columns(Closed):

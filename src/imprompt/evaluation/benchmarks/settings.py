@@ -30,7 +30,7 @@ class MethodSettings(Closed):
     """The base, or the baseline's pipeline: a folder in diffusers' format or a hub id; "mini" for the
     embedded base. Empty: the published one (Stable Diffusion 1.5 for "ip-adapter")."""
     adapter: str = ""
-    """Of "ip-adapter": "mini", a published one's short name, a file, or "owner/name:file"."""
+    """Of "ip-adapter": "mini", "mini-plus", a published one's short name, a file, or "owner/name:file"."""
     image_encoder: str = "known"
     """Of "ip-adapter": as `imprompt generate --image-encoder` takes it."""
     second: str = ""

@@ -40,9 +40,9 @@ class Settings:
 class Studio:
     """The embedded model and everything that stands beside it, and how a column of pictures is made."""
 
-    def __init__(self, weights: Path, settings: Settings) -> None:
+    def __init__(self, weights: Path, settings: Settings, adapter: str = "mini") -> None:
         self.weights, self.settings = weights, settings
-        self.adapter = mini.adapter(weights=weights)
+        self.adapter = mini.adapter(adapter, weights=weights)
         self.pipe = mini.pipeline(weights=weights)
         self.judge: Judge = load_judge(weights / "judge")
         self.held_out: HeldOut = load_held_out()
