@@ -53,6 +53,17 @@ def test_runs_that_nobody_saw_have_no_verdict(tmp_path: Path) -> None:
     assert VERDICTS["compared"] in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_comparisons_stay_on_the_page_when_only_the_others_are_made_anew(tmp_path: Path) -> None:
+    compared, plain = (Figure(name, name, "", "", {}, {}) for name in ("compared-text", "text"))
+    for figures, runs in (([plain, compared], "some runs"), ([plain], "")):
+        write_page(figures, Settings(), mini.WEIGHTS, tmp_path, runs=runs)
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert text.count("## compared-text") == text.count("## text") == 1
+    (tmp_path / "new").mkdir()
+    write_page([plain], Settings(), mini.WEIGHTS, tmp_path / "new", runs="")
+    assert "compared" not in (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_eye_has_seen_the_pictures_of_the_shipped_weights() -> None:
     assert fingerprint(mini.WEIGHTS) == SEEN_WEIGHTS, "make the page anew, look at it, write verdicts.py"
     committed = {path.stem for path in PAGE.glob("*.jpg")}

@@ -137,8 +137,8 @@ def generate(
     adapter: Annotated[
         str | None,
         typer.Option(
-            help="mini, mini-plus, a short name (imprompt variants), a file, or owner/name:file; mini if left "
-            "out.",
+            help="mini, mini-plus, a short name (imprompt variants), a file, or owner/name:file; mini if "
+            "left out.",
             rich_help_panel=MODELS,
         ),
     ] = None,

@@ -25,7 +25,8 @@ def evaluate_figures(
 
     Args:
         output: a folder, made if it is not there; files of other names in it stay
-        runs: a folder of runs, as scripts/study makes it, for figures that compare mechanisms
+        runs: a folder of runs, as scripts/study makes it, for figures that compare mechanisms; without it,
+            those that a page in `output` has stay as they are
         settings: how many concepts, how many steps
         weights: folder of the embedded model
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imprompt.evaluation.figures.figure import Figure
+from imprompt.evaluation.figures.page import COMPARED_NAME
 from imprompt.evaluation.study import Results, Settings, Study, load_study, measured_runs
 from imprompt.evaluation.study.comparing import (
     ASKED,
@@ -32,7 +33,7 @@ class _Compared(NamedTuple):
 
 COMPARED = (
     _Compared(
-        "compared",
+        COMPARED_NAME,
         IMAGE,
         "Mechanisms compared (the paper’s figure 3)",
         "the decoupled adapter follows the image prompt at least as well as mechanisms that train the whole "
@@ -40,14 +41,14 @@ COMPARED = (
         (GAP,),
     ),
     _Compared(
-        "compared-control",
+        f"{COMPARED_NAME}-control",
         CONTROL,
         "Mechanisms with a control compared (the paper’s figure 6)",
         "the outline comes from the edges, the rest from the image prompt, best with the decoupled one.",
         (EDGES, CONTROL_GAP),
     ),
     _Compared(
-        "compared-text",
+        f"{COMPARED_NAME}-text",
         TEXT,
         "Mechanisms with text compared (the paper’s figure 9)",
         "the text and the image prompt are both followed; “replaced” cannot read the text.",

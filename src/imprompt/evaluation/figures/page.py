@@ -1,6 +1,7 @@
 """The page: every figure with its promise, its numbers, and whether it keeps the promise."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from imprompt.evaluation.figures.figure import Figure
 from imprompt.evaluation.figures.studio import Settings
 from imprompt.evaluation.figures.verdicts import SEEN_ON, SEEN_RUNS, SEEN_WEIGHTS, VERDICTS
 from imprompt.output import written_whole
+
+COMPARED_NAME = "compared"
+"""How the names of figures begin that compare a study's runs."""
 
 QUALITY = 88
 """Of the JPEG files."""
@@ -46,20 +50,31 @@ def write_figure(figure: Figure, shown: int, folder: Path) -> None:
 def write_page(
     figures: Sequence[Figure], settings: Settings, weights: Path, folder: Path, *, runs: str = ""
 ) -> None:
-    """`README.md` beside the figures; `runs` is the fingerprint of those that are compared, if any are."""
+    """`README.md` beside the figures; `runs` is the fingerprint of those that are compared, if any are.
+
+    Without runs, what an earlier page in that folder says of comparisons stays: they were not made anew.
+    """
+    kept = [] if runs else comparisons_in(folder / "README.md")
     how = (
         f"Behind each number are {settings.measured} concepts, those of the README's figure first, others "
         f"by hash;\n{settings.shown} of them are shown. {settings.steps} DDIM steps, guidance "
         f"{settings.guidance_scale}; the noise is the same throughout a row, unless a seed is named."
     )
-    option, but = (
-        ("--runs runs/study ", ", the last three from what `scripts/study` trained") if runs else ("", "")
-    )
+    with_runs = "--runs runs/study ", ", the last three from what `scripts/study` trained"
+    option, but = with_runs if runs or kept else ("", "")
     is_seen = fingerprint(weights) == SEEN_WEIGHTS and settings == Settings() and runs in ("", SEEN_RUNS)
     introduction = INTRODUCTION.format(option=option, but=but, settings=how)
-    parts = [introduction, *(section(figure, VERDICTS, is_seen) for figure in figures)]
+    parts = [introduction, *(section(figure, VERDICTS, is_seen) for figure in figures), *kept]
     with written_whole(folder / "README.md") as part:
         part.write_text("\n".join(parts), encoding="utf-8")
+
+
+def comparisons_in(page: Path) -> list[str]:
+    """The sections of a page whose figures compare a study's runs."""
+    if not page.is_file():
+        return []
+    sections = re.split(r"(?m)^(?=## )", page.read_text(encoding="utf-8"))
+    return [f"{one.rstrip()}\n" for one in sections if f"]({COMPARED_NAME}" in one]
 
 
 def section(figure: Figure, verdicts: Mapping[str, str], is_seen: bool) -> str:
