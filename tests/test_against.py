@@ -92,6 +92,7 @@ def test_what_only_one_report_has_is_not_compared() -> None:
         ({"suite": "coco"}, "is a report of the suite 'coco', not of 'mini'"),
         ({"settings": USED | {"steps": 25}}, "steps was 25 there and is 1 here"),
         ({"judge": {"fingerprint": "other"}}, "another judge scored there"),
+        ({"settings": None}, "holds no report that this version wrote"),
         ({"adapter": None}, "holds no report that this version wrote"),
     ],
 )

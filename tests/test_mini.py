@@ -53,6 +53,11 @@ def test_an_adapter_file_finds_its_own_encoder_again(name: str) -> None:
     assert all(torch.equal(value, pictures[1][key]) for key, value in pictures[0].items())
 
 
+def test_an_embedded_adapter_that_is_not_there_is_named() -> None:
+    with pytest.raises(UnknownModel, match="no embedded adapter 'maxi'; they are: mini, mini-plus"):
+        mini.adapter("maxi")
+
+
 def file_of(name: str) -> Path:
     return mini.WEIGHTS / "adapter" / mini.ADAPTERS[name]
 

@@ -29,20 +29,18 @@ class Measure(NamedTuple):
         name: what tables call it
         condition: in which pictures
         value: of one picture; None where it has none
-        percent: whether it is a share
     """
 
     name: str
     condition: str
     value: Callable[[Score], float | int | None]
-    percent: bool = False
 
 
 MEASURES = (
     Measure("similarity", PROMPTED, lambda score: score.similarity),
     Measure("gap to shuffled", PROMPTED, lambda score: score.gap),
-    Measure("found first", PROMPTED, lambda score: score.rank < 1, percent=True),
-    Measure("among the first five", PROMPTED, lambda score: score.rank < 5, percent=True),
+    Measure("found first", PROMPTED, lambda score: score.rank < 1),
+    Measure("among the first five", PROMPTED, lambda score: score.rank < 5),
     Measure("diversity", PROMPTED, lambda score: score.distance),
     Measure("gap, with text", WITH_TEXT, lambda score: score.gap),
     Measure("what the text asks for", WITH_TEXT, lambda score: score.asked_gap),
@@ -91,7 +89,7 @@ def load_earlier(folder: Path, settings: Mapping[str, Any], judge: Mapping[str, 
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         if summary["suite"] != "mini":
             raise ConfigError(f"{folder} is a report of the suite {summary['suite']!r}, not of 'mini'")
-        name, theirs = summary["adapter"]["name"], summary["settings"]
+        name, theirs = summary["adapter"]["name"], dict(summary["settings"])
         fingerprint = summary["judge"]["fingerprint"]
         with (folder / SCORES_FILE).open(encoding="utf-8", newline="") as file:
             rows = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]

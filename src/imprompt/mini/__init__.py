@@ -154,8 +154,10 @@ def adapter(name: str = "mini", *, weights: Path = WEIGHTS) -> ImagePromptAdapte
         weights: a folder as `imprompt mini train` makes it
 
     Raises:
-        UnknownModel: the weights are not there
+        UnknownModel: the weights are not there, or there is no adapter of that name
     """
+    if name not in ADAPTERS:
+        raise UnknownModel(f"there is no embedded adapter {name!r}; they are: {', '.join(ADAPTERS)}")
     folder = existing(weights / "adapter")
     encoder = load_image_encoder(existing(weights / "image_encoder"))
     return load_adapter(folder / ADAPTERS[name], image_encoder=encoder).float()
