@@ -1,8 +1,8 @@
 """What the eye says of the figures, and of which weights it said so. Written by hand, after looking."""
 
-SEEN_ON = "2026-11-23"
+SEEN_ON = "2026-11-27"
 
-SEEN_WEIGHTS = "e22b9a724b49"
+SEEN_WEIGHTS = "7f50f80d9030"
 """`page.fingerprint` of the weights whose pictures were looked at."""
 
 SEEN_RUNS = "6a3a81bea8fb"
@@ -10,12 +10,18 @@ SEEN_RUNS = "6a3a81bea8fb"
 
 VERDICTS: dict[str, str] = {
     "overview": (
-        "Yes, softly. The image prompt's colours are in all four, the text decides ground and face, the "
-        "mask and the edges what stays; two hearts and the fish wipe the face out."
+        "Yes. The image prompt's colours are in all four, the text decides ground and face, the mask what "
+        "stays, the edges the shape, which is where pictures become things; two hearts and the fish wipe "
+        "the face out."
     ),
     "variations": (
         "Half. Colours, ground and a rough outline come over and differ from seed to seed; most things "
         "cannot be recognised without looking at the image prompt."
+    ),
+    "fine-grained": (
+        "Yes, a little. The popcorn gets its grains, the fish an eye, the fire engine its blue windows and a "
+        "flat roof, and two seeds are nearer to each other; outlines are as soft. On eight concepts "
+        "no number tells them apart, on 207 several do (../results.md)."
     ),
     "fine-tuned": (
         "The style mostly, the content hardly. Six of eight pictures are on dark blue paper, fewer than "
@@ -24,8 +30,9 @@ VERDICTS: dict[str, str] = {
         "is the right thing."
     ),
     "control": (
-        "Yes, softly. The penguin comes in the fire engine's red, the volcano in the violin's brown, "
-        "the fire engine as a yellow box; fine lines and inner edges are lost."
+        "Yes, clearly. A yellow fire engine, a red penguin, two hearts in the mouse's grey, a brown "
+        "volcano, a pink bucket, a violin in the popcorn's colours; wheels, stripes and other inner edges "
+        "are lost."
     ),
     "image-to-image": (
         "Yes. The fire engine goes yellow, the penguin red, the popcorn pink, and the outline goes as "
