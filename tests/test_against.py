@@ -9,9 +9,10 @@ import pytest
 import tiny
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import ConfigError
-from imprompt.evaluation.against import MEASURES, Difference, Earlier, differences, load_earlier
+from imprompt.evaluation.against import MEASURES, Earlier, against_figures, load_earlier, verdict
 from imprompt.evaluation.asking import Asking
 from imprompt.evaluation.judge import load_judge
+from imprompt.evaluation.metrics import Interval
 from imprompt.evaluation.pictures import HeldOut, load_held_out
 from imprompt.evaluation.report import write_scores
 from imprompt.evaluation.sampling import Models, Settings
@@ -56,8 +57,8 @@ def written(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def by_name(found: list[Difference]) -> dict[str, Difference]:
-    return {one.measure.name: one for one in found}
+def differences(scores: list[Score], earlier: list[Score]) -> dict[str, dict[str, Interval]]:
+    return against_figures(scores, Earlier("mini", earlier))["differences"]
 
 
 def test_scores_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -66,24 +67,25 @@ def test_scores_are_read_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_report_does_not_differ_from_itself() -> None:
-    found = differences(SCORES, Earlier("mini", SCORES))
-    assert [one.measure for one in found] == list(MEASURES)
-    assert all(one.minus == (0, 0, 0) and one.verdict == "cannot be told" for one in found)
+    found = differences(SCORES, SCORES)
+    assert list(found) == [measure.name for measure in MEASURES]
+    minus = [one["difference"] for one in found.values()]
+    assert all(one == (0, 0, 0) and verdict(one) == "cannot be told" for one in minus)
 
 
 def test_a_shift_of_every_concept_is_sure_however_unlike_the_concepts_are() -> None:
     shifted = [replace(one, gap=one.gap + 0.02) for one in SCORES]
-    gap = by_name(differences(shifted, Earlier("mini", SCORES)))["gap to shuffled"]
-    assert gap.minus == pytest.approx((0.02, 0.02, 0.02))
-    assert gap.this.high - gap.this.low > 0.3
-    assert gap.verdict == "more"
-    assert by_name(differences(SCORES, Earlier("mini", shifted)))["gap to shuffled"].verdict == "less"
+    gap = differences(shifted, SCORES)["gap to shuffled"]
+    assert gap["difference"] == pytest.approx((0.02, 0.02, 0.02))
+    assert gap["this"].high - gap["this"].low > 0.3
+    assert verdict(gap["difference"]) == "more"
+    assert verdict(differences(SCORES, shifted)["gap to shuffled"]["difference"]) == "less"
 
 
 def test_what_only_one_report_has_is_not_compared() -> None:
     single = [one for one in SCORES if one.seed == 0]
     single = [replace(one, distance=None) for one in single]
-    assert "diversity" not in by_name(differences(single, Earlier("mini", SCORES)))
+    assert "diversity" not in differences(single, SCORES)
 
 
 @pytest.mark.parametrize(

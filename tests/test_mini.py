@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 
 from imprompt import Reference, generate, load_adapter, mini
-from imprompt.checkpoint import describe
+from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.figures.measures import edge_gap
 from imprompt.evaluation.judge import load_judge
@@ -22,7 +22,7 @@ FILES = [path for path in mini.WEIGHTS.rglob("*") if path.is_file()]
 SHAPES = {"mini": ("base", 4), "mini-plus": ("plus", 16)}
 """Each adapter's variant and number of tokens."""
 
-every_adapter = pytest.mark.parametrize("name", mini.ADAPTERS)
+every_adapter = pytest.mark.parametrize("name", EMBEDDED)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_an_embedded_adapter_that_is_not_there_is_named() -> None:
 
 
 def file_of(name: str) -> Path:
-    return mini.WEIGHTS / "adapter" / mini.ADAPTERS[name]
+    return mini.WEIGHTS / "adapter" / EMBEDDED[name].file
 
 
 def test_the_base_folder_is_a_diffusers_pipeline(pipe: StableDiffusionPipeline) -> None:

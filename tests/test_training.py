@@ -17,7 +17,7 @@ from PIL import Image
 
 from imprompt import Reference, mini
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.checkpoint import save_adapter
+from imprompt.checkpoint import EMBEDDED, save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.projection import ImageProjection, LinearProjection, PatchProjection, ResamplerProjection
@@ -35,7 +35,7 @@ from toy_pictures import write_toy_data
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("mini-*.toml"))
 
-ADAPTER_FILE = Path("adapter", mini.ADAPTERS["mini"])
+ADAPTER_FILE = Path("adapter", EMBEDDED["mini"].file)
 """Where the first adapter lies in a model's folder."""
 
 TINY = {"steps": 2, "batch_size": 8, "log_every": 1, "save_every": 1, "sample_every": 2, "warmup_steps": 1}

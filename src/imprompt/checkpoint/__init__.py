@@ -19,11 +19,12 @@ say, never its name.
 
 from imprompt.checkpoint.loading import EncoderLike, load_adapter
 from imprompt.checkpoint.names import from_official, to_official
-from imprompt.checkpoint.published import ENCODERS, PUBLISHED, Published
+from imprompt.checkpoint.published import EMBEDDED, ENCODERS, PUBLISHED, Published
 from imprompt.checkpoint.recognise import Description, describe
 from imprompt.checkpoint.saving import convert_adapter, save_adapter
 
 __all__ = [
+    "EMBEDDED",
     "ENCODERS",
     "PUBLISHED",
     "Description",

@@ -17,7 +17,7 @@ from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.checkpoint.names import from_official
 from imprompt.checkpoint.projections import Version, projection_of
-from imprompt.checkpoint.published import PUBLISHED, Published, encoder_of
+from imprompt.checkpoint.published import EMBEDDED, PUBLISHED, Published, encoder_of
 from imprompt.checkpoint.recognise import Description, Recognised, lora_shapes_of, recognise
 from imprompt.checkpoint.saving import check_sound
 from imprompt.encoder import ImageEncoder, load_image_encoder, unconditional
@@ -25,9 +25,6 @@ from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
 from imprompt.projection import Input
 
 EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
-
-_EMBEDDED = ("mini", "mini-plus")
-"""Adapters that imprompt brings itself."""
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+):(.+)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
@@ -66,7 +63,7 @@ def load_adapter(
         AdapterMismatch: the image encoder does not give what the adapter takes.
     """
     name = os.fspath(source)
-    if name in _EMBEDDED:
+    if name in EMBEDDED:
         adapter = _embedded(name)
         _no_version(face_plus_version, name)
         known: EncoderLike | None = adapter.image_encoder
@@ -98,11 +95,11 @@ def _local_file(source: str) -> _Source:
     if match := _HUB_FILE.fullmatch(source):
         known = (one for one in PUBLISHED.values() if (one.repository, one.file) == match.groups())
         return _Source(_from_hub(match[1], match[2]), next(known, None))
-    near = difflib.get_close_matches(source, [*_EMBEDDED, *PUBLISHED], n=1)
+    near = difflib.get_close_matches(source, [*EMBEDDED, *PUBLISHED], n=1)
     perhaps = f" (did you mean {near[0]!r}?)" if near else ""
+    ours = " or ".join(map(repr, EMBEDDED))
     raise UnknownModel(
-        f"no adapter {source!r}{perhaps}: no such file, nor 'mini' or 'mini-plus', nor a file on the hub "
-        "(owner/name:file)"
+        f"no adapter {source!r}{perhaps}: no such file, nor {ours}, nor a file on the hub (owner/name:file)"
     )
 
 

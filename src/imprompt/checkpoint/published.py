@@ -31,6 +31,24 @@ class Published(NamedTuple):
     """What it is for, and what was not checked."""
 
 
+class Embedded(NamedTuple):
+    """An adapter that imprompt brings itself.
+
+    Attributes:
+        variant: as `Description.variant`
+        file: in the embedded model's folder `adapter`
+    """
+
+    variant: str
+    file: str
+
+
+EMBEDDED = {
+    "mini": Embedded("base", "ip-adapter.safetensors"),
+    "mini-plus": Embedded("plus", "ip-adapter-plus.safetensors"),
+}
+"""Name → what it is."""
+
 VIT_H = "h94/IP-Adapter:models/image_encoder"
 VIT_BIGG = "h94/IP-Adapter:sdxl_models/image_encoder"
 VIT_L_336 = "Kwai-Kolors/Kolors-IP-Adapter-Plus:image_encoder"

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from imprompt.errors import ConfigError
 from imprompt.evaluation.metrics import Interval, bootstrap_difference, bootstrap_interval
 from imprompt.evaluation.report.files import SCORES_FILE, SUMMARY_FILE, plain
-from imprompt.evaluation.scoring import PROMPTED, WITH_TEXT, Score, by_concept
+from imprompt.evaluation.scoring import PROMPTED, WITH_TEXT, Score, by_concept, under
 
 ALIKE = ("seeds", "steps", "guidance_scale", "asking", "concepts")
 """Settings that two reports must share to be compared."""
@@ -60,20 +60,6 @@ class Earlier:
     scores: Sequence[Score]
 
 
-class Difference(NamedTuple):
-    """A measure of this report, of the earlier one, and the one minus the other."""
-
-    measure: Measure
-    this: Interval
-    earlier: Interval
-    minus: Interval
-
-    @property
-    def verdict(self) -> str:
-        """What the interval says."""
-        return "more" if self.minus.low > 0 else "less" if self.minus.high < 0 else "cannot be told"
-
-
 def load_earlier(folder: Path, settings: Mapping[str, Any], judge: Mapping[str, Any]) -> Earlier:
     """Read a report that this one is to be compared with.
 
@@ -90,10 +76,7 @@ def load_earlier(folder: Path, settings: Mapping[str, Any], judge: Mapping[str, 
         if summary["suite"] != "mini":
             raise ConfigError(f"{folder} is a report of the suite {summary['suite']!r}, not of 'mini'")
         name, theirs = summary["adapter"]["name"], dict(summary["settings"])
-        fingerprint = summary["judge"]["fingerprint"]
-        with (folder / SCORES_FILE).open(encoding="utf-8", newline="") as file:
-            rows = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]
-        scores = TypeAdapter(list[Score]).validate_python(rows)
+        fingerprint, scores = summary["judge"]["fingerprint"], _read_scores(folder / SCORES_FILE)
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise ConfigError(
             f"{folder} cannot be compared with: it holds no report that this version wrote ({error!r:.200})"
@@ -109,39 +92,31 @@ def load_earlier(folder: Path, settings: Mapping[str, Any], judge: Mapping[str, 
     return Earlier(name, scores)
 
 
-def differences(scores: Sequence[Score], earlier: Earlier) -> list[Difference]:
-    """Every measure that both reports have of every concept."""
-    found = []
+def _read_scores(path: Path) -> list[Score]:
+    """What `write_scores` wrote; a cell without anything is None."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]
+    return TypeAdapter(list[Score]).validate_python(rows)
+
+
+def against_figures(scores: Sequence[Score], earlier: Earlier) -> dict[str, Any]:
+    """Every measure that both reports have of every concept: here, there, and the one minus the other."""
+    found = {}
     for measure in MEASURES:
-        this, that = (_values(several, measure) for several in (scores, earlier.scores))
+        this, that = (
+            by_concept(under(several, measure.condition), measure.value)
+            for several in (scores, earlier.scores)
+        )
         if this and this.keys() == that.keys():
             ours, theirs = (np.array([values[name] for name in sorted(this)]) for values in (this, that))
-            found.append(
-                Difference(
-                    measure,
-                    bootstrap_interval(ours),
-                    bootstrap_interval(theirs),
-                    bootstrap_difference(ours, theirs),
-                )
-            )
-    return found
+            found[measure.name] = {
+                "this": bootstrap_interval(ours),
+                "earlier": bootstrap_interval(theirs),
+                "difference": bootstrap_difference(ours, theirs),
+            }
+    return {"adapter": earlier.name, "differences": found}
 
 
-def _values(scores: Sequence[Score], measure: Measure) -> dict[str, float]:
-    """Concept → the measure's mean over its pictures; nothing where a picture has no such figure."""
-    several = [score for score in scores if score.condition == measure.condition]
-    values = [measure.value(score) for score in several]
-    if any(value is None for value in values):
-        return {}
-    return by_concept(several, lambda score: measure.value(score) or 0.0)
-
-
-def against_summary(earlier: Earlier, found: Sequence[Difference]) -> dict[str, Any]:
-    """The differences for programs."""
-    return {
-        "adapter": earlier.name,
-        "differences": {
-            one.measure.name: {"this": one.this, "earlier": one.earlier, "difference": one.minus}
-            for one in found
-        },
-    }
+def verdict(difference: Interval) -> str:
+    """What the interval of a difference says of this report: "more", "less", or "cannot be told"."""
+    return "more" if difference.low > 0 else "less" if difference.high < 0 else "cannot be told"

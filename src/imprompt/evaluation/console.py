@@ -40,7 +40,7 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"KID × 1000: {'; '.join(f'{name} {_number(kid)}' for name, kid in summary['kid'].items())}"
     if summary["against"] is not None:
         for name, one in summary["against"]["differences"].items():
-            yield f"against {summary['against']['adapter']}: {name} {_signed(one['difference'])}"
+            yield f"against {summary['against']['adapter']}: {name} {one['difference'].signed}"
     if summary["copies"] is None:
         yield "copies: unknown without the training drawings, which `imprompt mini build-data` draws"
     else:
@@ -62,10 +62,6 @@ def _table(title: str, figures: Mapping[str, Any]) -> Table:
 
 def _number(interval: Interval) -> str:
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
-def _signed(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def _percent(interval: Interval) -> str:

@@ -8,7 +8,7 @@ from imprompt.evaluation.asking import Asking
 from imprompt.evaluation.pictures import Drawing, HeldOut
 from imprompt.evaluation.report import Grid, best_median_worst, write_picture
 from imprompt.evaluation.sampling import Condition, Pictures
-from imprompt.evaluation.scoring import PROMPTED, Score, by_concept
+from imprompt.evaluation.scoring import PROMPTED, Score, by_concept, under
 from imprompt.evaluation.sheets import Row, titled_sheet
 
 CONTACTS = 24
@@ -67,7 +67,7 @@ def extremes(
     held_out: HeldOut, references: Sequence[Drawing], pictures: Pictures, scores: Sequence[Score]
 ) -> list[Grid]:
     """The concepts with the largest gaps, those around the median, and those with the smallest."""
-    gaps = by_concept([score for score in scores if score.condition == PROMPTED], lambda score: score.gap)
+    gaps = by_concept(under(scores, PROMPTED), lambda score: score.gap)
     titles = ["image prompt", *(f"seed {seed}" for seed in range(len(pictures[0])))]
     rows = [
         Row(

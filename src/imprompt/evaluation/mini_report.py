@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imprompt.evaluation.against import Difference
+from imprompt.evaluation.against import verdict
 from imprompt.evaluation.metrics import Interval
 from imprompt.evaluation.report import Block, Cell, Column, Grid, Report, Section, Table, Tile
 from imprompt.evaluation.scoring import (
@@ -15,6 +15,7 @@ from imprompt.evaluation.scoring import (
     Score,
     by_concept,
     over_concepts,
+    under,
 )
 from imprompt.pages import Chart, Dot, DotPlot, Line
 from imprompt.pages.charts import Tone
@@ -41,7 +42,6 @@ def mini_report(
     scores: Sequence[Score],
     cases: Sequence[Grid],
     contacts: Grid,
-    found: Sequence[Difference] = (),
 ) -> Report:
     """The page.
 
@@ -50,15 +50,13 @@ def mini_report(
         scores: one a picture
         cases: best, median and worst concepts
         contacts: the contact sheet
-        found: how this report differs from an earlier one, if it is to be compared with one
     """
-    compared = [against(summary["against"]["adapter"], found)] if found else []
     return Report(
         title="The embedded model on concepts it has never seen",
         lead=lead(summary, scores),
         sections=[
             following(summary, scores),
-            *compared,
+            *([] if summary["against"] is None else [against(summary["against"])]),
             text_and_image(summary["curve"]),
             together(summary),
             Section(
@@ -86,7 +84,7 @@ def said_self(summary: Mapping[str, Any]) -> str:
 def share_of_ceiling(summary: Mapping[str, Any], scores: Sequence[Score]) -> Interval:
     """The gap as a share of a light copy's mean gap."""
     ceiling = summary["all"]["conditions"][COPY]["gap"].mean
-    prompted = [score for score in scores if score.condition == PROMPTED]
+    prompted = under(scores, PROMPTED)
     return over_concepts(prompted, lambda score: score.gap / ceiling)
 
 
@@ -163,14 +161,15 @@ def score_table(figures: Mapping[str, Any], title: str) -> Table:
     return Table(columns, rows, title=f"{title}: {figures['concepts']}", strong=[0])
 
 
-def against(other: str, found: Sequence[Difference]) -> Section:
+def against(figures: Mapping[str, Any]) -> Section:
     """This adapter minus an earlier one."""
-    columns = [Column(""), "this one", other, "difference", Column("this one has")]
+    columns = [Column(""), "this one", figures["adapter"], "difference", Column("this one has")]
     rows: list[list[Cell]] = [
-        [one.measure.name, one.this, one.earlier, one.minus, one.verdict] for one in found
+        [name, one["this"], one["earlier"], one["difference"], verdict(one["difference"])]
+        for name, one in figures["differences"].items()
     ]
     return Section(
-        f"Against “{other}”",
+        f"Against “{figures['adapter']}”",
         "The same concepts, seeds and settings; differences are paired, concept by concept. What the text "
         "asks for: how much more a picture looks like what the base alone draws from its text than from "
         "others. Diversity: the mean distance among the pictures of one concept.",
@@ -180,7 +179,7 @@ def against(other: str, found: Sequence[Difference]) -> Section:
 
 def style_plot(summary: Mapping[str, Any], scores: Sequence[Score]) -> DotPlot:
     """The gap by the reference's style."""
-    prompted = [score for score in scores if score.condition == PROMPTED]
+    prompted = under(scores, PROMPTED)
     styles = {score.style for score in prompted}
     means = {
         style: over_concepts([s for s in prompted if s.style == style], lambda score: score.gap)
@@ -202,7 +201,7 @@ def concept_chart(scores: Sequence[Score]) -> Chart:
     """Every concept's gap, sorted: how many are followed at all."""
 
     def ranked(condition: str) -> list[tuple[float | int, float | int | None]]:
-        gaps = by_concept([s for s in scores if s.condition == condition], lambda score: score.gap)
+        gaps = by_concept(under(scores, condition), lambda score: score.gap)
         return list(enumerate(sorted(gaps.values(), reverse=True), 1))
 
     lines = [

@@ -186,9 +186,9 @@ def summarise(scores: Sequence[Score], settings: Settings) -> dict[str, Any]:
 
 def figures(scores: Sequence[Score]) -> dict[str, Any]:
     """Means over concepts, condition by condition, with chance."""
-    rows = {name: condition_figures([s for s in scores if s.condition == name]) for name in names(scores)}
+    rows = {name: condition_figures(under(scores, name)) for name in names(scores)}
     floor, ceiling = rows[FLOOR]["similarity"].mean, rows[COPY]["similarity"].mean
-    prompted = [score for score in scores if score.condition == PROMPTED]
+    prompted = under(scores, PROMPTED)
     return {
         "concepts": len({score.concept for score in scores}),
         "chance@1": float(np.mean([chance_within(score.gallery, 1) for score in prompted])),
@@ -217,7 +217,7 @@ def text_figures(scores: Sequence[Score], ground: str) -> dict[str, Any]:
     The same seeds without text stand beside it.
     """
     first = [score for score in scores if score.seed == 0]
-    asked, plain = ([s for s in first if s.condition == name] for name in (WITH_TEXT, PROMPTED))
+    asked, plain = (under(first, name) for name in (WITH_TEXT, PROMPTED))
     return {
         "ground": ground,
         "with text": over_concepts(asked, lambda score: score.ground == ground),
@@ -229,23 +229,29 @@ def text_figures(scores: Sequence[Score], ground: str) -> dict[str, Any]:
     }
 
 
+def under(scores: Sequence[Score], condition: str) -> list[Score]:
+    """The scores of one condition."""
+    return [score for score in scores if score.condition == condition]
+
+
 def over_concepts(scores: Sequence[Score], value: Callable[[Score], float]) -> Interval:
     """A value's mean over each concept's pictures, then over concepts."""
     return bootstrap_interval(np.array(list(by_concept(scores, value).values())))
 
 
-def by_concept(scores: Sequence[Score], value: Callable[[Score], float]) -> dict[str, float]:
-    """A value's mean over each concept's pictures, in the order in which concepts come."""
+def by_concept(scores: Sequence[Score], value: Callable[[Score], float | None]) -> dict[str, float]:
+    """A value's mean over each concept's pictures that have it, in the order in which concepts come."""
     values: dict[str, list[float]] = {}
     for score in scores:
-        values.setdefault(score.concept, []).append(float(value(score)))
+        if (found := value(score)) is not None:
+            values.setdefault(score.concept, []).append(float(found))
     return {concept: float(np.mean(several)) for concept, several in values.items()}
 
 
 def over_known(scores: Sequence[Score], value: Callable[[Score], float | None]) -> Interval | None:
     """As `over_concepts`, of a value that not every score has; nothing if none has it."""
-    known = [score for score in scores if value(score) is not None]
-    return over_concepts(known, lambda score: value(score) or 0.0) if known else None
+    values = by_concept(scores, value)
+    return bootstrap_interval(np.array(list(values.values()))) if values else None
 
 
 def names(scores: Sequence[Score]) -> list[str]:

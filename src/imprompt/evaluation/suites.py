@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from imprompt import mini
-from imprompt.checkpoint import load_adapter
-from imprompt.evaluation.against import against_summary, differences, load_earlier
+from imprompt.checkpoint import EMBEDDED, load_adapter
+from imprompt.evaluation.against import against_figures, load_earlier
 from imprompt.evaluation.asking import Asked, draw_examples
 from imprompt.evaluation.console import print_summary
 from imprompt.evaluation.copying import Seen, copy_figures, load_seen
@@ -55,6 +55,7 @@ from imprompt.evaluation.scoring import (
     over_known,
     score_pictures,
     summarise,
+    under,
 )
 from imprompt.evaluation.tradeoff import curve_conditions, curve_figures
 from imprompt.progress import counted
@@ -106,7 +107,7 @@ def evaluate_mini(
     folder = mini.WEIGHTS if weights is None else weights
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judge = load_judge(folder / "judge").to(device)
-    is_own = adapter in mini.ADAPTERS
+    is_own = adapter in EMBEDDED
     measured = mini.adapter(adapter, weights=folder) if is_own else load_adapter(adapter).float()
     name = Path(adapter).name if Path(adapter).is_file() else adapter
     models = Models(mini.pipeline(weights=folder).to(device), measured.to(device), judge, name)
@@ -146,21 +147,18 @@ def evaluate(
         "settings": used,
         "judge": judge,
         **summarise([score for score in scores if score.condition in MAIN], settings),
-        "diversity": over_known(
-            [score for score in scores if score.condition == PROMPTED], lambda score: score.distance
-        ),
+        "diversity": over_known(under(scores, PROMPTED), lambda score: score.distance),
         "curve": curve_figures(scores, settings),
         "kid": kid_figures(models.judge, *real_and_made(held_out, made)),
         "copies": copies(models.judge, held_out, references, scores, seen),
+        "against": None if earlier is None else against_figures(scores, earlier),
         "seconds": round(time.monotonic() - started, 1),
     }
     write_scores(scores, output)
     write_every_concept(held_out, references, made[PROMPTED], output)
     contacts = write_exhibits(held_out, exhibited, exhibits_made, output)
     cases = extremes(held_out, references, made[PROMPTED], scores)
-    found = [] if earlier is None else differences(scores, earlier)
-    summary["against"] = None if earlier is None else against_summary(earlier, found)
-    write_report(mini_report(summary, scores, cases, contacts, found), output, summary)
+    write_report(mini_report(summary, scores, cases, contacts), output, summary)
     print_summary(summary)
     return summary
 
@@ -258,7 +256,7 @@ def copies(
     seen: Seen | None,
 ) -> dict[str, Any] | None:
     """The share of copies; None where the training drawings are not at hand."""
-    prompted = [score for score in scores if score.condition == PROMPTED]
+    prompted = under(scores, PROMPTED)
     share = over_known(
         prompted, lambda score: None if score.copy_ratio is None else float(score.copy_ratio < COPY_RATIO)
     )

@@ -19,6 +19,7 @@ from imprompt.evaluation.scoring import (
     by_concept,
     over_concepts,
     over_known,
+    under,
 )
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -40,15 +41,15 @@ def curve_figures(scores: Sequence[Score], settings: Settings) -> dict[str, Any]
         scores: of all conditions
         settings: the texts
     """
-    concepts = {score.concept for score in scores if score.condition == _name(SCALES[0])}
+    concepts = {score.concept for score in under(scores, _name(SCALES[0]))}
     known = [score for score in scores if score.concept in concepts]
-    ceiling = over_concepts(_of(known, COPY), lambda score: score.gap).mean
-    at = [_of(known, _name(scale)) for scale in SCALES]
+    ceiling = over_concepts(under(known, COPY), lambda score: score.gap).mean
+    at = [under(known, _name(scale)) for scale in SCALES]
     alone = over_concepts(at[0], lambda score: score.asked_gap).mean
     gaps = [_values(by_concept(several, lambda score: score.gap / ceiling)) for several in at]
     shares = [_values(by_concept(several, lambda score: score.asked_gap / alone)) for several in at]
     curve = scale_curve(np.array(SCALES), np.array(shares), np.array(gaps))
-    plain = [score for score in _of(known, PROMPTED) if score.seed == 0]
+    plain = [score for score in under(known, PROMPTED) if score.seed == 0]
     return {
         "concepts": len(concepts),
         "asked": str(settings.asking),
@@ -66,10 +67,6 @@ def curve_figures(scores: Sequence[Score], settings: Settings) -> dict[str, Any]
             "similarity to text": over_known(plain, lambda score: score.text_similarity),
         },
     }
-
-
-def _of(scores: Sequence[Score], condition: str) -> list[Score]:
-    return [score for score in scores if score.condition == condition]
 
 
 def _values(values: Mapping[str, float]) -> list[float]:

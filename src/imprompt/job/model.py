@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from imprompt.checkpoint import EMBEDDED
 from imprompt.crop import CropName, Noise
 from imprompt.embeddings import Combine, load_embeddings
 from imprompt.errors import InvalidReference
@@ -52,7 +53,7 @@ def _written_name(name: str, info: Any) -> str:
 
 
 def _is_embedded(name: str) -> bool:
-    return name.partition(":")[0] in ("mini", "mini-plus")
+    return name.partition(":")[0] in EMBEDDED
 
 
 def _several(value: object) -> object:

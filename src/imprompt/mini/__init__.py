@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.checkpoint import load_adapter
+from imprompt.checkpoint import EMBEDDED, load_adapter
 from imprompt.encoder import load_image_encoder
 from imprompt.errors import MissingExtra, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
@@ -26,7 +26,6 @@ from imprompt.mini.edges import edge_picture
 from imprompt.mini.inpainting import InpaintPipeline
 
 __all__ = [
-    "ADAPTERS",
     "WEIGHTS",
     "InpaintPipeline",
     "PatchAutoencoder",
@@ -42,9 +41,6 @@ Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Where the shipped weights are: `base`, `adapter`, `image_encoder`, `styles`, `control`, `judge`."""
-
-ADAPTERS = {"mini": "ip-adapter.safetensors", "mini-plus": "ip-adapter-plus.safetensors"}
-"""Adapter → its file in the folder `adapter`."""
 
 
 def pipeline(
@@ -156,11 +152,11 @@ def adapter(name: str = "mini", *, weights: Path = WEIGHTS) -> ImagePromptAdapte
     Raises:
         UnknownModel: the weights are not there, or there is no adapter of that name
     """
-    if name not in ADAPTERS:
-        raise UnknownModel(f"there is no embedded adapter {name!r}; they are: {', '.join(ADAPTERS)}")
+    if name not in EMBEDDED:
+        raise UnknownModel(f"there is no embedded adapter {name!r}; they are: {', '.join(EMBEDDED)}")
     folder = existing(weights / "adapter")
     encoder = load_image_encoder(existing(weights / "image_encoder"))
-    return load_adapter(folder / ADAPTERS[name], image_encoder=encoder).float()
+    return load_adapter(folder / EMBEDDED[name].file, image_encoder=encoder).float()
 
 
 def existing(folder: Path) -> Path:

@@ -8,16 +8,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from imprompt.checkpoint import describe
+from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.checkpoint.files import write_tensors
 from imprompt.errors import ConfigError
-from imprompt.mini import ADAPTERS
 
 PARTS = ("base", "image_encoder", "judge")
 """What ships; the rest (state, logs, the pair's text side) stays where it was made."""
-
-SHIPPED_AS = {"base": "mini", "plus": "mini-plus"}
-"""Variant of an adapter → the name that it ships under."""
 
 EXTRAS = ("styles", "control")
 """What ships too if it has been trained: without it, what shipped before stays."""
@@ -59,9 +55,10 @@ def place_of(adapter: Path) -> Path:
     if not adapter.is_file():
         raise ConfigError(f"there is no adapter {adapter}: train it with recipes/emoji-adapter.toml")
     variant = str(describe(adapter).variant)
-    if variant not in SHIPPED_AS:
-        raise ConfigError(f"{adapter} is a {variant} adapter; what ships is {' and '.join(SHIPPED_AS)}")
-    return Path("adapter", ADAPTERS[SHIPPED_AS[variant]])
+    files = {one.variant: one.file for one in EMBEDDED.values()}
+    if variant not in files:
+        raise ConfigError(f"{adapter} is a {variant} adapter; what ships is {' and '.join(files)}")
+    return Path("adapter", files[variant])
 
 
 def copy_halved(source: Path, target: Path) -> int:

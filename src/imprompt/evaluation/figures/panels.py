@@ -54,7 +54,7 @@ def overview(studio: Studio) -> Figure:
     inputs, masked, _ = half_masked(studio)
     text = TEXTS[-1]
     made = {
-        "variation": studio.draw(prompts),
+        "variation": studio.alone[0],
         f"“{text}”": studio.draw(studio.prompts(scale=TEXT_SCALE, layers=COLOURING), text=text),
         "painted": studio.draw(prompts, **inputs),
         "with edges": studio.draw(prompts, pipe=controlled_by, image=found),
@@ -77,8 +77,7 @@ def overview(studio: Studio) -> Figure:
 
 def variations(studio: Studio) -> Figure:
     """Image prompt alone, several seeds."""
-    judge, references, prompts = studio.judge, studio.references, studio.prompts()
-    seeds = [studio.draw(prompts, seed=seed) for seed in range(4)]
+    judge, references, seeds = studio.judge, studio.references, studio.alone
     return Figure(
         name="variations",
         title="Image variations (part of the paper’s figure 1)",
@@ -99,7 +98,7 @@ def fine_grained(studio: Studio) -> Figure:
     """Sixteen tokens of the grid of features beside four of the one embedding."""
     judge, references = studio.judge, studio.references
     studios = {"mini": studio, "mini-plus": Studio(studio.weights, studio.settings, "mini-plus")}
-    seeds = {name: [one.draw(one.prompts(), seed=seed) for seed in range(4)] for name, one in studios.items()}
+    seeds = {name: one.alone for name, one in studios.items()}
     first = {name: rows[0] for name, rows in seeds.items()}
     spread = {name: spread_of(judge, rows) for name, rows in seeds.items()}
     return Figure(
@@ -128,7 +127,7 @@ def fine_tuned(studio: Studio) -> Figure:
     """The same adapter on a base fine-tuned on one style."""
     judge, references, prompts = studio.judge, studio.references, studio.prompts()
     made = {
-        "base": studio.draw(prompts),
+        "base": studio.alone[0],
         "fine-tuned, no image prompt": studio.draw(pipe=studio.blueprint),
         "fine-tuned, image prompt": studio.draw(prompts, pipe=studio.blueprint),
     }
@@ -158,7 +157,7 @@ def controlled(studio: Studio) -> Figure:
     references, prompts = studio.references, studio.prompts()
     pipe, layouts, found = edged(studio)
     made = {
-        "image prompt alone": studio.draw(prompts),
+        "image prompt alone": studio.alone[0],
         "edges alone": studio.draw(pipe=pipe, image=found),
         "both": studio.draw(prompts, pipe=pipe, image=found),
     }
@@ -253,7 +252,7 @@ def with_text(studio: Studio) -> Figure:
     references, prompts = studio.references, studio.prompts(scale=TEXT_SCALE, layers=COLOURING)
     alone = {f"“{text}” alone": studio.draw(text=text) for text in TEXTS}
     both = {f"“{text}”": studio.draw(prompts, text=text) for text in TEXTS}
-    silent = {"no text": studio.draw(studio.prompts())}
+    silent = {"no text": studio.alone[0]}
     columns = {name: row for pair in zip(alone.items(), both.items(), strict=True) for name, row in pair}
     blue = [is_on(GROUND, picture) for name, row in both.items() if GROUND in name for picture in row]
     return Figure(

@@ -19,6 +19,9 @@ from imprompt.evaluation.pictures import Drawing, HeldOut, load_held_out
 from imprompt.evaluation.sampling import seed_of
 from imprompt.reference import Reference
 
+SEEDS = 4
+"""How many pictures of one image prompt are compared with each other."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -53,6 +56,11 @@ class Studio:
     def embeddings(self) -> list[ImageEmbeddings]:
         """What the image encoder makes of each reference: once for all figures."""
         return [self.adapter.encode(reference) for reference in self.references]
+
+    @cached_property
+    def alone(self) -> list[list[Image.Image]]:
+        """Pictures of the image prompts alone, λ = 1, from the first `SEEDS` seeds: once for all figures."""
+        return [self.draw(self.prompts(), seed=seed) for seed in range(SEEDS)]
 
     @cached_property
     def blueprint(self) -> StableDiffusionPipeline:

@@ -26,6 +26,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def signed(self) -> str:
+        """As a difference is written, with its sign."""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
 
 def bootstrap_interval(
     values: Real[np.ndarray, " concepts"] | Bool[np.ndarray, " concepts"], *, seed: int = 0

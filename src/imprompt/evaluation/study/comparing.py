@@ -185,11 +185,11 @@ def listed(names: Sequence[str]) -> str:
 
 def sentence(difference: Difference) -> str:
     """A difference in words, with its numbers."""
-    interval, seeds = difference.interval, len(difference.by_seed)
+    seeds = len(difference.by_seed)
     said = {
         "better": f"decoupled is better than {difference.other}",
         "worse": f"decoupled is worse than {difference.other}",
         "cannot be told": f"whether decoupled is better or worse than {difference.other} cannot be told",
     }[difference.verdict]
-    numbers = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    numbers = difference.interval.signed
     return f"{said} ({difference.measure.name} {numbers}, {seeds} seed{'s' if seeds > 1 else ''})"
