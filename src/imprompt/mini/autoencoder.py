@@ -36,12 +36,14 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
         force_upcast: bool = False,
         refine_width: int = 0,
+        decoder_widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.encoder = nn.Conv2d(3, latent_channels, patch_size, stride=patch_size, bias=False)
         self.decoder = nn.ConvTranspose2d(latent_channels, 3, patch_size, stride=patch_size, bias=False)
         self.mean = nn.Parameter(torch.zeros(3, patch_size, patch_size))
         self.refine = build_refinement(refine_width) if refine_width else None
+        self.detail = DetailDecoder(latent_channels, decoder_widths) if decoder_widths else None
 
     def mean_picture(self, rows: int, columns: int) -> Float[Tensor, "3 height width"]:
         """The mean patch, repeated over a picture of that many patches."""
@@ -67,15 +69,17 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         """Latents → pictures; `generator` is accepted because pipelines pass it, and not needed."""
         pixels = self.decoder(latents) + self.mean_picture(*latents.shape[-2:])
         pixels = pixels if self.refine is None else pixels + self.refine(pixels)
+        pixels = pixels if self.detail is None else pixels + self.detail(latents)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
     @classmethod
     @torch.no_grad()
     def fit(
-        cls, pixels: Float[Tensor, "batch 3 height width"], *, latent_channels: int = 32
+        cls, pixels: Float[Tensor, "batch 3 height width"], *, latent_channels: int = 32, patch_size: int = 8
     ) -> "PatchAutoencoder":
         """The best linear code of these pictures' patches in the least-squares sense."""
-        code = cls(latent_channels=latent_channels)
+        shrinkage = (1,) * patch_size.bit_length()
+        code = cls(patch_size, latent_channels, block_out_channels=shrinkage)
         size = code.config["patch_size"]
         patches = nn.functional.unfold(pixels, size, stride=size).transpose(1, 2).flatten(0, 1).double()
         mean = patches.mean(dim=0)
@@ -89,6 +93,46 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         code.decoder.weight.copy_(decode.reshape(shape))
         code.mean.copy_(mean.reshape(code.mean.shape))
         return code
+
+
+class DetailDecoder(nn.Module):
+    """What the linear code leaves out of a picture, from its latents: residual convolutions, ever larger.
+
+    Latents (batch, channels, height, width) → pixels (batch, 3, 2ⁿ height, 2ⁿ width) for n `widths`. It begins
+    as nothing.
+    """
+
+    def __init__(self, latent_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(ResidualPair(width), ResidualPair(width), nn.Conv2d(width, 4 * after, 3, padding=1))
+            for width, after in zip(widths, (*widths[1:], 3), strict=True)
+        )
+        nn.init.zeros_(self.stages[-1][-1].weight)  # type: ignore[index]
+        nn.init.zeros_(self.stages[-1][-1].bias)  # type: ignore[index]
+
+    def forward(self, latents: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 _ _"]:
+        """The detail to be added to the linear decoding."""
+        hidden = self.stem(latents.contiguous(memory_format=torch.channels_last))
+        for stage in self.stages:
+            hidden = nn.functional.pixel_shuffle(stage(hidden), 2)
+        return hidden
+
+
+class ResidualPair(nn.Module):
+    """x + W₂ silu(W₁ silu(x)), two 3 × 3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
+
+    def forward(self, hidden: Float[Tensor, "batch width _ _"]) -> Float[Tensor, "batch width _ _"]:
+        """Apply both."""
+        silu = nn.functional.silu
+        return hidden + self.second(silu(self.first(silu(hidden))))
 
 
 def build_refinement(width: int) -> nn.Sequential:

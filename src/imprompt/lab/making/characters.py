@@ -1,0 +1,188 @@
+"""Characters: what one looks like, in words; drawn at random, and split by what training may see.
+
+A character is held out by combination (hair color × skin × hairdo), by part (a shape of its hair or face) or by
+style, never by file: an unseen character differs from all seen ones in something that can be named.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from imprompt.errors import ConfigError
+from imprompt.lab.making.vocabulary import (
+    StyleParts,
+    held_out_variants,
+    is_held_out,
+    load_vocabulary,
+)
+
+Split = Literal["training", "combinations", "parts", "styles"]
+"""Which characters: those for training, or unseen combinations, unseen parts, unseen styles."""
+
+SHARES: Mapping[str, Mapping[str, float]] = {
+    "glasses": {"none": 0.56, "glasses": 0.24, "sunglasses": 0.2},
+    "beard": {"none": 0.64, "beard": 0.2, "moustache": 0.16},
+    "ground": {"white": 0.3},
+    "hairdo": {"bald": 0.06, "short": 0.18, "long": 0.16, "hat": 0.07},
+}
+"""How often a word is drawn; words that are not named share what is left."""
+
+PART_SPLITS = ("hairdo", "expression")
+"""Attributes of which an unseen part is a shape."""
+
+
+@dataclass(frozen=True)
+class Character:
+    """One character in one style.
+
+    Attributes:
+        style: the style's name in DiceBear
+        attributes: attribute → word, for what the style can draw
+        seed: chooses the shapes where a word has several; the same in every style
+        unseen_part: the attribute that is drawn with a shape that training never sees, if one is
+    """
+
+    style: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    unseen_part: str = ""
+
+    def __getitem__(self, attribute: str) -> str:
+        return self.style if attribute == "style" else self.attributes[attribute]
+
+    def get(self, attribute: str) -> str | None:
+        """The word of an attribute, or nothing where the style does not draw it."""
+        return self.style if attribute == "style" else self.attributes.get(attribute)
+
+    @property
+    def combination(self) -> tuple[str, ...]:
+        """What composition is held out by; empty for robots."""
+        names = [self.attributes.get(name) for name in ("hair", "skin", "hairdo")]
+        return tuple(name or "" for name in names) if any(names) else ()
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether training must not see this character."""
+        style = load_vocabulary().styles[self.style]
+        combination = bool(self.combination) and is_held_out(*self.combination)
+        return style.held_out or bool(self.unseen_part) or combination
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return {
+            "style": self.style,
+            "attributes": dict(self.attributes),
+            "seed": self.seed,
+            "unseen_part": self.unseen_part,
+        }
+
+
+def sample_character(rng: random.Random, split: Split = "training", style: str | None = None) -> Character:
+    """A random character of that split, in a random style of the split or the given one.
+
+    Raises:
+        ConfigError: no such style, or one that has no character of the split
+    """
+    vocabulary = load_vocabulary()
+    names = vocabulary.unseen_styles if split == "styles" else vocabulary.trained_styles
+    if style is not None and style not in vocabulary.styles:
+        raise ConfigError(f"there is no style {style!r}; the styles are: {', '.join(vocabulary.styles)}")
+    for _ in range(1000):
+        character = sample_in_style(vocabulary.styles[style or rng.choice(names)], rng)
+        if split == "parts":
+            character = with_unseen_part(character, rng)
+        if belongs_to(character, split):
+            return character
+    raise ConfigError(f"the style {style!r} has no characters of the split {split!r}")
+
+
+def belongs_to(character: Character, split: Split) -> bool:
+    """Whether a character is of that split, and differs from training in nothing else."""
+    combination = bool(character.combination) and is_held_out(*character.combination)
+    if load_vocabulary().styles[character.style].held_out:
+        return split == "styles" and not character.unseen_part
+    if split == "parts":
+        return bool(character.unseen_part) and not combination
+    return (split == "combinations") == combination and not character.unseen_part and split != "styles"
+
+
+def sample_in_style(style: StyleParts, rng: random.Random) -> Character:
+    """A random character in a style, of whatever split."""
+    attributes = {name: sample_word(name, style.words(name), rng) for name in style.attributes}
+    seed = rng.randrange(2**31)
+    return settle(Character(style.name, attributes, seed), rng)
+
+
+def sample_word(attribute: str, words: tuple[str, ...], rng: random.Random) -> str:
+    """One of an attribute's words, by `SHARES`."""
+    shares = {word: share for word, share in SHARES.get(attribute, {}).items() if word in words}
+    rest = [word for word in words if word not in shares]
+    left = max(0.0, 1 - sum(shares.values())) / len(rest) if rest else 0.0
+    return rng.choices(words, [shares.get(word, left) for word in words])[0]
+
+
+def settle(character: Character, rng: random.Random) -> Character:
+    """Take out what cannot be seen: the hair color of a bald head, and grounds that something melts into."""
+    attributes = dict(character.attributes)
+    style = load_vocabulary().styles[character.style]
+    hidden_hair = attributes.get("hairdo") in ("bald", "hat")
+    if hidden_hair:
+        attributes.pop("hair", None)
+    elif "hair" in attributes and "hair" not in style.colors:
+        attributes["hair"] = "black"
+    shown = {attributes.get(name) for name in ("hair", "clothes", "robot")}
+    melting = shown | ({"beige"} if attributes.get("skin") == "pale" else set())
+    while attributes.get("ground") in melting:
+        attributes["ground"] = rng.choice(load_vocabulary().words("ground"))
+    order = {name: place for place, name in enumerate(style.attributes)}
+    return replace(character, attributes=dict(sorted(attributes.items(), key=lambda item: order[item[0]])))
+
+
+def with_unseen_part(character: Character, rng: random.Random) -> Character:
+    """The same character, one of its parts drawn with a shape that training never sees; or as it was."""
+    style = load_vocabulary().styles[character.style]
+    parts = [
+        name
+        for name in PART_SPLITS
+        if name in character.attributes and any(held_out_variants(style, name, character[name]))
+    ]
+    return replace(character, unseen_part=rng.choice(parts)) if parts else character
+
+
+def with_attributes(character: Character, changed: Mapping[str, str], rng: random.Random) -> Character:
+    """The same character with some other words.
+
+    Raises:
+        ConfigError: an attribute, or a word, that the style does not have
+    """
+    style = load_vocabulary().styles[character.style]
+    for name, word in changed.items():
+        if name not in style.attributes:
+            known = ", ".join(style.attributes)
+            raise ConfigError(f"characters of the style {style.name!r} have no {name}; they have: {known}")
+        if word not in style.words(name):
+            known = ", ".join(style.words(name))
+            raise ConfigError(f"the style {style.name!r} has no {name} {word!r}; it has: {known}")
+    attributes = {**character.attributes, **changed}
+    if "hairdo" in changed and "hair" in style.attributes and "hair" not in attributes:
+        attributes["hair"] = sample_word("hair", style.words("hair"), rng)
+    return settle(replace(character, attributes=attributes), rng)
+
+
+def in_style(character: Character, name: str, rng: random.Random) -> Character | None:
+    """The same character in another style, or nothing where that style lacks its hairdo.
+
+    Attributes that the other style does not draw are dropped; those that only it draws are drawn at random.
+    """
+    style = load_vocabulary().styles[name]
+    if "hairdo" in character.attributes and character["hairdo"] not in style.words("hairdo"):
+        return None
+    words = {
+        attribute: character.attributes[attribute]
+        for attribute in style.attributes
+        if character.get(attribute) in style.words(attribute)
+    }
+    other = {a: sample_word(a, style.words(a), rng) for a in style.attributes if a not in words}
+    moved = settle(Character(name, {**other, **words}, character.seed), rng)
+    return moved if all(moved.get(name) == word for name, word in words.items()) else None

@@ -1,0 +1,88 @@
+"""The training data: characters drawn once into one file, with their attributes beside it.
+
+    pictures.npy     uint8, characters × 128 × 128 × RGB
+    characters.jsonl  one character a line, in the same order
+
+Drawing k is a pure function of (seed, split, k). A file that is being written has another name, and a build that was
+stopped goes on where it stopped.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from imprompt.errors import ConfigError
+from imprompt.lab.making.characters import Character, Split, sample_character
+from imprompt.lab.making.drawing import SIZE, draw_many
+
+BLOCK = 250
+"""Pictures that one task draws."""
+
+
+def build_data(folder: Path, counts: dict[Split, int], *, size: int = SIZE, seed: int = 0) -> None:
+    """Draw `counts` characters of each split into `folder`/<split>; a split that is there already stays.
+
+    Raises:
+        MissingExtra: without the drawing libraries (`imprompt[mini]`)
+    """
+    for split, count in counts.items():
+        if not (folder / split / "pictures.npy").exists():
+            draw_split(folder / split, split, count, size=size, seed=seed)
+
+
+def draw_split(folder: Path, split: Split, count: int, *, size: int, seed: int) -> None:
+    """Draw one split on all cores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "pictures.partial.npy"
+    shape = (count, size, size, 3)
+    pictures = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+    tasks = [(seed, split, start, min(BLOCK, count - start), size) for start in range(0, count, BLOCK)]
+    with ProcessPoolExecutor() as pool, (folder / "characters.jsonl").open("w", encoding="utf-8") as lines:
+        blocks = zip(tasks, pool.map(draw_block, tasks), strict=True)
+        for (_, _, start, _, _), (characters, drawn) in track(blocks, description=split, total=len(tasks)):
+            pictures[start : start + len(drawn)] = drawn
+            lines.writelines(json.dumps(character.to_json()) + "\n" for character in characters)
+    pictures.flush()
+    os.replace(partial, folder / "pictures.npy")
+
+
+def draw_block(task: tuple[int, Split, int, int, int]) -> tuple[list[Character], np.ndarray]:
+    """Sample and draw consecutive characters."""
+    seed, split, start, count, size = task
+    characters = list(sample_characters(seed, split, range(start, start + count)))
+    return characters, draw_many(characters, size)
+
+
+def sample_characters(seed: int, split: Split, places: Sequence[int]) -> Iterator[Character]:
+    """The characters at these places of a split."""
+    for place in places:
+        yield sample_character(random.Random(f"{seed}/{split}/{place}"), split)
+
+
+class Drawings:
+    """A split of the data on disk.
+
+    Attributes:
+        pictures: uint8, (characters, size, size, 3), read from disk as it is needed
+        characters: in the same order
+
+    Raises:
+        ConfigError: the split has not been drawn
+    """
+
+    def __init__(self, folder: Path, split: Split) -> None:
+        path = folder / split / "pictures.npy"
+        if not path.exists():
+            raise ConfigError(f"there are no pictures in {path.parent}: draw them with `imprompt mini build-data`")
+        self.pictures: np.ndarray = np.load(path, mmap_mode="r")
+        with (path.parent / "characters.jsonl").open(encoding="utf-8") as lines:
+            self.characters = [Character(**json.loads(line)) for line in lines]
+
+    def __len__(self) -> int:
+        return len(self.characters)

@@ -1,0 +1,1 @@
+"""What each part of the embedded model is trained to do."""

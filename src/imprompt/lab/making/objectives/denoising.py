@@ -1,0 +1,277 @@
+"""The base model's loss: predict the velocity of a noised latent from its caption.
+
+    x_t = √ᾱ x + √(1-ᾱ) ε        v = √ᾱ ε - √(1-ᾱ) x        loss = ‖v - v_θ(x_t, c_t, t)‖²
+
+v-prediction (arXiv 2202.00512) on a schedule with no signal left at its end (arXiv 2305.08891), times drawn
+logit-normally (arXiv 2403.03206). The text encoder trains beside the U-Net, more slowly.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from jaxtyping import Float, Int
+from PIL import Image
+from rich.progress import track
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from imprompt.lab.making.batches import Batch, to_pixels
+from imprompt.lab.making.captions import full_caption, sample_caption
+from imprompt.lab.making.dataset import Drawings
+from imprompt.lab.making.recipe import BaseRecipe
+from imprompt.mini import PatchAutoencoder, assemble
+from imprompt.settings import in_cache
+from imprompt.training.objectives.objective import Objective
+from imprompt.training.sheets import picture_grid
+from imprompt.training.vocabulary import train_tokenizer
+
+LOOK = 512
+"""How many held-out pictures losses are taken of."""
+
+BANDS = (100, 300, 500, 700, 900)
+"""Timesteps at which the held-out loss is measured."""
+
+TIMESTEP_LOCATION = -0.3
+"""Centre of the times' logit: a little below the middle, since our latents are weaker than the noise."""
+
+SHOWN_GUIDANCE = 3.0
+SHOWN_STEPS = 25
+PROMPTS = (
+    "adventurer style, long pink hair, tan skin, smiling, on a yellow background",
+    "avataaars style, brown beard, bald, brown skin, green clothes, on a white background",
+    "big-ears style, ginger pigtails, pale skin, laughing, on a teal background",
+    "big-smile style, blue mohawk, dark skin, sunglasses, on a pink background",
+    "yellow robot, on a blue background",
+    "dylan style, spiky green hair, light skin, angry, on an orange background",
+    "micah style, black bob, light skin, glasses, red clothes, on a gray background",
+    "miniavs style, teal ponytail, brown skin, orange clothes, on a white background",
+    "peeps style, red bun, dark skin, surprised, yellow clothes, on a green background",
+    "personas style, curly white hair, tan skin, moustache, navy clothes, on a beige background",
+    "pixel-art style, short purple hair, pale skin, sunglasses, black clothes, on a red background",
+    "toon style, long blonde hair, tan skin, sad, teal clothes, on a white background",
+    "a person with dreadlocks, smiling", "sunglasses", "a person, on a purple background", "",
+)  # fmt: skip
+"""What the sample grid shows."""
+
+
+class BaseObjective(Objective):
+    """U-Net and text encoder on the autoencoder's latents, which are computed once."""
+
+    autocasts = True
+
+    def __init__(self, recipe: BaseRecipe, output: Path) -> None:
+        super().__init__()
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.drawings = Drawings(in_cache(recipe.data), "training")
+        codec: Any = PatchAutoencoder.from_pretrained(output / "vae")
+        self.codec = codec.requires_grad_(False)
+        self.latents = encode_all(self.codec, self.drawings)
+        self.tokenizer = load_tokenizer(output, self.drawings, recipe)
+        self.text_encoder = build_text_encoder(recipe, self.tokenizer)
+        channels, size = self.latents.shape[1], self.latents.shape[-1]
+        self.unet = build_unet(recipe, channels, recipe.text_width, sample_size=size)
+        # Kept out of the module tree, where it would be a second copy of the U-Net.
+        self.trained_unet = [torch.compile(self.unet) if recipe.compile else self.unet]
+        self.scheduler = build_scheduler()
+        self.held_out_latents, self.held_out_captions = held_out_batch(self.codec, recipe)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The U-Net at the recipe's rate, the text encoder at its own."""
+        recipe = self.recipe
+        return [
+            {"params": list(self.unet.parameters()), "lr": recipe.learning_rate},
+            {"params": list(self.text_encoder.parameters()), "lr": recipe.text_learning_rate},
+        ]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The velocity's squared error at random times, some captions dropped."""
+        device, rng = self.unet.device, batch.random()
+        generator = batch.generator(device)
+        latents = self.latents[batch.rows].float().to(device)
+        captions = [sample_caption(self.drawings.characters[row], rng) for row in batch.rows]
+        captions = drop_some(captions, self.recipe.text_drop, rng)
+        timesteps = sample_timesteps(len(latents), generator)
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        return {"loss": self.error(latents, noise, timesteps, captions, unet=self.trained_unet[0])}
+
+    def error(
+        self,
+        latents: Float[Tensor, "batch channels height width"],
+        noise: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        captions: list[str],
+        *,
+        unet: Callable[..., Any] | None = None,
+    ) -> Float[Tensor, ""]:
+        """‖v - v_θ‖² for given noise and times."""
+        text_embeddings = encode_texts(self.text_encoder, self.tokenizer, captions)
+        return velocity_error(
+            self.unet if unet is None else unet, self.scheduler, latents, noise, timesteps, text_embeddings
+        )
+
+    def held_out(self) -> dict[str, float]:
+        """The loss on unseen combinations, by noise level, with fixed noise."""
+        latents = self.held_out_latents.to(self.unet.device)
+        noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(latents.device)
+        errors = {
+            f"held-out loss at {t}": float(
+                self.error(
+                    latents,
+                    noise,
+                    torch.full((len(latents),), t, device=latents.device),
+                    self.held_out_captions,
+                )
+            )
+            for t in BANDS
+        }
+        return errors | {"held-out loss": sum(errors.values()) / len(errors)}
+
+    def picture(self) -> Image.Image:
+        """`PROMPTS`, two pictures each."""
+        pipe = self.pipeline()
+        rows = []
+        for seed in range(2):
+            generator = Generator().manual_seed(seed)
+            shown: Any = pipe(
+                list(PROMPTS),
+                num_inference_steps=SHOWN_STEPS,
+                guidance_scale=SHOWN_GUIDANCE,
+                generator=generator,
+            ).images  # type: ignore[union-attr]
+            rows += [shown[i : i + 8] for i in range(0, len(shown), 8)]
+        return picture_grid(rows)
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """The parts as diffusers' pipeline."""
+        return assemble(self.codec, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
+
+    def export(self, output: Path) -> None:
+        """The whole pipeline in diffusers' folder format."""
+        self.pipeline().save_pretrained(output / "base")
+
+
+def drop_some(captions: Sequence[str], share: float, rng: random.Random) -> list[str]:
+    """The captions, each emptied with a probability of `share`."""
+    return ["" if rng.random() < share else caption for caption in captions]
+
+
+@torch.no_grad()
+def encode_all(codec: PatchAutoencoder, drawings: Drawings) -> Float[Tensor, "drawings channels _ _"]:
+    """All drawings' latents, as float16."""
+    starts = track(range(0, len(drawings), 1000), description="latents")
+    pieces = [encode_latents(codec, to_pixels(drawings.pictures[i : i + 1000])).half() for i in starts]
+    return torch.cat(pieces)
+
+
+def held_out_batch(codec: PatchAutoencoder, recipe: BaseRecipe) -> tuple[Tensor, list[str]]:
+    """Latents and full captions of unseen combinations."""
+    drawings = Drawings(in_cache(recipe.data), "combinations")
+    captions = [full_caption(character) for character in drawings.characters[:LOOK]]
+    return encode_latents(codec, to_pixels(drawings.pictures[:LOOK])), captions
+
+
+def load_tokenizer(output: Path, drawings: Drawings, recipe: BaseRecipe) -> CLIPTokenizer:
+    """The model's tokenizer; the first run makes it, of captions of the data."""
+    folder = output / "tokenizer"
+    if not folder.is_dir():
+        rng = random.Random(recipe.seed)
+        captions = [sample_caption(character, rng) for character in drawings.characters[:20_000]]
+        captions += [prompt for prompt in PROMPTS if prompt]
+        train_tokenizer(captions, size=recipe.vocabulary, length=recipe.text_length).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def build_text_encoder(recipe: BaseRecipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A small CLIP text encoder with random weights."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.text_width,
+        intermediate_size=4 * recipe.text_width,
+        num_hidden_layers=recipe.text_layers,
+        num_attention_heads=recipe.text_width // 64,
+        max_position_embeddings=recipe.text_length,
+        projection_dim=recipe.text_width,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
+    )
+    return CLIPTextModel(config).train()
+
+
+def build_unet(
+    recipe: BaseRecipe, channels: int, context_dim: int, *, sample_size: int
+) -> UNet2DConditionModel:
+    """A small U-Net with cross-attention at every width, for latents of `sample_size` × `sample_size`."""
+    count = len(recipe.widths)
+    unet = UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=recipe.widths,
+        layers_per_block=recipe.layers_per_block,
+        down_block_types=("CrossAttnDownBlock2D",) * count,
+        up_block_types=("CrossAttnUpBlock2D",) * count,
+        cross_attention_dim=context_dim,
+        attention_head_dim=recipe.heads,
+        norm_num_groups=16,
+    )
+    return unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Cosine schedule (arXiv 2102.09672) rescaled to end without signal."""
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,  # without effect on trailing steps, but diffusers' pipelines insist
+    )
+
+
+def velocity_error(
+    unet: Callable[..., Any],
+    scheduler: DDIMScheduler,
+    latents: Float[Tensor, "batch channels height width"],
+    noise: Float[Tensor, "batch channels height width"],
+    timesteps: Int[Tensor, " batch"],
+    text_embeddings: Float[Tensor, "batch text_len context_dim"],
+) -> Float[Tensor, ""]:
+    """‖v - v_θ(x_t, c_t, t)‖², mean over everything."""
+    steps = cast(torch.IntTensor, timesteps)
+    noisy_latents = scheduler.add_noise(latents, noise, steps).contiguous(memory_format=torch.channels_last)
+    velocity = scheduler.get_velocity(latents, noise, steps)
+    predicted = unet(noisy_latents, timesteps, text_embeddings).sample
+    return F.mse_loss(predicted.float(), velocity.float())
+
+
+def sample_timesteps(count: int, generator: Generator, train_steps: int = 1000) -> Int[Tensor, " count"]:
+    """Times whose logit is normal: the middle more often than the ends."""
+    logit = torch.randn(count, generator=generator, device=generator.device) + TIMESTEP_LOCATION
+    return (logit.sigmoid() * train_steps).long().clamp(max=train_steps - 1)
+
+
+@torch.no_grad()
+def encode_latents(
+    codec: PatchAutoencoder, pixels: Float[Tensor, "batch 3 size size"]
+) -> Float[Tensor, "batch channels height width"]:
+    """Pictures → latents at the scale the U-Net works in."""
+    return codec.encode(pixels).latent_dist.mode() * codec.config["scaling_factor"]  # type: ignore[union-attr]
+
+
+def encode_texts(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]
+) -> Float[Tensor, "batch text_len context_dim"]:
+    """Captions → text embeddings, as diffusers' pipeline makes them."""
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+    return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state

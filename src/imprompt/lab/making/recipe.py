@@ -1,0 +1,97 @@
+"""Recipes: what a training run of one of the embedded model's parts is, read from one TOML file.
+
+Folders named without a leading `/` or `.` lie in the cache (`IMPROMPT_CACHE`, or `~/.cache/imprompt`), where
+data and unfinished models belong.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from imprompt.errors import ConfigError
+from imprompt.settings import explain, read_toml
+from imprompt.training.settings import LoopSettings
+
+
+class Recipe(LoopSettings):
+    """What every part has."""
+
+    data: str = "characters-128"
+    """Folder of the drawings, as `imprompt mini build-data` wrote it."""
+    output: str = "mini-128"
+    """Folder of the model under construction: earlier parts are read from it, this one is written to it."""
+
+
+class CodecRecipe(Recipe):
+    """The autoencoder's linear code, in closed form: `steps` batches are looked at, once."""
+
+    stage: Literal["codec"]
+    patch_size: int = Field(16, ge=2)
+    latent_channels: int = Field(48, ge=1)
+
+
+class DecoderRecipe(Recipe):
+    """The convolutions that add detail to the linear decoding, trained on noised latents."""
+
+    stage: Literal["decoder"]
+    widths: tuple[int, ...] = (192, 128, 64, 32)
+    """Channels at 1, 2, 4, ... times the latents' resolution."""
+    noise: float = Field(0.15, ge=0)
+    """Largest noise on the latents, in standard deviations of each channel."""
+
+
+class BaseRecipe(Recipe):
+    """The text-to-image U-Net, and the text encoder with it."""
+
+    stage: Literal["base"]
+    widths: tuple[int, ...] = (160, 256)
+    heads: int = 4
+    layers_per_block: int = 1
+    vocabulary: int = 900
+    """Tokens at most, 512 single bytes among them."""
+    text_length: int = 40
+    text_width: int = 192
+    text_layers: int = 2
+    text_learning_rate: float = Field(3e-4, ge=0)
+    text_drop: float = Field(0.1, ge=0, le=1)
+    compile: bool = False
+    """Train through torch.compile, after a minute and a half of compiling."""
+
+
+class EncoderRecipe(Recipe):
+    """The image encoder: a CLIP vision tower that recognises attributes, with a thumbnail reader."""
+
+    stage: Literal["encoder"]
+    width: int = Field(256, ge=64)
+    layers: int = Field(6, ge=1)
+    patch_size: int = Field(16, ge=1)
+    embedding_dim: int = Field(256, ge=1)
+    thumbnail_weight: float = Field(2.0, ge=0)
+    """Weight of reading a thumbnail linearly off the embedding, which keeps in it what has no word."""
+
+
+AnyRecipe = Annotated[CodecRecipe | DecoderRecipe | BaseRecipe | EncoderRecipe, Field(discriminator="stage")]
+
+
+def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `settings` are `key=value` (dotted keys, TOML values) that replace what the file says.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown key (and the nearest known one), a wrong type or range.
+    """
+    return parse_recipe(read_toml(path, settings), str(path))
+
+
+def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """Check settings against the part's recipe; the first fault becomes one sentence."""
+    try:
+        return TypeAdapter(AnyRecipe).validate_python(values)
+    except ValidationError as error:
+        kinds = {get_args(kind.model_fields["stage"].annotation)[0]: kind for kind in Recipe.__subclasses__()}
+        fault: Any = error.errors()[0]
+        fault["loc"] = [part for part in fault["loc"] if part != values.get("stage")]
+        raise ConfigError(
+            f"{source}: {explain(fault, kinds.get(str(values.get('stage')), Recipe))}"
+        ) from error
