@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "imprompt"
 
 FLOW = (
     "errors",
+    "runtime",
     "output",
     "environment",
     "settings",
@@ -45,7 +46,8 @@ LAYERS = {
     "training": FLOW,
     "evaluation": FLOW,
     "serving": FLOW,
-    "cli": (*FLOW, "training", "evaluation", "serving"),
+    "lab": (*FLOW, "training", "evaluation"),
+    "cli": (*FLOW, "training", "evaluation", "serving", "lab"),
 }
 """What stands on the flow, and what each may import beside itself."""
 

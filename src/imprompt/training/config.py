@@ -238,7 +238,7 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
             "base as it is",
         ),
         (
-            config.trains_base and training.precision != "fp32",
+            config.trains_base and training.precision not in ("auto", "fp32"),
             f'adapter.injection "{adapter.injection}" trains the U-Net: training.precision must be '
             f'"fp32", not "{training.precision}"',
         ),

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from imprompt import mini
 from imprompt.errors import UnknownModel
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import DTYPES, TAKES
+from imprompt.training.frozen import DTYPES, TAKES, frozen_precision
 
 FACE_DIM = 512
 """Width of a face embedding (InsightFace)."""
@@ -134,7 +134,7 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
 
 def step_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
     """Bytes for one process: frozen and trained weights, and the activations of one pass."""
-    width = 4 if on_cpu else DTYPES[config.training.precision].itemsize
+    width = DTYPES[frozen_precision(config, "cpu" if on_cpu else "cuda")].itemsize
     as_it_was = on_cpu and config.trains_base  # the copy of a trained U-Net that `detach` puts back
     per_trained = BYTES_TRAINED + 4 * (bool(config.training.ema_decay) + as_it_was)
     samples = config.training.batch_size // config.training.passes

@@ -1,25 +1,15 @@
 """The embedded model's drawings as ordinary training data: pictures on grounds, with captions, in files.
 
 What `EmojiBatches` draws for a step is here written once, so that `imprompt train` has raw pictures to begin
-with. Every layout holds the same bytes in the same order:
-
-    folder      000000000.png  000000000.txt  (000000000.reference.png)
-    official    data.json, a list of {"image_file", "text", ("reference")}, and the pictures beside it
-    webdataset  00000.tar ...: 10,000 samples each of .png, .txt, .json (and .reference.png), named as
-                img2dataset names them
-
-The official script's list has no references; it ignores that key.
+with.
 """
 
 import io
-import json
 import random
 import shutil
-import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -27,22 +17,10 @@ from torch import Tensor
 from imprompt.errors import ConfigError, OutputError
 from imprompt.training.data import EmojiBatches, EmojiPictures, Scene
 from imprompt.training.recipe import Mixture
-
-Layout = Literal["folder", "official", "webdataset"]
-
-TAR_SAMPLES = 10_000
-"""Samples in a tar file, img2dataset's default."""
+from imprompt.training.samples.writing import EncodedSample, Layout, write_samples
 
 MIXTURE = Mixture(placed=0.03, paired=0.03, changed_ground=0.5, nameless=0.15)
 """How scenes are drawn. A caption that names the ground alone leaves the thing to the image prompt."""
-
-
-class Picture(NamedTuple):
-    """One sample, encoded; `reference` is None if the picture itself is to be the image prompt."""
-
-    image: bytes
-    text: str
-    reference: bytes | None
 
 
 def export_pictures(data_folder: Path, output: Path, *, layout: Layout, variants: int, seed: int) -> int:
@@ -76,7 +54,7 @@ def export_pictures(data_folder: Path, output: Path, *, layout: Layout, variants
             parts = Path(scratch, "training"), Path(scratch, "held-out")
             for side, part, count in zip(sides, parts, (variants, 1), strict=True):
                 part.mkdir()
-                _WRITERS[layout](draw_pictures(side, count, seed), part)
+                write_samples(draw_pictures(side, count, seed), part, layout)
             shutil.move(parts[1], held_out)
             shutil.move(parts[0], output)
     except OSError as error:
@@ -84,7 +62,7 @@ def export_pictures(data_folder: Path, output: Path, *, layout: Layout, variants
     return len(sides[0]) * variants
 
 
-def draw_pictures(pictures: EmojiPictures, variants: int, seed: int) -> Iterator[Picture]:
+def draw_pictures(pictures: EmojiPictures, variants: int, seed: int) -> Iterator[EncodedSample]:
     """Every drawing in `variants` scenes, all drawings once before any comes again."""
     batches = EmojiBatches(pictures, 1, seed=seed, mixture=MIXTURE)
     for variant in range(variants):
@@ -93,15 +71,15 @@ def draw_pictures(pictures: EmojiPictures, variants: int, seed: int) -> Iterator
             yield _draw(batches, scene)
 
 
-def _draw(batches: EmojiBatches, scene: Scene) -> Picture:
+def _draw(batches: EmojiBatches, scene: Scene) -> EncodedSample:
     if scene.place or scene.neighbour is not None:
-        return Picture(_png(batches.compose(scene)), scene.caption, None)
+        return EncodedSample(_png(batches.compose(scene)), scene.caption, None)
     on_ground = batches.pictures.on_ground
     image = _png(on_ground([scene.row], scene.colour)[0])
     if scene.reference_colour is scene.colour:
-        return Picture(image, scene.caption, None)
+        return EncodedSample(image, scene.caption, None)
     reference = _png(on_ground([scene.row], scene.reference_colour)[0])
-    return Picture(image, scene.caption, None if reference == image else reference)
+    return EncodedSample(image, scene.caption, None if reference == image else reference)
 
 
 def _png(pixels: Tensor) -> bytes:
@@ -112,66 +90,6 @@ def _png(pixels: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _write_folder(pictures: Iterator[Picture], folder: Path) -> None:
-    for number, picture in enumerate(pictures):
-        _write_pictures(picture, folder, f"{number:09d}")
-        (folder / f"{number:09d}.txt").write_text(picture.text, encoding="utf-8")
-
-
-def _write_official(pictures: Iterator[Picture], folder: Path) -> None:
-    rows: list[Mapping[str, str]] = []
-    for number, picture in enumerate(pictures):
-        names = _write_pictures(picture, folder, f"{number:09d}")
-        reference = {"reference": names[1]} if picture.reference else {}
-        rows.append({"image_file": names[0], "text": picture.text, **reference})
-    (folder / "data.json").write_text(json.dumps(rows, indent=0, ensure_ascii=False), encoding="utf-8")
-
-
-def _write_pictures(picture: Picture, folder: Path, key: str) -> tuple[str, str]:
-    names = f"{key}.png", f"{key}.reference.png"
-    (folder / names[0]).write_bytes(picture.image)
-    if picture.reference:
-        (folder / names[1]).write_bytes(picture.reference)
-    return names
-
-
-def _write_tars(pictures: Iterator[Picture], folder: Path) -> None:
-    shards: list[tarfile.TarFile] = []
-    try:
-        for number, picture in enumerate(pictures):
-            if number % TAR_SAMPLES == 0:
-                shards = _next_shard(shards, folder / f"{number // TAR_SAMPLES:05d}.tar")
-            for suffix, content in _members(picture, f"{number:09d}"):
-                member = tarfile.TarInfo(f"{number:09d}.{suffix}")
-                member.size = len(content)
-                shards[-1].addfile(member, io.BytesIO(content))
-    finally:
-        for shard in shards:
-            shard.close()
-
-
-def _next_shard(open_shards: list[tarfile.TarFile], path: Path) -> list[tarfile.TarFile]:
-    for shard in open_shards:
-        shard.close()
-    return [tarfile.open(path, "w")]
-
-
-def _members(picture: Picture, key: str) -> Iterator[tuple[str, bytes]]:
-    """The files of a sample in a tar, by suffix."""
-    yield "png", picture.image
-    yield "txt", picture.text.encode()
-    yield "json", json.dumps({"key": key, "caption": picture.text, "status": "success"}).encode()
-    if picture.reference:
-        yield "reference.png", picture.reference
-
-
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-_WRITERS: Mapping[Layout, Callable[[Iterator[Picture], Path], None]] = {
-    "folder": _write_folder,
-    "official": _write_official,
-    "webdataset": _write_tars,
-}

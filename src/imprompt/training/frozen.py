@@ -22,6 +22,7 @@ from imprompt.crop import Crop
 from imprompt.encoder import ImageEncoder, Input, load_image_encoder
 from imprompt.errors import AdapterMismatch, ConfigError
 from imprompt.generation import load_base
+from imprompt.runtime import Precision, resolve_precision
 from imprompt.training.config import TrainingConfig, Variant
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -218,19 +219,27 @@ def _fingerprints(pipe: Any, encoder: ImageEncoder | None) -> dict[str, str]:
 def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBase:
     """Load the frozen models of a run.
 
-    On the CPU they compute in float32, which is the fastest there; elsewhere in `training.precision`.
+    They compute in `training.precision`; on the CPU in float32, but in bfloat16 if that is wanted and measured
+    to be faster there.
 
     Raises:
         UnknownModel: no such base or image encoder
         ConfigError: base.image_encoder is "known" for a base whose encoder is not
         AdapterMismatch: a base without a U-Net
     """
-    on_cpu = torch.device(device).type == "cpu"
-    dtype = torch.float32 if on_cpu else DTYPES[config.training.precision]
+    dtype = DTYPES[frozen_precision(config, device)]
     # Exact weights first: the cache's autoencoder may need them wider than the rest.
     pipe = load_base(config.base.model, device="cpu", dtype=torch.float32)
     encoder = _image_encoder(config)
     return FrozenBase(pipe, encoder, device=device, dtype=dtype)
+
+
+def frozen_precision(config: TrainingConfig, device: torch.device | str) -> Precision:
+    """The number format of a run's frozen models, see `load_frozen`; float32 where the base's weights learn."""
+    wanted, kind = config.training.precision, torch.device(device).type
+    if config.trains_base or (kind == "cpu" and wanted in ("fp32", "fp16")):
+        return "fp32"
+    return resolve_precision("auto" if kind == "cpu" else wanted, str(device))
 
 
 def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:

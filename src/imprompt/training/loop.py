@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.errors import TrainingError
+from imprompt.runtime import resolve_precision
 from imprompt.training.checkpoints import Checkpoint, Checkpoints
 from imprompt.training.descent import Descent, Trouble, factor_at
 from imprompt.training.objectives.objective import Objective
@@ -191,7 +192,7 @@ class Run:
     def autocast(self) -> Any:
         """For float32 weights that are to compute in less: products are of the narrow kind."""
         kind, dtype = self.processes.device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}
-        narrow = dtype.get(self.settings.precision)
+        narrow = dtype.get(resolve_precision(self.settings.precision, kind))
         return (
             torch.autocast(kind, narrow) if narrow and self.objective.autocasts else contextlib.nullcontext()
         )

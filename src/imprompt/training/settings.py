@@ -28,8 +28,8 @@ class LoopSettings(Closed):
     """Longer gradients are cut to this length."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Of the averaged weights, which are those that are shown and saved; 0 for none."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """In which frozen models compute on a GPU; the weights that are trained are float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """The number format of products, frozen models' too; trained weights are float32. "auto": the fastest here."""
     log_every: int = Field(default=20, ge=1)
     """Steps between lines of the log."""
     save_every: int = Field(default=500, ge=1)

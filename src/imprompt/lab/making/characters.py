@@ -86,15 +86,15 @@ def sample_character(rng: random.Random, split: Split = "training", style: str |
     """
     vocabulary = load_vocabulary()
     names = vocabulary.unseen_styles if split == "styles" else vocabulary.trained_styles
-    if style is not None and style not in vocabulary.styles:
-        raise ConfigError(f"there is no style {style!r}; the styles are: {', '.join(vocabulary.styles)}")
+    if style is not None and is_unseen_style(style) != (split == "styles"):
+        raise ConfigError(f"the style {style!r} has no characters of the split {split!r}")
     for _ in range(1000):
         character = sample_in_style(vocabulary.styles[style or rng.choice(names)], rng)
         if split == "parts":
             character = with_unseen_part(character, rng)
         if belongs_to(character, split):
             return character
-    raise ConfigError(f"the style {style!r} has no characters of the split {split!r}")
+    raise ConfigError(f"no character of the split {split!r} was found in the style {style!r}")
 
 
 def belongs_to(character: Character, split: Split) -> bool:
@@ -186,3 +186,73 @@ def in_style(character: Character, name: str, rng: random.Random) -> Character |
     other = {a: sample_word(a, style.words(a), rng) for a in style.attributes if a not in words}
     moved = settle(Character(name, {**other, **words}, character.seed), rng)
     return moved if all(moved.get(name) == word for name, word in words.items()) else None
+
+
+def find_character(wanted: Mapping[str, str], rng: random.Random, style: str | None = None) -> Character:
+    """A random character with the wanted words, of a combination that training never saw if there is one.
+
+    Args:
+        wanted: attribute → word
+        rng: decides everything else
+        style: the only style to draw in; by default any that has the wanted words
+
+    Raises:
+        ConfigError: no style has all the words, or the words cannot be seen together
+    """
+    styles = [style] if style is not None else styles_with(wanted)
+    found = None
+    for _ in range(200):
+        name = rng.choice(styles)
+        character = with_attributes(sample_character(rng, unseen_split(name), name), wanted, rng)
+        if any(character.get(attribute) != word for attribute, word in wanted.items()):
+            continue
+        if character.is_held_out:
+            return character
+        found = found or character
+    if found is None:
+        words = ", ".join(f"{attribute} {word}" for attribute, word in wanted.items())
+        raise ConfigError(f"no character shows all of: {words}; one of them would hide another")
+    return found
+
+
+def unseen_split(style: str) -> Split:
+    """The split from which a style's unseen characters come; a robot has no combination that is held out."""
+    if is_unseen_style(style):
+        return "styles"
+    return "combinations" if "hairdo" in load_vocabulary().styles[style].attributes else "training"
+
+
+def styles_with(wanted: Mapping[str, str]) -> list[str]:
+    """The trained styles that have all the wanted words.
+
+    Raises:
+        ConfigError: there is none, or the vocabulary has no such word
+    """
+    vocabulary = load_vocabulary()
+    for attribute, word in wanted.items():
+        if word not in vocabulary.words(attribute):
+            known = ", ".join(vocabulary.words(attribute))
+            raise ConfigError(f"{attribute} {word!r} is not in the vocabulary; it has: {known}")
+    styles = (vocabulary.styles[name] for name in vocabulary.trained_styles)
+    found = [style.name for style in styles if all(has_word(style, *pair) for pair in wanted.items())]
+    if not found:
+        words = ", ".join(f"{attribute} {word}" for attribute, word in wanted.items())
+        raise ConfigError(f"no style draws all of: {words}")
+    return found
+
+
+def has_word(style: StyleParts, attribute: str, word: str) -> bool:
+    """Whether characters of a style can have that word."""
+    return attribute in style.attributes and word in style.words(attribute)
+
+
+def is_unseen_style(name: str) -> bool:
+    """Whether nothing is trained on a style.
+
+    Raises:
+        ConfigError: there is no such style
+    """
+    vocabulary = load_vocabulary()
+    if name not in vocabulary.styles:
+        raise ConfigError(f"there is no style {name!r}; the styles are: {', '.join(vocabulary.styles)}")
+    return vocabulary.styles[name].held_out

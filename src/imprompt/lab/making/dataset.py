@@ -79,7 +79,9 @@ class Drawings:
     def __init__(self, folder: Path, split: Split) -> None:
         path = folder / split / "pictures.npy"
         if not path.exists():
-            raise ConfigError(f"there are no pictures in {path.parent}: draw them with `imprompt mini build-data`")
+            raise ConfigError(
+                f"there are no pictures in {path.parent}: draw them with `imprompt mini build-data`"
+            )
         self.pictures: np.ndarray = np.load(path, mmap_mode="r")
         with (path.parent / "characters.jsonl").open(encoding="utf-8") as lines:
             self.characters = [Character(**json.loads(line)) for line in lines]

@@ -133,7 +133,12 @@ def all_variants(style: StyleParts, component: str) -> tuple[str, ...]:
 def is_inked_right(variant: str, character: Character, style: StyleParts) -> bool:
     """Whether a hairdo's shape can have the character's hair color: shapes in ink are black."""
     hair = character.get("hair")
-    return hair is None or not style.ink or "hair" not in style.colors or (variant in style.ink) == (hair == "black")
+    return (
+        hair is None
+        or not style.ink
+        or "hair" not in style.colors
+        or (variant in style.ink) == (hair == "black")
+    )
 
 
 def draw_many(characters: Sequence[Character], size: int = SIZE) -> np.ndarray:

@@ -72,7 +72,38 @@ class EncoderRecipe(Recipe):
     """Weight of reading a thumbnail linearly off the embedding, which keeps in it what has no word."""
 
 
-AnyRecipe = Annotated[CodecRecipe | DecoderRecipe | BaseRecipe | EncoderRecipe, Field(discriminator="stage")]
+class JudgeRecipe(Recipe):
+    """The judge: a convolutional network, apart from all others, that reads attributes and tells characters apart."""
+
+    stage: Literal["judge"]
+    widths: tuple[int, ...] = (48, 96, 192)
+    depths: tuple[int, ...] = (1, 2, 3)
+    patch_size: int = Field(4, ge=1)
+    temperature: float = Field(0.1, gt=0)
+    identity_weight: float = Field(0.3, ge=0)
+
+
+class ControlRecipe(Recipe):
+    """The ControlNet on edges, beside the frozen base."""
+
+    stage: Literal["control"]
+    embedding_widths: tuple[int, ...] = (16, 32, 64, 96, 128)
+    """Channels of the edge picture's way down to latents: half the size from each to the next."""
+    text_drop: float = Field(0.5, ge=0, le=1)
+
+
+class StyleRecipe(Recipe):
+    """A fine-tuned base: low-rank changes (LoRA) of the U-Net that make line drawings of everything."""
+
+    stage: Literal["style"]
+    rank: int = Field(12, ge=1)
+    text_drop: float = Field(0.3, ge=0, le=1)
+
+
+AnyRecipe = Annotated[
+    CodecRecipe | DecoderRecipe | BaseRecipe | EncoderRecipe | JudgeRecipe | ControlRecipe | StyleRecipe,
+    Field(discriminator="stage"),
+]
 
 
 def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:

@@ -1,6 +1,6 @@
 """The embedded model's parts: recipe → objective and data → the loop that adapters are trained with too."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,21 @@ import torch
 from imprompt.errors import ConfigError
 from imprompt.lab.making.batches import Batch, batches
 from imprompt.lab.making.objectives.autoencoding import DecoderObjective, fit_codec
+from imprompt.lab.making.objectives.controlling import ControlObjective
 from imprompt.lab.making.objectives.denoising import BaseObjective
+from imprompt.lab.making.objectives.judging import JudgeObjective
 from imprompt.lab.making.objectives.recognising import EncoderObjective
-from imprompt.lab.making.recipe import BaseRecipe, CodecRecipe, DecoderRecipe, EncoderRecipe, Recipe
+from imprompt.lab.making.objectives.styling import StyleObjective
+from imprompt.lab.making.recipe import (
+    BaseRecipe,
+    CodecRecipe,
+    ControlRecipe,
+    DecoderRecipe,
+    EncoderRecipe,
+    JudgeRecipe,
+    Recipe,
+    StyleRecipe,
+)
 from imprompt.settings import in_cache
 from imprompt.training.loop import Run
 
@@ -50,10 +62,15 @@ def build_run(recipe: Recipe, output: Path) -> Run:
 
 def build_objective(recipe: Recipe, output: Path) -> Any:
     """The objective of a recipe's part; earlier parts are read from `output`."""
-    if isinstance(recipe, DecoderRecipe):
-        return DecoderObjective(recipe, output)
-    if isinstance(recipe, BaseRecipe):
-        return BaseObjective(recipe, output)
-    if isinstance(recipe, EncoderRecipe):
-        return EncoderObjective(recipe, output)
-    raise TypeError(f"{type(recipe).__name__} is not trained by descent")
+    return OBJECTIVES[type(recipe)](recipe, output)
+
+
+OBJECTIVES: Mapping[type[Recipe], Callable[[Any, Path], Any]] = {
+    DecoderRecipe: DecoderObjective,
+    BaseRecipe: BaseObjective,
+    EncoderRecipe: EncoderObjective,
+    JudgeRecipe: JudgeObjective,
+    ControlRecipe: ControlObjective,
+    StyleRecipe: StyleObjective,
+}
+"""What each recipe trains; a codec is fitted, not trained."""

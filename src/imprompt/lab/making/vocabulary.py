@@ -153,4 +153,6 @@ def held_out_variants(style: StyleParts, attribute: str, word: str) -> Iterator[
     """(component, variant) of a word's shapes that training never sees."""
     for choice in style.parts.get(attribute, {}).get(word, ()):
         for component, variants in choice.components.items():
-            yield from ((component, variant) for variant in split_variants(style.name, component, variants)[1])
+            yield from (
+                (component, variant) for variant in split_variants(style.name, component, variants)[1]
+            )

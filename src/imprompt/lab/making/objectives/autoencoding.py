@@ -1,6 +1,6 @@
 """The autoencoder: a linear code in closed form (no descent), then detail learned on noised latents.
 
-    loss = |x - D(E(x) + s n ε)|        s: a channel's deviation, n uniform between 0 and the recipe's noise
+loss = |x - D(E(x) + s n ε)|        s: a channel's deviation, n uniform between 0 and the recipe's noise
 """
 
 import json
@@ -31,9 +31,7 @@ def fit_codec(recipe: CodecRecipe, output: Path) -> Path:
     drawings = Drawings(in_cache(recipe.data), "training")
     steps = batches(len(drawings), recipe.batch_size, recipe.seed, range(recipe.steps))
     pixels = torch.cat([to_pixels(drawings.pictures[batch.rows]) for [batch] in steps])
-    codec = PatchAutoencoder.fit(
-        pixels, latent_channels=recipe.latent_channels, patch_size=recipe.patch_size
-    )
+    codec = PatchAutoencoder.fit(pixels, latent_channels=recipe.latent_channels, patch_size=recipe.patch_size)
     before = held_out_pixels(recipe.data)
     after = reconstruct(codec, before)
     run = output / "runs" / "codec"

@@ -81,7 +81,8 @@ class BaseObjective(Objective):
         # Kept out of the module tree, where it would be a second copy of the U-Net.
         self.trained_unet = [torch.compile(self.unet) if recipe.compile else self.unet]
         self.scheduler = build_scheduler()
-        self.held_out_latents, self.held_out_captions = held_out_batch(self.codec, recipe)
+        pixels, self.held_out_captions = held_out_pictures(recipe.data)
+        self.held_out_latents = encode_latents(self.codec, pixels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The U-Net at the recipe's rate, the text encoder at its own."""
@@ -120,19 +121,14 @@ class BaseObjective(Objective):
     def held_out(self) -> dict[str, float]:
         """The loss on unseen combinations, by noise level, with fixed noise."""
         latents = self.held_out_latents.to(self.unet.device)
-        noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(latents.device)
         errors = {
-            f"held-out loss at {t}": float(
-                self.error(
-                    latents,
-                    noise,
-                    torch.full((len(latents),), t, device=latents.device),
-                    self.held_out_captions,
-                )
-            )
-            for t in BANDS
+            f"held-out loss at {t}": held_out_error(latents, self.held_out_loss, bands=(t,)) for t in BANDS
         }
         return errors | {"held-out loss": sum(errors.values()) / len(errors)}
+
+    def held_out_loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Float[Tensor, ""]:
+        """The loss on the held-out captions."""
+        return self.error(latents, noise, timesteps, self.held_out_captions)
 
     def picture(self) -> Image.Image:
         """`PROMPTS`, two pictures each."""
@@ -171,11 +167,32 @@ def encode_all(codec: PatchAutoencoder, drawings: Drawings) -> Float[Tensor, "dr
     return torch.cat(pieces)
 
 
-def held_out_batch(codec: PatchAutoencoder, recipe: BaseRecipe) -> tuple[Tensor, list[str]]:
-    """Latents and full captions of unseen combinations."""
-    drawings = Drawings(in_cache(recipe.data), "combinations")
+def held_out_pictures(data: str) -> tuple[Float[Tensor, "batch 3 size size"], list[str]]:
+    """Pixels and full captions of fixed unseen combinations."""
+    drawings = Drawings(in_cache(data), "combinations")
     captions = [full_caption(character) for character in drawings.characters[:LOOK]]
-    return encode_latents(codec, to_pixels(drawings.pictures[:LOOK])), captions
+    return to_pixels(drawings.pictures[:LOOK]), captions
+
+
+def held_out_error(
+    latents: Float[Tensor, "batch channels height width"],
+    error: Callable[[Tensor, Tensor, Tensor], Tensor],
+    bands: Sequence[int] = BANDS,
+) -> float:
+    """The mean of `error(latents, noise, timesteps)` over noise levels, with the same noise every time."""
+    noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(latents.device)
+    times = [torch.full((len(latents),), band, device=latents.device) for band in bands]
+    return sum(float(error(latents, noise, time)) for time in times) / len(times)
+
+
+def load_frozen_base(output: Path) -> Any:
+    """The trained base's pipeline, quiet, its models frozen and its U-Net laid out for convolutions."""
+    pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.to(memory_format=torch.channels_last)
+    for model in (pipe.unet, pipe.text_encoder, pipe.vae):
+        model.requires_grad_(False)
+    return pipe
 
 
 def load_tokenizer(output: Path, drawings: Drawings, recipe: BaseRecipe) -> CLIPTokenizer:

@@ -5,22 +5,23 @@
 Attributes make the embedding say what a character is; the thumbnail keeps in it what has no word.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from imprompt.lab.judge import AttributeHeads
 from imprompt.lab.making.batches import Batch, to_pixels
-from imprompt.lab.making.characters import Character, Split
+from imprompt.lab.making.characters import Split
 from imprompt.lab.making.dataset import Drawings
+from imprompt.lab.making.labels import accuracies, attribute_loss, to_labels
 from imprompt.lab.making.recipe import EncoderRecipe
-from imprompt.lab.making.vocabulary import ATTRIBUTES, load_vocabulary
 from imprompt.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
@@ -30,10 +31,6 @@ THUMBNAIL = 24
 
 LOOK = 1000
 """How many pictures of each held-out split are read."""
-
-LABELS = ("style", *ATTRIBUTES)
-NOT_DRAWN = -100
-"""The label of an attribute that a style does not draw: cross-entropy leaves it out."""
 
 
 class EncoderObjective(Objective):
@@ -51,7 +48,7 @@ class EncoderObjective(Objective):
         self.encoder = build_encoder(recipe, size)
         self.heads = AttributeHeads(recipe.embedding_dim)
         self.thumbnail = nn.Linear(recipe.embedding_dim, 3 * THUMBNAIL**2)
-        self.held_out_drawings = {split: Drawings(in_cache(recipe.data), split) for split in held_out_splits()}
+        self.held_out_drawings = load_held_out(recipe.data)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything, at one rate."""
@@ -63,7 +60,7 @@ class EncoderObjective(Objective):
         pixels = to_pixels(self.drawings.pictures[batch.rows]).to(device)
         pixels = shake(pixels, batch.generator(device))
         embeddings = self.embed(pixels)
-        attributes = self.heads.loss(embeddings, self.labels[batch.rows].to(device))
+        attributes = attribute_loss(self.heads(embeddings), self.labels[batch.rows].to(device))
         thumbnail = F.mse_loss(self.thumbnail(embeddings).float(), shrink(pixels))
         loss = attributes + self.recipe.thumbnail_weight * thumbnail
         return {"loss": loss, "attributes": attributes, "thumbnail": thumbnail}
@@ -74,20 +71,9 @@ class EncoderObjective(Objective):
 
     def held_out(self) -> dict[str, float]:
         """Accuracy of every attribute on unseen combinations, and the mean on each unseen split."""
-        figures = {}
-        for split, drawings in self.held_out_drawings.items():
-            accuracies = self.read(drawings)
-            if split == "combinations":
-                figures |= {f"{name} read": share for name, share in accuracies.items()}
-            known = [share for name, share in accuracies.items() if share == share]
-            figures[f"read of unseen {split}"] = sum(known) / len(known)
-        return figures
-
-    def read(self, drawings: Drawings) -> dict[str, float]:
-        """Attribute → share of a split's pictures on which it is read right."""
-        labels = to_labels(drawings.characters[:LOOK])
-        scores = [self.heads(self.embed(pixels)) for pixels in pixel_chunks(drawings, self.encoder.device)]
-        return {name: accuracy([s[name] for s in scores], labels[:, i]) for i, name in enumerate(LABELS)}
+        return held_out_figures(
+            lambda pixels: self.heads(self.embed(pixels)), self.held_out_drawings, self.encoder.device
+        )
 
     def picture(self) -> Image.Image:
         """Unseen pictures, and the thumbnails that their embeddings remember."""
@@ -102,55 +88,27 @@ class EncoderObjective(Objective):
         write_preprocessor(output / "image_encoder", self.drawings.pictures.shape[1])
 
 
-class AttributeHeads(nn.Module):
-    """One linear classifier for every attribute."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        words = load_vocabulary().words
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(words(name))) for name in LABELS})
-
-    def forward(self, embeddings: Float[Tensor, "batch width"]) -> dict[str, Tensor]:
-        """Attribute → scores of its words, (batch, words)."""
-        return {name: head(embeddings) for name, head in self.heads.items()}
-
-    def loss(
-        self, embeddings: Float[Tensor, "batch width"], labels: Int[Tensor, "batch attributes"]
-    ) -> Float[Tensor, ""]:
-        """Mean cross-entropy over attributes, each over the pictures that have it."""
-        scores = self(embeddings)
-        losses = [
-            F.cross_entropy(scores[name].float(), labels[:, i], ignore_index=NOT_DRAWN, reduction="sum")
-            / (labels[:, i] != NOT_DRAWN).sum().clamp(min=1)
-            for i, name in enumerate(LABELS)
-        ]
-        return torch.stack(losses).mean()
+def held_out_figures(
+    score: Callable[[Tensor], dict[str, Tensor]], splits: Mapping[Split, Drawings], device: torch.device
+) -> dict[str, float]:
+    """Accuracy of every attribute on unseen combinations, and the mean over attributes on every split."""
+    figures = {}
+    for split, drawings in splits.items():
+        scores = [score(pixels) for pixels in pixel_chunks(drawings, device)]
+        shares = accuracies(scores, to_labels(drawings.characters[:LOOK]))
+        if split == "combinations":
+            figures |= {f"{name} read": share for name, share in shares.items()}
+        figures[f"read of unseen {split}"] = sum(shares.values()) / len(shares)
+    return figures
 
 
-def to_labels(characters: Sequence[Character]) -> Int[Tensor, "characters attributes"]:
-    """The place of every attribute's word in the vocabulary; `NOT_DRAWN` where there is none."""
-    words = {name: load_vocabulary().words(name) for name in LABELS}
-    rows = [[place_of(character.get(name), words[name]) for name in LABELS] for character in characters]
-    return torch.tensor(rows)
-
-
-def place_of(word: str | None, words: tuple[str, ...]) -> int:
-    """Where a word stands, or `NOT_DRAWN` if it is not there (a style that is never trained on)."""
-    return words.index(word) if word in words else NOT_DRAWN
-
-
-def accuracy(scores: Sequence[Tensor], labels: Int[Tensor, " pictures"]) -> float:
-    """Share of the pictures with this attribute on which its word scores highest; NaN if none has it."""
-    right = (torch.cat(list(scores)).argmax(dim=1).cpu() == labels)[labels != NOT_DRAWN]
-    return float(right.float().mean())
-
-
-def held_out_splits() -> tuple[Split, ...]:
+def load_held_out(data: str) -> dict[Split, Drawings]:
     """The splits that training never sees."""
-    return "combinations", "parts", "styles"
+    splits: tuple[Split, ...] = "combinations", "parts", "styles"
+    return {split: Drawings(in_cache(data), split) for split in splits}
 
 
-def pixel_chunks(drawings: Drawings, device: torch.device, size: int = 250) -> Any:
+def pixel_chunks(drawings: Drawings, device: torch.device, size: int = 250) -> Iterator[Tensor]:
     """The first pictures of a split as pixels, in pieces that fit into memory."""
     for start in range(0, min(LOOK, len(drawings)), size):
         yield to_pixels(drawings.pictures[start : start + size]).to(device)

@@ -1,0 +1,127 @@
+"""The characters as training data for `imprompt train`: pictures, captions, and references that differ.
+
+A sample's reference is the picture itself, or the same character with something changed that the caption names:
+another ground, style, expression, pair of glasses, beard or clothes. So an adapter learns to keep what the text does
+not mention, and to give way where it does. Half of the samples that are their own reference have no caption.
+"""
+
+import io
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from imprompt.errors import ConfigError, OutputError
+from imprompt.lab.making.captions import attribute_phrase, sample_caption, style_phrase
+from imprompt.lab.making.characters import (
+    Character,
+    Split,
+    in_style,
+    sample_character,
+    sample_word,
+    with_attributes,
+)
+from imprompt.lab.making.drawing import SIZE, draw
+from imprompt.lab.making.vocabulary import load_vocabulary
+from imprompt.training.samples.writing import EncodedSample, Layout, write_samples
+
+CHANGES = {
+    "": 0.5,
+    "ground": 0.14,
+    "style": 0.14,
+    "expression": 0.08,
+    "glasses": 0.08,
+    "clothes": 0.03,
+    "beard": 0.03,
+}
+"""What differs between reference and target, and how often; "" for nothing."""
+
+UNCAPTIONED_SHARE = 0.5
+"""Share without a caption, of the samples that are their own reference."""
+
+
+def export_samples(
+    output: Path, *, layout: Layout, count: int, held_out: int, seed: int, size: int = SIZE
+) -> None:
+    """Write `count` training samples to `output`, and `held_out` of unseen combinations to `output`-held-out.
+
+    Both folders appear whole or not at all.
+
+    Raises:
+        OutputError: a folder of that name is there already, or cannot be written
+        ConfigError: fewer than one sample
+        MissingExtra: without the drawing libraries (`imprompt[mini]`)
+    """
+    if count < 1 or held_out < 1:
+        raise ConfigError(f"there must be at least one sample of each kind, not {count} and {held_out}")
+    folders = output, output.with_name(f"{output.name}-held-out")
+    for folder in folders:
+        if folder.exists():
+            raise OutputError(f"{folder} cannot be written: it is there already; delete it or name another")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+            parts = Path(scratch, "training"), Path(scratch, "held-out")
+            splits: tuple[Split, Split] = "training", "combinations"
+            for split, part, number in zip(splits, parts, (count, held_out), strict=True):
+                part.mkdir()
+                write_samples(draw_samples(split, number, seed, size), part, layout)
+            for part, folder in reversed(list(zip(parts, folders, strict=True))):
+                shutil.move(part, folder)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
+def draw_samples(split: Split, count: int, seed: int, size: int = SIZE) -> Iterator[EncodedSample]:
+    """Samples of a split, each a pure function of (seed, split, place)."""
+    for place in range(count):
+        yield draw_sample(random.Random(f"{seed}/samples/{split}/{place}"), split, size)
+
+
+def draw_sample(rng: random.Random, split: Split, size: int) -> EncodedSample:
+    """One sample, drawn and encoded."""
+    target = sample_character(rng, split)
+    change = rng.choices(list(CHANGES), list(CHANGES.values()))[0]
+    reference = change_character(target, change, rng, split)
+    if reference is None:
+        caption = "" if rng.random() < UNCAPTIONED_SHARE else sample_caption(target, rng)
+        return EncodedSample(encode_png(draw(target, size)), caption, None)
+    caption = caption_change(target, change, rng)
+    return EncodedSample(encode_png(draw(target, size)), caption, encode_png(draw(reference, size)))
+
+
+def change_character(
+    character: Character, change: str, rng: random.Random, split: Split = "training"
+) -> Character | None:
+    """The same character with one attribute, or the style, changed; nothing where that cannot be."""
+    vocabulary = load_vocabulary()
+    if change == "style" and "robot" not in character.attributes:
+        other = rng.choice([name for name in vocabulary.trained_styles if name != character.style])
+        changed = in_style(character, other, rng)
+    elif change in character.attributes:
+        words = [
+            word for word in vocabulary.styles[character.style].words(change) if word != character[change]
+        ]
+        if not words:
+            return None
+        changed = with_attributes(character, {change: sample_word(change, tuple(words), rng)}, rng)
+    else:
+        return None
+    return changed if changed and (split != "training" or not changed.is_held_out) else None
+
+
+def caption_change(target: Character, change: str, rng: random.Random) -> str:
+    """A caption that surely names what the reference does not show."""
+    phrase = style_phrase(target) if change == "style" else attribute_phrase(change, target[change])
+    caption = sample_caption(target, rng) if rng.random() < 0.5 else ""
+    return caption if phrase in caption else ", ".join(filter(None, (caption, phrase)))
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
