@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from imprompt.errors import ConfigError, OutputError
-from imprompt.training import exporting
 from imprompt.training.config import DataSettings
 from imprompt.training.data import EmojiPictures
 from imprompt.training.exporting import Layout, export_pictures
-from imprompt.training.samples import Sample, open_source
+from imprompt.training.samples import Sample, open_source, writing
 from toy_pictures import COLOURS, write_toy_data
 
 SOURCES: dict[Layout, str] = {"folder": "", "official": "data.json", "webdataset": "*.tar"}
@@ -42,7 +41,7 @@ def exported(
 def test_every_layout_holds_the_same_samples_in_the_same_order(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool
 ) -> None:
-    monkeypatch.setattr(exporting, "TAR_SAMPLES", 50)
+    monkeypatch.setattr(writing, "TAR_SAMPLES", 50)
     keys = {
         layout: [sample.key for sample in exported(toy, tmp_path / layout, layout, held_out=held_out)]
         for layout in SOURCES
@@ -107,7 +106,7 @@ def test_nothing_is_written_over_or_left_behind(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_write_pictures", full)
+    monkeypatch.setattr(writing, "_write_pictures", full)
     with pytest.raises(OutputError, match="other cannot be written: No space left on device"):
         export_pictures(toy, tmp_path / "other", layout="folder", variants=1, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["out-held-out"]

@@ -5,7 +5,7 @@ It shares nothing with the image encoder that conditions: another architecture, 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -48,7 +48,7 @@ class CharacterJudge(nn.Module):
     def __init__(self, network: ConvNextModel, identity_dim: int = 128) -> None:
         super().__init__()
         self.network = network
-        width = int(network.config.hidden_sizes[-1])
+        width = cast(list[int], network.config.hidden_sizes)[-1]
         self.heads = AttributeHeads(width)
         self.identity = nn.Linear(width, identity_dim)
 

@@ -8,6 +8,7 @@ the patches' borders; learned on noised latents, they mend what a denoiser leave
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -72,6 +73,15 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         pixels = pixels if self.detail is None else pixels + self.detail(latents)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
+    def with_detail(self, widths: Sequence[int]) -> "PatchAutoencoder":
+        """A copy that also has a detail decoder of these widths, which begins as nothing."""
+        config: dict[str, Any] = {name: value for name, value in self.config.items() if name[0] != "_"}
+        config["decoder_widths"] = list(widths)
+        detailed = type(self)(**config)
+        code = {name: value for name, value in self.state_dict().items() if "detail" not in name}
+        detailed.load_state_dict(code, strict=False)
+        return detailed
+
     @classmethod
     @torch.no_grad()
     def fit(
@@ -98,8 +108,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 class DetailDecoder(nn.Module):
     """What the linear code leaves out of a picture, from its latents: residual convolutions, ever larger.
 
-    Latents (batch, channels, height, width) → pixels (batch, 3, 2ⁿ height, 2ⁿ width) for n `widths`. It begins
-    as nothing.
+    Latents (batch, channels, height, width) → pixels (batch, 3, 2ⁿ height, 2ⁿ width) for n `widths`. It
+    begins as nothing.
     """
 
     def __init__(self, latent_channels: int, widths: Sequence[int]) -> None:

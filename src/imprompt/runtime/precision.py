@@ -1,7 +1,8 @@
 """Which number format a machine trains fastest in, found by trying.
 
-A CPU with avx512_bf16 or AMX multiplies bfloat16 up to four times as fast as float32; one without them emulates
-bfloat16 and is hundreds of times slower. A flag does not tell how much either is worth, so one layer is timed.
+A CPU with avx512_bf16 or AMX multiplies bfloat16 up to four times as fast as float32; one without them
+emulates bfloat16 and is hundreds of times slower. A flag does not tell how much either is worth, so a small
+network is timed.
 """
 
 import time

@@ -219,8 +219,8 @@ def _fingerprints(pipe: Any, encoder: ImageEncoder | None) -> dict[str, str]:
 def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBase:
     """Load the frozen models of a run.
 
-    They compute in `training.precision`; on the CPU in float32, but in bfloat16 if that is wanted and measured
-    to be faster there.
+    They compute in `training.precision`; on the CPU in float32, but in bfloat16 if that is wanted and
+    measured to be faster there.
 
     Raises:
         UnknownModel: no such base or image encoder
@@ -235,7 +235,7 @@ def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBas
 
 
 def frozen_precision(config: TrainingConfig, device: torch.device | str) -> Precision:
-    """The number format of a run's frozen models, see `load_frozen`; float32 where the base's weights learn."""
+    """The number format of a run's frozen models; float32 where the base's own weights learn."""
     wanted, kind = config.training.precision, torch.device(device).type
     if config.trains_base or (kind == "cpu" and wanted in ("fp32", "fp16")):
         return "fp32"

@@ -12,7 +12,10 @@ from imprompt.lab.making.characters import Character
 from imprompt.lab.making.vocabulary import load_vocabulary
 
 NAMED_SHARES: Mapping[str, float] = {"style": 0.6, "ground": 0.55, "none": 0.15}
-"""How often an attribute is named when most are; "none" for what is not there ("no glasses"). Others: always."""
+"""How often an attribute is named where most are; "none" for what is not there ("no glasses").
+
+Others are always named there.
+"""
 
 NOUN_SHARE = 0.35
 

@@ -1,7 +1,7 @@
 """Characters: what one looks like, in words; drawn at random, and split by what training may see.
 
-A character is held out by combination (hair color × skin × hairdo), by part (a shape of its hair or face) or by
-style, never by file: an unseen character differs from all seen ones in something that can be named.
+A character is held out by combination (hair color × skin × hairdo), by part (a shape of its hair or face) or
+by style, never by file: an unseen character differs from all seen ones in something that can be named.
 """
 
 import random
@@ -176,7 +176,8 @@ def in_style(character: Character, name: str, rng: random.Random) -> Character |
     Attributes that the other style does not draw are dropped; those that only it draws are drawn at random.
     """
     style = load_vocabulary().styles[name]
-    if "hairdo" in character.attributes and character["hairdo"] not in style.words("hairdo"):
+    hairdo = character.get("hairdo")
+    if hairdo is not None and not has_word(style, "hairdo", hairdo):
         return None
     words = {
         attribute: character.attributes[attribute]

@@ -3,8 +3,8 @@
     pictures.npy     uint8, characters × 128 × 128 × RGB
     characters.jsonl  one character a line, in the same order
 
-Drawing k is a pure function of (seed, split, k). A file that is being written has another name, and a build that was
-stopped goes on where it stopped.
+Drawing k is a pure function of (seed, split, k). A file that is being written has another name; a split that
+is there is not drawn again.
 """
 
 import json

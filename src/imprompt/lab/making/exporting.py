@@ -1,8 +1,9 @@
 """The characters as training data for `imprompt train`: pictures, captions, and references that differ.
 
-A sample's reference is the picture itself, or the same character with something changed that the caption names:
-another ground, style, expression, pair of glasses, beard or clothes. So an adapter learns to keep what the text does
-not mention, and to give way where it does. Half of the samples that are their own reference have no caption.
+A sample's reference is the picture itself, or the same character with something changed that the caption
+names: another ground, style, expression, pair of glasses, beard or clothes. So an adapter learns to keep what
+the text does not mention, and to give way where it does. Half of the samples that are their own reference
+have no caption.
 """
 
 import io

@@ -73,7 +73,7 @@ class EncoderRecipe(Recipe):
 
 
 class JudgeRecipe(Recipe):
-    """The judge: a convolutional network, apart from all others, that reads attributes and tells characters apart."""
+    """The judge: a convolutional network that reads attributes and tells characters apart."""
 
     stage: Literal["judge"]
     widths: tuple[int, ...] = (48, 96, 192)

@@ -16,7 +16,7 @@ HELD_OUT_SHARE = 0.1
 """Share of part variants, and of combinations of hair color, skin and hairdo, that training never sees."""
 
 PARTS = ("hairdo", "expression", "glasses", "beard")
-"""Attributes that a style draws with its components, in the order in which later ones override earlier ones."""
+"""Attributes that a style draws with its components; later ones override earlier ones."""
 
 COLORS = ("hair", "skin", "clothes", "robot", "ground")
 """Attributes that are colors; a robot has the clothes' palette."""
@@ -26,7 +26,7 @@ ATTRIBUTES = (*COLORS, *PARTS)
 
 @dataclass(frozen=True)
 class Choice:
-    """Alternative variants of some components: `components[name]` are the variants, none if it is left out."""
+    """Alternative variants of some components; one without variants is left out."""
 
     components: Mapping[str, tuple[str, ...]]
 

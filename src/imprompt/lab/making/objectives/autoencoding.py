@@ -4,6 +4,7 @@ loss = |x - D(E(x) + s n ε)|        s: a channel's deviation, n uniform between
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,7 +55,7 @@ class DecoderObjective(Objective):
         self.recipe = recipe
         self.drawings = Drawings(in_cache(recipe.data), "training")
         self.held_out_pictures = held_out_pixels(recipe.data)
-        self.codec = with_detail(output / "vae", recipe.widths)
+        self.codec = load_with_detail(output / "vae", recipe.widths)
         self.detail = cast(nn.Module, self.codec.detail).requires_grad_(True)
         self.deviations = self.encode(self.held_out_pictures).std(dim=(0, 2, 3), keepdim=True)
 
@@ -104,15 +105,12 @@ class DecoderObjective(Objective):
             self.codec.save_pretrained(output / "base" / "vae")
 
 
-def with_detail(folder: Path, widths: tuple[int, ...]) -> Any:
-    """The linear code in `folder`, frozen, with a detail decoder; one of the same widths goes on as it is."""
-    code: Any = PatchAutoencoder.from_pretrained(folder)
-    if tuple(code.config["decoder_widths"]) == tuple(widths):
-        return code.requires_grad_(False)
-    config = {name: value for name, value in code.config.items() if not name.startswith("_")}
-    codec: Any = PatchAutoencoder(**(config | {"decoder_widths": widths})).requires_grad_(False)
-    codec.load_state_dict({k: v for k, v in code.state_dict().items() if "detail" not in k}, strict=False)
-    return codec.to(memory_format=torch.channels_last)
+def load_with_detail(folder: Path, widths: Sequence[int]) -> Any:
+    """The autoencoder in `folder`, frozen; without detail of these widths it gets one to be trained."""
+    codec: Any = PatchAutoencoder.from_pretrained(folder)
+    if list(codec.config["decoder_widths"]) != list(widths):
+        codec = codec.with_detail(widths)
+    return codec.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def held_out_pixels(data: str) -> Float[Tensor, "batch 3 size size"]:

@@ -106,13 +106,15 @@ class ControlObjective(Objective):
         return velocity_error(denoise, self.base.scheduler, latents, noise, timesteps, texts)
 
     def held_out(self) -> dict[str, float]:
-        """The loss on unseen combinations without text: under their own edges, and under another picture's."""
+        """The loss on unseen combinations without text: under their own edges, and under others'."""
         pixels = self.held_out_pixels.to(self.controlnet.device)
         latents, own = encode_latents(self.base.vae, pixels), edges(pixels)
         empty = [""] * len(latents)
 
         def mean_error(control: Tensor) -> float:
-            return held_out_error(latents, lambda *given: self.error(*given, empty, control))
+            return held_out_error(
+                latents, lambda x, noise, times: self.error(x, noise, times, empty, control)
+            )
 
         true, shuffled = mean_error(own), mean_error(own.roll(1, dims=0))
         return {"held-out loss": true, "gap to shuffled": shuffled - true}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -78,6 +79,8 @@ class BaseObjective(Objective):
         self.text_encoder = build_text_encoder(recipe, self.tokenizer)
         channels, size = self.latents.shape[1], self.latents.shape[-1]
         self.unet = build_unet(recipe, channels, recipe.text_width, sample_size=size)
+        # Plain products and a softmax: on a CPU 1.5 times as fast as fused attention with its backward pass.
+        self.unet.set_attn_processor(AttnProcessor())
         # Kept out of the module tree, where it would be a second copy of the U-Net.
         self.trained_unet = [torch.compile(self.unet) if recipe.compile else self.unet]
         self.scheduler = build_scheduler()

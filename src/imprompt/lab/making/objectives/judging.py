@@ -1,4 +1,4 @@
-"""The judge's loss: read the attributes of damaged pictures, and find a picture's other view among the batch's.
+"""The judge's loss: read the attributes of damaged pictures, find a picture's other view in the batch.
 
 loss = mean over attributes of CE(heads[a](f), word) + w · InfoNCE(identity(f), identity(f'))
 """

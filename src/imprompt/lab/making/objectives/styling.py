@@ -2,8 +2,8 @@
 
     W → W + B A        A: rank × in, B: out × rank, B begins as zero        (LoRA, arXiv 2106.09685)
 
-The captions are those of the base, colors too, though a line drawing has none: so the style holds whatever the
-text says, or an image prompt. The adapter plays no part here; it is to work on this base unseen.
+The captions are those of the base, colors too, though a line drawing has none: so the style holds whatever
+the text says, or an image prompt. The adapter plays no part here; it is to work on this base unseen.
 """
 
 from pathlib import Path
@@ -101,7 +101,9 @@ class StyleObjective(Objective):
         latents = encode_latents(self.base.vae, self.held_out_pixels.to(self.unet.device))
 
         def mean_error() -> float:
-            return held_out_error(latents, lambda *given: self.error(*given, self.held_out_captions))
+            return held_out_error(
+                latents, lambda x, noise, times: self.error(x, noise, times, self.held_out_captions)
+            )
 
         changed = mean_error()
         self.unet.disable_adapters()

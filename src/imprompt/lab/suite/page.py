@@ -1,0 +1,220 @@
+"""The suite's page and its lines in the terminal."""
+
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table as ConsoleTable
+
+from imprompt.evaluation.metrics import Interval
+from imprompt.evaluation.report import (
+    Block,
+    Cell,
+    Column,
+    Grid,
+    Report,
+    Section,
+    Table,
+    Tile,
+    best_median_worst,
+)
+from imprompt.evaluation.sheets import Row
+from imprompt.lab.making.captions import full_caption
+from imprompt.lab.making.characters import Split
+from imprompt.lab.suite.findings import CODEC, CURVE_SCALES, FLOOR, SCALES, Findings, TextFindings, name_scale
+from imprompt.lab.suite.scoring import Score
+from imprompt.lab.suite.subjects import CHANGES, Subject, suited
+from imprompt.pages import Chart, Line
+
+SPLIT_TITLES: Mapping[Split, str] = {
+    "combinations": "Unseen combinations of hair, skin and hairdo",
+    "parts": "Shapes of hair and face never seen",
+    "styles": "Styles never seen",
+}
+SHOWN = 12
+"""Subjects in each grid of pictures."""
+
+PROMPTED = name_scale(1.0)
+
+
+def build_report(
+    findings: Findings,
+    subjects: Mapping[Split, Sequence[Subject]],
+    pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
+    scores: Sequence[Score],
+) -> Report:
+    """The page: key figures, then each split, then the texts, with pictures."""
+    sections = [split_section(findings, split, subjects[split], pictures, scores) for split in subjects]
+    sections.append(text_section(findings, subjects["combinations"], pictures))
+    combinations = findings.splits["combinations"]
+    return Report(
+        title="The embedded model on characters it has never seen",
+        lead=write_lead(findings),
+        sections=sections,
+        facts=list_facts(findings),
+        over="imprompt evaluate mini",
+        tiles=[
+            Tile(combinations.kept[PROMPTED], "of the attributes kept", "unseen combinations", percent=True),
+            Tile(findings.splits["parts"].kept[PROMPTED], "kept", "unseen parts", percent=True),
+            Tile(findings.splits["styles"].kept[PROMPTED], "kept", "unseen styles", percent=True),
+            Tile(combinations.found[PROMPTED], "found first", among(findings), percent=True),
+        ],
+    )
+
+
+def write_lead(findings: Findings) -> str:
+    """What came of it, in one sentence."""
+    combinations = findings.splits["combinations"]
+    kept, ceiling = combinations.kept[PROMPTED].mean, combinations.kept[CODEC].mean
+    return (
+        f"From one drawing, without a word, pictures keep {100 * kept:.0f} % of a character's attributes "
+        f"({100 * ceiling:.0f} % are read in the drawing itself); {percent(combinations.found[PROMPTED])} "
+        f"are nearer to their reference than to any other {among(findings)}."
+    )
+
+
+def among(findings: Findings) -> str:
+    """Among how many a reference is found."""
+    return f"among {findings.settings.gallery} of its style"
+
+
+def list_facts(findings: Findings) -> dict[str, str]:
+    """How it was made, for people."""
+    settings = findings.settings
+    low, high = findings.diversity.low, findings.diversity.high
+    return {
+        "adapter": f"{findings.name}, {findings.tokens} tokens",
+        "pictures": f"{settings.subjects} characters of each kind, {settings.paint.steps} steps, "
+        f"guidance {settings.paint.guidance_scale:g}",
+        "diversity over seeds": f"{findings.diversity.mean:.3f} [{low:.3f}, {high:.3f}] cosine distance",
+        "time": f"{findings.seconds:.0f} s",
+    }
+
+
+def split_section(
+    findings: Findings,
+    split: Split,
+    subjects: Sequence[Subject],
+    pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
+    scores: Sequence[Score],
+) -> Section:
+    """Tables and pictures of one split."""
+    found = findings.splits[split]
+    columns = [Column(""), *(Column(name, percent=True) for name in ("kept", "all kept", "found first"))]
+    rows: list[list[Cell]] = [
+        [name, found.kept[name], found.all_kept[name], found.found[name]] for name in found.kept
+    ]
+    attributes: list[list[Cell]] = [
+        [name, share, drawn, count] for name, (share, drawn, count) in found.attributes.items()
+    ]
+    headings = [Column(""), Column(PROMPTED, percent=True), Column("in the drawing", percent=True)]
+    blocks: list[Block] = [
+        Table(columns, rows, strong=[list(found.kept).index(PROMPTED)]),
+        Table([*headings, Column("characters", digits=0)], attributes, title="Attribute by attribute"),
+        split_grid(split, subjects, pictures, scores),
+    ]
+    text = "The share of the reference's attributes that the judge reads in the picture; no text was given."
+    return Section(SPLIT_TITLES[split], text, blocks)
+
+
+def split_grid(
+    split: Split,
+    subjects: Sequence[Subject],
+    pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
+    scores: Sequence[Score],
+) -> Grid:
+    """Best, median and worst subjects with their pictures."""
+    prompted = [score for score in scores if score.split == split and score.condition == PROMPTED]
+    places = best_median_worst([score.kept for score in prompted], SHOWN // 3)
+    conditions = [name_scale(scale) for scale in SCALES]
+    rows = [
+        Row(
+            [subjects[place].picture, *(pictures[split, name][place] for name in conditions)],
+            f"{100 * prompted[place].kept:.0f} %: {full_caption(subjects[place].character)}"
+            + (f"; read otherwise: {prompted[place].wrong}" if prompted[place].wrong else ""),
+        )
+        for place in places
+    ]
+    return Grid(["reference", *conditions], rows, title="Best, median and worst")
+
+
+def text_section(
+    findings: Findings,
+    subjects: Sequence[Subject],
+    pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
+) -> Section:
+    """The texts: curves, numbers, pictures."""
+    blocks: list[Block] = []
+    for name, found in findings.texts.items():
+        few = suited(subjects, CHANGES[name])[: found.subjects]
+        blocks += [text_chart(found), text_table(found), text_grid(name, few, pictures)]
+    text = (
+        "Each text asks for what the reference does not show. Asked: the judge reads it in the picture. "
+        "Kept: the share of the reference's other attributes that it reads."
+    )
+    return Section("Image and text together", text, blocks)
+
+
+def text_chart(found: TextFindings) -> Chart:
+    """Both over λ."""
+    lines = [draw_line("asked", found.asked, "ink"), draw_line("kept", found.kept, "accent")]
+    return Chart(f"“{found.text}”", f"{found.subjects} characters.", lines, zero=True, across="λ")
+
+
+def draw_line(label: str, values: Sequence[Interval], tone: str) -> Line:
+    """One curve over `CURVE_SCALES`."""
+    points = [(scale, value.mean) for scale, value in zip(CURVE_SCALES, values, strict=True)]
+    return Line(label, points, tone, intervals=[(value.low, value.high) for value in values])  # type: ignore[arg-type]
+
+
+def text_table(found: TextFindings) -> Table:
+    """The numbers behind the chart."""
+    rows: list[list[Cell]] = [
+        [f"λ = {scale:g}", asked, kept]
+        for scale, asked, kept in zip(CURVE_SCALES, found.asked, found.kept, strict=True)
+    ]
+    columns = [Column(""), Column("asked for and present", percent=True), Column("others kept", percent=True)]
+    return Table(columns, rows, strong=[found.best])
+
+
+def text_grid(
+    name: str, subjects: Sequence[Subject], pictures: Mapping[tuple[str, str], Sequence[Image.Image]]
+) -> Grid:
+    """The first subjects at every λ."""
+    conditions = [condition for key, condition in pictures if key == name]
+    rows = [
+        Row(
+            [subject.picture, *(pictures[name, condition][place] for condition in conditions)],
+            subject.character.style,
+        )
+        for place, subject in enumerate(subjects[: SHOWN // 2])
+    ]
+    return Grid(["reference", *conditions], rows)
+
+
+def percent(interval: Interval) -> str:
+    """`87 % [83, 90]`."""
+    return f"{100 * interval.mean:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
+def print_findings(findings: Findings, console: Console | None = None) -> None:
+    """The key figures as two tables."""
+    console = console or Console()
+    table = ConsoleTable(
+        "", "λ = 0", "λ = 0.5", PROMPTED, "floor", "ceiling", "found first", title="attributes kept"
+    )
+    for split, found in findings.splits.items():
+        conditions = (*(name_scale(scale) for scale in SCALES), FLOOR, CODEC)
+        table.add_row(
+            f"unseen {split}",
+            *(percent(found.kept[name]) for name in conditions),
+            percent(found.found[PROMPTED]),
+        )
+    console.print(table)
+    texts = ConsoleTable("", "best λ", "asked for and present", "others kept", title="with a text")
+    for found in findings.texts.values():
+        scale = CURVE_SCALES[found.best]
+        texts.add_row(
+            f"“{found.text}”", f"{scale:g}", percent(found.asked[found.best]), percent(found.kept[found.best])
+        )
+    console.print(texts)

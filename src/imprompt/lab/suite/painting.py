@@ -1,0 +1,106 @@
+"""Pictures from image prompts: many characters in one call of the pipeline, each with its own noise."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from PIL import Image
+from torch import Generator
+
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.lab.judge import CharacterJudge
+from imprompt.lab.suite.subjects import Subject, TextChange
+from imprompt.reference import Reference
+
+
+@dataclass(frozen=True)
+class SuiteModels:
+    """What is measured, and by what. The adapter has its image encoder and is not attached."""
+
+    pipe: StableDiffusionPipeline
+    adapter: ImagePromptAdapter
+    judge: CharacterJudge
+    name: str = "adapter"
+
+
+@dataclass(frozen=True)
+class PaintSettings:
+    """How pictures are made.
+
+    Attributes:
+        steps: denoising steps
+        guidance_scale: w
+        batch_size: pictures in one call of the pipeline
+    """
+
+    steps: int = 25
+    guidance_scale: float = 3.0
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way of asking: the strength λ of the image prompt, a text or none, and which seed."""
+
+    scale: float
+    change: TextChange | None = None
+    seed: int = 0
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return "" if self.change is None else self.change.text
+
+
+def paint(
+    models: SuiteModels,
+    subjects: Sequence[Subject],
+    condition: Condition,
+    settings: PaintSettings,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> list[Image.Image]:
+    """One picture of each subject; a subject's noise is the same in every condition with the same seed."""
+    pictures: list[Image.Image] = []
+    with models.adapter.attach(models.pipe):
+        for start in range(0, len(subjects), settings.batch_size):
+            group = subjects[start : start + settings.batch_size]
+            pictures += paint_group(models, group, condition, settings)
+            advance(len(group))
+    return pictures
+
+
+def paint_group(
+    models: SuiteModels, subjects: Sequence[Subject], condition: Condition, settings: PaintSettings
+) -> list[Image.Image]:
+    """One call of the pipeline."""
+    references = [Reference(subject.picture, scale=condition.scale) for subject in subjects]
+    generators = [Generator().manual_seed(noise_seed(subject, condition.seed)) for subject in subjects]
+    with models.adapter.references(references):
+        result: Any = models.pipe(
+            [condition.text] * len(subjects),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            generator=generators,
+        )
+    return result.images
+
+
+def noise_seed(subject: Subject, seed: int) -> int:
+    """A seed for each subject: subjects share no noise, conditions do."""
+    digest = hashlib.sha256(f"{subject.split}/{subject.number}/{seed}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
+
+
+@torch.no_grad()
+def through_codec(models: SuiteModels, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures encoded and decoded by the base's autoencoder: no picture that it makes can be closer."""
+    vae, processor = cast(Any, models.pipe.vae), cast(Any, models.pipe.image_processor)
+    decoded = []
+    for start in range(0, len(pictures), 32):
+        pixels = processor.preprocess(list(pictures[start : start + 32]))
+        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+        decoded += processor.postprocess(vae.decode(latents).sample.float().cpu())
+    return decoded

@@ -1,0 +1,340 @@
+"""The embedded model's parts, trained for two steps on a few drawings; and the suite that measures them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from imprompt import mini
+from imprompt.adapter import ImagePromptAdapter
+from imprompt.encoder import load_image_encoder
+from imprompt.errors import ConfigError, UnknownModel
+from imprompt.lab.judge import LABELS, CharacterJudge, build_network
+from imprompt.lab.making.batches import batches, to_pixels
+from imprompt.lab.making.characters import Character
+from imprompt.lab.making.dataset import Drawings, build_data
+from imprompt.lab.making.exporting import export_samples
+from imprompt.lab.making.labels import NOT_DRAWN, accuracies, to_labels
+from imprompt.lab.making.objectives import controlling, denoising, styling
+from imprompt.lab.making.objectives.judging import contrast, damage
+from imprompt.lab.making.objectives.styling import INK, PAPER, draw_lines
+from imprompt.lab.making.recipe import Recipe, load_recipe, parse_recipe
+from imprompt.lab.making.stages import train_stage
+from imprompt.lab.making.vocabulary import load_vocabulary
+from imprompt.lab.suite.findings import SuiteSettings
+from imprompt.lab.suite.measure import measure
+from imprompt.lab.suite.painting import PaintSettings, SuiteModels
+from imprompt.lab.suite.scoring import Readings, score_pictures
+from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, suited
+from imprompt.mini.autoencoder import PatchAutoencoder
+from imprompt.projection import LinearProjection
+from imprompt.training.config import DataSettings
+from imprompt.training.samples import open_source
+
+SIZE = 32
+SMALL: dict[str, dict[str, Any]] = {
+    "codec": {"patch_size": 8, "latent_channels": 8, "steps": 4, "batch_size": 8},
+    "decoder": {"widths": (8, 8, 8)},
+    "base": {"widths": (16, 32), "heads": 2, "text_width": 64, "text_layers": 1},
+    "encoder": {"width": 64, "layers": 1, "patch_size": 8, "embedding_dim": 32},
+    "judge": {"widths": (8, 16), "depths": (1, 1)},
+    "control": {"embedding_widths": (4, 4, 4, 4)},
+    "style": {"rank": 2},
+}
+ORDER = tuple(SMALL)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "characters"
+    build_data(folder, {"training": 40, "combinations": 12, "parts": 12, "styles": 12}, size=SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe_of(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recipe]:
+    output = tmp_path_factory.mktemp("model")
+
+    def build(stage: str, **more: Any) -> Recipe:
+        loop = {"steps": 2, "batch_size": 4, "warmup_steps": 1, "log_every": 1, "save_every": 1}
+        values = {"stage": stage, "data": str(data), "output": str(output), **loop, **SMALL[stage], **more}
+        return parse_recipe(values, "test")
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def model(recipe_of: Callable[..., Recipe]) -> Path:
+    """Every part, after two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (denoising, controlling, styling):
+            patch.setattr(module, "SHOWN_STEPS", 1)
+        folders = {train_stage(recipe_of(stage)) for stage in ORDER}
+    assert len(folders) == 1
+    return folders.pop()
+
+
+# Data
+
+
+def test_drawings_come_back_with_their_characters(data: Path) -> None:
+    drawings = Drawings(data, "training")
+    assert drawings.pictures.shape == (40, SIZE, SIZE, 3)
+    assert len(drawings) == len(drawings.characters) == 40
+    assert not any(character.is_held_out for character in drawings.characters)
+    assert all(character.is_held_out for character in Drawings(data, "parts").characters)
+
+
+def test_a_split_that_is_there_is_not_drawn_again(data: Path) -> None:
+    before = (data / "parts" / "pictures.npy").stat().st_mtime_ns
+    build_data(data, {"parts": 99}, size=SIZE)
+    assert (data / "parts" / "pictures.npy").stat().st_mtime_ns == before
+
+
+def test_data_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="imprompt mini build-data"):
+        Drawings(tmp_path, "training")
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
+    (first,), (again,) = next(batches(40, 4, 1, range(7, 8))), next(batches(40, 4, 1, range(7, 8)))
+    assert first == again
+    assert first.rows != next(batches(40, 4, 2, range(7, 8)))[0].rows
+    assert first.random().random() == again.random().random()
+
+
+def test_pixels_span_minus_one_to_one() -> None:
+    pixels = to_pixels(np.array([[[[0, 255, 0]]]], dtype=np.uint8))
+    assert pixels.flatten().tolist() == [-1, 1, -1]
+
+
+def test_exported_samples_are_read_by_the_trainer(tmp_path: Path) -> None:
+    export_samples(tmp_path / "made", layout="folder", count=20, held_out=3, seed=0, size=SIZE)
+    parts = open_source(str(tmp_path / "made"), DataSettings(), 8)
+    assert sum(map(len, parts)) == 20
+    assert len(list((tmp_path / "made-held-out").glob("*.txt"))) == 3
+    assert list((tmp_path / "made").glob("*.reference.png"))
+
+
+# Parts
+
+
+def test_every_part_is_written_in_the_format_that_loads_it(model: Path) -> None:
+    pipe: Any = mini.pipeline(weights=model)
+    pictures = pipe("toon style", num_inference_steps=2, output_type="np").images
+    assert pictures.shape == (1, SIZE, SIZE, 3)
+    assert np.isfinite(pictures).all()
+    encoder = load_image_encoder(model / "image_encoder")
+    assert encoder.model.config.projection_dim == 32
+    assert mini.controlnet(weights=model).config["conditioning_embedding_out_channels"] == [4] * 4
+    assert CharacterJudge.load(model / "judge").identity.out_features == 128
+
+
+def test_the_base_has_the_decoder_of_the_codec(model: Path) -> None:
+    alone, inside = (
+        load_file(folder / "diffusion_pytorch_model.safetensors")
+        for folder in (model / "vae", model / "base/vae")
+    )
+    assert any(name.startswith("detail.") for name in alone)
+    assert all(torch.equal(alone[name], inside[name]) for name in alone)
+
+
+@pytest.mark.parametrize("stage", ORDER[1:])
+def test_a_part_reports_finite_figures_on_what_it_has_not_seen(model: Path, stage: str) -> None:
+    lines = (model / "runs" / stage / "log.jsonl").read_text().splitlines()
+    figures = [json.loads(line) for line in lines if "event" not in json.loads(line)]
+    assert {"loss"} <= set().union(*figures)
+    assert all(np.isfinite(value) for line in figures for value in line.values())
+
+
+def test_the_style_is_a_lora_that_changes_the_base(model: Path) -> None:
+    plain, lines = mini.pipeline(weights=model), mini.pipeline(style="lines", weights=model)
+    assert isinstance(plain.unet, UNet2DConditionModel)
+    before, after = plain.unet.state_dict(), lines.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_stage_goes_on_where_it_stopped(
+    recipe_of: Callable[..., Recipe], model: Path, tmp_path: Path
+) -> None:
+    whole = train_stage(recipe_of("judge", output=str(tmp_path / "whole")))
+    train_stage(recipe_of("judge", output=str(tmp_path / "half"), steps=1, cooldown_steps=0))
+    half = train_stage(recipe_of("judge", output=str(tmp_path / "half")), resume=True)
+    one, other = (load_file(folder / "judge" / "heads.safetensors") for folder in (whole, half))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_nothing_to_resume_is_said(recipe_of: Callable[..., Recipe], model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        train_stage(recipe_of("judge", output=str(tmp_path)), resume=True)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("recipes").glob("characters-*.toml")), ids=lambda path: path.stem
+)
+def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
+    assert f"characters-{load_recipe(path).model_dump()['stage']}" == path.stem
+
+
+def test_an_unknown_key_of_a_recipe_is_named() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'latent_chanels'; did you mean 'latent_channels'"):
+        parse_recipe({"stage": "codec", "steps": 1, "latent_chanels": 3}, "here")
+
+
+# Autoencoder
+
+
+def test_detail_begins_as_nothing() -> None:
+    torch.manual_seed(0)
+    pixels = torch.rand(4, 3, 32, 32) * 2 - 1
+    linear = PatchAutoencoder.fit(pixels, latent_channels=6, patch_size=8)
+    detailed = linear.with_detail((8, 4, 4))
+    latents = linear.encode(pixels).latent_dist.mode()  # type: ignore[union-attr]
+    assert torch.equal(linear.decode(latents).sample, detailed.decode(latents).sample)  # type: ignore[union-attr]
+
+
+def test_a_patch_of_16_shrinks_pictures_16_times_for_every_pipeline() -> None:
+    codec = PatchAutoencoder.fit(torch.rand(20, 3, 32, 32), latent_channels=4, patch_size=16)
+    assert 2 ** (len(codec.config["block_out_channels"]) - 1) == 16
+    assert codec.encode(torch.rand(1, 3, 32, 32)).latent_dist.mode().shape == (1, 4, 2, 2)  # type: ignore[union-attr]
+
+
+# Judge
+
+
+def test_labels_are_places_in_the_vocabulary() -> None:
+    words = load_vocabulary().words
+    character = Character("dylan", {"hair": "black", "skin": "tan", "hairdo": "long", "ground": "white"})
+    (labels,) = to_labels([character]).tolist()
+    told = dict(zip(LABELS, labels, strict=True))
+    assert words("style")[told["style"]] == "dylan"
+    assert words("hairdo")[told["hairdo"]] == "long"
+    assert told["clothes"] == told["robot"] == NOT_DRAWN
+    assert to_labels([Character("lorelei")])[0, 0] == NOT_DRAWN
+
+
+def test_accuracy_is_over_those_that_have_the_attribute() -> None:
+    labels = torch.full((3, len(LABELS)), NOT_DRAWN)
+    labels[:2, 0] = torch.tensor([0, 1])
+    scores = {name: torch.zeros(3, 4) for name in LABELS}
+    scores["style"][:, 1] = 1.0
+    assert accuracies([scores], labels) == {"style": 0.5}
+
+
+def test_contrast_is_smallest_for_matching_views() -> None:
+    views = torch.nn.functional.normalize(
+        torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    assert contrast(views, views, 0.1) < contrast(views, views.roll(1, 0), 0.1)
+
+
+def test_damage_is_of_the_generator_and_stays_in_range() -> None:
+    pixels = torch.rand(3, 3, 32, 32) * 2 - 1
+    one, again, other = (damage(pixels, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert one.abs().max() <= 1
+
+
+def test_a_judge_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    judge = CharacterJudge(build_network((8, 16), (1, 1), 4, 32)).eval()
+    judge.save(tmp_path)
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    again = CharacterJudge.load(tmp_path)
+    assert torch.allclose(judge.embed(pixels), again.embed(pixels), atol=1e-6)
+    assert judge.read(pixels) == again.read(pixels)
+
+
+def test_no_judge_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="there is no judge in"):
+        CharacterJudge.load(tmp_path)
+
+
+def test_line_drawings_are_ink_on_paper() -> None:
+    flat = draw_lines(torch.full((1, 3, 16, 16), 0.3))
+    assert torch.allclose(flat[0, :, 8, 8] / 2 + 0.5, torch.tensor(PAPER), atol=1e-6)
+    halves = torch.full((1, 3, 16, 16), -1.0)
+    halves[..., 8:] = 1.0
+    assert torch.allclose(draw_lines(halves)[0, :, 8, 8] / 2 + 0.5, torch.tensor(INK), atol=1e-6)
+
+
+# Suite
+
+
+def subject(**attributes: str) -> Subject:
+    known = {"hair": "pink", "skin": "dark", "hairdo": "bob", "glasses": "none", "ground": "white"}
+    return Subject(0, "combinations", Character("open-peeps", known | attributes), Image.new("RGB", (32, 32)))
+
+
+def readings(**words: str) -> Readings:
+    known = {
+        "style": "open-peeps",
+        "hair": "pink",
+        "skin": "dark",
+        "hairdo": "bob",
+        "glasses": "none",
+        "ground": "white",
+    }
+    return Readings({name: [word] for name, word in (known | words).items()}, torch.ones(1, 1))
+
+
+def test_a_picture_with_every_attribute_has_kept_all() -> None:
+    (score,) = score_pictures([subject()], readings(), readings(), condition="x", scale=1.0)
+    assert (score.kept, score.all_kept, score.asked, score.wrong) == (1.0, True, None, "")
+
+
+def test_what_is_read_otherwise_is_not_kept() -> None:
+    read = readings(hair="blue", skin="tan")
+    (score,) = score_pictures([subject()], read, readings(), condition="x", scale=1.0)
+    assert score.kept == pytest.approx(4 / 6)
+    assert score.wrong == "hair=blue skin=tan"
+
+
+def test_what_a_text_changes_is_asked_for_and_not_kept() -> None:
+    read = readings(glasses="sunglasses")
+    change = CHANGES["sunglasses"]
+    (score,) = score_pictures([subject()], read, readings(), condition="x", scale=1.0, change=change)
+    assert (score.kept, score.asked) == (1.0, True)
+
+
+def test_a_text_suits_those_who_lack_what_it_asks_for() -> None:
+    assert CHANGES["sunglasses"].suits(subject().character)
+    assert not CHANGES["sunglasses"].suits(subject(glasses="sunglasses").character)
+    assert not CHANGES["red ground"].suits(subject(hair="red").character), "red hair melts into it"
+    assert not CHANGES["pixel-art"].suits(subject(hairdo="dreadlocks").character), "pixel art has none"
+
+
+def test_subjects_are_unseen_and_the_same_every_time() -> None:
+    one, again = sample_subjects("combinations", 5), sample_subjects("combinations", 5)
+    assert [x.character for x in one] == [x.character for x in again]
+    assert all(x.character.is_held_out for x in one)
+    assert all(CHANGES["sunglasses"].suits(x.character) for x in suited(one, CHANGES["sunglasses"]))
+
+
+def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path: Path) -> None:
+    pipe = mini.pipeline(weights=model)
+    encoder = load_image_encoder(model / "image_encoder")
+    torch.manual_seed(0)
+    adapter = ImagePromptAdapter.for_unet(pipe.unet, LinearProjection(32, 64, 2))
+    adapter.image_encoder = encoder
+    models = SuiteModels(pipe, adapter, CharacterJudge.load(model / "judge"), "untrained")
+    settings = SuiteSettings(6, 3, 4, 2, 2, PaintSettings(steps=2, batch_size=8))
+    findings = measure(models, settings, output=tmp_path)
+    combinations = findings.splits["combinations"]
+    assert set(combinations.kept) >= {"λ = 0", "λ = 1", "another reference", "the drawing itself"}
+    assert combinations.found["the drawing itself"].mean == 1.0
+    assert all(0 <= value.mean <= 1 for value in combinations.kept.values())
+    assert (tmp_path / "index.html").stat().st_size > 10_000
+    assert "untrained" in (tmp_path / "index.html").read_text()
+    rows = (tmp_path / "scores.csv").read_text().splitlines()
+    texts = sum(5 * found.subjects for found in findings.texts.values())
+    assert len(rows) == 1 + 3 * 6 * 6 + texts
