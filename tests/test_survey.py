@@ -14,6 +14,7 @@ import data_sets
 import tiny
 from imprompt import mini
 from imprompt.errors import DataError
+from imprompt.runtime import precision
 from imprompt.training import survey as surveying
 from imprompt.training.config import TrainingConfig, parse_config
 from imprompt.training.estimates import Work, cached_bytes, count_work, read_shapes, step_memory
@@ -27,8 +28,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(source: str, **groups: Any) -> TrainingConfig:
+    """Of the embedded base in float32, whatever is fastest on this machine."""
     data = {"source": source, **groups.pop("data", {})}
-    return parse_config({"preset": "mini", "output": "run", "data": data, **groups}, "test")
+    training = {"precision": "fp32", **groups.pop("training", {})}
+    return parse_config(
+        {"preset": "mini", "output": "run", "data": data, "training": training, **groups}, "test"
+    )
 
 
 def said(found: surveying.Survey) -> str:
@@ -118,6 +123,15 @@ def test_the_work_on_the_embedded_base_is_counted_on_its_real_shapes() -> None:
     assert work.activations > 100_000
     one, two = (step_memory(config("x", training={"passes": n}), work, on_cpu=True) for n in (1, 2))
     assert one - two == 4 * 32 * work.activations
+
+
+def test_bfloat16_halves_the_frozen_weights_and_the_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "fastest_precision", lambda device="cpu": "bf16")
+    work = Work(frozen=100, trained=0, activations=10, operations=1)
+    wide, narrow = (
+        step_memory(config("x", training={"precision": name}), work, on_cpu=True) for name in ("fp32", "auto")
+    )
+    assert wide == 2 * narrow
 
 
 @pytest.mark.parametrize("injection", ["two-stream", "concatenated"])
