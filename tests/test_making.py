@@ -32,6 +32,7 @@ from imprompt.lab.suite.findings import SuiteSettings
 from imprompt.lab.suite.measure import measure
 from imprompt.lab.suite.painting import PaintSettings, SuiteModels
 from imprompt.lab.suite.scoring import Readings, score_pictures
+from imprompt.lab.suite.showcase import write_showcase
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, suited
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.projection import LinearProjection
@@ -328,6 +329,11 @@ def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path:
     adapter.image_encoder = encoder
     models = SuiteModels(pipe, adapter, CharacterJudge.load(model / "judge"), "untrained")
     settings = SuiteSettings(6, 3, 4, 2, 2, PaintSettings(steps=2, batch_size=8))
+    write_showcase(
+        models, sample_subjects("combinations", 3), settings.paint, tmp_path, mini.controlnet(weights=model)
+    )
+    with Image.open(tmp_path / "figure.png") as figure, Image.open(tmp_path / "contact-sheet.png") as sheet:
+        assert figure.width > 7 * 128 > sheet.width / 4
     findings = measure(models, settings, output=tmp_path)
     combinations = findings.splits["combinations"]
     assert set(combinations.kept) >= {"λ = 0", "λ = 1", "another reference", "the drawing itself"}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from torch import Generator
@@ -20,7 +21,7 @@ from imprompt.reference import Reference
 class SuiteModels:
     """What is measured, and by what. The adapter has its image encoder and is not attached."""
 
-    pipe: StableDiffusionPipeline
+    pipe: StableDiffusionPipeline | StableDiffusionControlNetPipeline
     adapter: ImagePromptAdapter
     judge: CharacterJudge
     name: str = "adapter"
@@ -61,29 +62,46 @@ def paint(
     condition: Condition,
     settings: PaintSettings,
     advance: Callable[[int], None] = lambda pictures: None,
+    *,
+    edges: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
-    """One picture of each subject; a subject's noise is the same in every condition with the same seed."""
+    """One picture of each subject; a subject's noise is the same in every condition with the same seed.
+
+    Args:
+        models: what draws; a ControlNet's pipeline where there are `edges`
+        subjects: whose drawings are the image prompts
+        condition, settings: how
+        advance: called with how many pictures were made, call by call
+        edges: one control picture for each subject, or none
+    """
     pictures: list[Image.Image] = []
     with models.adapter.attach(models.pipe):
         for start in range(0, len(subjects), settings.batch_size):
-            group = subjects[start : start + settings.batch_size]
-            pictures += paint_group(models, group, condition, settings)
-            advance(len(group))
+            group = slice(start, start + settings.batch_size)
+            made = paint_group(models, subjects[group], condition, settings, edges[group])
+            pictures += made
+            advance(len(made))
     return pictures
 
 
 def paint_group(
-    models: SuiteModels, subjects: Sequence[Subject], condition: Condition, settings: PaintSettings
+    models: SuiteModels,
+    subjects: Sequence[Subject],
+    condition: Condition,
+    settings: PaintSettings,
+    edges: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
     """One call of the pipeline."""
     references = [Reference(subject.picture, scale=condition.scale) for subject in subjects]
     generators = [Generator().manual_seed(noise_seed(subject, condition.seed)) for subject in subjects]
+    control: dict[str, Any] = {"image": list(edges)} if edges else {}
     with models.adapter.references(references):
         result: Any = models.pipe(
             [condition.text] * len(subjects),
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,
             generator=generators,
+            **control,
         )
     return result.images
 

@@ -1,0 +1,105 @@
+"""The pictures that the suite shows beside its figures: the README's first one, and a contact sheet.
+
+Whom they show is decided by a hash, not by how well it went.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from PIL import Image
+
+from imprompt import mini
+from imprompt.evaluation.report import write_picture
+from imprompt.evaluation.sheets import Row, titled_sheet
+from imprompt.lab.suite.painting import Condition, PaintSettings, SuiteModels, paint
+from imprompt.lab.suite.subjects import CHANGES, Subject
+
+FEATURED = 8
+"""Characters in the README's picture."""
+
+CONTACTS = 36
+"""Characters on the contact sheet."""
+
+
+@dataclass(frozen=True)
+class ShowcaseColumn:
+    """One column: its title and how its pictures are asked for; with edges, those of the row's neighbor."""
+
+    title: str
+    condition: Condition
+    has_edges: bool = False
+
+
+COLUMNS = (
+    ShowcaseColumn("λ = 0", Condition(0.0)),
+    ShowcaseColumn("λ = 0.5", Condition(0.5)),
+    ShowcaseColumn("λ = 1", Condition(1.0)),
+    ShowcaseColumn("“sunglasses”", Condition(1.0, CHANGES["sunglasses"])),
+    ShowcaseColumn("“pixel-art style”", Condition(0.75, CHANGES["pixel-art"])),
+    ShowcaseColumn("edges of another", Condition(1.0), has_edges=True),
+)
+
+
+def write_showcase(
+    models: SuiteModels,
+    subjects: Sequence[Subject],
+    settings: PaintSettings,
+    output: Path,
+    controlnet: ControlNetModel | None = None,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> None:
+    """Write `figure.png`, the README's picture, and `contact-sheet.png`.
+
+    Args:
+        models: what draws
+        subjects: unseen characters; the first ones are shown
+        settings: how pictures are made
+        output: folder of both files
+        controlnet: of edges; without it that column is left out
+        advance: called with how many pictures were made
+    """
+    columns = [column for column in COLUMNS if controlnet is not None or not column.has_edges]
+    featured = subjects[:FEATURED]
+    pictures = [paint_column(models, featured, column, settings, controlnet) for column in columns]
+    advance(len(featured) * len(columns))
+    titles = ["reference", *(column.title for column in columns)]
+    write_picture(build_sheet(titles, featured, pictures, blocks=1), output / "figure.png")
+    several = subjects[:CONTACTS]
+    alone = [paint(models, several, Condition(1.0, seed=seed), settings, advance) for seed in range(2)]
+    titles = ["reference", "λ = 1", "another seed"]
+    write_picture(build_sheet(titles, several, alone, blocks=4), output / "contact-sheet.png")
+
+
+def build_sheet(
+    titles: Sequence[str],
+    subjects: Sequence[Subject],
+    columns: Sequence[Sequence[Image.Image]],
+    *,
+    blocks: int,
+) -> Image.Image:
+    """References, and beside each its picture of every column."""
+    rows = [
+        Row([subject.picture, *(column[place] for column in columns)])
+        for place, subject in enumerate(subjects)
+    ]
+    return titled_sheet(titles, rows, blocks=blocks)
+
+
+def paint_column(
+    models: SuiteModels,
+    subjects: Sequence[Subject],
+    column: ShowcaseColumn,
+    settings: PaintSettings,
+    controlnet: ControlNetModel | None,
+) -> list[Image.Image]:
+    """One picture of each subject."""
+    if not column.has_edges or controlnet is None:
+        return paint(models, subjects, column.condition, settings)
+    pipe: Any = mini.as_pipeline(StableDiffusionControlNetPipeline, models.pipe, controlnet=controlnet)
+    neighbors = [*subjects[1:], subjects[0]]
+    edges = [mini.edge_picture(one.picture, one.picture.width) for one in neighbors]
+    return paint(replace(models, pipe=pipe), subjects, column.condition, settings, edges=edges)
