@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "imprompt"
 
 FLOW = (
     "errors",
+    "files",
     "output",
     "environment",
     "settings",

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from pydantic import ValidationError
 
 from imprompt.errors import ConfigError, ImageError
+from imprompt.files import file_fault, shorten
 from imprompt.job.model import Job, JobControl, JobReference, Move
 from imprompt.output import check_output, written_whole
 from imprompt.settings import read_toml
@@ -147,6 +148,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ImageError: no such picture, or one that was not written by imprompt
     """
+    if fault := file_fault(path):
+        raise ImageError(fault)
     try:
         with PngImageFile(Path(path)) as picture:  # pyright: ignore[reportArgumentType]
             settings = json.loads(picture.info[SETTINGS_KEY])
@@ -227,8 +230,10 @@ def _named(place: Sequence[str | int]) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    try:
+        return shorten(repr(value))
+    except ValueError:  # more digits than Python writes
+        return "so large a number"
 
 
 def _toml(values: Mapping[str, Any]) -> str:

@@ -1,0 +1,65 @@
+"""Files that a user names: what is wrong with a name, or with what stands there, before anything is opened.
+
+A named pipe or a device would be read for ever; a name that the file system cannot hold fails somewhere deep.
+"""
+
+import os
+import stat
+
+MAX_NAME_BYTES = 255
+"""The longest file name, in bytes, that common file systems hold."""
+
+MAX_PATH_BYTES = 4095
+"""The longest path, in bytes, that Linux takes."""
+
+_SHOWN = 60
+"""Characters of a long value that a message shows."""
+
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def shorten(text: str) -> str:
+    """A value for a message: as it is, or its beginning."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def name_fault(name: str | os.PathLike[str]) -> str | None:
+    """Say why no file can have this name.
+
+    Returns:
+        a sentence that names it, shortened; None for a name that a file may have
+    """
+    text = os.fspath(name)
+    if "\0" in text:
+        return f"{shorten(text)!r} holds a NUL character, which no file name can: leave it out"
+    size = len(os.fsencode(text))
+    longest = max((len(os.fsencode(part)) for part in text.split(os.sep)), default=0)
+    if longest > MAX_NAME_BYTES:
+        return (
+            f"{shorten(text)!r} has a part of {longest} bytes; a file name has at most {MAX_NAME_BYTES}: "
+            "choose a shorter one"
+        )
+    if size > MAX_PATH_BYTES:
+        return f"{shorten(text)!r} has {size} bytes; a path has at most {MAX_PATH_BYTES}: choose a shorter one"
+    return None
+
+
+def file_fault(path: str | os.PathLike[str]) -> str | None:
+    """Say why a path cannot be read as a file; that it is missing or a folder is left to who opens it.
+
+    Returns:
+        a sentence that names the path; None for a regular file, a folder, or nothing
+    """
+    if fault := name_fault(path):
+        return fault
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    kind = next((word for is_kind, word in _KINDS if is_kind(mode)), None)
+    return f"{os.fspath(path)} is {kind}, not a file: copy what it gives into a file" if kind else None
