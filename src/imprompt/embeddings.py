@@ -20,6 +20,7 @@ from torch import Tensor
 
 from imprompt.encoder import Input
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
+from imprompt.files import file_fault
 from imprompt.output import check_output, written_whole
 
 Combine = Literal["concat", "average", "add", "subtract", "normalised average", "interpolate"]
@@ -116,7 +117,7 @@ class ImageEmbeddings:
 
 
 def load_embeddings(path: str | os.PathLike[str]) -> ImageEmbeddings:
-    """Read a file that `ImageEmbeddings.save` wrote, on the CPU, in the type it was saved in.
+    """Read a file that `ImageEmbeddings.save` wrote, on the CPU, in the type it was saved in (float8 as float16).
 
     Raises:
         CheckpointError: missing, damaged, of a later version, or a file of another kind (an adapter, ...)
@@ -267,7 +268,7 @@ def _tensor_problem(name: Input, tensor: Tensor, blank: Tensor) -> str | None:
     if tuple(blank.shape) != shape[1:]:
         return f"the blank of {name} must have shape {shape[1:]}, not {tuple(blank.shape)}"
     for kind, values in (("", tensor), ("the blank of ", blank)):
-        if not values.is_floating_point() or not values.isfinite().all():
+        if not values.is_floating_point() or not values.float().isfinite().all():
             return f"{kind}{name} contains NaN or infinity"
     return None
 
@@ -284,18 +285,25 @@ def _named(tensors: Mapping[Input, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if fault := file_fault(path):
+        raise CheckpointError(fault)
     try:
         if not path.stat().st_size:
             raise CheckpointError(f"{path} is empty")
         with safetensors.safe_open(path, framework="pt") as file:
             # Copied: mapped tensors die with the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: _wide(file.get_tensor(name).clone()) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} cannot be read as image embeddings (safetensors): {reason}") from error
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """float8 as float16, which holds each of its values: nothing is computed in float8."""
+    return tensor.half() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 def _check_kind(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

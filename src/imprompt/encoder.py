@@ -15,6 +15,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from imprompt.crop import Crop, encoder_pixels
 from imprompt.errors import AdapterMismatch, UnknownModel
+from imprompt.files import name_fault, shorten
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -188,6 +189,8 @@ def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> Im
     """
     if isinstance(source, CLIPVisionModelWithProjection):
         return ImageEncoder(source)
+    if fault := name_fault(source):
+        raise UnknownModel(f"no image encoder at {shorten(str(source))!r}: {fault}")
     repository, _, subfolder = ("", "", "") if Path(source).is_dir() else str(source).partition(":")
     try:
         if not repository:

@@ -12,7 +12,7 @@ MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4095
 """The longest path, in bytes, that Linux takes."""
 
-_SHOWN = 60
+_SHOWN = 200
 """Characters of a long value that a message shows."""
 
 _KINDS = (
@@ -24,28 +24,24 @@ _KINDS = (
 
 
 def shorten(text: str) -> str:
-    """A value for a message: as it is, or its beginning."""
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    """A value for a message: as it is, or its beginning and its end."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
 
 
 def name_fault(name: str | os.PathLike[str]) -> str | None:
     """Say why no file can have this name.
 
     Returns:
-        a sentence that names it, shortened; None for a name that a file may have
+        the reason and the remedy, a phrase about "its name"; None for a name that a file may have
     """
     text = os.fspath(name)
     if "\0" in text:
-        return f"{shorten(text)!r} holds a NUL character, which no file name can: leave it out"
-    size = len(os.fsencode(text))
-    longest = max((len(os.fsencode(part)) for part in text.split(os.sep)), default=0)
+        return "its name holds a NUL character, which no file name can; leave it out"
+    longest = max(len(os.fsencode(part)) for part in text.split(os.sep))
     if longest > MAX_NAME_BYTES:
-        return (
-            f"{shorten(text)!r} has a part of {longest} bytes; a file name has at most {MAX_NAME_BYTES}: "
-            "choose a shorter one"
-        )
-    if size > MAX_PATH_BYTES:
-        return f"{shorten(text)!r} has {size} bytes; a path has at most {MAX_PATH_BYTES}: choose a shorter one"
+        return f"its name has {longest} bytes and may have {MAX_NAME_BYTES}; choose a shorter one"
+    if (size := len(os.fsencode(text))) > MAX_PATH_BYTES:
+        return f"its path has {size} bytes and may have {MAX_PATH_BYTES}; choose a shorter one"
     return None
 
 
@@ -55,11 +51,12 @@ def file_fault(path: str | os.PathLike[str]) -> str | None:
     Returns:
         a sentence that names the path; None for a regular file, a folder, or nothing
     """
+    shown = shorten(os.fspath(path))
     if fault := name_fault(path):
-        return fault
+        return f"{shown} cannot be read: {fault}"
     try:
         mode = os.stat(path).st_mode
     except OSError:
         return None
     kind = next((word for is_kind, word in _KINDS if is_kind(mode)), None)
-    return f"{os.fspath(path)} is {kind}, not a file: copy what it gives into a file" if kind else None
+    return f"{shown} cannot be read: it is {kind}, not a file; copy what it gives into one" if kind else None

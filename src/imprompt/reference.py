@@ -201,7 +201,7 @@ def _check_embedding(embedding: Tensor) -> None:
             "an image embedding must be a floating-point tensor of shape (images, embedding_dim) or "
             f"(images, patches, feature_dim), not {tuple(embedding.shape)} of {embedding.dtype}"
         )
-    if not torch.isfinite(embedding).all():
+    if not embedding.float().isfinite().all():
         raise InvalidReference("the image embedding contains NaN or infinity")
 
 

@@ -22,6 +22,7 @@ from imprompt.checkpoint.recognise import Description, Recognised, lora_shapes_o
 from imprompt.checkpoint.saving import check_sound
 from imprompt.encoder import ImageEncoder, load_image_encoder, unconditional
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
+from imprompt.files import name_fault, shorten
 from imprompt.projection import Input
 
 EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
@@ -45,7 +46,8 @@ def load_adapter(
 ) -> ImagePromptAdapter:
     """Load an adapter of any published variant and layout.
 
-    Weights keep the file's number format; those of a file with several become the widest of them.
+    Weights keep the file's number format; those of a file with several become the widest of them, and float8
+    becomes float16.
 
     Args:
         source: "mini" or "mini-plus" (the embedded ones), the short name of a published one (`imprompt
@@ -86,6 +88,8 @@ def _embedded(name: str) -> ImagePromptAdapter:
 
 
 def _local_file(source: str) -> _Source:
+    if fault := name_fault(source):
+        raise UnknownModel(f"no adapter {shorten(source)!r}: {fault}")
     by_name = {name.lower(): published for name, published in PUBLISHED.items()}
     path, published = Path(source), by_name.get(source.lower())
     if path.exists() or path.is_symlink():
@@ -169,7 +173,11 @@ def _built(found: Recognised, metadata: Mapping[str, str], version: Version) -> 
 
 
 def _of_one_format(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Some published files hold a float32 projection and float16 layers, which cannot compute together."""
+    """Some published files hold a float32 projection and float16 layers, which cannot compute together.
+
+    float8 only stores: nothing is computed in it, so it becomes float16, which holds each of its values.
+    """
+    tensors = {name: tensor.half() if tensor.itemsize == 1 else tensor for name, tensor in tensors.items()}
     formats = {tensor.dtype for tensor in tensors.values()}
     if len(formats) == 1:
         return tensors

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from pydantic import ValidationError
 
 from imprompt.errors import ConfigError, ImageError
-from imprompt.files import file_fault, shorten
+from imprompt.files import file_fault
 from imprompt.job.model import Job, JobControl, JobReference, Move
 from imprompt.output import check_output, written_whole
 from imprompt.settings import read_toml
@@ -231,9 +231,10 @@ def _named(place: Sequence[str | int]) -> str:
 
 def _short(value: object) -> str:
     try:
-        return shorten(repr(value))
+        text = repr(value)
     except ValueError:  # more digits than Python writes
         return "so large a number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _toml(values: Mapping[str, Any]) -> str:

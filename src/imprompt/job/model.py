@@ -18,7 +18,7 @@ from imprompt.checkpoint import EMBEDDED
 from imprompt.crop import CropName, Noise
 from imprompt.embeddings import Combine, load_embeddings
 from imprompt.errors import InvalidReference
-from imprompt.files import name_fault
+from imprompt.files import name_fault, shorten
 from imprompt.image import load_image
 from imprompt.job.limits import (
     MAX_MADE_PIXELS,
@@ -43,7 +43,7 @@ Move = Callable[[str], str]
 
 def _read_path(path: str, info: Any) -> str:
     if fault := name_fault(path):
-        raise ValueError(fault)
+        raise ValueError(f"{shorten(path)!r} cannot be used: {fault}")
     move: Move | None = (info.context or {}).get("move")
     return move(path) if move else path
 
