@@ -117,7 +117,7 @@ class ImageEmbeddings:
 
 
 def load_embeddings(path: str | os.PathLike[str]) -> ImageEmbeddings:
-    """Read a file that `ImageEmbeddings.save` wrote, on the CPU, in the type it was saved in (float8 as float16).
+    """Read a file that `ImageEmbeddings.save` wrote, on the CPU, in its own type (float8 as float16).
 
     Raises:
         CheckpointError: missing, damaged, of a later version, or a file of another kind (an adapter, ...)

@@ -79,11 +79,12 @@ def check_archive(path: Path) -> None:
     size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
     if unpacked > MAX_UNPACKING * size + _SLACK:
         raise CheckpointError(
-            f"{path} has {size:,} bytes and would unpack to {unpacked:,}: torch.save does not compress, so it is "
-            "no file of it"
+            f"{path} has {size:,} bytes and would unpack to {unpacked:,}: torch.save does not compress, so it "
+            "is no file of it"
         )
     pickled = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
     if pickled > MAX_PICKLE_BYTES:
         raise CheckpointError(
-            f"{path} takes {pickled:,} bytes to say what is in it; an adapter takes at most {MAX_PICKLE_BYTES:,}"
+            f"{path} takes {pickled:,} bytes to say what is in it; an adapter takes at most "
+            f"{MAX_PICKLE_BYTES:,}"
         )

@@ -122,7 +122,7 @@ def _unpickled(path: Path) -> object:
 
 
 def _flattened(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its dotted name, in order; what holds itself, or doubles at each level, is refused."""
+    """Every tensor with its dotted name, in order; what holds itself or doubles at each level is refused."""
     pending, visited = [("", value, 0)], 0
     while pending:
         name, value, depth = pending.pop()

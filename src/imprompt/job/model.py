@@ -85,7 +85,9 @@ def _check_text(text: str) -> str:
 
 def _check_images(images: tuple[str, ...]) -> tuple[str, ...]:
     if len(images) > MAX_IMAGES:
-        raise ValueError(f"{len(images):,} pictures are too many for one reference; it may have {MAX_IMAGES:,}")
+        raise ValueError(
+            f"{len(images):,} pictures are too many for one reference; it may have {MAX_IMAGES:,}"
+        )
     return images
 
 

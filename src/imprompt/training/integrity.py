@@ -35,7 +35,11 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         OutputError: it cannot be written
     """
     whole = {**values, DIGEST_KEY: json_digest(path.name, values)}
-    write_bytes(path, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())
+    try:
+        text = json.dumps(whole, indent=1, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a file name whose bytes are no UTF-8
+        text = json.dumps(whole, indent=1).encode()
+    write_bytes(path, text + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -207,7 +207,7 @@ class CacheFolder:
 
 
 def _short(source: str) -> str:
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _receipt(values: Mapping[str, Any] | None) -> Receipt | None:

@@ -81,6 +81,7 @@ class RunLog:
 
     def event(self, step: int, sentence: str) -> None:
         """Write what happened, as a sentence: started, resumed, rolled back, interrupted, finished."""
+        sentence = sentence.encode("utf-8", "backslashreplace").decode()  # a file name may be no UTF-8
         self._write(step, {"event": sentence})
         self._board.add_text("events", sentence, step)
 
