@@ -14,8 +14,8 @@ def check_output(path: Path, *suffixes: str) -> None:
     """Refuse, before any work is done, a file name that could not be written or has none of the suffixes.
 
     Raises:
-        OutputError: no file can have the name, the folder is missing or may not be written, or the name belongs
-            to something that is no file.
+        OutputError: no file can have the name, the folder is missing or may not be written, or the name
+            belongs to something that is no file.
     """
     if fault := name_fault(path):
         raise OutputError(f"{shorten(str(path))} cannot be written: {fault}")

@@ -42,8 +42,8 @@ def read_toml(path: Path, settings: Sequence[str] = (), *, kind: str = "recipe")
         kind: what messages call such a file
 
     Raises:
-        ConfigError: no such file, one that cannot be read, no TOML, one that is larger, deeper or holds larger
-            numbers than the limits above, or a setting without `=`
+        ConfigError: no such file, one that cannot be read, no TOML, one that is larger, deeper or holds
+            larger numbers than the limits above, or a setting without `=`
     """
     if fault := file_fault(path):
         raise ConfigError(fault)

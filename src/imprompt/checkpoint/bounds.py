@@ -79,8 +79,8 @@ def check_archive(path: Path) -> None:
     size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
     if unpacked > MAX_UNPACKING * size + _SLACK:
         raise CheckpointError(
-            f"{path} has {size:,} bytes and would unpack to {unpacked:,}: torch.save does not compress, so it "
-            "is no file of it"
+            f"{path} has {size:,} bytes and would unpack to {unpacked:,}: torch.save does not "
+            "compress, so it is no file of it"
         )
     pickled = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
     if pickled > MAX_PICKLE_BYTES:

@@ -123,7 +123,8 @@ def _check_size(pipe: DiffusionPipeline, size: tuple[int, int] | None) -> None:
             raise ConfigError(f"size must be a multiple of {_unit(pipe)} pixels on this base, not {side}")
     if size is not None and size[0] * size[1] > MAX_MADE_PIXELS:
         raise ConfigError(
-            f"a picture may have {MAX_MADE_PIXELS:,} pixels in all, not {size[0]} × {size[1]}; make it smaller"
+            f"a picture may have {MAX_MADE_PIXELS:,} pixels in all, not {size[0]} × {size[1]}; make it "
+            "smaller"
         )
 
 

@@ -193,7 +193,7 @@ def _explained(faults: Sequence[Any]) -> str:
 def _first(faults: Sequence[Any]) -> Any:
     """The first fault; of a value that may be of several kinds, the fault found deepest in it."""
     place = _named(faults[0]["loc"])
-    same = [fault for fault in faults if _named(fault["loc"]) == place]
+    same = [fault for fault in faults if _named(fault["loc"]).startswith(place)]
     return max(same, key=lambda fault: (fault["type"] != "string_type", len(fault["loc"])))
 
 

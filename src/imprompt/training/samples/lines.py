@@ -13,7 +13,6 @@ from imprompt.training.samples.rows import Row, RowReader, find_columns
 from imprompt.training.samples.sample import Unusable
 from imprompt.training.samples.tables import TablePart, root_of
 
-
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """Of one JSON line, which may hold a face embedding; what is longer is read in pieces, none of them JSON."""
 
