@@ -7,7 +7,7 @@ A file is safetensors: for each input, `inputs.NAME` "images ..." and `blank.NAM
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from imprompt.encoder import Input
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
-from imprompt.files import file_fault
+from imprompt.files import file_fault, header_fault
 from imprompt.output import check_output, written_whole
 
 Combine = Literal["concat", "average", "add", "subtract", "normalised average", "interpolate"]
@@ -124,7 +124,6 @@ def load_embeddings(path: str | os.PathLike[str]) -> ImageEmbeddings:
     """
     path = Path(path)
     tensors, metadata = _read(path)
-    _check_kind(path, tensors, metadata)
     inputs, blank = (
         {name: tensors[prefix + name] for name in get_args(Input) if prefix + name in tensors}
         for prefix in ("inputs.", "blank.")
@@ -290,10 +289,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         if not path.stat().st_size:
             raise CheckpointError(f"{path} is empty")
+        if fault := header_fault(path):
+            raise CheckpointError(fault)
         with safetensors.safe_open(path, framework="pt") as file:
+            names, metadata = list(file.keys()), dict(file.metadata() or {})
+            _check_kind(path, names, metadata)
             # Copied: mapped tensors die with the file.
-            tensors = {name: _wide(file.get_tensor(name).clone()) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            return {name: _wide(file.get_tensor(name).clone()) for name in names}, metadata
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -306,12 +308,17 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
-def _check_kind(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _check_kind(path: Path, names: Collection[str], metadata: Mapping[str, str]) -> None:
+    """Refuse a file of another kind or version, and one with more tensors than three inputs have."""
     if metadata.get("imprompt.kind") != _KIND:
-        adapter = any(name.startswith(("image_proj.", "ip_adapter.")) for name in tensors)
+        adapter = any(name.startswith(("image_proj.", "ip_adapter.")) for name in names)
         what = "an adapter" if adapter else "something else"
         raise CheckpointError(
             f"{path} holds {what}, not image embeddings; give a file that embeddings.save wrote"
+        )
+    if len(names) > 2 * len(_AXES):
+        raise CheckpointError(
+            f"{path} holds {len(names):,} tensors; image embeddings are {2 * len(_AXES)} at most"
         )
     if metadata.get("imprompt.version") != VERSION:
         version = metadata.get("imprompt.version")

@@ -5,12 +5,16 @@ A named pipe or a device would be read for ever; a name that the file system can
 
 import os
 import stat
+from pathlib import Path
 
 MAX_NAME_BYTES = 255
 """The longest file name, in bytes, that common file systems hold."""
 
 MAX_PATH_BYTES = 4095
 """The longest path, in bytes, that Linux takes."""
+
+MAX_HEADER_BYTES = 8 * 1024 * 1024
+"""Of a safetensors file: names and shapes; 10,000 of them have 2 MB."""
 
 _SHOWN = 200
 """Characters of a long value that a message shows."""
@@ -60,3 +64,16 @@ def file_fault(path: str | os.PathLike[str]) -> str | None:
         return None
     kind = next((word for is_kind, word in _KINDS if is_kind(mode)), None)
     return f"{shown} cannot be read: it is {kind}, not a file; copy what it gives into one" if kind else None
+
+
+def header_fault(path: Path) -> str | None:
+    """Say why the header of a safetensors file, which is there, is not to be read.
+
+    Returns:
+        a sentence that names the file and MAX_HEADER_BYTES; None for a shorter one, and for other files
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not MAX_HEADER_BYTES < length <= path.stat().st_size:
+        return None
+    return f"{path} has a header of {length:,} bytes; such a file has at most {MAX_HEADER_BYTES:,}"

@@ -17,9 +17,6 @@ MAX_TENSORS = 10_000
 MAX_TENSOR_NAME = 256
 """Characters of a tensor's name; published ones have up to 120."""
 
-MAX_HEADER_BYTES = 8 * 1024 * 1024
-"""Of a safetensors file: names and shapes; 10,000 of them have 2 MB."""
-
 MAX_PICKLE_BYTES = 16 * 1024 * 1024
 """Of the part of a torch archive that says what is in it, apart from the tensors' values."""
 
@@ -30,20 +27,6 @@ MAX_UNPACKING = 1.1
 """How many times its own size an archive may unpack to: torch.save does not compress."""
 
 _SLACK = 1024 * 1024
-
-
-def check_header(path: Path) -> None:
-    """Refuse a safetensors file whose header is too long to be read.
-
-    Raises:
-        CheckpointError: see MAX_HEADER_BYTES
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if MAX_HEADER_BYTES < length <= path.stat().st_size:
-        raise CheckpointError(
-            f"{path} has a header of {length:,} bytes; that of an adapter has at most {MAX_HEADER_BYTES:,}"
-        )
 
 
 def check_names(names: Iterable[str], path: Path) -> list[str]:

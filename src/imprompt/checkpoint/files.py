@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from imprompt.checkpoint.bounds import MAX_NESTING, MAX_TENSORS, check_archive, check_header, check_names
+from imprompt.checkpoint.bounds import MAX_NESTING, MAX_TENSORS, check_archive, check_names
 from imprompt.errors import CheckpointError, OutputError
-from imprompt.files import file_fault, shorten
+from imprompt.files import file_fault, header_fault, shorten
 from imprompt.output import check_output, written_whole
 
 _ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes, and wrote before 1.6
@@ -96,7 +96,8 @@ def _head(path: Path) -> bytes:
 
 def _read_safetensors(path: Path) -> TensorFile:
     try:
-        check_header(path)
+        if fault := header_fault(path):
+            raise CheckpointError(fault)
         with safetensors.safe_open(path, framework="pt") as file:
             names = check_names(file.keys(), path)
             # Copied: tensors that lie unaligned in a mapped file give other last bits, and die with the file.
