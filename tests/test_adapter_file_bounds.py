@@ -213,24 +213,36 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("use", ["load", "inspect", "convert"])
+def problem_of(use: Callable[[Path], object]) -> Callable[[Path], str]:
+    def attempt(path: Path) -> str:
+        with pytest.raises(CheckpointError) as raised:
+            use(path)
+        return str(raised.value)
+
+    return attempt
+
+
+def inspected(path: Path) -> str:
+    try:
+        return "; ".join(describe(path).problems)
+    except CheckpointError as error:
+        return str(error)
+
+
+USES: dict[str, Callable[[Path], str]] = {
+    "load": problem_of(lambda path: load_adapter(path, image_encoder=None)),
+    "convert": problem_of(lambda path: convert_adapter(path, path.with_name("y.safetensors"))),
+    "inspect": inspected,
+}
+
+
+@pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_made_to_take_for_ever_is_refused(tmp_path: Path, case: str, use: str) -> None:
     write, message = FILES[case]
     write(tmp_path / "x")
     begun = time.monotonic()
-    if use == "inspect":
-        try:
-            problem = "; ".join(describe(tmp_path / "x").problems)
-        except CheckpointError as error:
-            problem = str(error)
-    else:
-        with pytest.raises(CheckpointError) as raised:
-            if use == "load":
-                load_adapter(tmp_path / "x", image_encoder=None)
-            else:
-                convert_adapter(tmp_path / "x", tmp_path / "y.safetensors")
-        problem = str(raised.value)
+    problem = USES[use](tmp_path / "x")
     assert time.monotonic() - begun < 3
     assert re.search(message, problem), problem
     assert len(problem) < 2000 if use == "inspect" else len(problem) < 500
