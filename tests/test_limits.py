@@ -139,6 +139,7 @@ NAMES = {
     "wide": ("ä" * 200, rf"its name has 400 bytes and may have {MAX_NAME_BYTES}"),
     "deep": (DEEP, rf"its path has 5053 bytes and may have {MAX_PATH_BYTES}"),
     "NUL": ("a\0b.png", "its name holds a NUL character"),
+    "surrogate": ("a\ud800.png", "holds half of a surrogate pair"),
 }
 
 

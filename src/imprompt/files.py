@@ -41,7 +41,10 @@ def name_fault(name: str | os.PathLike[str]) -> str | None:
     text = os.fspath(name)
     if "\0" in text:
         return "its name holds a NUL character, which no file name can; leave it out"
-    longest = max(len(os.fsencode(part)) for part in text.split(os.sep))
+    try:
+        longest = max(len(os.fsencode(part)) for part in text.split(os.sep))
+    except UnicodeEncodeError:
+        return "its name holds half of a surrogate pair, which is no character; leave it out"
     if longest > MAX_NAME_BYTES:
         return f"its name has {longest} bytes and may have {MAX_NAME_BYTES}; choose a shorter one"
     if (size := len(os.fsencode(text))) > MAX_PATH_BYTES:

@@ -185,6 +185,8 @@ def _explained(faults: Sequence[Any]) -> str:
         return f"{where} is missing"
     if kind == "value_error":
         return f"{where}: {fault['ctx']['error']}".removeprefix(": ")
+    if kind == "string_unicode":
+        return f"{where} {_short(fault['input'])} holds half of a surrogate pair, no character; leave it out"
     if kind in ("too_short", "string_too_short"):
         return f"{where} must not be empty"
     return f"{where or 'a job'} {_demand(fault)}, not {_short(fault['input'])}"
