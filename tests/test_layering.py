@@ -16,6 +16,7 @@ FLOW = (
     "settings",
     "workers",
     "progress",
+    "hub",
     "pages",
     "image",
     "crop",

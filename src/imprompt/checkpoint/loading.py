@@ -23,6 +23,7 @@ from imprompt.checkpoint.saving import check_sound
 from imprompt.encoder import ImageEncoder, load_image_encoder, unconditional
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
 from imprompt.files import name_fault, shorten
+from imprompt.hub import fetch_file
 from imprompt.projection import Input
 
 EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
@@ -95,26 +96,16 @@ def _local_file(source: str) -> _Source:
     if path.exists() or path.is_symlink():
         return _Source(path, None)
     if published:
-        return _Source(_from_hub(published.repository, published.file), published)
+        return _Source(fetch_file(published.repository, published.file), published)
     if match := _HUB_FILE.fullmatch(source):
         known = (one for one in PUBLISHED.values() if (one.repository, one.file) == match.groups())
-        return _Source(_from_hub(match[1], match[2]), next(known, None))
+        return _Source(fetch_file(match[1], match[2]), next(known, None))
     near = difflib.get_close_matches(source, [*EMBEDDED, *PUBLISHED], n=1)
     perhaps = f" (did you mean {near[0]!r}?)" if near else ""
     ours = " or ".join(map(repr, EMBEDDED))
     raise UnknownModel(
         f"no adapter {source!r}{perhaps}: no such file, nor {ours}, nor a file on the hub (owner/name:file)"
     )
-
-
-def _from_hub(repository: str, file: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, file))
-    except (OSError, ValueError) as error:  # all of the hub's errors, offline ones too, are one of these
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnknownModel(f"{repository}:{file} is not here and cannot be fetched: {reason}") from error
 
 
 def _from_file(source: _Source, asked: Version | None) -> tuple[ImagePromptAdapter, Description]:
