@@ -264,6 +264,26 @@ def test_a_damaged_configuration_beside_checkpoints_is_refused_with_the_remedy(
     check_folder(config, resume=True)
 
 
+@pytest.mark.usefixtures("quick")
+def test_data_whose_names_are_no_utf_8_is_trained_on_and_what_is_left_out_is_said(
+    models: Path, tmp_path: Path
+) -> None:
+    pictures = tiny_training.write_pictures(tmp_path / os.fsdecode(b"p\xff"))
+    for suffix in (b".png", b".txt"):
+        (pictures / os.fsdecode(b"bad\xff" + suffix)).write_bytes(b"no picture")
+    for steps in (2, 3):
+        config = tiny_training.config(models, pictures, tmp_path / "run", training__steps=steps)
+        train_adapter(config, resume=steps == 3)
+    assert "bad\\udcff.png: its picture is not a picture" in events(tmp_path / "run")
+    assert (tmp_path / "run" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\udcff", "/".join(["a" * 200] * 30)])
+def test_a_run_cannot_have_a_folder_of_that_name(tmp_path: Path, models: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="cannot be the folder of a run: its "):
+        check_folder(tiny_training.config(models, tmp_path, tmp_path / name), resume=False)
+
+
 def test_an_output_folder_that_cannot_be_made_is_named(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

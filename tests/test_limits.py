@@ -1,6 +1,8 @@
 """What would hang, fill the memory or end in a traceback is refused at once, in one sentence."""
 
+import importlib
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -409,3 +411,29 @@ def test_a_picture_of_16_to_1_is_painted_on() -> None:
 
 def test_every_limit_leaves_an_ordinary_generation_alone(imprompt: Imprompt, toy: ToyModel) -> None:
     assert imprompt("generate", "cat.png", *toy.options) == Result(0, "wrote out.png\n", "")
+
+
+# The page
+
+
+def limits() -> list[tuple[str, str]]:
+    """Constant and limit of every row of docs/limits.md that names a constant."""
+    rows = (Path(__file__).parents[1] / "docs" / "limits.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip(" `") for cell in row.split("|")] for row in rows if "`imprompt." in row]
+    return [(row[3], row[2]) for row in cells if len(row) == 5]
+
+
+@pytest.mark.parametrize(("constant", "limit"), [row for row in limits() if row[0].split(".")[-1].isupper()])
+def test_the_page_says_what_the_code_does(constant: str, limit: str) -> None:
+    module, _, name = constant.rpartition(".")
+    value = getattr(importlib.import_module(module), name)
+    assert re.match(rf"{value:,g}\b" if isinstance(value, float) else rf"{value:,}\b", limit), (value, limit)
+
+
+def test_every_limit_stands_on_the_page() -> None:
+    assert len(limits()) >= 25
+    source = Path(importlib.import_module("imprompt").__file__ or "").parent
+    constants = (re.findall(r"^(MAX_\w+) =", path.read_text(), re.MULTILINE) for path in source.rglob("*.py"))
+    page = (Path(__file__).parents[1] / "docs" / "limits.md").read_text(encoding="utf-8")
+    no_limits = {"MAX_LOG_SCALE"}  # a number of CLIP's training
+    assert [name for found in constants for name in found if name not in page and name not in no_limits] == []

@@ -12,6 +12,7 @@ from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.encoder import Input
 from imprompt.errors import ConfigError, OutputError
+from imprompt.files import name_fault, shorten
 from imprompt.injection import (
     MECHANISMS,
     DecoupledInjection,
@@ -107,8 +108,10 @@ def check_folder(config: TrainingConfig, resume: bool) -> None:
 
     Raises:
         ConfigError: see `train_adapter`
+        OutputError: no run can have a folder of that name
     """
     folder = Path(config.output)
+    check_name(folder)
     has_checkpoints = any(folder.glob("checkpoints/[0-9]*"))
     if has_checkpoints and not resume:
         raise ConfigError(
@@ -122,6 +125,19 @@ def check_folder(config: TrainingConfig, resume: bool) -> None:
                 f"{changed[0]} was {value_at(before, changed[0])!r} when the run in {folder} began and is "
                 f"{value_at(dumped(config), changed[0])!r} now: put it back, or begin another run"
             )
+
+
+def check_name(folder: Path) -> None:
+    """Refuse a name that the file system cannot hold, or TensorBoard cannot write.
+
+    Raises:
+        OutputError: see above
+    """
+    fault = name_fault(folder)
+    if not fault and any("\ud800" <= character <= "\udfff" for character in str(folder)):
+        fault = "its name is not UTF-8, which TensorBoard needs; choose another"
+    if fault:
+        raise OutputError(f"{shorten(str(folder))} cannot be the folder of a run: {fault}")
 
 
 def config_before(folder: Path) -> dict[str, Any]:

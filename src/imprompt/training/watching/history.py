@@ -136,8 +136,11 @@ def read_history(folder: Path) -> History:
 
 
 def without_folders(text: str) -> str:
-    """A sentence whose absolute paths are bare names: a page is for others, who have not these folders."""
-    return _ABSOLUTE.sub("", text)
+    """A sentence whose absolute paths are bare names: a page is for others, who have not these folders.
+
+    Bytes of a name that are no UTF-8 are spelled out: a page is UTF-8.
+    """
+    return _ABSOLUTE.sub("", text).encode("utf-8", "backslashreplace").decode()
 
 
 def portable(value: Any) -> Any:

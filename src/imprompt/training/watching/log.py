@@ -131,7 +131,8 @@ def write_environment(folder: Path) -> Path:
     """
     path = folder / ENVIRONMENT_FILE
     with written_whole(path) as part:
-        part.write_text(json.dumps(environment(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(environment(), indent=1, ensure_ascii=False) + "\n"
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
