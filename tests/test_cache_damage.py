@@ -214,6 +214,9 @@ def test_the_digest_of_a_part_is_compared_once_when_the_cache_is_opened(
     for _ in range(3):
         content(samples)
     assert len(checked) == 3
+    for source in ("things", ""):
+        build_cache(config(tmp_path, data={"source": source}), base, check=False)
+    assert len(checked) == 3
 
 
 @pytest.mark.parametrize("enabled", [True, False])

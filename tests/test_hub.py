@@ -190,13 +190,16 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"cut": 100, "ranges": False},
         "the connection was cut, after 100 of 10,240 bytes",
     ),
-    "cut at once": ({"cut": 0}, "the connection was cut, after 0 of 10,240 bytes and 3 attempts"),
+    "cut at once": (
+        {"cut": 0},
+        "the connection was cut, after 0 of 10,240 bytes and 3 attempts; try again later",
+    ),
     "silent after some bytes": (
         {"stall": 100, "ranges": False},
         "the hub has sent nothing, or next to nothing, for 0 seconds, after 100 of 10,240 bytes",
     ),
     "a byte now and then": ({"drip": 0.05, "ranges": False}, "the hub has sent nothing, or next to nothing"),
-    "silent": ({"silent": True}, ""),
+    "silent": ({"silent": True}, "the hub does not answer within 10 seconds"),
     "error 500": ({"status": 500}, "the hub answers 500 Internal Server Error, after 0 of 10,240 bytes"),
     "error 403": ({"status": 403}, "the hub answers 403 Forbidden"),
     "error 404": ({"status": 404}, "the hub answers 404 Not Found"),

@@ -320,6 +320,22 @@ def test_a_job_that_is_too_large_is_refused_by_name(case: str) -> None:
     assert len(str(raised.value)) < 500
 
 
+DATED = ["prompt", "steps", "seed", "references", "output", "guidance_interval", "frob"]
+DATES = ["1979-05-27", "07:32:00", "1979-05-27T07:32:00Z"]
+
+
+@pytest.mark.parametrize("date", DATES)
+@pytest.mark.parametrize(
+    "key", ["prompt", "steps", "seed", "references", "output", "guidance_interval", "frob"]
+)
+def test_a_date_in_a_job_is_refused_by_name(key: str, date: str) -> None:
+    Path("x.toml").write_text(
+        f"{key} = {date}\n" + ("" if key == "references" else 'references = "cat.png"\n')
+    )
+    with pytest.raises(ConfigError, match=rf"x.toml: .*{key}"):
+        load_job("x.toml")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -351,6 +367,8 @@ def test_a_count_beside_a_job_has_the_same_limit(imprompt: Imprompt, words: list
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"prompt": "a" * 10**7}, "prompt: a text of 10,000,000 characters is too long"),
+        ({"negative_prompt": "\ud800"}, r"negative_prompt: '\\ud800' is half of a surrogate pair"),
         ({"steps": 10**9}, "steps may be 10000, not 1000000000; give fewer"),
         ({"size": (10**6, 64)}, "a picture may be 8192 pixels wide or high, not 1000000"),
         ({"size": (64, 10**30)}, "a picture may be 8192 pixels wide or high, not 10{30}"),

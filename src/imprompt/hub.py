@@ -41,6 +41,8 @@ _REASONS = {
     "GatedRepoError": "its owner must let you in: ask on its page, then log in to the hub",
     "EntryNotFoundError": "the repository has no such file",
     "RemoteEntryNotFoundError": "the repository has no such file",
+    "TimeoutException": f"the hub does not answer within {PATIENCE:.0f} seconds",
+    "Timeout": f"the hub does not answer within {PATIENCE:.0f} seconds",
     "LocalEntryNotFoundError": "",  # a kind of EntryNotFoundError; its own words say more
 }
 
@@ -167,10 +169,8 @@ def _download(url: str, part: Path, size: int, advance: Callable[[int], None]) -
         failures = 0 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
         if failures >= ATTEMPTS:
-            raise FetchFault(
-                f"{why}, after {furthest:,} of {size:,} bytes and {ATTEMPTS} attempts; run again, and it "
-                "goes on from there"
-            )
+            later = "run again, and it goes on from there" if furthest else "try again later"
+            raise FetchFault(f"{why}, after {furthest:,} of {size:,} bytes and {ATTEMPTS} attempts; {later}")
         time.sleep(PAUSE)
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from imprompt.crop import MAX_PROPORTION
 from imprompt.errors import ConfigError
 from imprompt.job import DEFAULT_STEPS
-from imprompt.job.limits import MAX_MADE_PIXELS, MAX_SIDE, MAX_STEPS
+from imprompt.job.limits import MAX_MADE_PIXELS, MAX_SIDE, MAX_STEPS, text_fault
 
 _MAX_SEED = 2**63 - 1
 _STRENGTH = {"init_image": 0.8, "inpaint": 1.0}
@@ -76,6 +76,9 @@ def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[
     Raises:
         ConfigError: the first such setting
     """
+    for name in ("prompt", "negative_prompt"):
+        if fault := text_fault(getattr(settings, name)):
+            raise ConfigError(f"{name}: {fault}")
     _check_guidance(pipe, settings)
     if settings.steps < 1:
         raise ConfigError(f"steps must be at least 1, not {settings.steps}")

@@ -17,3 +17,18 @@ MAX_REFERENCES = 256
 
 MAX_PROMPT_CHARACTERS = 20_000
 """Characters of a text; a text encoder reads the first 75 words or so."""
+
+
+def text_fault(text: str) -> str | None:
+    """Say why a text cannot be a prompt.
+
+    Returns:
+        a sentence that names what is wrong; None for a text that can
+    """
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        return (
+            f"a text of {len(text):,} characters is too long; a text encoder reads some hundred, and it may "
+            f"have {MAX_PROMPT_CHARACTERS:,}"
+        )
+    lone = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
+    return lone and f"{lone!r} is half of a surrogate pair and no character; leave it out"

@@ -23,10 +23,10 @@ from imprompt.image import load_image
 from imprompt.job.limits import (
     MAX_MADE_PIXELS,
     MAX_PICTURES,
-    MAX_PROMPT_CHARACTERS,
     MAX_REFERENCES,
     MAX_SIDE,
     MAX_STEPS,
+    text_fault,
 )
 from imprompt.layer_weights import Convention
 from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
@@ -72,14 +72,8 @@ def _several(value: object) -> object:
 
 
 def _check_text(text: str) -> str:
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise ValueError(
-            f"a text of {len(text):,} characters is too long; a text encoder reads some hundred, and a job "
-            f"may have {MAX_PROMPT_CHARACTERS:,}"
-        )
-    lone = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
-    if lone is not None:
-        raise ValueError(f"{lone!r} is half of a surrogate pair and no character; leave it out")
+    if fault := text_fault(text):
+        raise ValueError(fault)
     return text
 
 
@@ -92,7 +86,7 @@ def _check_images(images: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Text = Annotated[str, AfterValidator(_check_text)]
-"""Of at most MAX_PROMPT_CHARACTERS, each a character."""
+"""Of at most `MAX_PROMPT_CHARACTERS`, each of them a character."""
 File = Annotated[str, Field(min_length=1), AfterValidator(_read_path), PlainSerializer(_written_path)]
 """A path; in a file, relative to that file."""
 Name = Annotated[str, Field(min_length=1), AfterValidator(_read_name), PlainSerializer(_written_name)]

@@ -100,7 +100,7 @@ def cache_alone(config: TrainingConfig) -> str:
 def cached(config: TrainingConfig, base: FrozenBase) -> CachedSamples | LiveSamples:
     """The run's samples; what is missing of the cache is made, which may take long."""
     with followed("caching") as progress:
-        return build_cache(config, base, progress)
+        return build_cache(config, base, progress, check=this_process().is_local_main_process)
 
 
 def check_folder(config: TrainingConfig, resume: bool) -> None:

@@ -24,6 +24,8 @@ def build_cache(
     config: TrainingConfig,
     frozen: FrozenBase | Callable[[], FrozenBase],
     on_progress: Progress = lambda done, total: None,
+    *,
+    check: bool = True,
 ) -> CachedSamples | LiveSamples:
     """Make what is missing of a run's cache, and open it; without a cache, look through the samples.
 
@@ -35,6 +37,7 @@ def build_cache(
         config: of the run
         frozen: the models, or what loads them
         on_progress: told how far it is
+        check: whether parts are compared with their digests; of several processes on a machine, one does it
 
     Raises:
         DataError: no usable data, too much of it damaged, or a cache that does not hold the run's source
@@ -47,7 +50,7 @@ def build_cache(
     recipe = recipe_of(config, base)
     folder = CacheFolder(config.cache_folder, recipe.fingerprint)
     folder.begin(recipe)
-    builder = _Builder(config, base, folder, on_progress)
+    builder = _Builder(config, base, folder, on_progress, check)
     data = config.data
     manifest = builder.build(data.source, held_out=False) if data.source else builder.finished()
     apart = builder.build(data.held_out, held_out=True) if isinstance(data.held_out, str) else None
@@ -61,8 +64,14 @@ class _Builder:
     """Brings sources into a cache."""
 
     def __init__(
-        self, config: TrainingConfig, frozen: FrozenBase, folder: CacheFolder, on_progress: Progress
+        self,
+        config: TrainingConfig,
+        frozen: FrozenBase,
+        folder: CacheFolder,
+        on_progress: Progress,
+        check: bool,
     ) -> None:
+        self.check = check
         self.config, self.frozen, self.folder, self.on_progress = config, frozen, folder, on_progress
         self.skipped: list[Unreadable] = []
         self.notes: list[str] = []
@@ -93,7 +102,8 @@ class _Builder:
     def _whole(self, name: str) -> Shard:
         try:
             shard = Shard(self.folder.shard(name))
-            shard.check()
+            if self.check:
+                shard.check()
         except DataError as error:
             raise DataError(f"{error}: name data.source, and this part of the cache is made again") from error
         return shard
@@ -115,11 +125,14 @@ class _Builder:
     def _states(self, parts: Sequence[Part]) -> Iterator[PartState]:
         """What is there of each part, in order; damage is noted."""
         with ThreadPoolExecutor(_CHECKERS) as pool:
-            for state in pool.map(lambda part: self.folder.state(part, self.config.data), parts):
+            for state in pool.map(self._state, parts):
                 if state.damage:
                     self.notes.append(f"{state.damage}: this part of the cache was made again")
                 self._note_unchecked(state.unchecked)
                 yield state
+
+    def _state(self, part: Part) -> PartState:
+        return self.folder.state(part, self.config.data, check=self.check)
 
     def _note_unchecked(self, unchecked: bool) -> None:
         note = (
