@@ -174,6 +174,20 @@ def test_a_folder_that_the_user_put_beside_the_checkpoints_stays(saved: Checkpoi
     assert not (saved.folder / "000002").exists()
 
 
+def test_a_link_among_the_checkpoints_stays_with_what_is_behind_it(saved: Checkpoints) -> None:
+    elsewhere = saved.folder.parent / "elsewhere"
+    (saved.folder / "000002").rename(elsewhere)
+    (saved.folder / "000002").symlink_to(elsewhere)
+    (saved.folder / "000006").symlink_to(elsewhere)
+    before = rest(elsewhere)
+    for step in range(5, 11):
+        saved.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
+    assert rest(elsewhere) == before
+    assert (saved.folder / "000002").is_symlink()
+    assert [path.is_symlink() for path in saved.folder.glob("000006-before-*")] == [True]
+    assert [one.step for one in saved.every()] == [8, 9, 10]
+
+
 @pytest.mark.parametrize("inside", ["notes.txt", "pictures/a.png", ".hidden"])
 def test_what_the_user_put_into_a_checkpoint_stays(saved: Checkpoints, inside: str) -> None:
     path = saved.folder / "000002" / inside

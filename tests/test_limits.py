@@ -110,6 +110,17 @@ def test_what_is_no_file_is_not_read(imprompt: Imprompt, toy: ToyModel, command:
     )
 
 
+@pytest.mark.parametrize("index", ["model_index.json", "config.json"])
+@pytest.mark.parametrize("kind", [*KINDS, "deep"])
+def test_a_folder_whose_index_is_no_file_is_no_model(imprompt: Imprompt, kind: str, index: str) -> None:
+    Path("x").mkdir()
+    if kind == "deep":
+        Path("x", index).write_text("[" * 100_000)
+    else:
+        put(kind, f"x/{index}")
+    assert_one_line(imprompt("inspect", "x"), 1, "x is a folder, not an adapter file")
+
+
 @pytest.mark.parametrize(
     ("read", "error"),
     [

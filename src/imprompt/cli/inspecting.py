@@ -106,8 +106,8 @@ def _starts_with(file: Path, magic: bytes) -> bool:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
+        content = {} if file_fault(file) else json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

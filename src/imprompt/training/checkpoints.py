@@ -100,10 +100,10 @@ class Checkpoints:
 
     def _make_room(self, final: Path, scratch: Path) -> None:
         """Take away what is at a checkpoint's place: its like is replaced, anything else is moved aside."""
-        if not final.exists():
+        if not os.path.lexists(final):
             return
         before = self.read(final)
-        if before is None or foreign_files(before):
+        if before is None or final.is_symlink() or foreign_files(before):
             final.rename(final.with_name(f"{final.name}-before-{secrets.token_hex(4)}"))
         else:
             final.rename(scratch.with_suffix(".old.part"))
@@ -116,9 +116,9 @@ class Checkpoints:
     def folders(self) -> list[Path]:
         """The folders that are named as checkpoints are and have an index, damaged ones too, in order."""
         named = (path for path in self.folder.glob("[0-9]*") if _OURS.fullmatch(path.name))
-        return sorted(
-            (path for path in named if (path / INDEX_FILE).is_file()), key=lambda path: int(path.name)
-        )
+        # A run makes no links: what is behind one is the user's.
+        finished = (path for path in named if not path.is_symlink() and (path / INDEX_FILE).is_file())
+        return sorted(finished, key=lambda path: int(path.name))
 
     def read(self, folder: Path) -> Checkpoint | None:
         """Read what a checkpoint says of itself; None if its index is not as it was written, or another's."""

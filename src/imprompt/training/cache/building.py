@@ -94,19 +94,20 @@ class _Builder:
         manifest = self.folder.only_manifest()
         with ThreadPoolExecutor(_CHECKERS) as pool:
             names = [name for name, _ in manifest.shards]
-            for done, shard in enumerate(pool.map(self._whole, names), start=1):
-                self._note_unchecked(not shard.has_digest)
+            for done, has_digest in enumerate(pool.map(self._is_checked, names), start=1):
+                self._note_unchecked(not has_digest)
                 self.on_progress(done, len(names))
         return manifest
 
-    def _whole(self, name: str) -> Shard:
+    def _is_checked(self, name: str) -> bool:
+        """Whether a part holds a digest; one that does not match is an error."""
         try:
             shard = Shard(self.folder.shard(name))
             if self.check:
                 shard.check()
         except DataError as error:
             raise DataError(f"{error}: name data.source, and this part of the cache is made again") from error
-        return shard
+        return shard.has_digest
 
     def _receipts(self, source: str, parts: Sequence[Part]) -> list[Receipt]:
         """What all parts have become, in order."""
