@@ -58,15 +58,15 @@ def file_fault(path: str | os.PathLike[str]) -> str | None:
     Returns:
         a sentence that names the path; None for a regular file, a folder, or nothing
     """
-    shown = shorten(os.fspath(path))
+    name = shorten(os.fspath(path))
     if fault := name_fault(path):
-        return f"{shown} cannot be read: {fault}"
+        return f"{name} cannot be read: {fault}"
     try:
         mode = os.stat(path).st_mode
     except OSError:
         return None
     kind = next((word for is_kind, word in _KINDS if is_kind(mode)), None)
-    return f"{shown} cannot be read: it is {kind}, not a file; copy what it gives into one" if kind else None
+    return f"{name} cannot be read: it is {kind}, not a file; copy what it gives into one" if kind else None
 
 
 def header_fault(path: Path) -> str | None:

@@ -199,16 +199,16 @@ def _receive(url: str, part: Path, size: int, advance: Callable[[int], None]) ->
 
 
 def _copy(response: Any, file: Any, advance: Callable[[int], None]) -> None:
-    begun, arrived = time.monotonic(), 0
+    start, count = time.monotonic(), 0
     while chunk := response.read1(_CHUNK):
         file.write(chunk)
         advance(len(chunk))
-        arrived += len(chunk)
-        seconds = time.monotonic() - begun
+        count += len(chunk)
+        seconds = time.monotonic() - start
         if seconds > 3 * PATIENCE:
-            if arrived < SLOWEST * seconds:
+            if count < SLOWEST * seconds:
                 raise TimeoutError
-            begun, arrived = time.monotonic(), 0
+            start, count = time.monotonic(), 0
 
 
 def _request(url: str, begin: int) -> urllib.request.Request:

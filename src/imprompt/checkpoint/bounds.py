@@ -59,15 +59,15 @@ def check_archive(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return
-    size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
-    if unpacked > MAX_UNPACKING * size + _SLACK:
+    size, total = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if total > MAX_UNPACKING * size + _SLACK:
         raise CheckpointError(
-            f"{path} has {size:,} bytes and would unpack to {unpacked:,}: torch.save does not "
+            f"{path} has {size:,} bytes and would unpack to {total:,}: torch.save does not "
             "compress, so it is no file of it"
         )
-    pickled = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
-    if pickled > MAX_PICKLE_BYTES:
+    index_bytes = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
+    if index_bytes > MAX_PICKLE_BYTES:
         raise CheckpointError(
-            f"{path} takes {pickled:,} bytes to say what is in it; an adapter takes at most "
+            f"{path} takes {index_bytes:,} bytes to say what is in it; an adapter takes at most "
             f"{MAX_PICKLE_BYTES:,}"
         )

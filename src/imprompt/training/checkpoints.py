@@ -93,10 +93,10 @@ class Checkpoints:
             raise OutputError(f"the checkpoint {final} cannot be written: {reason(error)}") from error
         self.clear()
         self.prune()
-        saved = self.read(final)
-        if saved is None:
+        checkpoint = self.read(final)
+        if checkpoint is None:
             raise OutputError(f"the checkpoint {final} was written and cannot be read back")
-        return saved
+        return checkpoint
 
     def _make_room(self, final: Path, scratch: Path) -> None:
         """Take away what is at a checkpoint's place: its like is replaced, anything else is moved aside."""
@@ -117,8 +117,8 @@ class Checkpoints:
         """The folders that are named as checkpoints are and have an index, damaged ones too, in order."""
         named = (path for path in self.folder.glob("[0-9]*") if _OURS.fullmatch(path.name))
         # A run makes no links: what is behind one is the user's.
-        finished = (path for path in named if not path.is_symlink() and (path / INDEX_FILE).is_file())
-        return sorted(finished, key=lambda path: int(path.name))
+        complete = (path for path in named if not path.is_symlink() and (path / INDEX_FILE).is_file())
+        return sorted(complete, key=lambda path: int(path.name))
 
     def read(self, folder: Path) -> Checkpoint | None:
         """Read what a checkpoint says of itself; None if its index is not as it was written, or another's."""
@@ -144,19 +144,19 @@ class Checkpoints:
         Raises:
             TrainingError: there are some, and none is as it was written
         """
-        passed: list[str] = []
+        notes: list[str] = []
         for folder in reversed(self.folders()):
             try:
                 checkpoint = self.read(folder)
                 if checkpoint is None:
                     raise TrainingError(f"{folder / INDEX_FILE} is not as it was written")
-                return checkpoint, self.load(checkpoint), passed
+                return checkpoint, self.load(checkpoint), notes
             except TrainingError as error:
-                passed.append(f"passed over the checkpoint {folder.name}: {error}")
-        if passed:
+                notes.append(f"passed over the checkpoint {folder.name}: {error}")
+        if notes:
             raise TrainingError(
                 f"no checkpoint in {self.folder} is as it was written, so the run cannot go on: begin "
-                f"another one in another output folder ({passed[0]})"
+                f"another one in another output folder ({notes[0]})"
             )
         return None
 
@@ -239,8 +239,8 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
 def seal(folder: Path, step: int, figures: Mapping[str, float]) -> None:
     """Flush every file to the disk, and say last what they are."""
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    finite = {name: figure for name, figure in figures.items() if math.isfinite(figure)}
-    write_json(folder / INDEX_FILE, {"step": step, "figures": finite, "files": files})
+    numbers = {name: figure for name, figure in figures.items() if math.isfinite(figure)}
+    write_json(folder / INDEX_FILE, {"step": step, "figures": numbers, "files": files})
     for path in folder.iterdir():
         flush(path)
     flush(folder)

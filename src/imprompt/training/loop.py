@@ -91,14 +91,14 @@ class Run:
         """Go on from the latest checkpoint, if there is one; says whether there was."""
         if (found := self.checkpoints.load_latest()) is None:
             return False
-        latest, state, passed = found
+        latest, state, notes = found
         self.put_in_place(latest, state)
         self.descent.load(state)
         self.step, self.figures = state["step"], dict(state["figures"])
-        self.notes += [*passed, *self.changed_data(state.get("data", {}))]
+        self.notes += [*notes, *self.data_changes(state.get("data", {}))]
         return True
 
-    def changed_data(self, before: Mapping[str, Any]) -> list[str]:
+    def data_changes(self, before: Mapping[str, Any]) -> list[str]:
         """Say, in a sentence, if the samples are not those that the checkpoint was trained on."""
         if not before or not self.data or before == self.data:
             return []
@@ -251,11 +251,11 @@ class Run:
                 f"the last checkpoint either; lower training.learning_rate or use another "
                 f"training.precision than {self.settings.precision}"
             )
-        latest, state, passed = found
+        latest, state, notes = found
         self.put_in_place(latest, state)
         self.descent.go_back(state)
         self.went_back = self.step, trouble.skipped
-        for sentence in passed:
+        for sentence in notes:
             self.event(sentence)
         self.event(
             f"{BAD_IN_A_ROW} steps in a row were not finite: back to the weights of step {latest.step}"
