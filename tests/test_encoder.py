@@ -1,5 +1,7 @@
 """Image encoders: frozen, equal to transformers', loaded from folders."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,38 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="nowhere"):
         load_image_encoder(tmp_path / "nowhere")
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def other_shapes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "weights cut": cut_weights,
+    "weights empty": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "weights no weights": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 500),
+    "weights gone": lambda folder: (folder / "model.safetensors").unlink(),
+    "weights of other shapes": other_shapes,
+    "configuration cut": lambda folder: (folder / "config.json").write_text('{"hidden'),
+    "configuration a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "configuration deep": lambda folder: (folder / "config.json").write_text("[" * 100_000),
+    "sizes are words": lambda folder: (folder / "config.json").write_text('{"hidden_size": "a"}'),
+    "preprocessor cut": lambda folder: (folder / "preprocessor_config.json").write_text("{"),
+    "preprocessor a list": lambda folder: (folder / "preprocessor_config.json").write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_image_encoder_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    tiny.vision_model().save_pretrained(tmp_path / "encoder")
+    DAMAGES[damage](tmp_path / "encoder")
+    with pytest.raises(UnknownModel, match=r"no image encoder at .*encoder: .") as raised:
+        load_image_encoder(tmp_path / "encoder")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500

@@ -11,11 +11,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "imprompt"
 FLOW = (
     "errors",
     "runtime",
+    "files",
     "output",
     "environment",
     "settings",
     "workers",
     "progress",
+    "hub",
     "pages",
     "image",
     "crop",

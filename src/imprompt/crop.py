@@ -35,9 +35,12 @@ Noise = Literal["fade", "dissolve", "gaussian", "shuffle"]
 LONGEST_TILED = 4
 """How many times as long as its shorter side a picture may be, to be cut into tiles."""
 
+MAX_PROPORTION = 16
+"""How many times as long as its shorter side a picture may be: a longer reference is cut to that first, and a
+picture to start from, its mask and a control picture are refused."""
+
 _POSITIONS = {"centre": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
 _WHITE = (255, 255, 255)
-_THINNEST = 16
 
 
 class Tile(NamedTuple):
@@ -222,7 +225,7 @@ def _even_starts(length: int, side: int) -> list[int]:
 def _shorter_side(picture: Image.Image, size: int, position: tuple[float | int, float | int]) -> Image.Image:
     """Resize so that the shorter side is `size`; a hair-thin picture is cut first, or it would grow huge."""
     width, height = picture.size
-    thinnest = _THINNEST * min(width, height)
+    thinnest = MAX_PROPORTION * min(width, height)
     picture = _window(picture, (min(width, thinnest), min(height, thinnest)), position)
     # int(), not round(): the rule of transformers' get_resize_output_image_size
     longer = int(size * max(picture.size) / min(picture.size))

@@ -7,7 +7,7 @@ A file is safetensors: for each input, `inputs.NAME` "images ..." and `blank.NAM
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from imprompt.encoder import Input
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
+from imprompt.files import file_fault, header_fault
 from imprompt.output import check_output, written_whole
 
 Combine = Literal["concat", "average", "add", "subtract", "normalised average", "interpolate"]
@@ -116,14 +117,13 @@ class ImageEmbeddings:
 
 
 def load_embeddings(path: str | os.PathLike[str]) -> ImageEmbeddings:
-    """Read a file that `ImageEmbeddings.save` wrote, on the CPU, in the type it was saved in.
+    """Read a file that `ImageEmbeddings.save` wrote, on the CPU, in its own type (float8 as float16).
 
     Raises:
         CheckpointError: missing, damaged, of a later version, or a file of another kind (an adapter, ...)
     """
     path = Path(path)
     tensors, metadata = _read(path)
-    _check_kind(path, tensors, metadata)
     inputs, blank = (
         {name: tensors[prefix + name] for name in get_args(Input) if prefix + name in tensors}
         for prefix in ("inputs.", "blank.")
@@ -267,7 +267,7 @@ def _tensor_problem(name: Input, tensor: Tensor, blank: Tensor) -> str | None:
     if tuple(blank.shape) != shape[1:]:
         return f"the blank of {name} must have shape {shape[1:]}, not {tuple(blank.shape)}"
     for kind, values in (("", tensor), ("the blank of ", blank)):
-        if not values.is_floating_point() or not values.isfinite().all():
+        if not values.is_floating_point() or not values.float().isfinite().all():
             return f"{kind}{name} contains NaN or infinity"
     return None
 
@@ -284,13 +284,18 @@ def _named(tensors: Mapping[Input, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if fault := file_fault(path):
+        raise CheckpointError(fault)
     try:
         if not path.stat().st_size:
             raise CheckpointError(f"{path} is empty")
+        if fault := header_fault(path):
+            raise CheckpointError(fault)
         with safetensors.safe_open(path, framework="pt") as file:
+            names, metadata = list(file.keys()), dict(file.metadata() or {})
+            _check_kind(path, names, metadata)
             # Copied: mapped tensors die with the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return tensors, dict(file.metadata() or {})
+            return {name: _wide(file.get_tensor(name).clone()) for name in names}, metadata
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -298,12 +303,22 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} cannot be read as image embeddings (safetensors): {reason}") from error
 
 
-def _check_kind(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _wide(tensor: Tensor) -> Tensor:
+    """float8 as float16, which holds each of its values: nothing is computed in float8."""
+    return tensor.half() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+
+
+def _check_kind(path: Path, names: Collection[str], metadata: Mapping[str, str]) -> None:
+    """Refuse a file of another kind or version, and one with more tensors than three inputs have."""
     if metadata.get("imprompt.kind") != _KIND:
-        adapter = any(name.startswith(("image_proj.", "ip_adapter.")) for name in tensors)
+        adapter = any(name.startswith(("image_proj.", "ip_adapter.")) for name in names)
         what = "an adapter" if adapter else "something else"
         raise CheckpointError(
             f"{path} holds {what}, not image embeddings; give a file that embeddings.save wrote"
+        )
+    if len(names) > 2 * len(_AXES):
+        raise CheckpointError(
+            f"{path} holds {len(names):,} tensors; image embeddings are {2 * len(_AXES)} at most"
         )
     if metadata.get("imprompt.version") != VERSION:
         version = metadata.get("imprompt.version")

@@ -15,10 +15,15 @@ from transformers import CLIPVisionModelWithProjection
 
 from imprompt.crop import Crop, encoder_pixels
 from imprompt.errors import AdapterMismatch, UnknownModel
+from imprompt.files import name_fault, shorten
+from imprompt.hub import fetch_those_there
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and deviation of the RGB channels that CLIP was trained with (openai/CLIP, clip/clip.py)."""
+
+_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+"""Of an image encoder on the hub, those that there are."""
 
 RGB = tuple[float, float, float]
 
@@ -188,15 +193,19 @@ def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> Im
     """
     if isinstance(source, CLIPVisionModelWithProjection):
         return ImageEncoder(source)
+    if fault := name_fault(source):
+        raise UnknownModel(f"no image encoder at {shorten(str(source))!r}: {fault}")
     repository, _, subfolder = ("", "", "") if Path(source).is_dir() else str(source).partition(":")
     try:
+        if repository:  # within a stated time, and checked; transformers finds them in the cache
+            fetch_those_there(repository, [f"{subfolder}/{name}".lstrip("/") for name in _FILES])
         if not repository:
             model = CLIPVisionModelWithProjection.from_pretrained(source)
         else:
             model = CLIPVisionModelWithProjection.from_pretrained(repository, subfolder=subfolder)
         mean, std = _normalisation(Path(source) if not repository else None, repository, subfolder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # foreign files and a network: this may fail in any way
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnknownModel(f"no image encoder at {source}: {reason}") from error
     return ImageEncoder(model, mean=mean, std=std, name=without_folders(str(source)))
 

@@ -20,6 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from imprompt.errors import ImageError
+from imprompt.files import file_fault
 
 ImagePrompt = str | os.PathLike[str] | Image.Image | np.ndarray
 """What a user may hand us as a picture; an array is height × width × channels (1, 3 or 4), uint8."""
@@ -68,6 +69,8 @@ def decode_image(data: bytes, name: str, background: tuple[int, int, int] = (255
 
 
 def _load_file(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    if fault := file_fault(path):
+        raise ImageError(fault)
     try:
         with path.open("rb") as file:
             return _decoded(_opened(file, str(path)), str(path), background)

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imprompt.errors import OutputError
+from imprompt.files import name_fault, shorten
 
 
 def check_output(path: Path, *suffixes: str) -> None:
     """Refuse, before any work is done, a file name that could not be written or has none of the suffixes.
 
     Raises:
-        OutputError: the folder is missing or may not be written, or the name belongs to something that is
-        no file.
+        OutputError: no file can have the name, the folder is missing or may not be written, or the name
+            belongs to something that is no file.
     """
+    if fault := name_fault(path):
+        raise OutputError(f"{shorten(str(path))} cannot be written: {fault}")
     if suffixes and path.suffix not in suffixes:
         raise OutputError(f"{path} cannot be written: its name must end in {' or '.join(suffixes)}")
     if not path.parent.is_dir():

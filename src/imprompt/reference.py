@@ -25,6 +25,9 @@ Scaling = Literal["value", "key and value", "key and mean value"]
 Axis = Literal["steps", "noise"]
 """What the start and end of `Reference.steps` are fractions of."""
 
+MAX_IMAGES = 1000
+"""Pictures of one reference: they stand side by side in every layer, 4 tokens each or more."""
+
 Pictures = ImagePrompt | Sequence[ImagePrompt]
 Mask = ImagePrompt | Tensor
 
@@ -161,13 +164,25 @@ def as_pictures(images: object) -> list[Any]:
 
 def _checked_images(images: object) -> object:
     """The images as given; a file of embeddings is read."""
-    if isinstance(images, Tensor):
+    if isinstance(images, str | os.PathLike) and Path(images).suffix == ".safetensors":
+        images = load_embeddings(images)
+    if isinstance(images, ImageEmbeddings):
+        _check_count(images.images)
+    elif isinstance(images, Tensor):
         _check_embedding(images)
-    elif not isinstance(images, ImageEmbeddings):
-        if isinstance(images, str | os.PathLike) and Path(images).suffix == ".safetensors":
-            return load_embeddings(images)
+        _check_count(len(images))
+    else:
         _check_pictures(as_pictures(images))
+        _check_count(len(as_pictures(images)))
     return images
+
+
+def _check_count(images: int) -> None:
+    if images > MAX_IMAGES:
+        raise InvalidReference(
+            f"{images:,} pictures are too many for one reference; it may have {MAX_IMAGES:,}: average them, "
+            "or take fewer"
+        )
 
 
 def _check_number(name: str, value: object) -> None:
@@ -186,7 +201,7 @@ def _check_embedding(embedding: Tensor) -> None:
             "an image embedding must be a floating-point tensor of shape (images, embedding_dim) or "
             f"(images, patches, feature_dim), not {tuple(embedding.shape)} of {embedding.dtype}"
         )
-    if not torch.isfinite(embedding).all():
+    if not embedding.float().isfinite().all():
         raise InvalidReference("the image embedding contains NaN or infinity")
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,19 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict
 
 from imprompt.errors import ConfigError
+from imprompt.files import file_fault, shorten
+
+MAX_TOML_BYTES = 1024 * 1024
+"""Of a recipe or a job; one of a hundred references has 20 kB."""
+
+MAX_KEY_PARTS = 64
+"""Parts of a dotted key; none of ours has more than three."""
+
+MAX_WHOLE_NUMBER = 2**63 - 1
+"""The largest whole number that TOML promises to hold; the smallest is its negative minus one."""
+
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_KEY_PARTS},}}")
 
 
 class Closed(BaseModel):
@@ -28,19 +42,70 @@ def read_toml(path: Path, settings: Sequence[str] = (), *, kind: str = "recipe")
         kind: what messages call such a file
 
     Raises:
-        ConfigError: no such file, one that cannot be read, no TOML, or a setting without `=`
+        ConfigError: no such file, one that cannot be read, no TOML, one that is larger, deeper or holds
+            larger numbers than the limits above, or a setting without `=`
     """
+    if fault := file_fault(path):
+        raise ConfigError(fault)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = _parse(_text(path, kind), path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such {kind}") from error
     except OSError as error:  # a folder
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no TOML, no UTF-8
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for setting in settings:
         replace_setting(values, setting)
     return values
+
+
+def _text(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_TOML_BYTES + 1)
+    if len(data) > MAX_TOML_BYTES:
+        size = path.stat().st_size
+        raise ConfigError(f"{path} has {size:,} bytes; a {kind} has at most {MAX_TOML_BYTES:,}: split it")
+    return data.decode("utf-8")
+
+
+def _parse(text: str, path: Path | str) -> dict[str, Any]:
+    """TOML → values, none of them deeper or larger than ours can be.
+
+    Raises:
+        ConfigError: one of the limits above, or more digits than Python reads
+        ValueError: no TOML
+    """
+    if long := _LONG_KEY.search(text):
+        raise ConfigError(f"{path}: {shorten(long[0])!r} is a key of more than {MAX_KEY_PARTS} parts")
+    try:
+        values = tomllib.loads(text)
+        _check_numbers(values, path)
+    except RecursionError:
+        raise ConfigError(f"{path} holds lists or groups inside one another, too deep to be read") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:
+        if "digits" not in str(error):
+            raise
+        raise ConfigError(f"{path} holds a number of more than 4,300 digits, too large to be read") from error
+    return values
+
+
+def _check_numbers(value: object, path: Path | str, key: str = "") -> None:
+    """Refuse whole numbers that TOML does not promise to hold, wherever they are."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_numbers(inner, path, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(inner, path, key)
+    elif isinstance(value, int) and not -MAX_WHOLE_NUMBER - 1 <= value <= MAX_WHOLE_NUMBER:
+        digits = int(value.bit_length() * 0.30103) + 1
+        raise ConfigError(
+            f"{path}: {shorten(key)} is a whole number of about {digits} digits; the largest is "
+            f"{MAX_WHOLE_NUMBER}"
+        )
 
 
 def replace_setting(values: dict[str, Any], setting: str) -> None:
@@ -49,10 +114,12 @@ def replace_setting(values: dict[str, Any], setting: str) -> None:
     if not separator:
         raise ConfigError(f"--set takes key=value, not {setting!r}")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = _parse(f"value = {text}", f"--set {key}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
     *groups, last = key.strip().split(".")
+    if len(groups) >= MAX_KEY_PARTS:
+        raise ConfigError(f"--set {shorten(key)!r} is a key of more than {MAX_KEY_PARTS} parts")
     for group in groups:
         values = values.setdefault(group, {})
         if not isinstance(values, dict):

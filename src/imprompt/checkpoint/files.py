@@ -12,7 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from imprompt.checkpoint.bounds import MAX_NESTING, MAX_TENSORS, check_archive, check_names
 from imprompt.errors import CheckpointError, OutputError
+from imprompt.files import file_fault, header_fault, shorten
 from imprompt.output import check_output, written_whole
 
 _ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes, and wrote before 1.6
@@ -34,14 +36,16 @@ def read_tensors(path: Path) -> TensorFile:
     nothing in it is run.
 
     Raises:
-        CheckpointError: the file is missing, empty, truncated, or holds something else.
+        CheckpointError: the file is missing, empty, truncated, holds something else, or more than
+            `checkpoint.bounds` allow.
     """
     head = _head(path)
     if not head:
         raise CheckpointError(f"{path} is empty")
     # A safetensors file starts with the length of its header, which may look like the old pickle's start.
     if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
-        return TensorFile(_unique(_flattened(_unpickled(path), "", path), path), {}, "pickle")
+        check_archive(path)
+        return TensorFile(_unique(_flattened(_unpickled(path), path), path), {}, "pickle")
     return _read_safetensors(path)
 
 
@@ -77,6 +81,8 @@ def _order_metadata(path: Path) -> None:
 
 
 def _head(path: Path) -> bytes:
+    if fault := file_fault(path):
+        raise CheckpointError(fault)
     try:
         with path.open("rb") as file:
             return file.read(9)
@@ -90,9 +96,12 @@ def _head(path: Path) -> bytes:
 
 def _read_safetensors(path: Path) -> TensorFile:
     try:
+        if fault := header_fault(path):
+            raise CheckpointError(fault)
         with safetensors.safe_open(path, framework="pt") as file:
+            names = check_names(file.keys(), path)
             # Copied: tensors that lie unaligned in a mapped file give other last bits, and die with the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name).clone() for name in names}
             return TensorFile(tensors, dict(file.metadata() or {}), "safetensors")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -113,24 +122,35 @@ def _unpickled(path: Path) -> object:
         raise CheckpointError(f"{path} is truncated or damaged: {reason}") from error
 
 
-def _flattened(value: object, name: str, path: Path) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flattened(inner, f"{name}.{key}" if name else str(key), path)
-    else:
-        raise CheckpointError(
-            f"{path} is no adapter: {name or 'it'} is a {type(value).__name__}, not a tensor"
-        )
+def _flattened(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its dotted name, in order; what holds itself or doubles at each level is refused."""
+    pending, visited = [("", value, 0)], 0
+    while pending:
+        name, value, depth = pending.pop()
+        visited += 1
+        if depth > MAX_NESTING or visited > 2 * MAX_TENSORS:
+            what = f"more than {MAX_NESTING} deep" if depth > MAX_NESTING else f"{visited:,} times"
+            raise CheckpointError(f"{path} holds dictionaries in dictionaries, {what}: it is no adapter file")
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping):
+            inner = [(f"{name}.{key}" if name else str(key), one, depth + 1) for key, one in value.items()]
+            pending += reversed(inner)
+        else:
+            raise CheckpointError(
+                f"{path} is no adapter: {shorten(name) or 'it'} is a {type(value).__name__}, not a tensor"
+            )
 
 
 def _unique(named: Iterator[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in named:
+        check_names([name], path)
         if name in tensors:
             raise CheckpointError(f"{path} holds {name} twice")
         tensors[name] = tensor
+    if len(tensors) > MAX_TENSORS:
+        raise CheckpointError(f"{path} holds more than {MAX_TENSORS:,} tensors: it is no adapter file")
     return tensors
 
 

@@ -22,6 +22,8 @@ from imprompt.checkpoint.recognise import Description, Recognised, lora_shapes_o
 from imprompt.checkpoint.saving import check_sound
 from imprompt.encoder import ImageEncoder, load_image_encoder, unconditional
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
+from imprompt.files import name_fault, shorten
+from imprompt.hub import fetch_file
 from imprompt.projection import Input
 
 EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
@@ -45,7 +47,8 @@ def load_adapter(
 ) -> ImagePromptAdapter:
     """Load an adapter of any published variant and layout.
 
-    Weights keep the file's number format; those of a file with several become the widest of them.
+    Weights keep the file's number format; those of a file with several become the widest of them, and float8
+    becomes float16.
 
     Args:
         source: "mini" or "mini-plus" (the embedded ones), the short name of a published one (`imprompt
@@ -86,31 +89,23 @@ def _embedded(name: str) -> ImagePromptAdapter:
 
 
 def _local_file(source: str) -> _Source:
+    if fault := name_fault(source):
+        raise UnknownModel(f"no adapter {shorten(source)!r}: {fault}")
     by_name = {name.lower(): published for name, published in PUBLISHED.items()}
     path, published = Path(source), by_name.get(source.lower())
     if path.exists() or path.is_symlink():
         return _Source(path, None)
     if published:
-        return _Source(_from_hub(published.repository, published.file), published)
+        return _Source(fetch_file(published.repository, published.file), published)
     if match := _HUB_FILE.fullmatch(source):
         known = (one for one in PUBLISHED.values() if (one.repository, one.file) == match.groups())
-        return _Source(_from_hub(match[1], match[2]), next(known, None))
+        return _Source(fetch_file(match[1], match[2]), next(known, None))
     near = difflib.get_close_matches(source, [*EMBEDDED, *PUBLISHED], n=1)
     perhaps = f" (did you mean {near[0]!r}?)" if near else ""
     ours = " or ".join(map(repr, EMBEDDED))
     raise UnknownModel(
         f"no adapter {source!r}{perhaps}: no such file, nor {ours}, nor a file on the hub (owner/name:file)"
     )
-
-
-def _from_hub(repository: str, file: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, file))
-    except (OSError, ValueError) as error:  # all of the hub's errors, offline ones too, are one of these
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnknownModel(f"{repository}:{file} is not here and cannot be fetched: {reason}") from error
 
 
 def _from_file(source: _Source, asked: Version | None) -> tuple[ImagePromptAdapter, Description]:
@@ -169,7 +164,11 @@ def _built(found: Recognised, metadata: Mapping[str, str], version: Version) -> 
 
 
 def _of_one_format(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Some published files hold a float32 projection and float16 layers, which cannot compute together."""
+    """Some published files hold a float32 projection and float16 layers, which cannot compute together.
+
+    float8 only stores: nothing is computed in it, so it becomes float16, which holds each of its values.
+    """
+    tensors = {name: tensor.half() if tensor.itemsize == 1 else tensor for name, tensor in tensors.items()}
     formats = {tensor.dtype for tensor in tensors.values()}
     if len(formats) == 1:
         return tensors

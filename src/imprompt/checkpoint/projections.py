@@ -27,6 +27,9 @@ Version = Literal[1, 2]
 
 PREFIX = "image_proj."
 
+MAX_DEPTH = 64
+"""Layers of a perceiver; published ones have 4 or 8."""
+
 
 class UnreadableSize(Exception):
     """A size of the projection cannot be read; the message is a sentence that names the tensor."""
@@ -69,6 +72,8 @@ class Sizes:
         """Return the inside of a perceiver."""
         pattern = re.compile(re.escape(PREFIX + prefix) + r"layers\.([0-9]+)\..+")
         depth = len({match[1] for match in map(pattern.fullmatch, self.tensors) if match})
+        if depth > MAX_DEPTH:
+            raise UnreadableSize(f"its perceiver has {depth:,} layers; it may have {MAX_DEPTH}")
         width, head_dim = self.axis(f"{prefix}proj_in.weight", 0), self.said("head_dim", 64)
         if not depth:
             return PerceiverShape(width=width, depth=0, attention_width=head_dim, head_dim=head_dim)

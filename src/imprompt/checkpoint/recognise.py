@@ -234,7 +234,7 @@ def _why_no_adapter(tensors: Tensors) -> str:
 
 def _wrong_values(tensors: Tensors) -> Iterator[str]:
     for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_quantized or not tensor.is_floating_point():
+        if not _is_plain(tensor):
             yield f"{name} is {tensor.dtype} ({tensor.layout}), not plain floating-point numbers"
         elif tensor.device.type == "meta":
             continue
@@ -242,6 +242,15 @@ def _wrong_values(tensors: Tensors) -> Iterator[str]:
             yield f"{name} claims {tensor.numel()} values but holds fewer"
         elif not tensor.float().isfinite().all():
             yield f"{name} holds NaN or infinity"
+
+
+_NO_FLOAT16 = {getattr(torch, name, None) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2")}
+"""Formats that hold scales, or two values in a byte: of these no float16 can be made."""
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    is_dense = tensor.layout is torch.strided and not tensor.is_quantized
+    return is_dense and tensor.is_floating_point() and tensor.dtype not in _NO_FLOAT16
 
 
 def _wrong_projection(

@@ -75,12 +75,13 @@ def _from_file(given: Given) -> "Job":
     others = [name for name in given if name not in (*_BESIDE_A_JOB, "job")]
     if others:
         raise WrongUsage(f"beside --job stand only --output, --seed and --count, not {_option(others[0])}")
-    from imprompt.job import load_job
+    from imprompt.job import load_job, parse_job
 
     changes = {name: given[name] for name in _BESIDE_A_JOB if name in given}
     if "output" in changes:
         changes["output"] = str(changes["output"])
-    return load_job(given["job"]).model_copy(update=changes)
+    before = load_job(given["job"]).model_dump(mode="json", exclude_defaults=True)
+    return parse_job(before | changes)
 
 
 def _values(given: Given, before: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from imprompt.checkpoint import describe
 from imprompt.checkpoint.files import read_tensors
 from imprompt.errors import CheckpointError
+from imprompt.files import file_fault
 from imprompt.job import EMBEDDINGS_SUFFIX, load_job, read_settings
 
 
@@ -56,6 +57,8 @@ def findings(file: Path) -> Findings:
     Raises:
         ImageError, CheckpointError, ConfigError: it cannot be read
     """
+    if fault := file_fault(file):
+        raise CheckpointError(fault)
     if file.is_dir():
         return _folder(file)
     if _starts_with(file, b"\x89PNG\r\n\x1a\n"):
@@ -103,8 +106,8 @@ def _starts_with(file: Path, magic: bytes) -> bool:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
+        content = {} if file_fault(file) else json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

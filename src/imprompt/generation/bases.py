@@ -18,6 +18,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from imprompt.errors import ConfigError, UnknownModel
+from imprompt.files import name_fault, shorten
 from imprompt.generation.settings import Settings
 
 _MINI = "mini"
@@ -125,6 +126,8 @@ def _check_controls(pipe: Any, models: Sequence[ControlNetModel]) -> None:
 
 
 def _check_name(kind: str, name: str, index: str) -> None:
+    if fault := name_fault(name):
+        raise UnknownModel(f"no {kind} {shorten(name)!r}: {fault}")
     path = Path(name)
     if path.is_dir() and not (path / index).is_file():
         raise UnknownModel(f"{name} is a folder without {index}, so no model in diffusers' format")

@@ -14,9 +14,9 @@ from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError
 from imprompt.faces import InsightFaceEmbedder
 from imprompt.generation.bases import control_picture
-from imprompt.generation.settings import Control, Settings
+from imprompt.generation.settings import Control, Settings, check_proportions
 from imprompt.image import load_image
-from imprompt.job import Job
+from imprompt.job import Job, JobControl
 from imprompt.reference import Reference
 
 _SEEN_GAP = 8
@@ -59,24 +59,43 @@ def read_inputs(job: Job) -> Inputs:
     Raises:
         ImageError, CheckpointError: a file that cannot be read
         InvalidReference: settings of a reference that do not go together
+        ConfigError: a picture to start from, its mask or a control picture is hair-thin
     """
+    beneath = _drawn_over(job)
     settings = Settings(
         negative_prompt=job.negative_prompt,
         guidance_scale=job.guidance_scale,
         guidance_interval=job.guidance_interval,
         steps=job.steps,
         size=None if job.width is None or job.height is None else (job.width, job.height),
-        init_image=None if job.init_image is None else load_image(job.init_image),
+        init_image=beneath.get("init_image"),
         strength=job.strength,
-        inpaint=None if job.inpaint is None else load_image(job.inpaint, background=(0, 0, 0)),
+        inpaint=beneath.get("inpaint"),
     )
     return Inputs(
         references={name: [one.reference() for one in group] for name, group in job.by_adapter.items()},
         settings=settings,
-        control_images=[
-            control_picture(load_image(control.image), control.model) for control in job.controls
-        ],
+        control_images=[_control_image(control) for control in job.controls],
     )
+
+
+def _drawn_over(job: Job) -> dict[str, Image.Image]:
+    """The picture to start from and its mask, those that there are."""
+    found: dict[str, Image.Image] = {}
+    for name, file, background in (
+        ("init_image", job.init_image, (255, 255, 255)),
+        ("inpaint", job.inpaint, (0, 0, 0)),
+    ):
+        if file is not None:
+            found[name] = load_image(file, background=background)
+            check_proportions(found[name], f"{name} {file}")
+    return found
+
+
+def _control_image(control: JobControl) -> Image.Image:
+    picture = load_image(control.image)
+    check_proportions(picture, f"the control picture {control.image}")
+    return control_picture(picture, control.model)
 
 
 def load_models(job: Job) -> Models:

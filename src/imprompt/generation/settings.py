@@ -10,8 +10,10 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 
+from imprompt.crop import MAX_PROPORTION
 from imprompt.errors import ConfigError
 from imprompt.job import DEFAULT_STEPS
+from imprompt.job.limits import MAX_MADE_PIXELS, MAX_SIDE, MAX_STEPS, text_fault
 
 _MAX_SEED = 2**63 - 1
 _STRENGTH = {"init_image": 0.8, "inpaint": 1.0}
@@ -74,9 +76,14 @@ def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[
     Raises:
         ConfigError: the first such setting
     """
+    for name in ("prompt", "negative_prompt"):
+        if fault := text_fault(getattr(settings, name)):
+            raise ConfigError(f"{name}: {fault}")
     _check_guidance(pipe, settings)
     if settings.steps < 1:
         raise ConfigError(f"steps must be at least 1, not {settings.steps}")
+    if settings.steps > MAX_STEPS:
+        raise ConfigError(f"steps may be {MAX_STEPS}, not {settings.steps}; give fewer")
     _check_schedule(getattr(pipe, "scheduler"), settings.steps)  # noqa: B009
     for seed in seeds:
         if not 0 <= seed <= _MAX_SEED:
@@ -113,11 +120,36 @@ def _check_schedule(scheduler: Any, steps: int) -> None:
 
 def _check_size(pipe: DiffusionPipeline, size: tuple[int, int] | None) -> None:
     for side in size or ():
+        if side > MAX_SIDE:
+            raise ConfigError(f"a picture may be {MAX_SIDE} pixels wide or high, not {side}")
         if side < _unit(pipe) or side % _unit(pipe):
             raise ConfigError(f"size must be a multiple of {_unit(pipe)} pixels on this base, not {side}")
+    if size is not None and size[0] * size[1] > MAX_MADE_PIXELS:
+        raise ConfigError(
+            f"a picture may have {MAX_MADE_PIXELS:,} pixels in all, not {size[0]} × {size[1]}; make it "
+            "smaller"
+        )
+
+
+def check_proportions(picture: Image.Image, name: str) -> None:
+    """Refuse a picture so thin that made to fit it would take gigabytes.
+
+    Raises:
+        ConfigError: longer than MAX_PROPORTION times its shorter side
+    """
+    shorter, longer = sorted(picture.size)
+    if longer > MAX_PROPORTION * shorter:
+        raise ConfigError(
+            f"{name} has {picture.width} × {picture.height} pixels, longer than {MAX_PROPORTION}:1; crop it"
+        )
 
 
 def _check_start(settings: Settings) -> None:
+    for control in settings.controls:
+        check_proportions(control.image, "a control picture")
+    for name, picture in (("init_image", settings.init_image), ("inpaint", settings.inpaint)):
+        if picture is not None:
+            check_proportions(picture, name)
     if settings.init_image is None:
         for name in ("strength", "inpaint"):
             if getattr(settings, name) is not None:

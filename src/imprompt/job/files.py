@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from pydantic import ValidationError
 
 from imprompt.errors import ConfigError, ImageError
+from imprompt.files import file_fault
 from imprompt.job.model import Job, JobControl, JobReference, Move
 from imprompt.output import check_output, written_whole
 from imprompt.settings import read_toml
@@ -147,6 +148,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ImageError: no such picture, or one that was not written by imprompt
     """
+    if fault := file_fault(path):
+        raise ImageError(fault)
     try:
         with PngImageFile(Path(path)) as picture:  # pyright: ignore[reportArgumentType]
             settings = json.loads(picture.info[SETTINGS_KEY])
@@ -182,6 +185,8 @@ def _explained(faults: Sequence[Any]) -> str:
         return f"{where} is missing"
     if kind == "value_error":
         return f"{where}: {fault['ctx']['error']}".removeprefix(": ")
+    if kind == "string_unicode":
+        return f"{where} {_short(fault['input'])} holds half of a surrogate pair, no character; leave it out"
     if kind in ("too_short", "string_too_short"):
         return f"{where} must not be empty"
     return f"{where or 'a job'} {_demand(fault)}, not {_short(fault['input'])}"
@@ -190,7 +195,7 @@ def _explained(faults: Sequence[Any]) -> str:
 def _first(faults: Sequence[Any]) -> Any:
     """The first fault; of a value that may be of several kinds, the fault found deepest in it."""
     place = _named(faults[0]["loc"])
-    same = [fault for fault in faults if _named(fault["loc"]) == place]
+    same = [fault for fault in faults if _named(fault["loc"]).startswith(place)]
     return max(same, key=lambda fault: (fault["type"] != "string_type", len(fault["loc"])))
 
 
@@ -227,7 +232,10 @@ def _named(place: Sequence[str | int]) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        return "so large a number"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

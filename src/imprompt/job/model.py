@@ -18,9 +18,18 @@ from imprompt.checkpoint import EMBEDDED
 from imprompt.crop import CropName, Noise
 from imprompt.embeddings import Combine, load_embeddings
 from imprompt.errors import InvalidReference
+from imprompt.files import name_fault, shorten
 from imprompt.image import load_image
+from imprompt.job.limits import (
+    MAX_MADE_PIXELS,
+    MAX_PICTURES,
+    MAX_REFERENCES,
+    MAX_SIDE,
+    MAX_STEPS,
+    text_fault,
+)
 from imprompt.layer_weights import Convention
-from imprompt.reference import Axis, Reference, Scaling
+from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
 
 DEFAULT_STEPS = 25
 """Enough for DDIM and its kin on every base we know; diffusers' own default is 50."""
@@ -33,6 +42,8 @@ Move = Callable[[str], str]
 
 
 def _read_path(path: str, info: Any) -> str:
+    if fault := name_fault(path):
+        raise ValueError(f"{shorten(path)!r} cannot be used: {fault}")
     move: Move | None = (info.context or {}).get("move")
     return move(path) if move else path
 
@@ -60,14 +71,34 @@ def _several(value: object) -> object:
     return (value,) if isinstance(value, str | Mapping) else value
 
 
+def _check_text(text: str) -> str:
+    if fault := text_fault(text):
+        raise ValueError(fault)
+    return text
+
+
+def _check_images(images: tuple[str, ...]) -> tuple[str, ...]:
+    if len(images) > MAX_IMAGES:
+        raise ValueError(
+            f"{len(images):,} pictures are too many for one reference; it may have {MAX_IMAGES:,}"
+        )
+    return images
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+"""Of at most `MAX_PROMPT_CHARACTERS`, each of them a character."""
 File = Annotated[str, Field(min_length=1), AfterValidator(_read_path), PlainSerializer(_written_path)]
 """A path; in a file, relative to that file."""
 Name = Annotated[str, Field(min_length=1), AfterValidator(_read_name), PlainSerializer(_written_name)]
 """A short name, a path, or a hub id."""
-Files = Annotated[tuple[File, ...], BeforeValidator(_several), Field(min_length=1)]
+Files = Annotated[
+    tuple[File, ...], BeforeValidator(_several), Field(min_length=1), AfterValidator(_check_images)
+]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MAX_PICTURES)]
+Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
+Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
 Span = tuple[Share, Share]
 
 
@@ -101,7 +132,7 @@ class JobReference(Closed):
     """[kind, amount]: "fade", "dissolve", "gaussian" or "shuffle"."""
     combine: Combine = "concat"
     weights: tuple[Number, ...] | None = None
-    without: str = ""
+    without: Text = ""
     scaling: Scaling = "value"
     width_penalty: Annotated[bool, Field(strict=True)] = False
     face: File | None = None
@@ -162,8 +193,8 @@ class Job(Closed):
     Every prompt gives `count` pictures, with the seeds from `seed` on; all references act on each.
     """
 
-    prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] = ""
-    negative_prompt: str = ""
+    prompt: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = ""
+    negative_prompt: Text = ""
     references: Annotated[tuple[JobReference, ...], BeforeValidator(_several), Field(min_length=1)]
     base: Name = "mini"
     """"mini", a folder in diffusers' format, or a hub id."""
@@ -176,11 +207,11 @@ class Job(Closed):
     guidance_scale: Number = 7.5
     guidance_interval: Span = (0.0, 1.0)
     """[start, end]: the part of the steps with guidance; without it outside."""
-    steps: Count = DEFAULT_STEPS
+    steps: Steps = DEFAULT_STEPS
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     count: Count = 1
-    width: Count | None = None
-    height: Count | None = None
+    width: Side | None = None
+    height: Side | None = None
     """In pixels; if left out, the base's own, in the proportions of `init_image`. `size` sets both."""
     init_image: File | None = None
     """The picture to start from."""
@@ -215,7 +246,24 @@ class Job(Closed):
             raise ValueError(f"guidance_interval must begin before it ends, not [{start}, {end}]")
         if (start, end) != (0, 1) and self.guidance_scale <= 1:
             raise ValueError(f"guidance_interval needs a guidance_scale above 1, not {self.guidance_scale}")
+        self._check_amounts()
         return self
+
+    def _check_amounts(self) -> None:
+        if len(self.prompts) * self.count > MAX_PICTURES:
+            raise ValueError(
+                f"{len(self.prompts):,} prompts with count {self.count:,} are too many pictures for one job; "
+                f"it may make {MAX_PICTURES:,}"
+            )
+        if len(self.references) > MAX_REFERENCES:
+            raise ValueError(
+                f"{len(self.references):,} references are too many for one job; it may have {MAX_REFERENCES}"
+            )
+        if self.width and self.height and self.width * self.height > MAX_MADE_PIXELS:
+            raise ValueError(
+                f"a picture of {self.width} × {self.height} pixels is too large; it may have "
+                f"{MAX_MADE_PIXELS:,} in all"
+            )
 
     @property
     def prompts(self) -> tuple[str, ...]:

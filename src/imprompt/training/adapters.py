@@ -1,6 +1,5 @@
 """`imprompt train`: configuration → frozen base → cache → adapter → run, and a file that generates."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from torch import nn
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.encoder import Input
-from imprompt.errors import ConfigError
+from imprompt.errors import ConfigError, OutputError
+from imprompt.files import name_fault, shorten
 from imprompt.injection import (
     MECHANISMS,
     DecoupledInjection,
@@ -21,7 +21,6 @@ from imprompt.injection import (
     UnclipInjection,
     time_width,
 )
-from imprompt.output import written_whole
 from imprompt.progress import followed
 from imprompt.projection import (
     FacePlusProjection,
@@ -37,6 +36,7 @@ from imprompt.training.batches import PromptBatch, PromptBatches, loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
 from imprompt.training.config import AdapterSettings, TrainingConfig, Variant
 from imprompt.training.frozen import TAKES, FrozenBase, load_frozen, weights_fingerprint
+from imprompt.training.integrity import read_json, write_json
 from imprompt.training.loop import Run
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
@@ -94,13 +94,13 @@ def cache_alone(config: TrainingConfig) -> str:
     """Build the cache, and say what it holds."""
     samples = cached(config, load_frozen(config, this_process().device))
     held = f"{len(samples.train):,} samples to train on and {len(samples.held_out):,} held out"
-    return "\n".join([f"{held} are in the cache", *left_out(samples.skipped)])
+    return "\n".join([f"{held} are in the cache", *samples.notes, *left_out(samples.skipped)])
 
 
 def cached(config: TrainingConfig, base: FrozenBase) -> CachedSamples | LiveSamples:
     """The run's samples; what is missing of the cache is made, which may take long."""
     with followed("caching") as progress:
-        return build_cache(config, base, progress)
+        return build_cache(config, base, progress, check=this_process().is_local_main_process)
 
 
 def check_folder(config: TrainingConfig, resume: bool) -> None:
@@ -108,22 +108,57 @@ def check_folder(config: TrainingConfig, resume: bool) -> None:
 
     Raises:
         ConfigError: see `train_adapter`
+        OutputError: no run can have a folder of that name
     """
     folder = Path(config.output)
+    check_name(folder)
     has_checkpoints = any(folder.glob("checkpoints/[0-9]*"))
     if has_checkpoints and not resume:
         raise ConfigError(
             f"{folder} holds a run already: --resume latest goes on with it, another output begins a new one"
         )
     if has_checkpoints and (folder / CONFIG_FILE).exists():
-        before = json.loads((folder / CONFIG_FILE).read_text())
-        before["adapter"] = AdapterSettings().model_dump(mode="json") | before["adapter"]
+        before = config_before(folder)
         changed = [name for name in UNCHANGEABLE if value_at(before, name) != value_at(dumped(config), name)]
         if changed:
             raise ConfigError(
                 f"{changed[0]} was {value_at(before, changed[0])!r} when the run in {folder} began and is "
                 f"{value_at(dumped(config), changed[0])!r} now: put it back, or begin another run"
             )
+
+
+def check_name(folder: Path) -> None:
+    """Refuse a name that the file system cannot hold, or TensorBoard cannot write.
+
+    Raises:
+        OutputError: see above
+    """
+    fault = name_fault(folder)
+    if not fault and any("\ud800" <= character <= "\udfff" for character in str(folder)):
+        fault = "its name is not UTF-8, which TensorBoard needs; choose another"
+    if fault:
+        raise OutputError(f"{shorten(str(folder))} cannot be the folder of a run: {fault}")
+
+
+def config_before(folder: Path) -> dict[str, Any]:
+    """The settings that a run was begun with.
+
+    Raises:
+        ConfigError: their file is not as it was written
+    """
+    before = read_json(folder / CONFIG_FILE)
+    try:
+        if before is not None:
+            before["adapter"] = AdapterSettings().model_dump(mode="json") | before["adapter"]
+            for name in UNCHANGEABLE:
+                value_at(before, name)
+            return before
+    except (KeyError, TypeError):  # of no run
+        pass
+    raise ConfigError(
+        f"{folder / CONFIG_FILE} is not as it was written, so nothing tells whether these are the settings "
+        "that the run began with; delete it to go on without that check"
+    )
 
 
 UNCHANGEABLE = ("base.model", "adapter", "training.seed", "training.batch_size", "training.ema_decay")
@@ -143,10 +178,16 @@ def dumped(config: TrainingConfig) -> dict[str, Any]:
 
 
 def write_config(config: TrainingConfig, folder: Path) -> None:
-    """The resolved configuration, beside what it makes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / CONFIG_FILE) as part:
-        part.write_text(json.dumps(dumped(config), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """The resolved configuration, beside what it makes.
+
+    Raises:
+        OutputError: it cannot be written
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
+    write_json(folder / CONFIG_FILE, dumped(config))
 
 
 def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
@@ -180,7 +221,8 @@ def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
         config=dumped(config),
         wandb=config.watch.wandb,
         on_look=write_page,
-        notes=left_out(samples.skipped),
+        notes=[*samples.notes, *left_out(samples.skipped)],
+        data={"train": len(samples.train), "held_out": len(samples.held_out), "digest": samples.digest},
     )
     objective.steps_taken = lambda: run.step
     return run

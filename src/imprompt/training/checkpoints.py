@@ -2,17 +2,20 @@
 
     checkpoints/000300/state.pt             everything that an exact continuation needs
                        adapter.safetensors  what the objective wrote: an adapter that generates at once
-                       checkpoint.json      the step, its figures, every file's SHA-256; written last
+                       checkpoint.json      the step, its figures, every file's SHA-256 and its own; written
+                                            last
 
 A folder is written under another name, every file flushed to the disk, then renamed: a killed process or a
-full disk leaves the checkpoints before it as they were.
+full disk leaves the checkpoints before it as they were. Only such folders, and in them only the files that
+their index names, are ever deleted: a copy beside them (`000004-keep`) or a note in one of them stays.
 """
 
 import contextlib
 import hashlib
-import json
 import math
 import os
+import pickle
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +26,15 @@ from typing import Any
 import torch
 
 from imprompt.errors import OutputError, TrainingError
+from imprompt.training.integrity import read_json, write_json
 
 STATE_FILE = "state.pt"
 INDEX_FILE = "checkpoint.json"
 JUDGED_BY = "held-out loss"
 """The figure whose lowest value makes a checkpoint the best."""
+
+_OURS = re.compile(r"\d{6,}")
+_SCRATCH = re.compile(r"\.\d{6,}-[0-9a-f]+(\.old)?\.part")
 
 
 @dataclass(frozen=True)
@@ -79,29 +86,79 @@ class Checkpoints:
                 write(scratch)
                 torch.save(dict(state), scratch / STATE_FILE)
                 seal(scratch, step, figures)
-                if final.exists():  # the same step once more: a resumed run that was told to save
-                    final.rename(scratch.with_suffix(".old.part"))
+                self._make_room(final, scratch)
                 scratch.rename(final)
                 flush(self.folder)
         except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
             raise OutputError(f"the checkpoint {final} cannot be written: {reason(error)}") from error
         self.clear()
         self.prune()
-        return self.read(final)
+        checkpoint = self.read(final)
+        if checkpoint is None:
+            raise OutputError(f"the checkpoint {final} was written and cannot be read back")
+        return checkpoint
+
+    def _make_room(self, final: Path, scratch: Path) -> None:
+        """Take away what is at a checkpoint's place: its like is replaced, anything else is moved aside."""
+        if not os.path.lexists(final):
+            return
+        before = self.read(final)
+        if before is None or final.is_symlink() or foreign_files(before):
+            final.rename(final.with_name(f"{final.name}-before-{secrets.token_hex(4)}"))
+        else:
+            final.rename(scratch.with_suffix(".old.part"))
 
     def every(self) -> list[Checkpoint]:
-        """All finished ones, in the order of their steps."""
-        folders = sorted(path for path in self.folder.glob("[0-9]*") if (path / INDEX_FILE).is_file())
-        return sorted((self.read(folder) for folder in folders), key=lambda checkpoint: checkpoint.step)
+        """All finished ones whose index is as it was written, in the order of their steps."""
+        found = (self.read(folder) for folder in self.folders())
+        return sorted((one for one in found if one is not None), key=lambda checkpoint: checkpoint.step)
 
-    def read(self, folder: Path) -> Checkpoint:
-        """Read what a checkpoint says of itself."""
-        index = json.loads((folder / INDEX_FILE).read_text())
-        return Checkpoint(folder, index["step"], index["figures"], index["files"])
+    def folders(self) -> list[Path]:
+        """The folders that are named as checkpoints are and have an index, damaged ones too, in order."""
+        named = (path for path in self.folder.glob("[0-9]*") if _OURS.fullmatch(path.name))
+        # A run makes no links: what is behind one is the user's.
+        complete = (path for path in named if not path.is_symlink() and (path / INDEX_FILE).is_file())
+        return sorted(complete, key=lambda path: int(path.name))
+
+    def read(self, folder: Path) -> Checkpoint | None:
+        """Read what a checkpoint says of itself; None if its index is not as it was written, or another's."""
+        match read_json(folder / INDEX_FILE):
+            case {"step": int(step), "figures": dict(figures), "files": dict(files)}:
+                fits = folder.name == f"{step:06d}" and all(
+                    isinstance(figure, int | float) for figure in figures.values()
+                )
+                return Checkpoint(folder, step, figures, files) if fits else None
+        return None
 
     def latest(self) -> Checkpoint | None:
         """The one of the last step."""
         return next(reversed(self.every()), None)
+
+    def load_latest(self) -> tuple[Checkpoint, dict[str, Any], list[str]] | None:
+        """Read the state of the last one that is whole.
+
+        Returns:
+            the checkpoint, its state, and a sentence for each later one that was passed over; None if there
+            is no checkpoint at all
+
+        Raises:
+            TrainingError: there are some, and none is as it was written
+        """
+        notes: list[str] = []
+        for folder in reversed(self.folders()):
+            try:
+                checkpoint = self.read(folder)
+                if checkpoint is None:
+                    raise TrainingError(f"{folder / INDEX_FILE} is not as it was written")
+                return checkpoint, self.load(checkpoint), notes
+            except TrainingError as error:
+                notes.append(f"passed over the checkpoint {folder.name}: {error}")
+        if notes:
+            raise TrainingError(
+                f"no checkpoint in {self.folder} is as it was written, so the run cannot go on: begin "
+                f"another one in another output folder ({notes[0]})"
+            )
+        return None
 
     def best(self) -> Checkpoint | None:
         """The one with the lowest held-out loss."""
@@ -109,34 +166,63 @@ class Checkpoints:
         return min(judged, key=lambda one: one.held_out_loss, default=None)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Read a checkpoint's state.
+        """Read a checkpoint's state: tensors and plain values only, nothing in it is run.
 
         Raises:
-            TrainingError: a file is not the one that was written
+            TrainingError: a file is not the one that was written, or holds something else
         """
-        for name, digest in checkpoint.files.items():
+        for name, digest in {STATE_FILE: "", **checkpoint.files}.items():
             path = checkpoint.folder / name
             if not path.is_file() or sha256(path) != digest:
-                raise TrainingError(
-                    f"{path} is missing or not as it was written; delete {checkpoint.folder}, and the run "
-                    "goes on from the checkpoint before it"
-                )
-        return torch.load(checkpoint.folder / STATE_FILE, weights_only=True, map_location="cpu")
+                raise TrainingError(f"{path} is missing or not as it was written")
+        return read_state(checkpoint.folder / STATE_FILE)
 
     def prune(self) -> None:
-        """Drop all but the last ones and the best."""
+        """Drop all but the last ones and the best; one to which the user has added a file loses only ours."""
         every, best = self.every(), self.best()
         for old in every[: -self.keep]:
             if best is None or old.step != best.step:
-                # Renamed first: half a checkpoint must not look like one.
-                gone = old.folder.with_name(f".{old.folder.name}-{secrets.token_hex(4)}.part")
-                old.folder.rename(gone)
-                shutil.rmtree(gone)
+                self._drop(old)
+
+    def _drop(self, old: Checkpoint) -> None:
+        if foreign_files(old):
+            for name in (INDEX_FILE, *old.files):  # the index first: half a checkpoint must not look like one
+                (old.folder / name).unlink(missing_ok=True)
+            return
+        gone = old.folder.with_name(f".{old.folder.name}-{secrets.token_hex(4)}.part")
+        old.folder.rename(gone)
+        shutil.rmtree(gone)
 
     def clear(self) -> None:
         """Remove what a killed run left half-written."""
         for path in self.folder.glob(".*.part"):
-            shutil.rmtree(path, ignore_errors=True)
+            if _SCRATCH.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def foreign_files(checkpoint: Checkpoint) -> list[str]:
+    """Names in a checkpoint's folder that the run did not write, sorted."""
+    ours = {INDEX_FILE, *checkpoint.files}
+    return sorted(path.name for path in checkpoint.folder.iterdir() if path.name not in ours)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a state that `torch.save` wrote; anything but tensors and plain values is refused, and never run.
+
+    Raises:
+        TrainingError: it is no dictionary, or holds something else
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise TrainingError(
+            f"{path} holds more than tensors and plain values, perhaps code; nothing in it was run"
+        ) from error
+    except Exception as error:  # a damaged archive may fail in any way
+        raise TrainingError(f"{path} is damaged: {reason(error)}") from error
+    if not isinstance(state, dict):
+        raise TrainingError(f"{path} holds a {type(state).__name__}, not the state of a run")
+    return state
 
 
 @contextlib.contextmanager
@@ -153,8 +239,8 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
 def seal(folder: Path, step: int, figures: Mapping[str, float]) -> None:
     """Flush every file to the disk, and say last what they are."""
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    index = {"step": step, "figures": {k: v for k, v in figures.items() if math.isfinite(v)}, "files": files}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+    numbers = {name: figure for name, figure in figures.items() if math.isfinite(figure)}
+    write_json(folder / INDEX_FILE, {"step": step, "figures": numbers, "files": files})
     for path in folder.iterdir():
         flush(path)
     flush(folder)
@@ -177,4 +263,5 @@ def sha256(path: Path) -> str:
 
 def reason(error: Exception) -> str:
     """Why something could not be written."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+    lines = str(error).splitlines() or [type(error).__name__]
+    return (error.strerror if isinstance(error, OSError) else None) or lines[0]

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt import mini
 from imprompt.errors import UnknownModel
+from imprompt.hub import fetch_file
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import DTYPES, TAKES, frozen_precision
 
@@ -165,7 +165,7 @@ def read_settings(model: str, part: str) -> Settings:
         if model.partition(":")[0] == "mini":
             path = mini.WEIGHTS / "base" / name
         else:
-            path = Path(model, name) if Path(model).is_dir() else Path(hf_hub_download(model, name))
+            path = Path(model, name) if Path(model).is_dir() else fetch_file(model, name)
         return json.loads(path.read_text())
     except Exception as error:  # a foreign folder and a network: this may fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]

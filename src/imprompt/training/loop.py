@@ -37,6 +37,10 @@ BAD_IN_A_ROW = 3
 """So many steps without finite gradients, one after another, and the run goes back to its last checkpoint."""
 
 
+STATE_KEYS = ("step", "figures", "shapes", "optimizer", "counters")
+"""What the state of every run holds."""
+
+
 class Run:
     """One training run: what is trained, how, and where it is.
 
@@ -50,6 +54,7 @@ class Run:
         wandb: a Weights & Biases project, or nothing
         on_look: called with the folder after every sample grid
         notes: what is to be said at the start
+        data: "train" and "held_out", how many samples, and their "digest"; a resumed run says if they changed
     """
 
     def __init__(
@@ -64,10 +69,11 @@ class Run:
         wandb: str = "",
         on_look: Callable[[Path], Any] = lambda folder: None,
         notes: Sequence[str] = (),
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings, self.objective, self.feed, self.folder = settings, objective, feed, folder
         self.output, self.config, self.wandb = output or folder, config, wandb
-        self.on_look, self.notes = on_look, notes
+        self.on_look, self.notes, self.data = on_look, list(notes), dict(data or {})
         self.processes = this_process()
         names = {id(p): name for name, p in objective.named_parameters()}
         groups = objective.parameter_groups()
@@ -84,31 +90,46 @@ class Run:
 
     def resume(self) -> bool:
         """Go on from the latest checkpoint, if there is one; says whether there was."""
-        if (latest := self.checkpoints.latest()) is None:
+        if (found := self.checkpoints.load_latest()) is None:
             return False
-        state = self.read(latest)
+        latest, state, notes = found
+        self.put_in_place(latest, state)
         self.descent.load(state)
         self.step, self.figures = state["step"], dict(state["figures"])
+        self.notes += [*notes, *self.data_changes(state.get("data", {}))]
         return True
 
-    def read(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """A checkpoint's state; if it does not hold the weights, they are put in place.
+    def data_changes(self, before: Mapping[str, Any]) -> list[str]:
+        """Say, in a sentence, if the samples are not those that the checkpoint was trained on."""
+        if not before or not self.data or before == self.data:
+            return []
+        then, now = (
+            f"{data['train']:,} samples to train on and {data['held_out']:,} held out"
+            for data in (before, self.data)
+        )
+        return [
+            f"the data has changed since step {self.step}: {then} then, {now} now"
+            + (", but others" if then == now else "")
+            + "; the run goes on with what there is now, not to what it would have become"
+        ]
 
-        Raises:
-            TrainingError: see `check_state`
-        """
-        state = self.checkpoints.load(checkpoint)
+    def put_in_place(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+        """Check a state; if it does not hold the weights, those of the checkpoint's file are put in place."""
         self.check_state(state)
         if "trained" not in state:
             self.objective.restore(checkpoint.folder)
-        return state
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of something else.
 
         Raises:
-            TrainingError: other weights than this run trains, or more steps than it has
+            TrainingError: other weights than this run trains, more steps than it has, or something missing
         """
+        if missing := [name for name in STATE_KEYS if name not in state]:
+            raise TrainingError(
+                f"the checkpoints in {self.checkpoints.folder} are not of a run of imprompt: they hold no "
+                f"{missing[0]}; name another output folder, or delete them"
+            )
         there, here = state["shapes"], [tuple(p.shape) for p in self.descent.trained]
         if there != here:
             raise TrainingError(
@@ -223,16 +244,20 @@ class Run:
         Raises:
             TrainingError: that has been done before, and no step was good since
         """
-        latest, name = self.checkpoints.latest(), trouble.name
+        found, name = self.checkpoints.load_latest(), trouble.name
         step, skipped = self.went_back
-        if latest is None or self.step - step == trouble.skipped - skipped:
+        if found is None or self.step - step == trouble.skipped - skipped:
             raise TrainingError(
                 f"the gradients are not finite any more, at {name} first, and were not after going back to "
                 f"the last checkpoint either; lower training.learning_rate or use another "
                 f"training.precision than {self.settings.precision}"
             )
-        self.descent.go_back(self.read(latest))
+        latest, state, notes = found
+        self.put_in_place(latest, state)
+        self.descent.go_back(state)
         self.went_back = self.step, trouble.skipped
+        for sentence in notes:
+            self.event(sentence)
         self.event(
             f"{BAD_IN_A_ROW} steps in a row were not finite: back to the weights of step {latest.step}"
         )
@@ -273,7 +298,8 @@ class Run:
             return
         # Without an average the file of the model holds the very weights: a third of the room.
         apart = bool(self.settings.ema_decay) or not self.objective.restores
-        state = {"step": self.step, "figures": self.figures, **self.descent.state(with_weights=apart)}
+        state = {"step": self.step, "figures": self.figures, "data": self.data}
+        state |= self.descent.state(with_weights=apart)
         with self.descent.averages_in_place():
             self.checkpoints.save(self.step, state, self.figures, self.objective.save)
 

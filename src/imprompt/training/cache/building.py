@@ -1,33 +1,43 @@
 """A run's configuration → its samples, cached: what is not there yet is made first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from imprompt.errors import DataError
 from imprompt.training.cache.encoding import blanks_of, recipe_of
 from imprompt.training.cache.engines import make_all
-from imprompt.training.cache.folder import CacheFolder, Manifest, Receipt
+from imprompt.training.cache.folder import CacheFolder, Manifest, PartState, Receipt
 from imprompt.training.cache.live import LiveSamples
 from imprompt.training.cache.making import Job, Progress
 from imprompt.training.cache.reading import CachedSamples
+from imprompt.training.cache.shards import Shard
 from imprompt.training.cache.skipping import none_left, refusal, too_many
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import FrozenBase
 from imprompt.training.samples import Part, Unreadable, open_source
+
+_CHECKERS = 4
+"""Threads that compare parts with their digests, about a gigabyte a second each."""
 
 
 def build_cache(
     config: TrainingConfig,
     frozen: FrozenBase | Callable[[], FrozenBase],
     on_progress: Progress = lambda done, total: None,
+    *,
+    check: bool = True,
 ) -> CachedSamples | LiveSamples:
     """Make what is missing of a run's cache, and open it; without a cache, look through the samples.
 
-    May be called again after anything: parts that are done are not done again. A sample that cannot be used
+    May be called again after anything: parts that are done are not done again, and those that are not as they
+    were written are, which `notes` of the result says. A sample that cannot be used
     is left out and written down; more than 1 % of them (but 1 may always be) stop it.
 
     Args:
         config: of the run
         frozen: the models, or what loads them
         on_progress: told how far it is
+        check: whether parts are compared with their digests; of several processes on a machine, one does it
 
     Raises:
         DataError: no usable data, too much of it damaged, or a cache that does not hold the run's source
@@ -39,22 +49,32 @@ def build_cache(
         return LiveSamples(config, base, on_progress)
     recipe = recipe_of(config, base)
     folder = CacheFolder(config.cache_folder, recipe.fingerprint)
-    folder.begin(recipe, blanks_of(config, base))
-    builder = _Builder(config, base, folder, on_progress)
+    folder.begin(recipe)
+    builder = _Builder(config, base, folder, on_progress, check)
     data = config.data
-    manifest = builder.build(data.source, held_out=False) if data.source else folder.only_manifest()
+    manifest = builder.build(data.source, held_out=False) if data.source else builder.finished()
     apart = builder.build(data.held_out, held_out=True) if isinstance(data.held_out, str) else None
-    return CachedSamples(folder, manifest, data, apart, builder.skipped)
+    blanks = blanks_of(config, base)
+    return CachedSamples(
+        folder, manifest, data, apart, blanks=blanks, skipped=builder.skipped, notes=builder.notes
+    )
 
 
 class _Builder:
     """Brings sources into a cache."""
 
     def __init__(
-        self, config: TrainingConfig, frozen: FrozenBase, folder: CacheFolder, on_progress: Progress
+        self,
+        config: TrainingConfig,
+        frozen: FrozenBase,
+        folder: CacheFolder,
+        on_progress: Progress,
+        check: bool,
     ) -> None:
+        self.check = check
         self.config, self.frozen, self.folder, self.on_progress = config, frozen, folder, on_progress
         self.skipped: list[Unreadable] = []
+        self.notes: list[str] = []
 
     def build(self, source: str, *, held_out: bool) -> Manifest:
         """Make what is missing of a source, and note that it is complete."""
@@ -69,19 +89,59 @@ class _Builder:
         self.skipped += skipped
         return manifest
 
+    def finished(self) -> Manifest:
+        """The one source that is complete; there is nothing to make a damaged part from."""
+        manifest = self.folder.only_manifest()
+        with ThreadPoolExecutor(_CHECKERS) as pool:
+            names = [name for name, _ in manifest.shards]
+            for done, has_digest in enumerate(pool.map(self._is_checked, names), start=1):
+                self._note_unchecked(not has_digest)
+                self.on_progress(done, len(names))
+        return manifest
+
+    def _is_checked(self, name: str) -> bool:
+        """Whether a part holds a digest; one that does not match is an error."""
+        try:
+            shard = Shard(self.folder.shard(name))
+            if self.check:
+                shard.check()
+        except DataError as error:
+            raise DataError(f"{error}: name data.source, and this part of the cache is made again") from error
+        return shard.has_digest
+
     def _receipts(self, source: str, parts: Sequence[Part]) -> list[Receipt]:
         """What all parts have become, in order."""
-        found = [self.folder.receipt(part, self.config.data) for part in parts]
-        tally = _Tally(source, parts, self.folder, self.on_progress)
-        for number, receipt in enumerate(found):
-            if receipt is not None:
-                tally.add(number, receipt)
-        missing = [number for number, receipt in enumerate(found) if receipt is None]
+        tally, missing = _Tally(source, parts, self.folder, self.on_progress), []
+        for number, state in enumerate(self._states(parts)):
+            if state.receipt is None:
+                missing.append(number)
+            else:
+                tally.add(number, state.receipt)
         if missing:
             job = Job(self.config, self.folder, str(self.frozen.device))
             for number, receipt in make_all([parts[number] for number in missing], job, self.frozen):
                 tally.add(missing[number], receipt)
         return tally.in_order()
+
+    def _states(self, parts: Sequence[Part]) -> Iterator[PartState]:
+        """What is there of each part, in order; damage is noted."""
+        with ThreadPoolExecutor(_CHECKERS) as pool:
+            for state in pool.map(self._state, parts):
+                if state.damage:
+                    self.notes.append(f"{state.damage}: this part of the cache was made again")
+                self._note_unchecked(state.unchecked)
+                yield state
+
+    def _state(self, part: Part) -> PartState:
+        return self.folder.state(part, self.config.data, check=self.check)
+
+    def _note_unchecked(self, unchecked: bool) -> None:
+        note = (
+            f"parts of the cache {self.folder.path} were written by an earlier version of imprompt and hold "
+            "no SHA-256, so damage to them cannot be seen; delete that folder to have it made again"
+        )
+        if unchecked and note not in self.notes:
+            self.notes.append(note)
 
 
 class _Tally:

@@ -2,7 +2,6 @@
 
     CACHE/0123456789abcdef/         named after the recipe's fingerprint
         recipe.json                 what the fingerprint is of
-        blanks.safetensors          what stands for a dropped image
         shards/NAME.safetensors     named after the content of its samples; never rewritten
         receipts/NAME.json          a part of a source has become this shard; named after the part's identity
         manifest-NAME.json          a source, complete: its shards in order
@@ -10,27 +9,28 @@
 
 A receipt is written after its shard, a manifest after all receipts: whatever is there is true. Any number
 of processes and machines may write at once: each file is written whole, and two of the same name are equal.
+Each file that is read back holds its SHA-256; what is not as it was written counts as not there and is made
+again. A finished cache is only read: its folder may be read-only.
 """
 
 import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar
 
-from safetensors.torch import load_file, save
-from torch import Tensor
-
-from imprompt.encoder import Input
 from imprompt.errors import DataError, OutputError
-from imprompt.output import written_whole
 from imprompt.training.cache.encoding import Recipe
+from imprompt.training.cache.shards import Shard
 from imprompt.training.cache.skipping import write_skipped
 from imprompt.training.config import DataSettings
+from imprompt.training.integrity import read_json, write_json
 from imprompt.training.samples import Part, Unreadable
+
+Second = TypeVar("Second", str, int)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,20 @@ class Receipt:
     shard: str
     rows: int
     skipped: tuple[tuple[str, str], ...] = ()
+
+
+class PartState(NamedTuple):
+    """What a cache holds of a part.
+
+    Attributes:
+        receipt: None if the part has to be made
+        damage: which file was not as it was written, a phrase; empty if none
+        unchecked: whether its shard is of an earlier version and holds no SHA-256
+    """
+
+    receipt: Receipt | None
+    damage: str = ""
+    unchecked: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class CacheFolder:
         """Where it is."""
         return self.cache / self.fingerprint[:16]
 
-    def begin(self, recipe: Recipe, blanks: dict[Input, Tensor]) -> None:
+    def begin(self, recipe: Recipe) -> None:
         """Make the folder, if it is not there, and note what it is for.
 
         Raises:
@@ -91,23 +105,18 @@ class CacheFolder:
         try:
             for name in ("shards", "receipts"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            self._sweep()
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from error
-        if not (self.path / "blanks.safetensors").exists():
-            _write_json(self.path / "recipe.json", recipe.entries)
-            _write(self.path / "blanks.safetensors", save({str(name): blanks[name] for name in blanks}))
+        self._sweep()
+        if not (self.path / "recipe.json").exists():
+            write_json(self.path / "recipe.json", recipe.entries)
 
     def _sweep(self) -> None:
         """Remove what killed processes left half-written: nobody writes one file for an hour."""
         for path in self.path.glob("*/.imprompt-*.part"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
                 if time.time() - path.stat().st_mtime > 3600:
                     path.unlink()
-
-    def blanks(self) -> dict[Input, Tensor]:
-        """What stands for a dropped image."""
-        return cast(dict[Input, Tensor], load_file(self.path / "blanks.safetensors"))
 
     def shard(self, name: str) -> Path:
         """The file of a shard."""
@@ -120,18 +129,35 @@ class CacheFolder:
             digest.update(key)
         return digest.hexdigest()[:32]
 
-    def receipt(self, part: Part, data: DataSettings) -> Receipt | None:
-        """What a part has become, if it is done and its shard is there."""
+    def state(self, part: Part, data: DataSettings, *, check: bool = True) -> PartState:
+        """What is there of a part, its files compared with their digests; a shard only if `check`."""
         path = self._receipt_path(part, data)
         if not path.exists():
-            return None
-        values = json.loads(path.read_text())
-        found = Receipt(values["shard"], values["rows"], tuple((n, r) for n, r in values["skipped"]))
-        return found if not found.shard or self.shard(found.shard).exists() else None
+            return PartState(None)
+        receipt = _receipt(read_json(path))
+        if receipt is None:
+            return PartState(None, f"{path} was not as it was written")
+        if not receipt.shard:
+            return PartState(receipt)
+        if not self.shard(receipt.shard).exists():
+            return PartState(None)
+        return self._checked(receipt, check)
+
+    def _checked(self, receipt: Receipt, check: bool) -> PartState:
+        path = self.shard(receipt.shard)
+        try:
+            shard = Shard(path)
+            if check:
+                shard.check()
+        except DataError:
+            return PartState(None, f"{path} was not as it was written")
+        if len(shard) != receipt.rows:
+            return PartState(None, f"{path} has {len(shard)} rows, its receipt says {receipt.rows}")
+        return PartState(receipt, unchecked=not shard.has_digest)
 
     def write_receipt(self, part: Part, data: DataSettings, receipt: Receipt) -> None:
         """Note that a part is done."""
-        _write_json(self._receipt_path(part, data), asdict(receipt))
+        write_json(self._receipt_path(part, data), asdict(receipt))
 
     def _receipt_path(self, part: Part, data: DataSettings) -> Path:
         words = json.dumps([part.identity, data.columns.model_dump()])
@@ -140,7 +166,7 @@ class CacheFolder:
     def write_manifest(self, manifest: Manifest, skipped: Sequence[Unreadable]) -> None:
         """Note that a source is complete."""
         self.write_skipped(manifest.source, skipped)
-        _write_json(self._manifest_path(manifest.source, manifest.held_out), asdict(manifest))
+        write_json(self._manifest_path(manifest.source, manifest.held_out), asdict(manifest))
 
     def write_skipped(self, source: str, skipped: Sequence[Unreadable]) -> Path:
         """Write down which samples cannot be used, each once, in order; return where."""
@@ -152,11 +178,18 @@ class CacheFolder:
         return self.path / f"manifest-{'held-out-' if held_out else ''}{_short(source)}.json"
 
     def manifests(self) -> Iterator[Manifest]:
-        """Every source that is complete."""
+        """Every source that is complete.
+
+        Raises:
+            DataError: a manifest is not as it was written
+        """
         for path in sorted(self.path.glob("manifest-*.json")):
-            values: dict[str, Any] = json.loads(path.read_text())
-            shards = tuple((name, rows) for name, rows in values["shards"])
-            yield Manifest(values["source"], values["held_out"], shards, values["skipped"])
+            manifest = _manifest(read_json(path))
+            if manifest is None:
+                raise DataError(
+                    f"{path} is not as it was written; name data.source, and it is made again, or delete it"
+                )
+            yield manifest
 
     def only_manifest(self) -> Manifest:
         """The one source that is complete, for a run that names none.
@@ -175,13 +208,36 @@ class CacheFolder:
 
 
 def _short(source: str) -> str:
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _write_json(path: Path, values: Any) -> None:
-    _write(path, json.dumps(values, indent=1, ensure_ascii=False).encode())
+def _receipt(values: Mapping[str, Any] | None) -> Receipt | None:
+    """What a receipt's file says; None if it is none."""
+    match values:
+        case {"shard": str(shard), "rows": int(rows), "skipped": list(skipped)}:
+            faults = _pairs(skipped, str)
+            return None if faults is None else Receipt(shard, rows, faults)
+    return None
 
 
-def _write(path: Path, data: bytes) -> None:
-    with written_whole(path) as part:
-        part.write_bytes(data)
+def _manifest(values: Mapping[str, Any] | None) -> Manifest | None:
+    """What a manifest's file says; None if it is none."""
+    match values:
+        case {
+            "source": str(source),
+            "held_out": bool(held_out),
+            "shards": list(listed),
+            "skipped": int(skipped),
+        }:
+            shards = _pairs(listed, int)
+            return None if shards is None else Manifest(source, held_out, shards, skipped)
+    return None
+
+
+def _pairs(values: Sequence[Any], kind: type[Second]) -> tuple[tuple[str, Second], ...] | None:
+    """Lists of a name and something as tuples; None if one of them is something else."""
+    fits = all(
+        isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and isinstance(one[1], kind)
+        for one in values
+    )
+    return tuple((name, second) for name, second in values) if fits else None

@@ -12,7 +12,13 @@ from torch import Tensor
 from imprompt.errors import DataError, ImageError, OutputError
 from imprompt.training.cache.encoding import Row, RowEncoder, blanks_of, picture_digest
 from imprompt.training.cache.making import Progress
-from imprompt.training.cache.reading import Bucket, by_bucket, decoded_thumbnails, with_face_blank
+from imprompt.training.cache.reading import (
+    Bucket,
+    by_bucket,
+    decoded_thumbnails,
+    digest_of,
+    with_face_blank,
+)
 from imprompt.training.cache.skipping import none_left, refusal, too_many, write_skipped
 from imprompt.training.cache.split import arrange
 from imprompt.training.config import TrainingConfig
@@ -24,9 +30,10 @@ SKIPPED_FILE = "skipped.jsonl"
 
 
 class _Known(NamedTuple):
-    """A sample that can be used: where it is, the digest of its picture, the shape of its target."""
+    """A sample that can be used: where it is, its key, its picture's digest, the shape of its target."""
 
     part: Part
+    key: bytes
     picture: bytes
     shape: torch.Size
 
@@ -43,7 +50,7 @@ class LiveSamples:
         on_progress: told how many samples of a source have been looked through, of how many
 
     Attributes:
-        train, held_out, buckets, blanks, skipped: as of `CachedSamples`
+        train, held_out, digest, buckets, blanks, skipped, notes: as of `CachedSamples`
 
     Raises:
         DataError: no usable data, or too much of it damaged
@@ -53,12 +60,15 @@ class LiveSamples:
     def __init__(self, config: TrainingConfig, frozen: FrozenBase, on_progress: Progress) -> None:
         self._config, self._encoder = config, RowEncoder(frozen, config)
         self.skipped: list[Unreadable] = []
+        self.notes: list[str] = []
         self._known = self._look_through(config.data.source, on_progress)
         first = len(self._known)
         if isinstance(config.data.held_out, str):
             self._known += self._look_through(config.data.held_out, on_progress)
         pictures = np.frombuffer(b"".join(one.picture for one in self._known), np.uint8).reshape(-1, 32)
         self.train, self.held_out = arrange(pictures, first, config.data)
+        keys = np.frombuffer(b"".join(one.key for one in self._known), np.uint8).reshape(-1, 32)
+        self.digest = digest_of(keys[self.train], keys[self.held_out])
         self._sizes = self._latent_sizes(frozen)
         self.buckets = by_bucket(self.train, self._sizes)
         self.blanks = with_face_blank(blanks_of(config, frozen), self.row(0))
@@ -83,7 +93,7 @@ class LiveSamples:
         if isinstance(sample, Unreadable):
             return sample
         try:
-            return _Known(part, picture_digest(sample), self._encoder.see(sample).pixels.shape)
+            return _Known(part, sample.key, picture_digest(sample), self._encoder.see(sample).pixels.shape)
         except ImageError as error:
             return Unreadable(sample.name, str(error))
 

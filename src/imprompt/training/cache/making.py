@@ -1,9 +1,10 @@
 """Part in, shard out: what every engine does, here, in another process or on another machine."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imprompt.errors import TrainingError
+from imprompt.errors import DataError, TrainingError
 from imprompt.training.cache.encoding import Row, RowEncoder, recipe_of
 from imprompt.training.cache.folder import CacheFolder, Receipt
 from imprompt.training.cache.shards import Shard, write_shard
@@ -42,7 +43,7 @@ class ShardMaker:
         self._job, self._encoder = job, RowEncoder(frozen, job.config)
 
     def make(self, part: Part) -> Receipt:
-        """Encode a part, unless that is done: a shard that is there is not written again.
+        """Encode a part, unless that is done: a shard that is there and whole is not written again.
 
         Raises:
             OutputError: it cannot be written
@@ -66,8 +67,9 @@ class ShardMaker:
     def _rows(self, samples: list[Sample], name: str) -> tuple[int, list[tuple[int, str]]]:
         """How many rows their shard has, written now if it is not there, and which samples are not in it."""
         path = self._job.folder.shard(name)
-        if path.exists():
+        with contextlib.suppress(DataError):  # not there, or damaged: it is made
             shard = Shard(path)
+            shard.check()
             return len(shard), shard.skipped
         made = self._encoder.rows(samples)
         rows = [one for one in made if isinstance(one, Row)]

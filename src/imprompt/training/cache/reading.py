@@ -1,6 +1,7 @@
 """The reading side of a cache: rows by number, through memory maps."""
 
 import bisect
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -22,8 +23,8 @@ from imprompt.training.samples import Unreadable
 Bucket = tuple[int, int]
 """Height and width of latents."""
 
-_OPEN = 1024
-"""How many shards are mapped at a time."""
+MAX_OPEN_SHARDS = 1024
+"""How many shards are mapped at a time; fewer where the system lets a process open fewer than 4,096 files."""
 
 
 class CachedSamples:
@@ -36,14 +37,18 @@ class CachedSamples:
         manifest: which shards
         data: what is held out
         held_out: a second source to hold out; its rows stand behind the first one's
+        blanks: what stands for a dropped image
         skipped: what could not be used, for those who tell
+        notes: what is to be said of the cache, a sentence each
 
     Attributes:
         train: numbers of the rows to train on, rising
         held_out: numbers of the rows to look at, rising
+        digest: SHA-256 of the samples on both sides, in order; in hexadecimal
         buckets: rows of `train` by the size of their latents
         blanks: what stands for a dropped image, float32
         skipped: samples that cannot be used
+        notes: what is to be said of the cache, a sentence each
 
     Raises:
         DataError: a shard is missing or damaged, or there are too few pictures to hold some out
@@ -55,23 +60,27 @@ class CachedSamples:
         manifest: Manifest,
         data: DataSettings,
         held_out: Manifest | None = None,
+        *,
+        blanks: Mapping[Input, Tensor],
         skipped: Sequence[Unreadable] = (),
+        notes: Sequence[str] = (),
     ) -> None:
-        self._folder, self.skipped = folder, list(skipped)
+        self._folder, self.skipped, self.notes = folder, list(skipped), list(notes)
         self._names = [name for one in (manifest, held_out) if one is not None for name, _ in one.shards]
         self._maps: dict[int, Shard] = {}
         every = [self._look(number) for number in range(len(self._names))]
-        self._ends = list(accumulate(len(pictures) for pictures, _ in every))
-        self._sizes = np.concatenate([sizes for _, sizes in every])
-        pictures = np.concatenate([pictures for pictures, _ in every])
+        self._ends = list(accumulate(len(keys) for keys, _, _ in every))
+        keys, pictures, self._sizes = (np.concatenate(columns) for columns in zip(*every, strict=True))
         self.train, self.held_out = arrange(pictures, manifest.rows, data)
+        self.digest = digest_of(keys[self.train], keys[self.held_out])
         self.buckets = by_bucket(self.train, self._sizes)
-        self.blanks = with_face_blank(folder.blanks(), self.row(0))
+        self.blanks = with_face_blank(blanks, self.row(0))
 
-    def _look(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which pictures a shard has, and the sizes of their latents."""
+    def _look(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The keys of a shard's samples, which pictures they have, and the sizes of their latents."""
         shard = self._shard(number)
-        return np.array(shard.pictures), shard.shapes["moments"][:, 1:].astype(np.int32)
+        sizes = shard.shapes["moments"][:, 1:].astype(np.int32)
+        return np.array(shard.keys), np.array(shard.pictures), sizes
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": {}}
@@ -125,16 +134,31 @@ class CachedSamples:
 
     def _shard(self, number: int) -> Shard:
         if number not in self._maps:
-            if len(self._maps) >= _OPEN:
+            if len(self._maps) >= most_open():
                 self._maps.clear()
             self._maps[number] = Shard(self._folder.shard(self._names[number]))
         return self._maps[number]
+
+
+def most_open() -> int:
+    """How many shards may be mapped at a time: a map holds its file open, and a run opens others too."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return MAX_OPEN_SHARDS
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN_SHARDS if allowed < 0 else max(8, min(MAX_OPEN_SHARDS, allowed // 4))
 
 
 def by_bucket(rows: np.ndarray, sizes: np.ndarray) -> dict[Bucket, np.ndarray]:
     """Rows by their latents' size, the sizes rising; `sizes` is "rows 2"."""
     found = np.unique(sizes[rows], axis=0).tolist()
     return {(h, w): rows[(sizes[rows] == (h, w)).all(axis=1)] for h, w in found}
+
+
+def digest_of(train: UInt8[np.ndarray, "train 32"], held_out: UInt8[np.ndarray, "held_out 32"]) -> str:
+    """SHA-256 of samples' keys, in hexadecimal: a resumed run compares it with that of its beginning."""
+    return hashlib.sha256(train.tobytes() + b"/" + held_out.tobytes()).hexdigest()
 
 
 def with_face_blank(blanks: Mapping[Input, Tensor], row: Mapping[str, Tensor]) -> dict[Input, Tensor]:

@@ -6,7 +6,8 @@
     NAME                      a row's tensor, flattened, end to end; `NAME.shapes`: the shape of each row's;
                               size 0 where a row has none
 
-The same rows make the same bytes.
+The same rows under the same name make the same bytes. The metadata hold the file's SHA-256, which
+`Shard.check` compares: once when a run begins, not for each sample.
 """
 
 import json
@@ -23,11 +24,15 @@ from torch import Tensor
 from imprompt.errors import DataError
 from imprompt.output import written_whole
 from imprompt.training.cache.encoding import Row
+from imprompt.training.integrity import DIGEST_KEY, tensors_digest, tensors_with_digest
 
 _NUMPY = {"U8": "u1", "I64": "<i8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """safetensors' types as numpy's; bfloat16, which numpy has not, as the integers of the same bits."""
 
 _METADATA = "imprompt"
+
+_DAMAGE = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError
+"""What reading a damaged header may end in."""
 
 
 def write_shard(path: Path, rows: Sequence[Row], skipped: Sequence[tuple[int, str]]) -> None:
@@ -38,7 +43,7 @@ def write_shard(path: Path, rows: Sequence[Row], skipped: Sequence[tuple[int, st
     """
     data = save(_packed(rows), {_METADATA: json.dumps({"skipped": skipped})})
     with written_whole(path) as part:
-        part.write_bytes(data)
+        part.write_bytes(tensors_with_digest(data, path.stem))
 
 
 def _packed(rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -81,23 +86,46 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             with path.open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            length = int.from_bytes(self._bytes[:8], "little")
-            header: dict[str, Any] = json.loads(self._bytes[8 : 8 + length])
-            self._about: Mapping[str, Any] = json.loads(header.pop("__metadata__")[_METADATA])
-            self._types = {name: entry["dtype"] for name, entry in header.items()}
-            self._arrays = {name: self._array(entry, 8 + length) for name, entry in header.items()}
-            self.keys, self.pictures = self._arrays["keys"], self._arrays["pictures"]
-            self.shapes = {
-                name.removesuffix(".shapes"): np.array(values)
-                for name, values in self._arrays.items()
-                if name.endswith(".shapes")
-            }
-        except (OSError, ValueError, KeyError) as error:
+            self._read()
+        except _DAMAGE as error:
             raise DataError(f"{path} is missing or damaged; delete it and run again: {error}") from error
+
+    def _read(self) -> None:
+        self._start = 8 + int.from_bytes(self._bytes[:8], "little")
+        self._header: dict[str, Any] = json.loads(self._bytes[8 : self._start])
+        about = self._header["__metadata__"]
+        self._about: Mapping[str, Any] = json.loads(about[_METADATA])
+        self._digest: str | None = about.get(DIGEST_KEY)
+        entries = {name: entry for name, entry in self._header.items() if name != "__metadata__"}
+        self._types = {name: entry["dtype"] for name, entry in entries.items()}
+        self._arrays = {name: self._array(entry, self._start) for name, entry in entries.items()}
+        self.keys, self.pictures = self._arrays["keys"], self._arrays["pictures"]
+        self.shapes = {
+            name.removesuffix(".shapes"): np.array(values)
+            for name, values in self._arrays.items()
+            if name.endswith(".shapes")
+        }
         self._ends = {name: shapes.prod(axis=1).cumsum() for name, shapes in self.shapes.items()}
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether the file can be checked; one of an earlier version of imprompt cannot."""
+        return self._digest is not None
+
+    def check(self) -> None:
+        """Compare the whole file with the digest in it; takes about a second per gigabyte.
+
+        Raises:
+            DataError: it is not as it was written
+        """
+        with memoryview(self._bytes) as whole, whole[self._start :] as body:
+            matches = self._digest in (None, tensors_digest(self._path.stem, self._header, body))
+        if not matches:
+            raise DataError(f"{self._path} is not as it was written; delete it and run again")
 
     def _array(self, entry: Mapping[str, Any], start: int) -> np.ndarray:
         first, last = entry["data_offsets"]

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from imprompt.errors import DataError
-from imprompt.output import written_whole
+from imprompt.training.integrity import write_bytes
 from imprompt.training.samples import Unreadable
 
 
@@ -39,5 +39,4 @@ def write_skipped(path: Path, skipped: Sequence[Unreadable]) -> None:
         OutputError: it cannot be written
     """
     lines = (json.dumps(asdict(one), ensure_ascii=False) for one in skipped)
-    with written_whole(path) as part:
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))

@@ -4,6 +4,7 @@ A missing caption makes a sample `Unreadable`: taken for an empty one, it would 
 trains, and more of it than was asked for. Data without captions says so by an empty `data.columns.text`.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def open_source(source: str, data: DataSettings, part_size: int) -> Sequence[Par
 def _open(source: str, data: DataSettings, part_size: int) -> Sequence[Part]:
     if source.startswith(_HUB):
         return hub_parts(source.removeprefix(_HUB), data, part_size)
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # Path's own raises for a name that is too long
         return _open_folder(Path(source), data, part_size)
     paths = matching(source)
     kinds = {path.suffix for path in paths}

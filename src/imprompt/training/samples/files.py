@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from imprompt.files import file_fault
 from imprompt.training.samples.sample import Unusable
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""Of one file of a sample; a picture of 64 million pixels, uncompressed, has 192 MB."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Suffixes, in small letters, of files that are taken for pictures."""
@@ -20,15 +24,39 @@ def read_bytes(path: Path) -> bytes:
     """The whole file.
 
     Raises:
-        Unusable: it is not there or cannot be read
+        Unusable: it is not there, cannot be read, is no file or larger than MAX_FILE_BYTES
     """
+    if fault := file_fault(path):
+        raise Unusable(fault)
     try:
+        check_bytes(path.stat().st_size, path.name)
         return path.read_bytes()
     except FileNotFoundError:
         raise Unusable(f"no such file: {path.name}") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise Unusable(f"{path.name} cannot be read: {reason}") from error
+
+
+def check_bytes(size: int, name: str) -> None:
+    """Refuse what is too large to be read.
+
+    Raises:
+        Unusable: see MAX_FILE_BYTES
+    """
+    if size > MAX_FILE_BYTES:
+        raise Unusable(f"{name} has {size:,} bytes; a file of a sample may have {MAX_FILE_BYTES:,}")
+
+
+def check_text(text: str) -> str:
+    """Return a caption all of whose characters are characters.
+
+    Raises:
+        Unusable: JSON's escapes spell half of a surrogate pair
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise Unusable("its caption holds half of a surrogate pair, which is no character")
+    return text
 
 
 def caption(data: bytes) -> str:

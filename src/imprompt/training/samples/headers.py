@@ -13,6 +13,11 @@ BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
 _PAX, _GNU_NAME = b"x", b"L"
 
+MAX_EXTRA_BYTES = 1024 * 1024
+"""Of what stands before a file in a tar for its name, time and owner; paths have some thousand bytes."""
+
+_MOST_DIGITS = 20
+
 
 class CutOff(Exception):
     """The file is no tar file, or ends too early; the message goes on from its name: "ends in ..."."""
@@ -49,6 +54,8 @@ def read_headers(file: BinaryIO) -> Iterator[Member]:
         content, at = at + BLOCK, at + BLOCK + -(-length // BLOCK) * BLOCK
         if content + length > end:
             raise CutOff(f"ends in the middle of {name or header.name}")
+        if header.kind in (_GNU_NAME, _PAX) and length > MAX_EXTRA_BYTES:
+            raise CutOff(f"is damaged: a name takes {length:,} bytes; it may take {MAX_EXTRA_BYTES:,}")
         if header.kind == _GNU_NAME:
             name = _text(_read(file, content, length))
         elif header.kind == _PAX:
@@ -97,12 +104,14 @@ def _pax(records: bytes, name: str) -> tuple[str, int | None]:
     size = None
     while records:
         digits, _, _ = records.partition(b" ")
-        if not digits.isdigit() or not int(digits):
+        if not digits.isdigit() or len(digits) > _MOST_DIGITS or not int(digits):
             raise CutOff("is damaged: a pax header has no length")
         key, _, value = records[len(digits) + 1 : int(digits) - 1].partition(b"=")
         records = records[int(digits) :]
         if key == b"path":
             name = value.decode("utf-8", "replace")
         elif key == b"size" and value.isdigit():
+            if len(value) > _MOST_DIGITS:
+                raise CutOff(f"is damaged: a pax header has a size of {len(value)} digits")
             size = int(value)
     return name, size

@@ -13,6 +13,11 @@ from imprompt.training.samples.rows import Row, RowReader, find_columns
 from imprompt.training.samples.sample import Unusable
 from imprompt.training.samples.tables import TablePart, root_of
 
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""Of one JSON line, which may hold a face embedding; what is longer is read in pieces, none of them JSON."""
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
 
 class _Found(NamedTuple):
     """Where parts begin (byte offsets), how many rows there are in all, and their columns."""
@@ -103,7 +108,7 @@ def _rows(file: BinaryIO, header: tuple[str, ...] | None) -> Iterator[Row | Unus
     if header is not None:
         yield from (_csv_row(cells, header) for cells in _cells(file))
         return
-    for line in iter(file.readline, b""):
+    for line in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
         if line.strip():
             yield _json_row(line)
 
@@ -111,7 +116,7 @@ def _rows(file: BinaryIO, header: tuple[str, ...] | None) -> Iterator[Row | Unus
 def _json_row(line: bytes) -> Row | Unusable:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Unusable("it is no JSON")
     return row if isinstance(row, dict) else Unusable("it is no JSON object")
 
@@ -141,7 +146,10 @@ def _cells(file: BinaryIO) -> Iterator[list[str]]:
 
 def _readable(path: Path) -> Path:
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            begins = file.read(2)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if begins in _UTF16:
+        raise DataError(f"{path} is UTF-16 text; save it as UTF-8")
     return path

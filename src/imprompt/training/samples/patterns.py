@@ -1,24 +1,40 @@
 """File names with braces and wild cards → files: `shards/{00000..00099}.tar`, `{a,b}.csv`, `s/*.tar`."""
 
 import glob
+import itertools
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from imprompt.errors import DataError
+from imprompt.files import file_fault, shorten
+
+MAX_FILES = 100_000
+"""Files that braces may name; a thousand tar files hold ten million samples."""
+
+MAX_BRACES = 20
+"""Pairs of braces in a pattern."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def matching(pattern: str) -> list[Path]:
     """Every file that a pattern names: braces in their order, wild cards in that of the names.
 
     Raises:
-        DataError: a file is missing, or no file matches a wild card
+        DataError: a file is missing or is none, no file matches a wild card, or the pattern names more than
+            MAX_FILES
     """
-    names = list(expand(pattern))
+    if pattern.count("{") > MAX_BRACES:
+        raise DataError(f"data.source {shorten(pattern)!r} has more than {MAX_BRACES} braces")
+    names = list(itertools.islice(expand(pattern), MAX_FILES + 1))
+    if len(names) > MAX_FILES:
+        raise DataError(f"data.source {shorten(pattern)!r} names more than {MAX_FILES:,} files; name fewer")
     paths = [Path(path) for name in names for path in _found(name)]
+    if fault := next(filter(None, map(file_fault, paths)), None):
+        raise DataError(f"data.source: {fault}")
     missing = [path for path in paths if not path.exists()]
     if missing or not paths:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -36,14 +52,14 @@ def expand(pattern: str) -> Iterator[str]:
         yield from expand(pattern[: braces.start()] + choice + pattern[braces.end() :])
 
 
-def _choices(inside: str) -> list[str]:
+def _choices(inside: str) -> Iterable[str]:
     counted = _RANGE.fullmatch(inside)
     if counted is None:
         return inside.split(",")
     first, last = int(counted[1]), int(counted[2])
-    return [f"{number:0{len(counted[1])}d}" for number in range(first, last + 1)]
+    return (f"{number:0{len(counted[1])}d}" for number in range(first, last + 1))
 
 
 def _found(name: str) -> list[str]:
-    is_wild = any(character in name for character in "*?[") and not Path(name).exists()
+    is_wild = any(character in name for character in "*?[") and not os.path.lexists(name)
     return sorted(glob.glob(name)) if is_wild else [name]

@@ -10,7 +10,7 @@ import numpy as np
 
 from imprompt.errors import DataError
 from imprompt.training.config import Columns
-from imprompt.training.samples.files import face_embedding, read_bytes, state, vector
+from imprompt.training.samples.files import check_text, face_embedding, read_bytes, state, vector
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
 
 ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
@@ -99,7 +99,7 @@ class RowReader:
         text = row.get(self.columns.text)
         if not isinstance(text, str):
             raise Unusable(f"it has no caption in the column {self.columns.text!r}")
-        return text.strip()
+        return check_text(text.strip())
 
     def _pictures(self, row: Row, column: str) -> tuple[bytes, ...]:
         return tuple(self._bytes(value, column) for value in _listed(row.get(column) if column else None))
@@ -143,5 +143,5 @@ def _from_json(cell: str) -> list[Any]:
         return []
     try:
         return json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []

@@ -109,6 +109,8 @@ def root_of(table: Path, data: DataSettings) -> Path:
 def _json_list(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_bytes())
+    except RecursionError:
+        raise DataError(f"{path} holds lists inside one another, too deep to be read") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no JSON: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

@@ -22,7 +22,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 from imprompt.errors import DataError
 from imprompt.training.config import Columns, DataSettings
-from imprompt.training.samples.files import PICTURES, caption, face_embedding, fingerprint, state
+from imprompt.training.samples.files import (
+    PICTURES,
+    caption,
+    check_bytes,
+    check_text,
+    face_embedding,
+    fingerprint,
+    state,
+)
 from imprompt.training.samples.headers import CutOff, Member, read_headers
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
 
@@ -153,7 +161,7 @@ def _facts(file: BinaryIO, files: Suffixes) -> Mapping[str, Any]:
         return {}
     try:
         facts = json.loads(_content(file, files["json"]))
-    except ValueError:
+    except (ValueError, RecursionError, Unusable):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -168,7 +176,7 @@ def _text(file: BinaryIO, files: Suffixes, word: str) -> str:
     noted = _facts(file, files).get("caption") if is_default else None
     if not isinstance(noted, str):
         raise Unusable(f"it has no caption: there is no .{suffix}")
-    return noted.strip()
+    return check_text(noted.strip())
 
 
 def _having(files: Suffixes, word: str) -> list[Member]:
@@ -178,6 +186,7 @@ def _having(files: Suffixes, word: str) -> list[Member]:
 
 
 def _content(file: BinaryIO, member: Member) -> bytes:
+    check_bytes(member.size, member.name)
     file.seek(member.offset)
     return file.read(member.size)
 

@@ -1,12 +1,12 @@
 """What a run's folder tells, read back: for its page and its card, whether it runs, failed or is finished."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imprompt.training.integrity import read_json
 from imprompt.training.watching.log import ENVIRONMENT_FILE, LOG_FILE, SAMPLES_FOLDER, read_lines
 
 Points = Sequence[tuple[int, float | None]]
@@ -125,8 +125,8 @@ def read_history(folder: Path) -> History:
             values.setdefault(name, {})[step] = None if value is None else float(value)
     return History(
         folder=folder,
-        config=portable(_read_json(folder / "config.json")),
-        environment=portable(_read_json(folder / ENVIRONMENT_FILE)),
+        config=portable(read_json(folder / "config.json") or {}),
+        environment=portable(read_json(folder / ENVIRONMENT_FILE) or {}),
         series={name: sorted(points.items()) for name, points in values.items()},
         events=events,
         pictures=_pictures(folder / SAMPLES_FOLDER),
@@ -136,8 +136,11 @@ def read_history(folder: Path) -> History:
 
 
 def without_folders(text: str) -> str:
-    """A sentence whose absolute paths are bare names: a page is for others, who have not these folders."""
-    return _ABSOLUTE.sub("", text)
+    """A sentence whose absolute paths are bare names: a page is for others, who have not these folders.
+
+    Bytes of a name that are no UTF-8 are spelled out: a page is UTF-8.
+    """
+    return _ABSOLUTE.sub("", text).encode("utf-8", "backslashreplace").decode()
 
 
 def portable(value: Any) -> Any:
@@ -166,10 +169,6 @@ def duration(seconds: float | int) -> str:
 
 def _resumes(sentence: str | None) -> bool:
     return sentence is not None and "resumed" in sentence.lower()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _pictures(folder: Path) -> dict[int, Path]:

@@ -81,6 +81,7 @@ class RunLog:
 
     def event(self, step: int, sentence: str) -> None:
         """Write what happened, as a sentence: started, resumed, rolled back, interrupted, finished."""
+        sentence = sentence.encode("utf-8", "backslashreplace").decode()  # a file name may be no UTF-8
         self._write(step, {"event": sentence})
         self._board.add_text("events", sentence, step)
 
@@ -130,7 +131,8 @@ def write_environment(folder: Path) -> Path:
     """
     path = folder / ENVIRONMENT_FILE
     with written_whole(path) as part:
-        part.write_text(json.dumps(environment(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(environment(), indent=1, ensure_ascii=False) + "\n"
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
