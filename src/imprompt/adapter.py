@@ -38,7 +38,7 @@ from imprompt.laying import Condition, Laid, Laying, Loras
 from imprompt.matrices import ImageKeyValue, LoraShapes, LowRank, attention_shapes
 from imprompt.projection import FacePlusProjection, ImageProjection
 from imprompt.reference import Reference
-from imprompt.running import Branches, Clock, guidance_branches
+from imprompt.running import Branches, Clock
 
 
 class ImagePromptAdapter(nn.Module):
@@ -248,8 +248,9 @@ class ImagePromptAdapter(nn.Module):
 
         Args:
             *references: see above; a picture, path, array or embedding stands for `Reference(it)`
-            branches: what the rows of a batch are, e.g. ("negative", "positive"); by default a pipeline is
-                asked at every step, and a bare U-Net has positive rows only
+            branches: what the rows of a batch are, e.g. ("negative", "positive"). By default the pipeline
+                that calls the U-Net is asked at every step, if its sampling loop is one of diffusers' that
+                imprompt knows (docs/pipelines.md), and a bare U-Net has positive rows only
 
         Raises:
             AttachmentError: not attached, or the U-Net was changed since
@@ -272,7 +273,9 @@ class ImagePromptAdapter(nn.Module):
         laying = Laying(
             conditions,
             attachment.levels,
-            lambda: branches or _branches(attachment.target),
+            attachment.unet,
+            attachment.target,
+            branches=branches,
             clock=clock,
             loras=self._loras(arguments),
             is_static=attachment.is_compiled,
@@ -392,7 +395,3 @@ def _images(inputs: Inputs) -> int:
 
 def _repeated(value: Tensor, images: int) -> Tensor:
     return value.repeat(images // len(value), *(1,) * (value.ndim - 1))
-
-
-def _branches(target: object) -> Branches:
-    return ("positive",) if isinstance(target, nn.Module) else guidance_branches(target)

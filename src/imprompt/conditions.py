@@ -88,7 +88,7 @@ def finished(
     references = [one.reference for one in asked]
 
     def weights(moment: Moment) -> list[float]:
-        return [reference.weight(*moment) for reference in references]
+        return [_weight(reference, moment) for reference in references]
 
     return Condition(
         positive={layer: half[0] for layer, half in halves.items()},
@@ -97,6 +97,14 @@ def finished(
         weights=weights if any(reference.is_scheduled for reference in references) else None,
         needs_guidance=any(one.weights.avoid for one in asked),
     )
+
+
+def _weight(reference: Reference, moment: Moment) -> float:
+    """What multiplies λ now; a list has a factor for each of the sampler's steps, or for each call."""
+    step, steps, noise, sampler_step, sampler_steps = moment
+    if isinstance(reference.steps, list) and len(reference.steps) == sampler_steps:
+        return reference.weight(sampler_step, sampler_steps, noise)
+    return reference.weight(step, steps, noise)
 
 
 def lora_scale(references: Sequence[Sequence[Reference]]) -> Float[Tensor, " prompts"]:
