@@ -369,6 +369,7 @@ def test_two_adapters_share_a_base_and_leave_it_in_any_order(pipe: Any, first: i
             alone.append(latents(pipe))
     for adapter in adapters:
         adapter.attach(pipe)
+    for adapter in adapters:
         adapter.references(tiny.embedding(1))
     assert not torch.allclose(latents(pipe), alone[1 - first])
     adapters[first].detach()

@@ -27,6 +27,8 @@ FLOW = (
     "layer_weights",
     "running",
     "laying",
+    "callers",
+    "hooks",
     "attachment",
     "reference",
     "encoding",

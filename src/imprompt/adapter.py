@@ -7,6 +7,7 @@ for SD1.5 with a 1024-wide image embedding and four tokens. Face adapters have a
 too.
 """
 
+import functools
 import math
 import weakref
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from imprompt.attachment import Attachment, Shown
+from imprompt.attachment import ActiveReferences, Attachment
 from imprompt.attention import LoraTerm, Place, Term, split_heads, text_projections
 from imprompt.conditions import (
     KeysValues,
@@ -87,7 +88,7 @@ class ImagePromptAdapter(nn.Module):
         )
         self.image_encoder = None
         self.face_embedder = None
-        self._attachment: weakref.ref[Attachment] | None = None
+        self._attachment: Attachment | None = None
 
     @classmethod
     def for_unet(
@@ -195,16 +196,17 @@ class ImagePromptAdapter(nn.Module):
     @property
     def is_attached(self) -> bool:
         """Whether the adapter sits on a denoiser now."""
-        attachment = self._attachment and self._attachment()
-        return attachment is not None and attachment.is_attached
+        return self._attachment is not None and self._attachment.is_attached
 
     def attach(self, target: object) -> Attachment:
         """Attach to a denoiser, at once; the returned context detaches at its end.
 
-        Without references the pictures stay those of the base model, bit for bit.
+        Without references the pictures stay those of the base model, bit for bit. An adapter that is held no
+        more (nor what `attach` and `references` returned) is detached. Several adapters on one U-Net add up;
+        attaching one while image prompts of another act outside of any `with` warns.
 
         Args:
-            target: the diffusers pipeline that will be called, or a bare U-Net; compiled or not. A bare U-Net
+            target: a diffusers pipeline, or a bare U-Net; other pipelines with this U-Net are followed too; compiled or not. A bare U-Net
                 that is to be compiled is compiled first, and the compiled one attached to
 
         Raises:
@@ -214,7 +216,8 @@ class ImagePromptAdapter(nn.Module):
         if self.is_attached:
             raise AttachmentError("the adapter is attached already; detach it first")
         attachment = Attachment(target, self.shapes, [int(number) for number in self.lora])
-        self._attachment = weakref.ref(attachment)
+        self._attachment = attachment
+        attachment.when_detached = functools.partial(_forget_attachment, weakref.ref(self))
         return attachment
 
     def detach(self) -> None:
@@ -226,7 +229,7 @@ class ImagePromptAdapter(nn.Module):
         self._attached().detach()
 
     def _attached(self) -> Attachment:
-        attachment = self._attachment and self._attachment()
+        attachment = self._attachment
         if attachment is None or not attachment.is_attached:
             raise AttachmentError("the adapter is not attached; call adapter.attach(pipeline) first")
         return attachment
@@ -236,8 +239,11 @@ class ImagePromptAdapter(nn.Module):
     @torch.no_grad()
     def references(
         self, *references: ReferenceLike | Sequence[ReferenceLike], branches: Branches | None = None
-    ) -> Shown:
+    ) -> ActiveReferences:
         """Let image prompts act from now on; the returned context ends it.
+
+        They act for who sets them: the thread, or the task of asyncio, that calls `references`. Another one
+        has its own, or is refused while any act.
 
         Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt; an
         argument that is a list has one reference for each prompt (or for each picture, where one prompt makes
@@ -358,7 +364,7 @@ class ImagePromptAdapter(nn.Module):
 
     def conditioned_on(
         self, inputs: Inputs | Float[Tensor, "batch images ..."], scale: float | int | Tensor = 1.0
-    ) -> Shown:
+    ) -> ActiveReferences:
         """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
 
         For the trainer: no guidance, no repetition; a LoRA acts with strength 1. A zero row is a dropped
@@ -387,6 +393,12 @@ class ImagePromptAdapter(nn.Module):
         loras = {int(number): LoraTerm(self.low_rank(int(number)), ones) for number in self.lora}
         laid = {number: Laid(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
         return attachment.show(laid)
+
+
+def _forget_attachment(adapter: "weakref.ref[ImagePromptAdapter]") -> None:
+    """A detached adapter keeps no base model alive."""
+    if (mine := adapter()) is not None:
+        mine._attachment = None
 
 
 def _images(inputs: Inputs) -> int:
