@@ -1,4 +1,4 @@
-"""Image prompts belong to who lets them act: threads, tasks, notebooks; and to adapters that somebody holds."""
+"""Image prompts belong to who lets them act: threads, tasks, notebooks; and to adapters that are held."""
 
 import asyncio
 import gc
@@ -145,9 +145,13 @@ def test_what_one_cell_of_a_notebook_sets_the_next_one_draws_with(pipe: Any) -> 
 def test_a_compiled_unet_refuses_the_image_prompts_of_a_second_thread(pipe: Any) -> None:
     adapter = tiny.adapter(pipe.unet)
     pipe.unet = torch.compile(pipe.unet, backend="eager")
-    with adapter.attach(pipe), adapter.references(embedding("a")), ThreadPoolExecutor(1) as pool:
-        with pytest.raises(AttachmentError, match="compiled, so image prompts of one thread at a time"):
-            pool.submit(adapter.references, embedding("b")).result()
+    with (
+        adapter.attach(pipe),
+        adapter.references(embedding("a")),
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(AttachmentError, match="compiled, so image prompts of one thread at a time"),
+    ):
+        pool.submit(adapter.references, embedding("b")).result()
 
 
 # An adapter that nobody holds

@@ -1,4 +1,4 @@
-"""What the running pipeline does: its steps with every scheduler, its rows, and what part of a picture it paints."""
+"""The running pipeline: its steps with every scheduler, its rows, and what part of a picture it paints."""
 
 import contextlib
 import warnings
@@ -106,7 +106,9 @@ def test_every_scheduler_of_diffusers_goes_through_each_of_the_users_steps(momen
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.7, 1.0])
-@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, KDPM2DiscreteScheduler, PNDMScheduler, DDIMScheduler])
+@pytest.mark.parametrize(
+    "kind", [HeunDiscreteScheduler, KDPM2DiscreteScheduler, PNDMScheduler, DDIMScheduler]
+)
 def test_image_to_image_begins_at_step_0_of_those_that_it_makes(
     kind: Any, strength: float, moments: list[Moment]
 ) -> None:
@@ -261,7 +263,7 @@ def test_other_rows_than_the_pipelines_own_are_refused() -> None:
     with (
         adapter.attach(pipe),
         adapter.references(tiny.embedding(1)),
-        pytest.raises(AmbiguousBatch, match="makes 1 pictures in 2 branches .* with 4 rows"),
+        pytest.raises(AmbiguousBatch, match=r"makes 1 pictures in 2 branches .* with 4 rows"),
     ):
         latents(pipe)
 

@@ -24,6 +24,7 @@ from imprompt.attention import LoraTerm, Place, Term, split_heads, text_projecti
 from imprompt.conditions import (
     KeysValues,
     asked_of,
+    check_finite,
     check_schedule,
     finished,
     layers_used,
@@ -206,8 +207,9 @@ class ImagePromptAdapter(nn.Module):
         attaching one while image prompts of another act outside of any `with` warns.
 
         Args:
-            target: a diffusers pipeline, or a bare U-Net; other pipelines with this U-Net are followed too; compiled or not. A bare U-Net
-                that is to be compiled is compiled first, and the compiled one attached to
+            target: a diffusers pipeline, or a bare U-Net; compiled or not. Other pipelines with it are
+                followed too. A bare U-Net that is to be compiled is compiled first, and the compiled one
+                attached to
 
         Raises:
             AttachmentError: attached already, no U-Net, or an attention processor that is not supported
@@ -325,7 +327,10 @@ class ImagePromptAdapter(nn.Module):
         layers = self.shapes if attachment.is_compiled else layers_used(asked)
         images = math.lcm(*(_images(inputs) for halves in encoded for inputs in halves))
         face_scale = torch.tensor([float(reference.face_scale) for reference in references])
+        # Made once, so float32 costs nothing; inside a perceiver float16 overflows.
         dtype = torch.promote_types(next(self.projection.parameters()).dtype, attachment.unet.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        check_finite(inputs for halves in encoded for inputs in halves)
         positive, negative = (
             self._finished(
                 self._stacked([halves[half] for halves in encoded], images, dtype), layers, face_scale
@@ -345,7 +350,7 @@ class ImagePromptAdapter(nn.Module):
     def _finished(
         self, inputs: Inputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
     ) -> KeysValues:
-        """K' and V' in the inputs' number format: that of the base, where the adapter's own is narrower."""
+        """K' and V' in the inputs' number format, where the adapter's own is narrower."""
         dtype = next(iter(inputs.values())).dtype
         used = {str(layer) for layer in layers}
         weights = {

@@ -58,8 +58,9 @@ class ForwardPass(threading.local):
 
 
 class Attachment:
-    """An adapter on a denoiser; use it with `with`, or call `detach`. It detaches when nothing holds it any more.
+    """An adapter on a denoiser; use it with `with`, or call `detach`.
 
+    It detaches by itself when nothing holds it any more.
     Image prompts belong to who lets them act: a thread, or within it a task of asyncio. Each caller has its
     own, with those in an outer `with` coming back at the end of an inner one.
 
@@ -183,8 +184,7 @@ class Attachment:
         """
         if not self.is_attached:
             raise AttachmentError("the adapter is not attached any more; attach it again")
-        if _unet(self.target) is not self.unet:
-            raise AttachmentError("the pipeline has another U-Net than before; detach, then attach again")
+        self.check_unet()
         for layer, processor in self.processors.items():
             if self.layers[layer].processor is not processor:
                 kind = type(self.layers[layer].processor).__name__
@@ -193,6 +193,15 @@ class Attachment:
                     "detach, then attach again; a pipeline that puts its own there on every call cannot be "
                     "used with an image prompt"
                 )
+
+    def check_unet(self) -> None:
+        """Make sure that the pipeline still has the U-Net that the adapter is attached to.
+
+        Raises:
+            AttachmentError: it has another one
+        """
+        if _unet(self.target) is not self.unet:
+            raise AttachmentError("the pipeline has another U-Net than before; detach, then attach again")
 
     def _check_compiled(self) -> None:
         module = _denoiser(self.target)
@@ -276,8 +285,10 @@ class ActiveReferences:
         self.acting.is_entered = True
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, *_: object) -> None:
         self.attachment.end(self.acting)
+        if kind is None and self.attachment.is_attached:
+            self.attachment.check_unet()  # another U-Net, put there meanwhile, calls no hook of ours
 
 
 def _denoiser(target: object) -> nn.Module:

@@ -153,9 +153,9 @@ class DecoupledAttention:
     prompts, and with λ = 0, the layer gives the same bits as before. Any other processor of
     `PLAIN_PROCESSORS` goes on computing the text's part; the images' part is added to what it returns.
 
-    Several adapters may share one layer; each owns its own terms of the sum. Several threads may draw at once:
-    each has the terms that were shown in it. A thread in which none were (as autograd's own, which runs layers
-    again for gradient checkpointing) and a compiled layer have those that were shown last in any.
+    Several adapters may share one layer; each owns its own terms of the sum. Several threads may draw at
+    once: each has the terms that were shown in it. A thread in which none were (as autograd's own, which runs
+    layers again for gradient checkpointing) and a compiled layer have those that were shown last in any.
 
     The text's K and V are computed once per prompt: they are kept while image prompts act, together with the
     very tensors they came from, and used again only for those same tensors, unchanged. In-place changes are

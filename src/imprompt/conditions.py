@@ -4,8 +4,8 @@ A layer that pushes away from the picture ("precise" modes) has nothing on the p
 on the negative one: guidance, u + w (c - u), then weighs what stands in u alone by 1 - w.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -105,6 +105,21 @@ def _weight(reference: Reference, moment: Moment) -> float:
     if isinstance(reference.steps, list) and len(reference.steps) == sampler_steps:
         return reference.weight(sampler_step, sampler_steps, noise)
     return reference.weight(step, steps, noise)
+
+
+def check_finite(inputs: Iterable[Mapping[Any, Tensor]]) -> None:
+    """Refuse what an encoder has made of a picture, if it is no number.
+
+    Raises:
+        InvalidReference: NaN or infinity in it
+    """
+    for one in inputs:
+        for name, value in one.items():
+            if not torch.isfinite(value).all():
+                raise InvalidReference(
+                    f"the encoder's {name} of a reference, in {value.dtype}, contain NaN or infinity; "
+                    "use the encoder in float32 or bfloat16"
+                )
 
 
 def lora_scale(references: Sequence[Sequence[Reference]]) -> Float[Tensor, " prompts"]:

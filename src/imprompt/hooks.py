@@ -17,8 +17,8 @@ class Owner:
     """What stands for an attachment in layers and hooks; they do not keep it alive.
 
     Args:
-        attachment: its `before_forward(sample, timestep, text)` is called ahead of every forward pass, and its
-            `after_forward()` after it, where the denoiser is not compiled
+        attachment: its `before_forward(sample, timestep, text)` is called ahead of every forward pass, and
+            its `after_forward()` after it, where the denoiser is not compiled
     """
 
     def __init__(self, attachment: Any) -> None:
@@ -78,7 +78,7 @@ def check_acted(
         if not (terms.has_acted or processors[layer].latest.has_acted):
             raise AttachmentError(
                 f"the image prompt did not reach layer {layer} ({names.get(layer, 'self-attention')}): "
-                f"{_instead(attn)}; the picture would be made without it; undo that, or draw without references"
+                f"{_instead(attn)}; undo that, or draw without references"
             )
         if terms.offset:
             raise AmbiguousBatch(f"layer {layer} has seen {terms.offset} rows of a larger batch only")
@@ -112,6 +112,7 @@ class Refusal:
         self.owners: list[object] = []
 
     def __call__(self, *_: object, **__: object) -> None:
+        """Refuse the call, whatever its arguments."""
         raise AttachmentError(f"an adapter of imprompt is attached to this pipeline: {self.advice}")
 
 

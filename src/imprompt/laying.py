@@ -191,6 +191,7 @@ class Laying:
             )
             for layer in layers
         }
+        _check_finite(laid, dtype)
         if self.loras is not None:
             scale = rows.of(self.loras.scale)[:, None, None].to(device, dtype)
             for layer, pairs in self.loras.pairs.items():
@@ -267,8 +268,8 @@ class Laying:
         if before is not None and before[0] is generation and before[1] != rows.samples:
             count = len(rows.branches)
             raise AmbiguousBatch(
-                f"{type(call.pipeline).__name__} called its U-Net with a batch of {before[1] * count}, then of "
-                f"{rows.samples * count} in one generation; branches={rows.branches} cannot be right for both"
+                f"{type(call.pipeline).__name__} called its U-Net with a batch of {before[1] * count}, then "
+                f"of {rows.samples * count} in one generation; branches={rows.branches} cannot fit both"
             )
 
     def _check_prompts(self, prompts: int, samples: int, text: Tensor) -> None:
@@ -298,6 +299,21 @@ class Laying:
 def _on_rows(condition: Condition, layer: int, batch: Batch) -> KeyValue:
     halves = zip(condition.positive[layer], condition.negative[layer], strict=True)
     return KeyValue(*(batch.rows.of(*half).to(batch.device, batch.dtype) for half in halves))
+
+
+def _check_finite(laid: Mapping[int, Laid], dtype: torch.dtype) -> None:
+    """Float16 holds values up to 65504; beyond it a picture would be of NaN."""
+    terms = [(layer, term) for layer, one in laid.items() for term in one.terms]
+    if not terms:
+        return
+    # All at once: looking waits for the device.
+    finite = torch.stack([x.isfinite().all() for _, (key, value, _) in terms for x in (key, value)])
+    if not bool(finite.all()):
+        layer = terms[int(finite.logical_not().nonzero()[0]) // 2][0]
+        raise InvalidReference(
+            f"the image prompt's key or value in layer {layer} is NaN or beyond what {dtype} holds; "
+            "use the base in bfloat16 or float32, or a smaller scale"
+        )
 
 
 def _resized(

@@ -23,7 +23,10 @@ _SAMPLING_LOOPS = frozenset(
         *(f"{_SD}{kind}" for kind in ("", "Img2Img", "Inpaint", "Adapter", "Depth2Img", "InstructPix2Pix")),
         *(f"{_SD}ControlNet{kind}" for kind in ("", "Img2Img", "Inpaint", "PAG", "PAGInpaint")),
         *(f"{_SD}PAG{kind}" for kind in ("", "Img2Img", "Inpaint")),
-        *(f"{_XL}{kind}" for kind in ("", "Img2Img", "Inpaint", "Adapter", "PAG", "PAGImg2Img", "PAGInpaint")),
+        *(
+            f"{_XL}{kind}"
+            for kind in ("", "Img2Img", "Inpaint", "Adapter", "PAG", "PAGImg2Img", "PAGInpaint")
+        ),
         *(f"{_XL}ControlNet{kind}" for kind in ("", "Img2Img", "Inpaint", "PAG", "PAGImg2Img")),
         *(f"LatentConsistencyModel{kind}" for kind in ("", "Img2Img")),
         *(f"AnimateDiff{kind}" for kind in ("", "VideoToVideo", "ControlNet", "PAG", "SDXL")),
@@ -33,8 +36,8 @@ _SAMPLING_LOOPS = frozenset(
 """The sampling loops of diffusers whose batches the tests compare with the paper's equation, row by row.
 
 In each of them `do_classifier_free_guidance` says how the batch is stacked, and the loop is
-`for i, t in enumerate(timesteps)`. A subclass that calls one of them with `super()` is known by it; a subclass
-with a loop of its own is not.
+`for i, t in enumerate(timesteps)`. A subclass that calls one of them with `super()` is known by it; one with
+a loop of its own is not.
 """
 
 
@@ -108,8 +111,8 @@ def guidance_branches(call: RunningCall | None, target: object) -> Branches:
     if call is None or not call.is_known:
         kind, loop = (type(call.pipeline), call.loop) if call else (type(target), "what calls its U-Net")
         raise AttachmentError(
-            f"{kind.__name__} does not tell how it stacks its batch ({loop} is none of the sampling loops that "
-            "imprompt knows); give references(..., branches=...)"
+            f"{kind.__name__} does not tell how it stacks its batch ({loop} is none of the sampling loops "
+            "that imprompt knows); give references(..., branches=...)"
         )
     pipeline = call.pipeline
     guided = bool(getattr(pipeline, "do_classifier_free_guidance"))  # noqa: B009
@@ -254,8 +257,8 @@ def _place(scheduler: Any, listed: Tensor, timestep: float, first: int) -> int:
     if first >= 0 and isinstance(getattr(scheduler, "counter", None), int):
         return first + scheduler.counter
     raise AttachmentError(
-        f"timestep {timestep:g} stands twice in the list of {type(scheduler).__name__}, so the step cannot be "
-        "told in a sampling loop that imprompt does not know; use another scheduler, or no steps"
+        f"timestep {timestep:g} stands twice in the list of {type(scheduler).__name__}, so the step cannot "
+        "be told in a sampling loop that imprompt does not know; use another scheduler, or no steps"
     )
 
 
@@ -301,7 +304,7 @@ def check_whole(call: RunningCall | None, size: tuple[int, int]) -> None:
     whole = (latents.shape[-2], latents.shape[-1])
     if size != whole:
         raise AmbiguousBatch(
-            f"{type(call.pipeline).__name__} shows its U-Net {size[0]} × {size[1]} of {whole[0]} × {whole[1]} "
-            "latent pixels at a time, so a mask over the whole picture cannot be laid on them; "
+            f"{type(call.pipeline).__name__} shows its U-Net {size[0]} × {size[1]} of {whole[0]} × "
+            f"{whole[1]} latent pixels at a time, so a mask over the whole picture cannot be laid on them; "
             "leave the masks away, or use a pipeline without tiles"
         )
