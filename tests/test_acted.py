@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.unets.unet_motion_model import MotionAdapter
+from diffusers.pipelines.animatediff.pipeline_animatediff import AnimateDiffPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor, nn
 
 import tiny

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import adapter_files
 import tiny
+from imprompt.encoder import ImageEncoder
 from imprompt.errors import InvalidReference
 from imprompt.reference import Reference
 from showing import latents
@@ -18,7 +19,7 @@ def perceived(dtype: torch.dtype, factor: float, scale: float = 1.0, **settings:
     pipe = tiny.sd_pipeline().to(dtype)
     adapter = adapter_files.adapter(tiny.sd_unet(), "plus")
     adapter.projection.state_dict()["proj_in.weight"].mul_(factor)
-    adapter.image_encoder = tiny.vision_model(seed=3).to(dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    adapter.image_encoder = ImageEncoder(tiny.vision_model(seed=3)).to(dtype)
     with adapter.to(dtype).attach(pipe), adapter.references(Reference(tiny.picture(), scale=scale)):
         return latents(pipe, **settings)
 
@@ -42,6 +43,6 @@ def test_an_encoder_that_overflows_is_refused() -> None:
     adapter, encoder = tiny.adapter(pipe.unet), tiny.vision_model(seed=3)
     with torch.no_grad():
         encoder.visual_projection.weight.mul_(1e6)
-    adapter.image_encoder = encoder.to(torch.float16)  # pyright: ignore[reportAttributeAccessIssue]
+    adapter.image_encoder = ImageEncoder(encoder).to(torch.float16)
     with adapter.attach(pipe), pytest.raises(InvalidReference, match=r"torch.float16, contain NaN or inf"):
         adapter.references(tiny.picture())

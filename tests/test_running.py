@@ -8,22 +8,26 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-)
 from diffusers.pipelines.deprecated.stable_diffusion_panorama.pipeline_stable_diffusion_panorama import (
     StableDiffusionPanoramaPipeline,
 )
 from diffusers.pipelines.deprecated.stable_diffusion_sag.pipeline_stable_diffusion_sag import (
     StableDiffusionSAGPipeline,
 )
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import (
+    StableDiffusionInpaintPipeline,
+)
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    StableDiffusionXLImg2ImgPipeline,
+)
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
 from torch import Tensor
@@ -33,7 +37,7 @@ from imprompt.attention import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.laying import _resized
 from imprompt.reference import Reference
-from imprompt.running import Clock, Moment
+from imprompt.running import Branches, Clock, Moment
 from showing import close, latents
 
 N = 6
@@ -53,7 +57,7 @@ def scheduled(pipe: Any, steps: Any = (0.0, 0.5), **settings: Any) -> Tensor:
     adapter = tiny.adapter(pipe.unet)
     pipe.set_progress_bar_config(disable=True)
     with adapter.attach(pipe), adapter.references(Reference(tiny.embedding(1, seed=1), steps=steps)):
-        return latents(pipe, **({"num_inference_steps": N} | settings))
+        return latents(pipe, **(dict[str, Any](num_inference_steps=N) | settings))
 
 
 def of_kind(kind: Any, **changes: Any) -> Any:
@@ -138,13 +142,13 @@ def test_a_sampler_that_calls_twice_takes_a_factor_for_each_of_the_users_steps(k
 @pytest.mark.parametrize("kind", [HeunDiscreteScheduler, DDIMScheduler])
 @pytest.mark.parametrize("part", [{"denoising_end": 0.5}, {"denoising_start": 0.5}])
 def test_a_part_of_the_denoising_counts_its_own_steps(
-    kind: Any, part: dict[str, float], moments: list[Moment]
+    kind: Any, part: dict[str, Any], moments: list[Moment]
 ) -> None:
     base = tiny.xl_pipeline()
     pipe: Any = base
     if "denoising_start" in part:
         pipe = StableDiffusionXLImg2ImgPipeline.from_pipe(base)
-        part = part | {"image": torch.randn(1, 4, 8, 8)}  # pyright: ignore[reportAssignmentType]
+        part = part | {"image": torch.randn(1, 4, 8, 8)}
     pipe.scheduler = kind.from_config(base.scheduler.config)
     scheduled(pipe, **part)
     count = pipe.num_timesteps
@@ -161,8 +165,9 @@ class OwnLoop(StableDiffusionPipeline):
         self.scheduler.set_timesteps(N)
         x = torch.zeros(1, 4, 8, 8)
         for moment in self.scheduler.timesteps[start:]:
-            for _ in range(2 if separately else 1):
-                noise = self.unet(x, moment, encoder_hidden_states=text).sample
+            if separately:
+                self.unet(x, moment, encoder_hidden_states=text)
+            noise = self.unet(x, moment, encoder_hidden_states=text).sample
             x = self.scheduler.step(noise, moment, x).prev_sample
         return x
 
@@ -222,10 +227,12 @@ def test_a_pipeline_with_a_loop_of_its_own_is_asked_for_branches(count: int, bar
     pipe = of_kind(FourConditions)
     pipe.count = count
     adapter = tiny.adapter(pipe.unet)
+    positive: Branches = ("positive",)
+    stacked: Branches = ("negative", *positive * (count - 1))
     with adapter.attach(pipe.unet if bare else pipe):
         with adapter.references(tiny.embedding(1)), pytest.raises(AttachmentError, match="branches="):
             pipe()
-        with adapter.references(tiny.embedding(1), branches=("negative", *("positive",) * (count - 1))):
+        with adapter.references(tiny.embedding(1), branches=stacked):
             pipe()
 
 
@@ -254,7 +261,8 @@ class TwoEach(StableDiffusionPipeline):
         return super().prepare_latents(2 * batch_size, *args, **kwargs)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        return [text.repeat_interleave(2, 0) for text in super().encode_prompt(*args, **kwargs)]
+        texts: Any = super().encode_prompt(*args, **kwargs)
+        return [text if text is None else text.repeat_interleave(2, 0) for text in texts]
 
 
 def test_other_rows_than_the_pipelines_own_are_refused() -> None:
@@ -274,7 +282,8 @@ def test_self_attention_guidance_calls_with_other_rows_and_is_refused(pictures: 
     pipe = of_kind(StableDiffusionSAGPipeline)
     adapter = tiny.adapter(pipe.unet)
     with adapter.attach(pipe):
-        for branches in (None, ("negative", "positive")):
+        choices: list[Branches | None] = [None, ("negative", "positive")]
+        for branches in choices:
             with (
                 adapter.references(tiny.embedding(1), branches=branches),
                 pytest.raises((AttachmentError, AmbiguousBatch)),

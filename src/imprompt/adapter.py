@@ -29,6 +29,7 @@ from imprompt.conditions import (
     finished,
     layers_used,
     lora_scale,
+    stacked,
 )
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.encoder import ImageEncoder, Input
@@ -204,12 +205,11 @@ class ImagePromptAdapter(nn.Module):
 
         Without references the pictures stay those of the base model, bit for bit. An adapter that is held no
         more (nor what `attach` and `references` returned) is detached. Several adapters on one U-Net add up;
-        attaching one while image prompts of another act outside of any `with` warns.
+        attaching one beside image prompts of another that no `with` will end warns.
 
         Args:
             target: a diffusers pipeline, or a bare U-Net; compiled or not. Other pipelines with it are
-                followed too. A bare U-Net that is to be compiled is compiled first, and the compiled one
-                attached to
+                followed too. Compile a bare U-Net first, then attach to the compiled one
 
         Raises:
             AttachmentError: attached already, no U-Net, or an attention processor that is not supported
@@ -256,9 +256,8 @@ class ImagePromptAdapter(nn.Module):
 
         Args:
             *references: see above; a picture, path, array or embedding stands for `Reference(it)`
-            branches: what the rows of a batch are, e.g. ("negative", "positive"). By default the pipeline
-                that calls the U-Net is asked at every step, if its sampling loop is one of diffusers' that
-                imprompt knows (docs/pipelines.md), and a bare U-Net has positive rows only
+            branches: what the rows of a batch are, e.g. ("negative", "positive"). By default a pipeline of
+                docs/pipelines.md is asked at every step, and a bare U-Net has positive rows only
 
         Raises:
             AttachmentError: not attached, or the U-Net was changed since
@@ -313,11 +312,11 @@ class ImagePromptAdapter(nn.Module):
         return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
 
     def _check_face_settings(self, references: Sequence[Reference]) -> None:
-        for reference in references:
-            if reference.face_scale != 1 and not isinstance(self.projection, FacePlusProjection):
-                raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
-            if reference.lora_scale != 1 and not self.lora:
-                raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
+        is_face_plus = isinstance(self.projection, FacePlusProjection)
+        if not is_face_plus and any(reference.face_scale != 1 for reference in references):
+            raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
+        if not self.lora and any(reference.lora_scale != 1 for reference in references):
+            raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
 
     def _condition(
         self, references: Sequence[Reference], encoded: Sequence[Encoded], attachment: Attachment
@@ -329,23 +328,14 @@ class ImagePromptAdapter(nn.Module):
         face_scale = torch.tensor([float(reference.face_scale) for reference in references])
         # Made once, so float32 costs nothing; inside a perceiver float16 overflows.
         dtype = torch.promote_types(next(self.projection.parameters()).dtype, attachment.unet.dtype)
-        dtype = torch.promote_types(dtype, torch.float32)
+        device = next(self.projection.parameters()).device
+        like = torch.empty(0, device=device, dtype=torch.promote_types(dtype, torch.float32))
         check_finite(inputs for halves in encoded for inputs in halves)
         positive, negative = (
-            self._finished(
-                self._stacked([halves[half] for halves in encoded], images, dtype), layers, face_scale
-            )
+            self._finished(stacked([halves[half] for halves in encoded], images, like), layers, face_scale)
             for half in (0, 1)
         )
         return finished(asked, positive, negative, {layer: attachment.heads(layer) for layer in layers})
-
-    def _stacked(self, prompts: Sequence[Inputs], images: int, dtype: torch.dtype) -> dict[Input, Tensor]:
-        """Stack the prompts' inputs, "prompts images ...", pictures repeated where there are fewer."""
-        device = next(self.projection.parameters()).device
-        return {
-            name: torch.stack([_repeated(inputs[name], images).to(device, dtype) for inputs in prompts])
-            for name in self.projection.takes
-        }
 
     def _finished(
         self, inputs: Inputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
@@ -408,7 +398,3 @@ def _forget_attachment(adapter: "weakref.ref[ImagePromptAdapter]") -> None:
 
 def _images(inputs: Inputs) -> int:
     return next(iter(inputs.values())).shape[0]
-
-
-def _repeated(value: Tensor, images: int) -> Tensor:
-    return value.repeat(images // len(value), *(1,) * (value.ndim - 1))

@@ -99,6 +99,7 @@ class Attachment:
         self._callers: list[Caller[Acting]] = []
         self._unhook: Callable[[], None] = _nothing
         self._forward = ForwardPass()
+        self._lock = threading.RLock()  # around changes of what acts, never around a forward pass
         self.processors = {layer: _adopted(attn, self._owner) for layer, attn in self.layers.items()}
         guard(target, self._owner)
         self.is_attached = True
@@ -138,15 +139,19 @@ class Attachment:
             AttachmentError: the denoiser is compiled, and image prompts of another thread act in it
         """
         self.check_in_place()
-        caller = Caller.mine(self._callers)
-        if caller is None:
-            self._check_compiled()
-            self._callers.append(caller := Caller())
-        stack = caller.stack
-        if len(stack) > 1 and not stack[-1].is_entered and not stack[-2].is_entered:
-            del stack[-2]  # Two calls without `with`: the later one has replaced the earlier one for good.
-        stack.append(acting := Acting(what))
-        self._refresh()
+        acting = Acting(what)
+        with self._lock:
+            caller = Caller.mine(self._callers)
+            if caller is None:
+                self._check_compiled()
+                caller = Caller()
+            stack = caller.stack
+            if len(stack) > 1 and not stack[-1].is_entered and not stack[-2].is_entered:
+                del stack[-2]  # Two calls without `with`: the later one has replaced the earlier for good.
+            stack.append(acting)
+            if caller not in self._callers:
+                self._callers.append(caller)
+            self._refresh()
         return ActiveReferences(self, acting)
 
     def acts(self, acting: Acting) -> bool:
@@ -155,11 +160,12 @@ class Attachment:
 
     def end(self, acting: Acting) -> None:
         """End image prompts and all that came inside them; nothing happens if they have been replaced."""
-        for caller in list(self._callers):
-            if acting in caller.stack:
-                del caller.stack[caller.stack.index(acting) :]
-                if not caller.stack:
+        with self._lock:
+            for caller in [caller for caller in self._callers if acting in caller.stack]:
+                before = caller.stack[: caller.stack.index(acting)]
+                if not before:
                     self._callers.remove(caller)
+                caller.stack = before or caller.stack
                 self._refresh()
 
     def detach(self) -> None:

@@ -5,7 +5,7 @@ on the negative one: guidance, u + w (c - u), then weighs what stands in u alone
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,8 @@ from imprompt.layer_weights import LayerWeights, layer_weights
 from imprompt.laying import Condition
 from imprompt.reference import Reference
 from imprompt.running import Moment
+
+K = TypeVar("K")
 
 KeysValues = Mapping[int, tuple[Tensor, Tensor]]
 """Layer number → K' and V', each "prompts tokens inner_dim"."""
@@ -105,6 +107,24 @@ def _weight(reference: Reference, moment: Moment) -> float:
     if isinstance(reference.steps, list) and len(reference.steps) == sampler_steps:
         return reference.weight(sampler_step, sampler_steps, noise)
     return reference.weight(step, steps, noise)
+
+
+def stacked(prompts: Sequence[Mapping[K, Tensor]], images: int, like: Tensor) -> dict[K, Tensor]:
+    """Stack the prompts' inputs, "prompts images ...", pictures repeated where there are fewer.
+
+    Args:
+        prompts: of each prompt, each "images ..."
+        images: how many each shall have, a multiple of those that it has
+        like: device and number format of the result
+    """
+    return {
+        name: torch.stack([_repeated(inputs[name], images).to(like) for inputs in prompts])
+        for name in prompts[0]
+    }
+
+
+def _repeated(value: Tensor, images: int) -> Tensor:
+    return value.repeat(images // len(value), *(1,) * (value.ndim - 1))
 
 
 def check_finite(inputs: Iterable[Mapping[Any, Tensor]]) -> None:

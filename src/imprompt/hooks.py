@@ -46,7 +46,12 @@ def hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
         handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
         if not hasattr(module, "_orig_mod"):
             handles.append(module.register_forward_hook(after))
-        return lambda: [handle.remove() for handle in handles] and None
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove
 
     # module.compile() compiles the hooks too; what it calls is replaced to stay outside.
     def call(*args: Tensor, **kwargs: Tensor) -> object:

@@ -278,7 +278,7 @@ def picture_box(call: RunningCall | None) -> tuple[float, float, float, float] |
     original = call.variables.get("original_image")
     original = original[0] if isinstance(original, list) else original
     width, height = call.variables.get("width"), call.variables.get("height")
-    if not hasattr(original, "size") or not isinstance(width, int) or not isinstance(height, int):
+    if original is None or not isinstance(width, int) or not isinstance(height, int):
         raise AmbiguousBatch(f"a mask cannot be cut as {type(call.pipeline).__name__} cuts its picture")
     # Enlarged until one side fits, and put into the middle.
     pixels = max((right - left) / width, (bottom - top) / height)
