@@ -30,6 +30,8 @@ FLOW = (
     "layer_weights",
     "running",
     "laying",
+    "callers",
+    "hooks",
     "attachment",
     "reference",
     "encoding",

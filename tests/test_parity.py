@@ -96,11 +96,20 @@ def test_one_image_at_full_scale_equals_diffusers_to_the_last_bit(
     pipe: Any, adapter: ImagePromptAdapter
 ) -> None:
     embeddings = tiny.embedding(1)
+    if not multiplies_rows_alike(adapter, embeddings):
+        pytest.skip("this processor sums the products of one row in another order than those of two")
     with adapter.attach(pipe), adapter.references(embeddings):
         ours = latents(pipe)
     with theirs(pipe, adapter, 1.0):
         expected = latents(pipe, ip_adapter_image_embeds=for_diffusers(embeddings, guided=True))
     assert torch.equal(ours, expected)
+
+
+def multiplies_rows_alike(adapter: ImagePromptAdapter, embeddings: Tensor) -> bool:
+    """Whether a row is projected to the same bits alone, as we do it, and beside zeros, as diffusers does."""
+    rows = torch.cat([torch.zeros_like(embeddings), embeddings])
+    alone, beside = (adapter.image_tokens({"image_embedding": some[:, None]}) for some in (embeddings, rows))
+    return torch.equal(alone, beside[1:])
 
 
 def test_several_pictures_of_one_prompt_against_diffusers(pipe: Any, adapter: ImagePromptAdapter) -> None:

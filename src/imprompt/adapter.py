@@ -7,6 +7,7 @@ for SD1.5 with a 1024-wide image embedding and four tokens. Face adapters have a
 too.
 """
 
+import functools
 import math
 import weakref
 from collections.abc import Collection, Mapping, Sequence
@@ -18,15 +19,17 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from imprompt.attachment import Attachment, Shown
+from imprompt.attachment import ActiveReferences, Attachment
 from imprompt.attention import LoraTerm, Place, Term, split_heads, text_projections
 from imprompt.conditions import (
     KeysValues,
     asked_of,
+    check_finite,
     check_schedule,
     finished,
     layers_used,
     lora_scale,
+    stacked,
 )
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.encoder import ImageEncoder, Input
@@ -38,7 +41,7 @@ from imprompt.laying import Condition, Laid, Laying, Loras
 from imprompt.matrices import ImageKeyValue, LoraShapes, LowRank, attention_shapes
 from imprompt.projection import FacePlusProjection, ImageProjection
 from imprompt.reference import Reference
-from imprompt.running import Branches, Clock, guidance_branches
+from imprompt.running import Branches, Clock
 
 
 class ImagePromptAdapter(nn.Module):
@@ -87,7 +90,7 @@ class ImagePromptAdapter(nn.Module):
         )
         self.image_encoder = None
         self.face_embedder = None
-        self._attachment: weakref.ref[Attachment] | None = None
+        self._attachment: Attachment | None = None
 
     @classmethod
     def for_unet(
@@ -195,17 +198,18 @@ class ImagePromptAdapter(nn.Module):
     @property
     def is_attached(self) -> bool:
         """Whether the adapter sits on a denoiser now."""
-        attachment = self._attachment and self._attachment()
-        return attachment is not None and attachment.is_attached
+        return self._attachment is not None and self._attachment.is_attached
 
     def attach(self, target: object) -> Attachment:
         """Attach to a denoiser, at once; the returned context detaches at its end.
 
-        Without references the pictures stay those of the base model, bit for bit.
+        Without references the pictures stay those of the base model, bit for bit. An adapter that is held no
+        more (nor what `attach` and `references` returned) is detached. Several adapters on one U-Net add up;
+        attaching one beside image prompts of another that no `with` will end warns.
 
         Args:
-            target: the diffusers pipeline that will be called, or a bare U-Net; compiled or not. A bare U-Net
-                that is to be compiled is compiled first, and the compiled one attached to
+            target: a diffusers pipeline, or a bare U-Net; compiled or not. Other pipelines with it are
+                followed too. Compile a bare U-Net first, then attach to the compiled one
 
         Raises:
             AttachmentError: attached already, no U-Net, or an attention processor that is not supported
@@ -214,7 +218,8 @@ class ImagePromptAdapter(nn.Module):
         if self.is_attached:
             raise AttachmentError("the adapter is attached already; detach it first")
         attachment = Attachment(target, self.shapes, [int(number) for number in self.lora])
-        self._attachment = weakref.ref(attachment)
+        self._attachment = attachment
+        attachment.when_detached = functools.partial(_forget_attachment, weakref.ref(self))
         return attachment
 
     def detach(self) -> None:
@@ -226,7 +231,7 @@ class ImagePromptAdapter(nn.Module):
         self._attached().detach()
 
     def _attached(self) -> Attachment:
-        attachment = self._attachment and self._attachment()
+        attachment = self._attachment
         if attachment is None or not attachment.is_attached:
             raise AttachmentError("the adapter is not attached; call adapter.attach(pipeline) first")
         return attachment
@@ -236,8 +241,11 @@ class ImagePromptAdapter(nn.Module):
     @torch.no_grad()
     def references(
         self, *references: ReferenceLike | Sequence[ReferenceLike], branches: Branches | None = None
-    ) -> Shown:
+    ) -> ActiveReferences:
         """Let image prompts act from now on; the returned context ends it.
+
+        They act for who sets them: the thread, or the task of asyncio, that calls `references`. Another one
+        has its own, or is refused while any act.
 
         Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt; an
         argument that is a list has one reference for each prompt (or for each picture, where one prompt makes
@@ -248,8 +256,8 @@ class ImagePromptAdapter(nn.Module):
 
         Args:
             *references: see above; a picture, path, array or embedding stands for `Reference(it)`
-            branches: what the rows of a batch are, e.g. ("negative", "positive"); by default a pipeline is
-                asked at every step, and a bare U-Net has positive rows only
+            branches: what the rows of a batch are, e.g. ("negative", "positive"). By default a pipeline of
+                docs/pipelines.md is asked at every step, and a bare U-Net has positive rows only
 
         Raises:
             AttachmentError: not attached, or the U-Net was changed since
@@ -272,7 +280,9 @@ class ImagePromptAdapter(nn.Module):
         laying = Laying(
             conditions,
             attachment.levels,
-            lambda: branches or _branches(attachment.target),
+            attachment.unet,
+            attachment.target,
+            branches=branches,
             clock=clock,
             loras=self._loras(arguments),
             is_static=attachment.is_compiled,
@@ -302,11 +312,11 @@ class ImagePromptAdapter(nn.Module):
         return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
 
     def _check_face_settings(self, references: Sequence[Reference]) -> None:
-        for reference in references:
-            if reference.face_scale != 1 and not isinstance(self.projection, FacePlusProjection):
-                raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
-            if reference.lora_scale != 1 and not self.lora:
-                raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
+        is_face_plus = isinstance(self.projection, FacePlusProjection)
+        if not is_face_plus and any(reference.face_scale != 1 for reference in references):
+            raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
+        if not self.lora and any(reference.lora_scale != 1 for reference in references):
+            raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
 
     def _condition(
         self, references: Sequence[Reference], encoded: Sequence[Encoded], attachment: Attachment
@@ -316,27 +326,21 @@ class ImagePromptAdapter(nn.Module):
         layers = self.shapes if attachment.is_compiled else layers_used(asked)
         images = math.lcm(*(_images(inputs) for halves in encoded for inputs in halves))
         face_scale = torch.tensor([float(reference.face_scale) for reference in references])
+        # Made once, so float32 costs nothing; inside a perceiver float16 overflows.
         dtype = torch.promote_types(next(self.projection.parameters()).dtype, attachment.unet.dtype)
+        device = next(self.projection.parameters()).device
+        like = torch.empty(0, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        check_finite(inputs for halves in encoded for inputs in halves)
         positive, negative = (
-            self._finished(
-                self._stacked([halves[half] for halves in encoded], images, dtype), layers, face_scale
-            )
+            self._finished(stacked([halves[half] for halves in encoded], images, like), layers, face_scale)
             for half in (0, 1)
         )
         return finished(asked, positive, negative, {layer: attachment.heads(layer) for layer in layers})
 
-    def _stacked(self, prompts: Sequence[Inputs], images: int, dtype: torch.dtype) -> dict[Input, Tensor]:
-        """Stack the prompts' inputs, "prompts images ...", pictures repeated where there are fewer."""
-        device = next(self.projection.parameters()).device
-        return {
-            name: torch.stack([_repeated(inputs[name], images).to(device, dtype) for inputs in prompts])
-            for name in self.projection.takes
-        }
-
     def _finished(
         self, inputs: Inputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
     ) -> KeysValues:
-        """K' and V' in the inputs' number format: that of the base, where the adapter's own is narrower."""
+        """K' and V' in the inputs' number format, where the adapter's own is narrower."""
         dtype = next(iter(inputs.values())).dtype
         used = {str(layer) for layer in layers}
         weights = {
@@ -355,7 +359,7 @@ class ImagePromptAdapter(nn.Module):
 
     def conditioned_on(
         self, inputs: Inputs | Float[Tensor, "batch images ..."], scale: float | int | Tensor = 1.0
-    ) -> Shown:
+    ) -> ActiveReferences:
         """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
 
         For the trainer: no guidance, no repetition; a LoRA acts with strength 1. A zero row is a dropped
@@ -386,13 +390,11 @@ class ImagePromptAdapter(nn.Module):
         return attachment.show(laid)
 
 
+def _forget_attachment(adapter: "weakref.ref[ImagePromptAdapter]") -> None:
+    """A detached adapter keeps no base model alive."""
+    if (mine := adapter()) is not None:
+        mine._attachment = None
+
+
 def _images(inputs: Inputs) -> int:
     return next(iter(inputs.values())).shape[0]
-
-
-def _repeated(value: Tensor, images: int) -> Tensor:
-    return value.repeat(images // len(value), *(1,) * (value.ndim - 1))
-
-
-def _branches(target: object) -> Branches:
-    return ("positive",) if isinstance(target, nn.Module) else guidance_branches(target)

@@ -12,6 +12,7 @@ and output matrices of the base (never for W'_k, W'_v).
 """
 
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -92,6 +93,58 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+class LayerTerms:
+    """All that acts in one layer for one thread, by its owners.
+
+    Attributes:
+        images: all terms of the sum
+        loras: all LoRAs that act
+        has_acted: whether the layer has run since the last change
+        text: the text's K and V
+        offset: how many rows of the batch a layer has seen that is given it part by part
+        is_split: whether diffusers' split inference gives it so
+    """
+
+    def __init__(self) -> None:
+        self.images: tuple[Term, ...] = ()
+        self.loras: tuple[LoraTerm, ...] = ()
+        self.owned: dict[object, tuple[tuple[Term, ...], LoraTerm | None]] = {}
+        self.text: RememberedText | None = None
+        self.has_acted = self.is_split = False
+        self.offset = 0
+
+    def replace(self, owner: object, images: tuple[Term, ...], lora: LoraTerm | None) -> None:
+        """Replace what one owner has."""
+        self.owned[owner] = images, lora
+        self._add_up()
+
+    def drop(self, owner: object) -> None:
+        """Forget an owner."""
+        self.owned.pop(owner, None)
+        self._add_up()
+
+    def part(self, rows: int) -> tuple[tuple[Term, ...], tuple[LoraTerm, ...]]:
+        """Cut the terms for the next rows of a batch that comes part by part.
+
+        Raises:
+            AmbiguousBatch: more rows than the batch has
+        """
+        whole = (self.images[0].key if self.images else self.loras[0].scale).shape[0]
+        start, end = self.offset, self.offset + rows
+        if end > whole:
+            raise AmbiguousBatch(f"split inference gives a layer rows up to {end} of a batch of {whole}")
+        self.offset = end % whole
+        images = (Term(*(None if x is None else x[start:end] for x in term)) for term in self.images)  # pyright: ignore[reportArgumentType]
+        return tuple(images), tuple(lora._replace(scale=lora.scale[start:end]) for lora in self.loras)
+
+    def _add_up(self) -> None:
+        self.images = tuple(term for terms, _ in self.owned.values() for term in terms)
+        self.loras = tuple(lora for _, lora in self.owned.values() if lora is not None)
+        self.has_acted, self.offset = False, 0
+        if not self.images:
+            self.text = None
+
+
 class DecoupledAttention:
     """The attention processor that an attached adapter puts on one attention layer.
 
@@ -100,7 +153,9 @@ class DecoupledAttention:
     prompts, and with λ = 0, the layer gives the same bits as before. Any other processor of
     `PLAIN_PROCESSORS` goes on computing the text's part; the images' part is added to what it returns.
 
-    Several adapters may share one layer; each owns its own terms of the sum.
+    Several adapters may share one layer; each owns its own terms of the sum. Several threads may draw at
+    once: each has the terms that were shown in it. A thread in which none were (as autograd's own, which runs
+    layers again for gradient checkpointing) and a compiled layer have those that were shown last in any.
 
     The text's K and V are computed once per prompt: they are kept while image prompts act, together with the
     very tensors they came from, and used again only for those same tensors, unchanged. In-place changes are
@@ -108,38 +163,52 @@ class DecoupledAttention:
 
     Attributes:
         base: the processor that was here before, and will be again
-        images: all terms of the sum
-        loras: all LoRAs that act
+        owners: whose terms may act here
+        latest: what was shown last in any thread
     """
 
     def __init__(self, base: AttentionProcessor) -> None:
         self.base = base
-        self.images: tuple[Term, ...] = ()
-        self.loras: tuple[LoraTerm, ...] = ()
-        self._owned: dict[object, tuple[tuple[Term, ...], LoraTerm | None]] = {}
-        self._text: RememberedText | None = None
+        self.owners: list[object] = []
+        self.latest = LayerTerms()
+        self._by_thread: dict[int, LayerTerms] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         """A copied or pickled layer has its own processor again: copies are not attached."""
         return _itself, (self.base,)
 
-    def show(self, owner: object, images: tuple[Term, ...], lora: LoraTerm | None = None) -> None:
-        """Replace the owner's terms; an empty tuple takes them away."""
-        self._owned[owner] = images, lora
-        self.images = tuple(term for terms, _ in self._owned.values() for term in terms)
-        self.loras = tuple(lora for _, lora in self._owned.values() if lora is not None)
-        if not self.images:
-            self._text = None
+    @property
+    def terms(self) -> LayerTerms:
+        """What acts in this thread."""
+        return self._by_thread.get(get_ident(), self.latest)
 
-    def disown(self, owner: object) -> bool:
-        """Forget an owner and its terms. Returns whether no owner is left."""
-        self.show(owner, ())
-        del self._owned[owner]
-        return not self._owned
+    @property
+    def images(self) -> tuple[Term, ...]:
+        """All terms of the sum that act in this thread."""
+        return self.terms.images
+
+    def show(self, owner: object, images: tuple[Term, ...], lora: LoraTerm | None = None) -> None:
+        """Replace the owner's terms in this thread; an empty tuple takes them away."""
+        self.latest.replace(owner, images, lora)
+        self._by_thread.setdefault(get_ident(), LayerTerms()).replace(owner, images, lora)
+
+    def end(self, owner: object) -> None:
+        """Take an owner's terms away in all threads."""
+        self.latest.drop(owner)
+        for thread, terms in list(self._by_thread.items()):
+            terms.drop(owner)
+            if not terms.owned:
+                self._by_thread.pop(thread, None)
 
     def adopt(self, owner: object) -> None:
         """Accept a new owner, which has no terms yet."""
-        self._owned[owner] = (), None
+        self.owners.append(owner)
+
+    def disown(self, owner: object) -> bool:
+        """Forget an owner and its terms. Returns whether no owner is left."""
+        self.end(owner)
+        self.owners = [one for one in self.owners if one is not owner]
+        return not self.owners
 
     def __call__(
         self,
@@ -154,37 +223,47 @@ class DecoupledAttention:
         Raises:
             AmbiguousBatch: image prompts laid out for another batch size
         """
+        terms = self.latest if torch.compiler.is_compiling() else self.terms
+        terms.has_acted = True
+        images, loras = terms.images, terms.loras
+        if terms.is_split and (images or loras):
+            images, loras = terms.part(hidden_states.shape[0])
         if type(self.base) is not AttnProcessor2_0:
             # Not all of them take `temb`, and in a transformer block it is never given.
             text = self.base(attn, hidden_states, encoder_hidden_states, attention_mask)
-            return text + self._images_alone(attn, hidden_states) if self.images else text
-        query = split_heads(projected(attn.to_q, hidden_states, "q", self.loras), attn.heads)
+            return text + _images_alone(attn, hidden_states, images) if images else text
+        query = split_heads(projected(attn.to_q, hidden_states, "q", loras), attn.heads)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        key, value = self._text_key_value(attn, context)
+        key, value = _text_key_value(attn, context, terms, loras)
         text = attend(query, key, value, _head_mask(attn, attention_mask, context))
         to_out, dropout = cast(nn.ModuleList, attn.to_out)
-        return dropout(projected(to_out, merge_heads(self._with_images(text, query)), "out", self.loras))
+        return dropout(projected(to_out, merge_heads(_with_images(text, query, images)), "out", loras))
 
-    def _with_images(self, output: Tensor, query: Tensor) -> Tensor:
-        for key, value, weight in self.images:
-            _check_batch(query, key, weight)
-            image = attend(query, key.to(query), value.to(query))
-            output = output + (image if weight is None else weight.to(query) * image)
-        return output
 
-    def _images_alone(self, attn: Attention, hidden_states: Tensor) -> Tensor:
-        """What the image prompts add to the layer's output: W_out Σ_r ..., without the bias."""
-        query = split_heads(attn.to_q(hidden_states), attn.heads)
-        to_out, dropout = cast(nn.ModuleList, attn.to_out)
-        output = to_out(merge_heads(self._with_images(torch.zeros_like(query), query)))
-        return dropout(output if to_out.bias is None else output - to_out.bias)
+def _with_images(output: Tensor, query: Tensor, images: Sequence[Term]) -> Tensor:
+    for key, value, weight in images:
+        _check_batch(query, key, weight)
+        image = attend(query, key.to(query), value.to(query))
+        output = output + (image if weight is None else weight.to(query) * image)
+    return output
 
-    def _text_key_value(self, attn: Attention, context: Tensor) -> KeyValue:
-        if not self.images or not _may_remember(attn, context):
-            return project_text(attn, context, self.loras)
-        if self._text is None or not self._text.is_of(attn, context, self.loras):
-            self._text = RememberedText(attn, context, self.loras)
-        return self._text.key_value
+
+def _images_alone(attn: Attention, hidden_states: Tensor, images: Sequence[Term]) -> Tensor:
+    """What the image prompts add to the layer's output: W_out Σ_r ..., without the bias."""
+    query = split_heads(attn.to_q(hidden_states), attn.heads)
+    to_out, dropout = cast(nn.ModuleList, attn.to_out)
+    output = to_out(merge_heads(_with_images(torch.zeros_like(query), query, images)))
+    return dropout(output if to_out.bias is None else output - to_out.bias)
+
+
+def _text_key_value(
+    attn: Attention, context: Tensor, terms: LayerTerms, loras: Sequence[LoraTerm]
+) -> KeyValue:
+    if not terms.images or terms.is_split or not _may_remember(attn, context):
+        return project_text(attn, context, loras)
+    if terms.text is None or not terms.text.is_of(attn, context, loras):
+        terms.text = RememberedText(attn, context, loras)
+    return terms.text.key_value
 
 
 class RememberedText:
@@ -276,7 +355,9 @@ def _check_batch(query: Tensor, image_key: Tensor, weight: Tensor | None) -> Non
     # Attention would broadcast a batch of one over all samples without a word.
     if query.shape[0] != image_key.shape[0]:
         raise AmbiguousBatch(
-            f"the batch has {query.shape[0]} samples, but the image prompts are for {image_key.shape[0]}"
+            f"the batch has {query.shape[0]} samples, but the image prompts are for {image_key.shape[0]}; "
+            "a layer that is given a part of the batch only (split inference, chunking) is supported where "
+            "diffusers' SplitInferenceModule splits it"
         )
     if weight is not None and weight.shape[2] not in (1, query.shape[2]):
         raise AmbiguousBatch(f"a layer has {query.shape[2]} positions, but its mask has {weight.shape[2]}")

@@ -4,8 +4,8 @@ A layer that pushes away from the picture ("precise" modes) has nothing on the p
 on the negative one: guidance, u + w (c - u), then weighs what stands in u alone by 1 - w.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,8 @@ from imprompt.layer_weights import LayerWeights, layer_weights
 from imprompt.laying import Condition
 from imprompt.reference import Reference
 from imprompt.running import Moment
+
+K = TypeVar("K")
 
 KeysValues = Mapping[int, tuple[Tensor, Tensor]]
 """Layer number → K' and V', each "prompts tokens inner_dim"."""
@@ -88,7 +90,7 @@ def finished(
     references = [one.reference for one in asked]
 
     def weights(moment: Moment) -> list[float]:
-        return [reference.weight(*moment) for reference in references]
+        return [_weight(reference, moment) for reference in references]
 
     return Condition(
         positive={layer: half[0] for layer, half in halves.items()},
@@ -97,6 +99,47 @@ def finished(
         weights=weights if any(reference.is_scheduled for reference in references) else None,
         needs_guidance=any(one.weights.avoid for one in asked),
     )
+
+
+def _weight(reference: Reference, moment: Moment) -> float:
+    """What multiplies λ now; a list has a factor for each of the sampler's steps, or for each call."""
+    step, steps, noise, sampler_step, sampler_steps = moment
+    if isinstance(reference.steps, list) and len(reference.steps) == sampler_steps:
+        return reference.weight(sampler_step, sampler_steps, noise)
+    return reference.weight(step, steps, noise)
+
+
+def stacked(prompts: Sequence[Mapping[K, Tensor]], images: int, like: Tensor) -> dict[K, Tensor]:
+    """Stack the prompts' inputs, "prompts images ...", pictures repeated where there are fewer.
+
+    Args:
+        prompts: of each prompt, each "images ..."
+        images: how many each shall have, a multiple of those that it has
+        like: device and number format of the result
+    """
+    return {
+        name: torch.stack([_repeated(inputs[name], images).to(like) for inputs in prompts])
+        for name in prompts[0]
+    }
+
+
+def _repeated(value: Tensor, images: int) -> Tensor:
+    return value.repeat(images // len(value), *(1,) * (value.ndim - 1))
+
+
+def check_finite(inputs: Iterable[Mapping[Any, Tensor]]) -> None:
+    """Refuse what an encoder has made of a picture, if it is no number.
+
+    Raises:
+        InvalidReference: NaN or infinity in it
+    """
+    for one in inputs:
+        for name, value in one.items():
+            if not torch.isfinite(value).all():
+                raise InvalidReference(
+                    f"the encoder's {name} of a reference, in {value.dtype}, contain NaN or infinity; "
+                    "use the encoder in float32 or bfloat16"
+                )
 
 
 def lora_scale(references: Sequence[Sequence[Reference]]) -> Float[Tensor, " prompts"]:

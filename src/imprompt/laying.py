@@ -5,12 +5,22 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imprompt.attention import KeyValue, LoraTerm, Place, Term
 from imprompt.errors import AmbiguousBatch, InvalidReference
-from imprompt.running import Branches, Clock, Moment
+from imprompt.running import (
+    Branches,
+    Clock,
+    Moment,
+    RunningCall,
+    check_rows,
+    check_whole,
+    guidance_branches,
+    picture_box,
+    running_call,
+)
 
 LoraPairs = Mapping[int, dict[Place, tuple[Tensor, Tensor]]]
 """Layer number → (down, up) for its matrices."""
@@ -67,6 +77,10 @@ class Rows(NamedTuple):
         return torch.cat([halves[branch].repeat_interleave(each, 0) for branch in self.branches])
 
 
+Box = tuple[float, float, float, float]
+"""A part of a picture: left, top, right, bottom, as fractions of its width and height."""
+
+
 class Batch(NamedTuple):
     """What decides how image prompts are laid: rows, size of the latents, device and number format."""
 
@@ -74,6 +88,8 @@ class Batch(NamedTuple):
     size: tuple[int, int]
     device: torch.device
     dtype: torch.dtype
+    box: Box | None = None
+    """The part of the picture that the latents are, for masks; None: all of it."""
 
 
 class Laying:
@@ -82,7 +98,10 @@ class Laying:
     Args:
         conditions: acting together, as a sum
         levels: layer number → how often the latents have been halved there
-        branches: asked before every forward pass, so guidance may be switched off part-way
+        unet: the denoiser
+        target: what the adapter is attached to: the denoiser, or a pipeline
+        branches: how every batch is stacked; if not given, the pipeline that runs is asked before every
+            forward pass, so guidance may be switched off part-way
         clock: tells the step, where a condition does not act alike at every one; None for a bare denoiser
         loras: of the adapter, if it has any
         is_static: give every layer all terms with whole masks, whatever is on or off: for compiled denoisers,
@@ -93,18 +112,22 @@ class Laying:
         self,
         conditions: Sequence[Condition],
         levels: Mapping[int, int],
-        branches: Callable[[], Branches],
+        unet: nn.Module,
+        target: object,
         *,
+        branches: Branches | None = None,
         clock: Clock | None = None,
         loras: Loras | None = None,
         is_static: bool = False,
     ) -> None:
         self.conditions, self.levels, self.branches = conditions, levels, branches
+        self.unet, self.target = unet, target
         self.clock, self.loras, self.is_static = clock, loras, is_static
         self._laid: dict[Batch, dict[int, Laid]] = {}
         self._weighted: tuple[object, dict[int, Laid]] | None = None
         self._checked: tuple[int, int, Tensor] | None = None
         self._guided: object = None
+        self._sampled: tuple[object, int] | None = None
 
     def on_batch(self, sample: Tensor, timestep: Tensor | float | int, text: Tensor) -> dict[int, Laid]:
         """Return what each layer is shown for the batch that the denoiser is about to see.
@@ -118,14 +141,30 @@ class Laying:
             AmbiguousBatch: the conditions cannot be laid on this batch in exactly one way
             InvalidReference: steps or layers that this generation cannot honour
         """
-        rows = self._rows(sample, text)
-        batch = Batch(rows, (sample.shape[-2], sample.shape[-1]), *_computed_as(sample))
-        if batch not in self._laid:
-            self._laid[batch] = self._laid_on(batch)
-        return self._at_step(batch, timestep)
+        call = running_call(self.unet, self.target)
+        if self.clock is not None:
+            self.clock.call = call
+        try:
+            batch = self._batch(sample, text, call)
+            if batch not in self._laid:
+                self._laid[batch] = self._laid_on(batch)
+            return self._at_step(batch, timestep)
+        finally:
+            if self.clock is not None:
+                self.clock.call = None  # it holds all tensors of the pipeline's call
 
-    def _rows(self, sample: Tensor, text: Tensor) -> Rows:
-        branches = self.branches()
+    def _batch(self, sample: Tensor, text: Tensor, call: RunningCall | None) -> Batch:
+        rows = self._rows(sample, text, call)
+        size = sample.shape[-2], sample.shape[-1]
+        if all(area is None for condition in self.conditions for area in condition.areas):
+            return Batch(rows, size, *_computed_as(sample))
+        check_whole(call, size)
+        return Batch(rows, size, *_computed_as(sample), picture_box(call))
+
+    def _rows(self, sample: Tensor, text: Tensor, call: RunningCall | None) -> Rows:
+        branches = self.branches or guidance_branches(call, self.target)
+        if self.branches is None and call is not None:
+            check_rows(call, branches, sample.shape[0])
         self._check_guidance(branches)
         batch = sample.shape[0] * (sample.shape[2] if sample.ndim == 5 else 1)
         if batch % len(branches):
@@ -133,12 +172,13 @@ class Laying:
                 f"a batch of {batch} cannot be divided among {len(branches)} branches ({', '.join(branches)})"
             )
         rows = Rows(branches, batch // len(branches))
+        self._check_same_rows(rows, call)
         for condition in self.conditions:
             self._check_prompts(condition.prompts, rows.samples, text)
         return rows
 
     def _laid_on(self, batch: Batch) -> dict[int, Laid]:
-        rows, _, device, dtype = batch
+        rows, _, device, dtype, _ = batch
         layers = {layer for condition in self.conditions for layer in condition.positive}
         masks = {level: self._masks(batch, level) for level in {self.levels[layer] for layer in layers}}
         laid = {
@@ -151,6 +191,7 @@ class Laying:
             )
             for layer in layers
         }
+        _check_finite(laid, dtype)
         if self.loras is not None:
             scale = rows.of(self.loras.scale)[:, None, None].to(device, dtype)
             for layer, pairs in self.loras.pairs.items():
@@ -169,7 +210,7 @@ class Laying:
             if not self.is_static and all(area is None for area in condition.areas):
                 masks.append(None)
                 continue
-            areas = torch.stack([_resized(area, height, width) for area in condition.areas])
+            areas = torch.stack([_resized(area, height, width, batch.box) for area in condition.areas])
             masks.append(batch.rows.of(areas)[:, None, :, None].to(batch.device, batch.dtype))
         return masks
 
@@ -217,6 +258,20 @@ class Laying:
                 "set guidance_scale above 1"
             )
 
+    def _check_same_rows(self, rows: Rows, call: RunningCall | None) -> None:
+        """A batch that changes within a generation is not stacked as the user says of all its batches."""
+        is_alike = len(set(rows.branches)) == 1 and all(one.prompts == 1 for one in self.conditions)
+        if self.branches is None or call is None or is_alike:
+            return
+        generation, before = call.generation, self._sampled
+        self._sampled = generation, rows.samples
+        if before is not None and before[0] is generation and before[1] != rows.samples:
+            count = len(rows.branches)
+            raise AmbiguousBatch(
+                f"{type(call.pipeline).__name__} called its U-Net with a batch of {before[1] * count}, then "
+                f"of {rows.samples * count} in one generation; branches={rows.branches} cannot fit both"
+            )
+
     def _check_prompts(self, prompts: int, samples: int, text: Tensor) -> None:
         """Rows that share a reference must share their text, or they are not of one prompt."""
         if samples % prompts:
@@ -246,14 +301,47 @@ def _on_rows(condition: Condition, layer: int, batch: Batch) -> KeyValue:
     return KeyValue(*(batch.rows.of(*half).to(batch.device, batch.dtype) for half in halves))
 
 
-def _resized(area: Tensor | None, height: int, width: int) -> Float[Tensor, " {height*width}"]:
+def _check_finite(laid: Mapping[int, Laid], dtype: torch.dtype) -> None:
+    """Float16 holds values up to 65504; beyond it a picture would be of NaN."""
+    terms = [(layer, term) for layer, one in laid.items() for term in one.terms]
+    if not terms:
+        return
+    # All at once: looking waits for the device.
+    finite = torch.stack([x.isfinite().all() for _, (key, value, _) in terms for x in (key, value)])
+    if not bool(finite.all()):
+        layer = terms[int(finite.logical_not().nonzero()[0]) // 2][0]
+        raise InvalidReference(
+            f"the image prompt's key or value in layer {layer} is NaN or beyond what {dtype} holds; "
+            "use the base in bfloat16 or float32, or a smaller scale"
+        )
+
+
+def _resized(
+    area: Tensor | None, height: int, width: int, box: Box | None = None
+) -> Float[Tensor, " {height*width}"]:
     """A mask at a layer's resolution: the mean over each position's part of the picture.
 
     Means are linear: masks that add up to 1 everywhere still do.
     """
     if area is None:
         return torch.ones(height * width)
-    return F.adaptive_avg_pool2d(area[None, None], (height, width)).flatten()
+    if box is None:
+        return F.adaptive_avg_pool2d(area[None, None], (height, width)).flatten()
+    left, top, right, bottom = box
+    down, across = _means(area.shape[0], top, bottom, height), _means(area.shape[1], left, right, width)
+    return (down @ area.double() @ across.T).clamp(0, 1).float().flatten()
+
+
+def _means(cells: int, start: float, end: float, parts: int) -> Float[Tensor, "{parts} {cells}"]:
+    """Weights that take the means of a row of cells over equal parts of it from `start` to `end`.
+
+    Both are fractions of the whole row; beyond it, its outermost cells go on.
+    """
+    bounds = torch.linspace(start * cells, end * cells, parts + 1, dtype=torch.float64)
+    edges = torch.arange(cells + 1, dtype=torch.float64)
+    edges[0], edges[-1] = min(0.0, start * cells), max(float(cells), end * cells)
+    overlaps = torch.minimum(bounds[1:, None], edges[1:]) - torch.maximum(bounds[:-1, None], edges[:-1])
+    return overlaps.clamp(min=0) / (bounds[1:] - bounds[:-1])[:, None]
 
 
 def _computed_as(sample: Tensor) -> tuple[torch.device, torch.dtype]:

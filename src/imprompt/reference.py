@@ -49,7 +49,8 @@ class Reference:
         convention: whose sets the modes in `layers` are
         boost: how strongly the layers of a "precise" mode push away from the picture; λ if not given
         steps: when it acts: (start, end) from 0 to 1, the end itself not included; or a list with a
-            multiplier of λ for every step
+            multiplier of λ for every step that the sampler makes, or, for samplers of second order, for every
+            call of the denoiser. Image-to-image makes fewer steps than it is asked for, by its strength
         measured_in: what start and end are fractions of: "steps" (step i of N starts at i / N), or "noise"
             (1 - t / (T - 1), t the timestep of T in training)
         mask: where it acts: a picture (white: fully, black: not at all) or a tensor "height width" from 0 to
