@@ -17,6 +17,9 @@ from imprompt.output import check_output, written_whole
 
 _ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes, and wrote before 1.6
 
+_HOLDERS = ("module", "state_dict", "model_state_dict")
+"""Where trainers keep the weights: DeepSpeed, Lightning and others, PyTorch's tutorials."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
@@ -41,7 +44,7 @@ def read_tensors(path: Path) -> TensorFile:
         raise CheckpointError(f"{path} is empty")
     # A safetensors file starts with the length of its header, which may look like the old pickle's start.
     if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
-        return TensorFile(_unique(_flattened(_unpickled(path), "", path), path), {}, "pickle")
+        return TensorFile(_unique(_flattened(_weights(_unpickled(path)), "", path), path), {}, "pickle")
     return _read_safetensors(path)
 
 
@@ -111,6 +114,12 @@ def _unpickled(path: Path) -> object:
     except Exception as error:  # a damaged archive may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged: {reason}") from error
+
+
+def _weights(value: object) -> object:
+    """The weights in a trainer's own file, which holds counts and its optimizer's state beside them."""
+    held = (value.get(key) for key in _HOLDERS) if isinstance(value, Mapping) else ()
+    return next((weights for weights in held if isinstance(weights, Mapping) and weights), value)
 
 
 def _flattened(value: object, name: str, path: Path) -> Iterator[tuple[str, Tensor]]:
