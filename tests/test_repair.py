@@ -257,3 +257,24 @@ def test_the_weights_in_the_file_of_a_trainer_are_found(key: str, tmp_path: Path
 
 def test_a_file_without_a_prefix_is_not_said_to_be_repaired() -> None:
     assert official_layout(file_of("base")).repairs == ()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+            "Git LFS pointer.*git lfs pull",
+        ),
+        (b"<!doctype html>\n<html><head>", "a web page, not the file itself: download"),
+        (b"\xef\xbb\xbf\r\n <HTML>", "a web page"),
+    ],
+)
+def test_what_was_saved_in_place_of_an_adapter_is_named(
+    content: bytes, message: str, suffix: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"adapter.{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(file, image_encoder=None)

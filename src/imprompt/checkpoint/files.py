@@ -42,6 +42,8 @@ def read_tensors(path: Path) -> TensorFile:
     head = _head(path)
     if not head:
         raise CheckpointError(f"{path} is empty")
+    if stranger := _stranger(path):
+        raise CheckpointError(f"{path} is {stranger}")
     # A safetensors file starts with the length of its header, which may look like the old pickle's start.
     if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
         return TensorFile(_unique(_flattened(_weights(_unpickled(path)), "", path), path), {}, "pickle")
@@ -89,6 +91,19 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"{path} is a folder, not an adapter file") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _stranger(path: Path) -> str | None:
+    """What a file is that was saved in an adapter's place, and what to do; None for any other."""
+    with path.open("rb") as file:
+        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download the file"
+        )
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "a web page, not the file itself: download that (on the hub by /resolve/ in place of /blob/)"
+    return None
 
 
 def _read_safetensors(path: Path) -> TensorFile:
