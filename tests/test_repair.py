@@ -200,3 +200,81 @@ def test_two_tensors_for_one_place_are_refused(tmp_path: Path) -> None:
 def test_what_is_neither_the_adapters_nor_the_unets_is_named(layout: str, tmp_path: Path) -> None:
     tensors = LAYOUTS[layout][0](file_of("base")) | {"text_encoder.weight": torch.zeros(2)}
     assert problems_of(tensors, tmp_path) == ("text_encoder.weight does not belong in a base adapter",)
+
+
+# Names with the word of what wrapped the model
+
+PREFIXES = {
+    "DDP": "module.",
+    "torch.compile": "_orig_mod.",
+    "compiled in DDP": "module._orig_mod.",
+    "FSDP": "_fsdp_wrapped_module.",
+    "a script's own": "ip_adapter_model.",
+    "Lightning": "model.adapter.",
+}
+
+
+@pytest.mark.parametrize("variant", ["base", "plus"])
+@pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
+@pytest.mark.parametrize(
+    "layout", [lambda official: official, training, by_accelerate], ids=["ours", "a", "b"]
+)
+def test_a_file_whose_names_all_have_a_prefix_is_read_as_without(
+    layout: Callable[[Tensors], Tensors], prefix: str, variant: str
+) -> None:
+    official = file_of(variant)
+    found = official_layout({f"{prefix}{name}": tensor for name, tensor in layout(official).items()})
+    assert not found.problems
+    assert found.repairs[0].startswith("took ")
+    assert found.tensors.keys() == official.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in official.items())
+
+
+def test_words_of_wrapped_parts_inside_names_are_taken_off() -> None:
+    official = file_of("base")
+    wrapped = {name.replace(".", "._orig_mod.", 1): tensor for name, tensor in training(official).items()}
+    found = official_layout(wrapped)
+    assert not found.problems
+    assert found.tensors.keys() == official.keys()
+
+
+def test_two_names_that_differ_by_a_prefix_only_are_a_problem() -> None:
+    official = file_of("base")
+    name = next(iter(official))
+    found = official_layout({**official, f"module.{name}": official[name]})
+    assert found.problems == (f"{name} and module.{name} both stand for {name}",)
+
+
+@pytest.mark.parametrize("key", ["module", "state_dict", "model_state_dict"])
+def test_the_weights_in_the_file_of_a_trainer_are_found(key: str, tmp_path: Path) -> None:
+    official = file_of("base")
+    file = tmp_path / "mp_rank_00_model_states.pt"
+    torch.save({key: official, "optimizer": None, "global_steps": 10, "ds_version": "0.1"}, file)
+    read = read_tensors(file).tensors
+    assert read.keys() == official.keys()
+    assert describe(file).variant == "base"
+
+
+def test_a_file_without_a_prefix_is_not_said_to_be_repaired() -> None:
+    assert official_layout(file_of("base")).repairs == ()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+            "Git LFS pointer.*git lfs pull",
+        ),
+        (b"<!doctype html>\n<html><head>", "a web page, not the file itself: download"),
+        (b"\xef\xbb\xbf\r\n <HTML>", "a web page"),
+    ],
+)
+def test_what_was_saved_in_place_of_an_adapter_is_named(
+    content: bytes, message: str, suffix: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"adapter.{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(file, image_encoder=None)

@@ -82,6 +82,12 @@ class ImageEncoder:
         return tuple(weights.flatten()[:8].double().tolist())
 
     @property
+    def patches(self) -> int:
+        """How many features a picture has: one for each patch, and the class token's."""
+        side = self.image_size // int(self.model.config.patch_size)  # pyright: ignore[reportArgumentType]
+        return side**2 + 1
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device

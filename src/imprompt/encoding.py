@@ -23,7 +23,7 @@ from imprompt.encoder import ImageEncoder, Input
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
 from imprompt.faces import Face, FaceEmbedder
 from imprompt.image import ImagePrompt, load_image
-from imprompt.reference import Reference, as_pictures
+from imprompt.reference import Reference, as_pictures, check_no_pixels
 
 _SIGNATURE = "encoder_signature"
 
@@ -153,13 +153,28 @@ class ReferenceEncoder:
         if isinstance(images, ImageEmbeddings):
             images.check_fits(self.takes)
             self._check_encoder(images.metadata)
+            self._check_patches(images.inputs)
             return {name: images.inputs[name] for name in self.takes}
         if not isinstance(images, Tensor):
             return None
+        check_no_pixels(images, self.takes.get("image_features"))
         named = self._named(images, face)
         zeros: dict[Input, Tensor] = {name: value.new_zeros(value.shape[1:]) for name, value in named.items()}
         ImageEmbeddings(named, zeros).check_fits(self.takes)
+        self._check_patches(named)
         return named
+
+    def _check_patches(self, inputs: Inputs) -> None:
+        """Refuse features of another number of patches than this adapter's image encoder makes."""
+        if self.encoder is None or "image_features" not in inputs:
+            return
+        found, made = inputs["image_features"].shape[1], self.encoder.patches
+        if found != made:
+            perhaps = "; the class token is left out" if found == made - 1 else ""
+            raise AdapterMismatch(
+                f"image_features have {found} patches in these image embeddings; this adapter's image "
+                f"encoder makes {made}{perhaps}: make them with this adapter (adapter.encode)"
+            )
 
     def _check_encoder(self, metadata: Mapping[str, str]) -> None:
         mine = json.loads(self.metadata.get(_SIGNATURE, "[]"))
@@ -226,7 +241,9 @@ def as_reference(one: ReferenceLike) -> Reference:
 
 def _arguments(argument: ReferenceLike | Sequence[ReferenceLike]) -> list[list[Reference]]:
     """An argument with a reference per prompt; several of these where pictures are cut into tiles."""
-    several = argument if isinstance(argument, Sequence) and not isinstance(argument, str) else [argument]
+    several = (
+        argument if isinstance(argument, Sequence) and not isinstance(argument, str | bytes) else [argument]
+    )
     parts = [split_tiles(as_reference(one)) for one in several]
     if len({len(tiles) for tiles in parts}) > 1:
         raise AmbiguousBatch(

@@ -5,6 +5,7 @@ applied; values are taken as sRGB, as the image encoders' own preprocessing does
 """
 
 import os
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +38,7 @@ _READERS: dict[bytes, type[ImageFile]] = {
     b"II*\x00": TiffImageFile,
     b"MM\x00*": TiffImageFile,
 }
+_URL = re.compile(r"[a-z][a-z0-9]*://|data:image/", re.IGNORECASE)
 _FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 _WORDY_MODES = {"I": "32-bit integer", "F": "floating-point"}
 
@@ -50,13 +52,29 @@ def load_image(source: ImagePrompt, background: tuple[int, int, int] = (255, 255
     Raises:
         ImageError: missing, empty, damaged, no picture of a known format, or more than MAX_PIXELS.
     """
+    if isinstance(source, str) and _URL.match(source):
+        raise ImageError(
+            f"{source} is an address, and nothing is fetched: save the picture, and give its file"
+        )
     if isinstance(source, Image.Image):
+        _check_open(source)
         return _decoded(source, str(getattr(source, "filename", "") or "the picture"), background)
     if isinstance(source, np.ndarray):
         return _decoded(_from_array(source), "the array", background)
     if isinstance(source, str | os.PathLike):
         return _load_file(Path(source), background)
     raise ImageError(f"an image prompt is a path, a PIL picture or an array, not {type(source).__name__}")
+
+
+def _check_open(picture: Image.Image) -> None:
+    """Refuse a picture whose file was closed before its pixels were read: `with Image.open(...)` is over."""
+    is_file = isinstance(picture, ImageFile)
+    if is_file and getattr(picture, "fp", None) is None and getattr(picture, "_im", None) is None:
+        name = str(getattr(picture, "filename", "") or "the picture")
+        raise ImageError(
+            f"the file of {name} is closed and its pixels were never read: call .load() before it is closed, "
+            "or give the path"
+        )
 
 
 def decode_image(data: bytes, name: str, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

@@ -158,7 +158,7 @@ def as_pictures(images: object) -> list[Any]:
     """One picture or several as a list; an empty one for embeddings, and for nothing."""
     if images is None or isinstance(images, Tensor | ImageEmbeddings):
         return []
-    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
         return list(images)
     return [images]
 
@@ -196,7 +196,35 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise InvalidReference(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
+def check_no_pixels(tensor: Tensor, feature_dim: int | None) -> None:
+    """Refuse a tensor of pixels in the place of image embeddings.
+
+    One is known by its 3 or 4 colours, on an axis where features have a width, or where they have a number of
+    pictures while the width is another or no value is negative, which features never are.
+
+    Args:
+        tensor: what was given
+        feature_dim: width of the features that the adapter takes; None if it takes none
+
+    Raises:
+        InvalidReference: pixels
+    """
+    shape = tuple(tensor.shape)
+    is_first = tensor.ndim in (3, 4) and shape[-3] in (1, 3, 4) and min(shape[-2:]) > 4
+    is_last = tensor.ndim in (3, 4) and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4
+    is_last = is_last and shape[-1] != feature_dim
+    has_no_sign = bool(tensor.any()) and not bool((tensor < 0).any())
+    is_other = tensor.ndim == 4 or (shape[0] > 1 and (shape[-1] != feature_dim or has_no_sign))
+    if is_last or (is_first and is_other):
+        raise InvalidReference(
+            f"this tensor of shape {shape} holds pixels, not image embeddings: give the picture as a PIL "
+            "image, a file, or an array (height, width, 3) of uint8"
+        )
+
+
 def _check_embedding(embedding: Tensor) -> None:
+    if embedding.ndim == 4 or not (embedding.is_floating_point() or embedding.numel() == 0):
+        check_no_pixels(embedding, None)
     if embedding.ndim not in (2, 3) or not embedding.is_floating_point() or embedding.numel() == 0:
         raise InvalidReference(
             "an image embedding must be a floating-point tensor of shape (images, embedding_dim) or "
@@ -210,6 +238,13 @@ def _check_pictures(pictures: Sequence[object]) -> None:
     if not pictures:
         raise InvalidReference("a reference needs at least one picture; this one is empty")
     for picture in pictures:
+        if isinstance(picture, bytes | bytearray | memoryview):
+            raise InvalidReference(
+                "a picture must be a path, a PIL image or an array, not bytes: open an encoded picture with "
+                "PIL.Image.open(io.BytesIO(data))"
+            )
+        if isinstance(picture, Tensor):
+            check_no_pixels(picture, None)
         if not isinstance(picture, str | os.PathLike | Image.Image | np.ndarray):
             kind = type(picture).__name__
             raise InvalidReference(f"a picture must be a path, a PIL image or an array, not {kind}")

@@ -19,6 +19,9 @@ from imprompt.output import check_output, written_whole
 
 _ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes, and wrote before 1.6
 
+_HOLDERS = ("module", "state_dict", "model_state_dict")
+"""Where trainers keep the weights: DeepSpeed, Lightning and others, PyTorch's tutorials."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
@@ -42,10 +45,12 @@ def read_tensors(path: Path) -> TensorFile:
     head = _head(path)
     if not head:
         raise CheckpointError(f"{path} is empty")
+    if stranger := _stranger(path):
+        raise CheckpointError(f"{path} is {stranger}")
     # A safetensors file starts with the length of its header, which may look like the old pickle's start.
     if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
         check_archive(path)
-        return TensorFile(_unique(_flattened(_unpickled(path), path), path), {}, "pickle")
+        return TensorFile(_unique(_flattened(_weights(_unpickled(path)), path), path), {}, "pickle")
     return _read_safetensors(path)
 
 
@@ -94,6 +99,19 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
+def _stranger(path: Path) -> str | None:
+    """What a file is that was saved in an adapter's place, and what to do; None for any other."""
+    with path.open("rb") as file:
+        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download the file"
+        )
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "a web page, not the file itself: download that (on the hub by /resolve/ in place of /blob/)"
+    return None
+
+
 def _read_safetensors(path: Path) -> TensorFile:
     try:
         if fault := header_fault(path):
@@ -120,6 +138,12 @@ def _unpickled(path: Path) -> object:
     except Exception as error:  # a damaged archive may fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged: {reason}") from error
+
+
+def _weights(value: object) -> object:
+    """The weights in a trainer's own file, which holds counts and its optimizer's state beside them."""
+    held = (value.get(key) for key in _HOLDERS) if isinstance(value, Mapping) else ()
+    return next((weights for weights in held if isinstance(weights, Mapping) and weights), value)
 
 
 def _flattened(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -9,6 +9,9 @@
 The training scripts and diffusers store the U-Net itself in the same file; that is left out. accelerate drops
 `adapter_modules` from its safetensors files, because they share their memory with the U-Net's processors.
 
+What wraps a model in training puts its own word into all names: `module.` (DDP, DeepSpeed), `_orig_mod.`
+(torch.compile), `_fsdp_wrapped_module.`, or a name that a script gave it; it is taken off first.
+
 A PATH such as `down_blocks.1.attentions.0.transformer_blocks.0.attn2` has its official number N from its
 place among all: down, up, then mid, each in natural order; self-attention of the i-th transformer block is
 2i, cross-attention 2i + 1 (tencent-ailab/IP-Adapter at 62e4af9, `tutorial_train.py`).
@@ -23,6 +26,9 @@ from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What PyTorch calls the model inside one that distributes, compiles or recomputes it."""
+
 _PARTS = ("down_blocks", "up_blocks", "mid_block")
 _UNET = re.compile(
     r"(?:unet\.)?(?:down_blocks|up_blocks|mid_block|conv_in|conv_norm_out|conv_out|time_embedding|"
@@ -35,6 +41,7 @@ _PROCESSOR = re.compile(
     rf"{_PATH}\.processor\.(to_(?:q|k|v|out)_lora\.(?:down|up)\.weight)"
 )
 _PEFT = re.compile(_PATH + r"\.to_(q|k|v|out)(?:\.0)?\.lora_(A|B)\.faceid_[0-9]+\.weight")
+_PREFIXED = re.compile(r"(.+?\.)(?:image_proj|image_proj_model)\..+")
 _NUMBERED = re.compile(r"adapter_modules\.([0-9]+\..+)")
 _DIFFUSERS = re.compile(r"(?:unet\.)?encoder_hid_proj\.image_projection_layers\.([0-9]+)\.(.+)")
 
@@ -58,6 +65,31 @@ class Layout:
 
 def official_layout(tensors: Tensors) -> Layout:
     """Recognise a file's layout and turn it into the official one."""
+    plain, words, problems = _without_wrappers(tensors)
+    if not words:
+        return _known_layout(tensors)
+    layout = _known_layout(plain)
+    repairs = f"took {' and '.join(words)} off all names", *layout.repairs
+    return dataclasses.replace(layout, repairs=repairs, problems=(*problems, *layout.problems))
+
+
+def _without_wrappers(tensors: Tensors) -> tuple[Tensors, tuple[str, ...], tuple[str, ...]]:
+    """Names without the words of what wrapped the model; these words, and names that fall together."""
+    words = {f"{part}.": None for name in tensors for part in name.split(".")[:-1] if part in WRAPPERS}
+    names = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in tensors}
+    prefix = _common_prefix(names.values())
+    plain, problems = _renamed(tensors, lambda own: names[own].removeprefix(prefix))
+    return plain, (*words, *([prefix] if prefix else [])), problems
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    """What stands before all names, a projection's among them; empty if there is no such thing."""
+    found = (match[1] for match in map(_PREFIXED.match, names) if match)
+    prefix = next(found, "")
+    return prefix if prefix and all(name.startswith(prefix) for name in names) else ""
+
+
+def _known_layout(tensors: Tensors) -> Layout:
     if two := _two_adapters(tensors):
         return Layout({}, "several adapters", problems=(two,))
     if any(name.startswith("adapter_modules.") for name in tensors):

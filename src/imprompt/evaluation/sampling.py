@@ -14,6 +14,7 @@ from imprompt.embeddings import ImageEmbeddings
 from imprompt.evaluation.asking import THINGS_ON_RED, Asking
 from imprompt.evaluation.judge import Judge
 from imprompt.evaluation.pictures import Drawing, HeldOut, chance_of
+from imprompt.pipeline_results import call_pipeline
 from imprompt.reference import Reference
 
 
@@ -162,13 +163,14 @@ def _make_group(
     prompts: Any = [Reference(one, scale=condition.scale) for one in embeddings]
     seeds = [seed_of(reference.concept, k) for reference in references for k in range(count)]
     with models.adapter.references(prompts):
-        pictures = call(
-            [condition.text(reference.concept) for reference in references],
-            num_images_per_prompt=count,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            generator=[Generator().manual_seed(seed) for seed in seeds],
-        ).images
+        asked = {
+            "prompt": [condition.text(reference.concept) for reference in references],
+            "num_images_per_prompt": count,
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance_scale,
+            "generator": [Generator().manual_seed(seed) for seed in seeds],
+        }
+        pictures = call_pipeline(call, asked, seeds=seeds)
     return [pictures[start : start + count] for start in range(0, len(pictures), count)]
 
 

@@ -20,6 +20,7 @@ from imprompt.generation.bases import load_base, load_controlnet, pipeline_for, 
 from imprompt.generation.guidance import step_arguments
 from imprompt.generation.settings import Control, Settings, call_arguments, check_settings
 from imprompt.job import DEFAULT_STEPS
+from imprompt.pipeline_results import call_pipeline
 
 __all__ = [
     "DEFAULT_STEPS",
@@ -72,6 +73,7 @@ def generate(
         ConfigError: a setting that this base cannot honour
         AttachmentError, AdapterMismatch: see `ImagePromptAdapter.attach`
         InvalidReference, ImageError: see `ImagePromptAdapter.references`
+        OutputError: a picture that the base's safety checker painted black, or that is not finite
     """
     settings = Settings(
         prompt=prompt,
@@ -124,7 +126,7 @@ def _pictures(
             # On the CPU, so that a seed means the same noise on every device.
             generator = torch.Generator("cpu").manual_seed(seed)
             with taken_for_maskless(call):
-                picture = call(**arguments, generator=generator).images[0]
+                (picture,) = call_pipeline(call, {**arguments, "generator": generator}, seeds=[seed])
             yield _with_rest(picture, arguments)
 
 

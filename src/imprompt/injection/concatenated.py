@@ -14,6 +14,7 @@ from imprompt.embeddings import ImageEmbeddings
 from imprompt.injection.base import Denoise, Inputs, denoised, put_in_place
 from imprompt.injection.projected import PREFIX, ProjectedInjection
 from imprompt.injection.text import NEGATIVE, POSITIVE, text_embeddings, without_prompts
+from imprompt.pipeline_results import call_pipeline
 from imprompt.projection import ImageProjection
 
 
@@ -50,7 +51,7 @@ class ConcatenatedInjection(ProjectedInjection):
         embeds = text_embeddings(pipe, call)
         for name, tokens in zip((POSITIVE, NEGATIVE), sides, strict=True):
             embeds[name] = torch.cat([embeds[name], (scale * tokens).to(embeds[name])], dim=1)
-        return pipe(**without_prompts(call), **embeds).images
+        return call_pipeline(pipe, {**without_prompts(call), **embeds})
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the projection alone, under the official layout's names; it is no adapter without layers."""

@@ -13,6 +13,7 @@ from imprompt.checkpoint import from_official, save_adapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.injection.base import Denoise, Injection, Inputs, denoised, put_in_place
+from imprompt.pipeline_results import call_pipeline
 from imprompt.reference import Reference
 
 
@@ -46,7 +47,7 @@ class DecoupledInjection(Injection):
             self.attachment.detach()
             self.attachment = self.adapter.attach(pipe)
         with self.adapter.references([Reference(one, scale=scale) for one in images]):
-            return pipe(**call).images
+            return call_pipeline(pipe, call)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write an adapter in the official layout."""

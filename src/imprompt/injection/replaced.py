@@ -12,6 +12,7 @@ from imprompt.embeddings import ImageEmbeddings
 from imprompt.injection.base import Denoise, Inputs, denoised
 from imprompt.injection.fine_tuned import FineTunedInjection
 from imprompt.injection.text import NEGATIVE, POSITIVE, without_prompts
+from imprompt.pipeline_results import call_pipeline
 
 
 class ReplacedInjection(FineTunedInjection):
@@ -45,4 +46,4 @@ class ReplacedInjection(FineTunedInjection):
         """
         sides = self.both_sides(pipe, images, call, scale)
         positive, negative = (side.to(self.unet.dtype) for side in sides)
-        return pipe(**without_prompts(call), **{POSITIVE: positive, NEGATIVE: negative}).images
+        return call_pipeline(pipe, {**without_prompts(call), POSITIVE: positive, NEGATIVE: negative})

@@ -13,6 +13,7 @@ from imprompt.errors import AmbiguousBatch
 from imprompt.injection.base import Denoise, Inputs, denoised
 from imprompt.injection.fine_tuned import FineTunedInjection
 from imprompt.layers import cross_attention_layers
+from imprompt.pipeline_results import call_pipeline
 
 TRAINED_SHARE = 0.5
 """α in training: half of each."""
@@ -41,7 +42,7 @@ class TwoStreamInjection(FineTunedInjection):
         """Draw with α = `scale` / 2: 1 as in training, 0 the text alone, 2 the image alone."""
         positive, negative = self.both_sides(pipe, images, call)
         with self._mixed(positive, scale * TRAINED_SHARE, negative):
-            return pipe(**call).images
+            return call_pipeline(pipe, call)
 
     @contextlib.contextmanager
     def _mixed(self, positive: Tensor, share: float | int, negative: Tensor | None = None) -> Iterator[None]:

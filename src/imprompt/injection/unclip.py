@@ -14,6 +14,7 @@ from imprompt.encoder import Input
 from imprompt.errors import AmbiguousBatch
 from imprompt.injection.base import Denoise, Inputs, denoised
 from imprompt.injection.fine_tuned import FineTunedInjection
+from imprompt.pipeline_results import call_pipeline
 
 
 class TimeProjection(nn.Module):
@@ -59,7 +60,7 @@ class UnclipInjection(FineTunedInjection):
     ) -> list[Image.Image]:
         """Draw with image embeddings multiplied by `scale`, 0 being no image; a ControlNet hears of none."""
         with self._added(*self.both_sides(pipe, images, call, scale)):
-            return pipe(**call).images
+            return call_pipeline(pipe, call)
 
     @contextlib.contextmanager
     def _added(self, positive: Tensor, negative: Tensor | None = None) -> Iterator[None]:

@@ -22,6 +22,7 @@ from imprompt.crop import Crop
 from imprompt.encoder import ImageEncoder, Input, load_image_encoder
 from imprompt.errors import AdapterMismatch, ConfigError
 from imprompt.generation import load_base
+from imprompt.pipeline_results import remove_safety_checker
 from imprompt.runtime import Precision, resolve_precision
 from imprompt.training.config import TrainingConfig, Variant
 
@@ -42,7 +43,8 @@ class FrozenBase:
     """A base model and its image encoder: frozen, in evaluation mode.
 
     Args:
-        pipe: a diffusers pipeline with a U-Net; moved, converted and frozen in place
+        pipe: a diffusers pipeline with a U-Net; moved, converted and frozen in place, and its safety
+            checker taken off
         image_encoder: None if only face embeddings are needed
         device: where everything computes
         dtype: in which everything computes but what `encoding_dtype` excepts
@@ -65,6 +67,7 @@ class FrozenBase:
     ) -> None:
         if not isinstance(getattr(pipe, "unet", None), nn.Module):
             raise AdapterMismatch(f"a {type(pipe).__name__} has no U-Net; training needs a base that has one")
+        remove_safety_checker(pipe)
         self.device, self.dtype = torch.device(device), dtype
         # Before bfloat16 rounds the weights; of other types this can wait until it is asked for.
         bfloat16 = dtype == torch.bfloat16

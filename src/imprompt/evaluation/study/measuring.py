@@ -28,6 +28,7 @@ from imprompt.evaluation.study.comparing import NOTHING
 from imprompt.evaluation.study.runs import Measured, Score, StudyRun
 from imprompt.evaluation.study.settings import CONDITIONS, CONTROL, IMAGE, STYLE, TEXT, Settings
 from imprompt.injection import MECHANISMS, Injection, load_injection
+from imprompt.pipeline_results import call_pipeline
 
 NEIGHBOUR = 3
 """The control is the drawing of the concept this many places on."""
@@ -138,7 +139,7 @@ def draw(
         rows = range(start, min(start + study.settings.batch_size, study.count(condition)))
         call = asked(study, condition, rows)
         if injection is None:
-            made += pipe(**call).images
+            made += call_pipeline(pipe, call)
         else:
             images = [study.embeddings[row] for row in rows]
             made += injection.pictures(pipe, images, study.conditions(run)[condition], call)

@@ -14,6 +14,7 @@ from torch import Generator
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.lab.judge import CharacterJudge
 from imprompt.lab.suite.subjects import Subject, TextChange
+from imprompt.pipeline_results import call_pipeline
 from imprompt.reference import Reference
 
 
@@ -96,14 +97,13 @@ def paint_group(
     generators = [Generator().manual_seed(noise_seed(subject, condition.seed)) for subject in subjects]
     control: dict[str, Any] = {"image": list(edges)} if edges else {}
     with models.adapter.references(references):
-        result: Any = models.pipe(
-            [condition.text] * len(subjects),
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            generator=generators,
-            **control,
-        )
-    return result.images
+        asked = {
+            "prompt": [condition.text] * len(subjects),
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance_scale,
+            "generator": generators,
+        }
+        return call_pipeline(cast(Any, models.pipe), asked | control)
 
 
 def noise_seed(subject: Subject, seed: int) -> int:

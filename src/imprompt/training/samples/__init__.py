@@ -10,6 +10,7 @@ from pathlib import Path
 
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
+from imprompt.training.samples.files import is_hidden
 from imprompt.training.samples.folder import folder_parts
 from imprompt.training.samples.hub import hub_parts
 from imprompt.training.samples.lines import csv_parts, json_lines_parts
@@ -74,6 +75,6 @@ def _open_folder(folder: Path, data: DataSettings, part_size: int) -> Sequence[P
         raise DataError(f"{folder} has both {tables[0].name} and {tables[1].name}; name one as data.source")
     if tables:
         return _TABLES[tables[0].suffix](tables[0], data, part_size)
-    if tars := sorted(folder.glob("*.tar")):
+    if tars := sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name)):
         return tar_parts(tars, data, part_size)
     return folder_parts(folder, data, part_size)

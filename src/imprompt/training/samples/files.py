@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,28 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Suffixes, in small letters, of files that are taken for pictures."""
+
+NOT_FETCHED = "failed_to_"
+"""How img2dataset's "status" of a sample without a picture begins."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it is in, is hidden: `a/.git/b`, macOS's `._cat.png`.
+
+    Nothing hidden belongs to any kind of data.
+    """
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def was_not_fetched(facts: Mapping[str, Any]) -> bool:
+    """Whether img2dataset notes that there is no picture: "failed_to_download" or "failed_to_resize".
+
+    Such a sample is none in every kind of data; it is not one that is damaged.
+
+    Args:
+        facts: the sample's .json in a tar file, or its row in a table
+    """
+    return str(facts.get("status")).startswith(NOT_FETCHED)
 
 
 def read_bytes(path: Path) -> bytes:

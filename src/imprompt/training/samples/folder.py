@@ -1,7 +1,7 @@
 """A folder of pictures, each with its caption beside it.
 
     cat.png             the target, in any folder below; in the order of the paths
-    cat.txt             its caption
+    cat.txt             its caption; cat.caption if `columns.text` is "caption"
     cat.reference.png   a picture to prompt with in place of the target; several: cat.reference.1.png, ...
     cat.mask.png        where the loss looks
     cat.face.npy        the embedding of the face in it
@@ -11,17 +11,27 @@ that there are no captions.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from imprompt.errors import DataError
 from imprompt.training.config import Columns, DataSettings
-from imprompt.training.samples.files import PICTURES, caption, face_embedding, fingerprint, read_bytes, state
+from imprompt.training.samples.files import (
+    PICTURES,
+    caption,
+    face_embedding,
+    fingerprint,
+    is_hidden,
+    read_bytes,
+    state,
+)
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
 
 FACES = (".npy", ".pt", ".bin")
+_PLACES = {"text": "text", "reference": "references", "mask": "mask", "face": "face"}
+"""Fields of `Columns` → where `Files` holds what they ask for."""
 
 
 class Files(NamedTuple):
@@ -40,12 +50,13 @@ class FolderPart:
 
     folder: Path
     rows: tuple[Files, ...]
-    has_text: bool
+    suffix: str
+    """Of the files with captions: ".txt"; empty where there are none."""
 
     @property
     def identity(self) -> str:
         """Of the names, sizes and times of change of its files."""
-        return fingerprint((self.has_text, *(self._states(row) for row in self.rows)))
+        return fingerprint((bool(self.suffix), *(self._states(row) for row in self.rows)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,12 +71,12 @@ class FolderPart:
         return [(name, state(self.folder / name)) for name in names if name]
 
     def _read(self, row: Files) -> Sample:
-        if self.has_text and not row.text:
-            raise Unusable(f"it has no caption: there is no {Path(row.image).stem}.txt")
+        if self.suffix and not row.text:
+            raise Unusable(f"it has no caption: there is no {Path(row.image).stem}{self.suffix}")
         return Sample(
             name=str(self.folder / row.image),
             image=read_bytes(self.folder / row.image),
-            text=caption(read_bytes(self.folder / row.text)) if self.has_text else "",
+            text=caption(read_bytes(self.folder / row.text)) if self.suffix else "",
             references=tuple(read_bytes(self.folder / name) for name in row.references),
             mask=read_bytes(self.folder / row.mask) if row.mask else None,
             face=face_embedding(read_bytes(self.folder / row.face)) if row.face else None,
@@ -80,8 +91,9 @@ def folder_parts(folder: Path, data: DataSettings, part_size: int) -> Sequence[F
     """
     rows = list(_rows(folder, data.columns))
     _check_words(folder, rows, data.columns)
+    suffix = _caption_suffix(data.columns)
     return [
-        FolderPart(folder, tuple(rows[start : start + part_size]), bool(data.columns.text))
+        FolderPart(folder, tuple(rows[start : start + part_size]), suffix)
         for start in range(0, len(rows), part_size)
     ]
 
@@ -98,20 +110,32 @@ def _rows(folder: Path, columns: Columns) -> Iterator[Files]:
     for name in names:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in PICTURES and _owner(name, roles) is None:
-            text = f"{stem}.txt"
-            yield _files(name, text if text in known else "", beside.get(stem, []), columns)
+            text = _caption_file(stem, _caption_suffix(columns), known)
+            yield _files(name, text, beside.get(stem, []), columns)
             owners.add(stem)
     if lost := beside.keys() - owners:
         name = beside[min(lost)][0]
         raise DataError(f"{folder / name} belongs to no picture: there is no {min(lost)}.png; rename one")
 
 
+def _caption_suffix(columns: Columns) -> str:
+    """What a caption's file ends in, ".txt" or the word asked for; empty if there are no captions."""
+    word = "txt" if columns.text == Columns.model_fields["text"].default else columns.text
+    return f".{word}" if word else ""
+
+
+def _caption_file(stem: str, suffix: str, known: Collection[str]) -> str:
+    """The caption beside a picture, its suffix in small letters or in capitals; empty if there is none."""
+    names = (f"{stem}{suffix}", f"{stem}{suffix.upper()}") if suffix else ()
+    return next((name for name in names if name in known), "")
+
+
 def _names(folder: Path) -> Iterator[str]:
     """Every file below the folder, its path relative to it with slashes."""
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         inner = Path(place).relative_to(folder)
-        yield from ((inner / name).as_posix() for name in names if not name.startswith("."))
+        yield from ((inner / name).as_posix() for name in names if not is_hidden(name))
 
 
 def _owner(name: str, roles: tuple[str, ...]) -> str | None:
@@ -138,8 +162,14 @@ def _files(image: str, text: str, beside: list[str], columns: Columns) -> Files:
 
 def _check_words(folder: Path, rows: list[Files], columns: Columns) -> None:
     """A word that was asked for by name must be there at least once."""
-    for field, plain in (("reference", "references"), ("mask", "mask"), ("face", "face")):
+    if rows and columns.image != Columns.model_fields["image"].default:
+        raise DataError(
+            f"data.columns.image = {columns.image!r} has no effect on the folder {folder}, whose pictures "
+            "are all targets: leave it out, and keep other pictures elsewhere"
+        )
+    for field, plain in _PLACES.items():
         word = getattr(columns, field)
         asked = word and word != Columns.model_fields[field].default
         if asked and not any(getattr(row, plain) for row in rows):
-            raise DataError(f"{folder} has no file like NAME.{word}.png, which data.columns.{field} asks for")
+            name = f"NAME.{word}" if field == "text" else f"NAME.{word}.png"
+            raise DataError(f"{folder} has no file like {name}, which data.columns.{field} asks for")

@@ -8,6 +8,7 @@ from typing import Any
 
 from imprompt.errors import DataError, MissingExtra
 from imprompt.training.config import DataSettings
+from imprompt.training.samples.files import was_not_fetched
 from imprompt.training.samples.rows import Row, RowReader, find_columns
 from imprompt.training.samples.sample import Unusable
 from imprompt.training.samples.tables import TablePart
@@ -82,7 +83,16 @@ def load(source: str) -> Any:
     except Exception as error:  # foreign files and a network: this may fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"the data set hf:{source} cannot be loaded: {reason}") from error
-    return _split(loaded, split, source)
+    return _fetched_rows(_split(loaded, split, source))
+
+
+def _fetched_rows(table: Any) -> Any:
+    """A data set without the rows that img2dataset could not fetch."""
+    if "status" not in table.column_names:
+        return table
+    statuses = table.select_columns(["status"])[:]["status"]
+    kept = [row for row, status in enumerate(statuses) if not was_not_fetched({"status": status})]
+    return table if len(kept) == len(statuses) else table.select(kept)
 
 
 def _split(loaded: Any, split: str, source: str) -> Any:

@@ -9,6 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
+from imprompt.training.samples.files import was_not_fetched
 from imprompt.training.samples.rows import Row, RowReader, find_columns
 from imprompt.training.samples.sample import Unusable
 from imprompt.training.samples.tables import TablePart, root_of
@@ -104,13 +105,13 @@ def _scan(path: Path, header: tuple[str, ...] | None, start: int, part_size: int
 
 
 def _rows(file: BinaryIO, header: tuple[str, ...] | None) -> Iterator[Row | Unusable]:
-    """Rows from where the file stands; after each, the file stands behind it."""
-    if header is not None:
-        yield from (_csv_row(cells, header) for cells in _cells(file))
-        return
-    for line in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
-        if line.strip():
-            yield _json_row(line)
+    """Rows from where the file stands, but those not fetched; after each, the file stands behind it."""
+    if header is None:
+        lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+        rows = (_json_row(line) for line in lines if line.strip())
+    else:
+        rows = (_csv_row(cells, header) for cells in _cells(file))
+    yield from (row for row in rows if isinstance(row, Unusable) or not was_not_fetched(row))
 
 
 def _json_row(line: bytes) -> Row | Unusable:

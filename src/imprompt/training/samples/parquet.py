@@ -7,13 +7,18 @@ from typing import Any
 
 from imprompt.errors import DataError, MissingExtra
 from imprompt.training.config import DataSettings
-from imprompt.training.samples.files import state
+from imprompt.training.samples.files import state, was_not_fetched
 from imprompt.training.samples.rows import Row, RowReader, find_columns
 from imprompt.training.samples.sample import Unusable
 from imprompt.training.samples.tables import TablePart, root_of
 
 ROWS_AT_ONCE = 32
 """Rows in memory: they may hold pictures."""
+
+STATUS = "status"
+"""The column in which img2dataset notes whether it could fetch a row's picture."""
+
+_TEXTS = ("string", "large_string", "string_view")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class ParquetRows:
         skipped: how many of its rows come before
         columns: what is read
         named: those of them that can hold file names
+        has_status: whether img2dataset notes in it which rows have no picture; these are left out
     """
 
     path: Path
@@ -33,6 +39,7 @@ class ParquetRows:
     skipped: int
     columns: tuple[str, ...]
     named: tuple[str, ...]
+    has_status: bool = False
 
     @property
     def state(self) -> tuple[object, ...]:
@@ -50,7 +57,9 @@ class ParquetRows:
     def _read(self, columns: tuple[str, ...]) -> Iterator[Row]:
         with _opened(self.path) as file:
             skipped = 0
-            for batch in _batches(file, self.path, self.group, columns):
+            wanted = tuple(dict.fromkeys((*columns, STATUS))) if self.has_status else columns
+            batches = _batches(file, self.path, self.group, wanted)
+            for batch in map(_fetched_rows, batches) if self.has_status else batches:
                 before = max(0, min(self.skipped - skipped, batch.num_rows))
                 skipped += before
                 yield from batch.slice(before).to_pylist()
@@ -65,7 +74,8 @@ def parquet_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[Ta
     """
     with _opened(path) as file:
         schema = file.schema_arrow
-        lengths = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        has_status = STATUS in schema.names and str(schema.field(STATUS).type) in _TEXTS
+        lengths = [_count_rows(file, path, group, has_status) for group in range(file.num_row_groups)]
     found = find_columns(data.columns, schema.names, str(path))
     columns = tuple(dict.fromkeys(column for column in found if column))
     named = tuple(column for column in columns if "binary" not in str(schema.field(column).type))
@@ -74,8 +84,23 @@ def parquet_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[Ta
         TablePart(path.name, sum(lengths[:group]) + skipped, min(part_size, length - skipped), rows, reader)
         for group, length in enumerate(lengths)
         for skipped in range(0, length, part_size)
-        if (rows := ParquetRows(path, group, skipped, columns, named))
+        if (rows := ParquetRows(path, group, skipped, columns, named, has_status))
     ]
+
+
+def _count_rows(file: Any, path: Path, group: int, has_status: bool) -> int:
+    """Rows of a group that have a picture, as far as img2dataset notes it."""
+    if not has_status:
+        return file.metadata.row_group(group).num_rows
+    return sum(_fetched_rows(batch).num_rows for batch in _batches(file, path, group, (STATUS,)))
+
+
+def _fetched_rows(batch: Any) -> Any:
+    """The rows of a batch without those that img2dataset could not fetch."""
+    import pyarrow
+
+    statuses = batch.column(batch.schema.get_field_index(STATUS)).to_pylist()
+    return batch.filter(pyarrow.array([not was_not_fetched({STATUS: status}) for status in statuses], "bool"))
 
 
 def _opened(path: Path) -> Any:

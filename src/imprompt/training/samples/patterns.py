@@ -1,4 +1,7 @@
-"""File names with braces and wild cards → files: `shards/{00000..00099}.tar`, `{a,b}.csv`, `s/*.tar`."""
+"""File names with braces and wild cards → files: `shards/{00000..00099}.tar`, `{a,b}.csv`, `s/*.tar`.
+
+A file or folder that exists under the very name is taken as it is: `my [set]/*.tar`, `my {v2}/0.tar`.
+"""
 
 import glob
 import itertools
@@ -43,8 +46,13 @@ def matching(pattern: str) -> list[Path]:
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """Every name that braces stand for; `{08..10}` counts, and keeps the number of digits."""
+    """Every name that braces stand for; `{08..10}` counts, and keeps the number of digits.
+
+    Braces in the names of what exists are no pattern.
+    """
     braces = _BRACES.search(pattern)
+    if braces is not None:  # only now, as looking for folders takes time
+        braces = None if Path(pattern).exists() else _BRACES.search(pattern, len(_literal_part(pattern)))
     if braces is None:
         yield pattern
         return
@@ -62,4 +70,13 @@ def _choices(inside: str) -> Iterable[str]:
 
 def _found(name: str) -> list[str]:
     is_wild = any(character in name for character in "*?[") and not os.path.lexists(name)
-    return sorted(glob.glob(name)) if is_wild else [name]
+    if not is_wild:
+        return [name]
+    folder = _literal_part(name)
+    return sorted(glob.glob(glob.escape(folder) + name[len(folder) :]))
+
+
+def _literal_part(pattern: str) -> str:
+    """The longest beginning of a pattern that is a folder as it stands, with the slash behind it; or ""."""
+    ends = [place for place, character in enumerate(pattern, 1) if character == "/"]
+    return next((pattern[:end] for end in reversed(ends) if Path(pattern[:end]).is_dir()), "")

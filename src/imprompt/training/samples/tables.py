@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
-from imprompt.training.samples.files import fingerprint
+from imprompt.training.samples.files import fingerprint, was_not_fetched
 from imprompt.training.samples.rows import Row, RowReader, find_columns
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable
 
@@ -93,6 +93,7 @@ def json_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[Table
     """
     rows = _json_list(path)
     there = {column for row in rows for column in row}
+    rows = [row for row in rows if not was_not_fetched(row)]
     reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
     return [
         TablePart(path.name, start, len(some), HeldRows(some), reader)

@@ -8,7 +8,8 @@ Files of one sample follow one another and have one name up to the first dot (of
     000000012.mask.png          where the loss looks
     000000012.face.npy          the embedding of the face in it
 
-A sample without a picture whose .json says that it could not be fetched ("status", img2dataset) is none.
+Hidden files (macOS's `._000000012.jpg`) belong to no sample. A sample without a picture whose .json says that
+it could not be fetched ("status", img2dataset) is none.
 Opening reads headers only; a part keeps where its first sample begins, and reads one sample at a time.
 """
 
@@ -29,7 +30,9 @@ from imprompt.training.samples.files import (
     check_text,
     face_embedding,
     fingerprint,
+    is_hidden,
     state,
+    was_not_fetched,
 )
 from imprompt.training.samples.headers import CutOff, Member, read_headers
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
@@ -76,13 +79,13 @@ class TarPart:
     def _read(self, file: BinaryIO, files: Suffixes, name: str) -> Sample:
         image = find_picture(files, self.columns)
         if image is None:
-            raise Unusable("it has no picture")
+            raise Unusable(f"it has no picture{_dots(files, self.columns)}")
         mask, face = (_having(files, word) for word in (self.columns.mask, self.columns.face))
         references = _having(files, self.columns.reference)
         return Sample(
             name=name,
             image=_content(file, image),
-            text=_text(file, files, self.columns.text),
+            text=_text(file, files, self.columns),
             references=tuple(_content(file, member) for member in references),
             mask=_content(file, mask[0]) if mask else None,
             face=face_embedding(_content(file, face[0])) if face else None,
@@ -135,12 +138,13 @@ def _index(path: Path, columns: Columns, part_size: int, suffixes: set[str]) -> 
 
 def _groups(file: BinaryIO, columns: Columns) -> Iterator[Group]:
     """Samples from where the file stands, those left out that img2dataset could not fetch."""
-    for key, members in itertools.groupby(read_headers(file), key=lambda member: _split(member.name)[0]):
+    visible = (member for member in read_headers(file) if not is_hidden(member.name))
+    for key, members in itertools.groupby(visible, key=lambda member: _split(member.name)[0]):
         files: dict[str, Member] = {}
         for member in members:
             files.setdefault(_split(member.name)[1], member)
         group = Group(key, next(iter(files.values())).header, files)
-        if find_picture(files, columns) is not None or not _was_not_fetched(file, files):
+        if find_picture(files, columns) is not None or not was_not_fetched(_facts(file, files)):
             yield group
 
 
@@ -149,10 +153,6 @@ def _split(name: str) -> tuple[str, str]:
     folder, last = os.path.split(name)
     stem, _, suffix = last.partition(".")
     return os.path.join(folder, stem), suffix
-
-
-def _was_not_fetched(file: BinaryIO, files: Suffixes) -> bool:
-    return _facts(file, files).get("status", "success") != "success"
 
 
 def _facts(file: BinaryIO, files: Suffixes) -> Mapping[str, Any]:
@@ -166,7 +166,8 @@ def _facts(file: BinaryIO, files: Suffixes) -> Mapping[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _text(file: BinaryIO, files: Suffixes, word: str) -> str:
+def _text(file: BinaryIO, files: Suffixes, columns: Columns) -> str:
+    word = columns.text
     if not word:
         return ""
     is_default = word == Columns.model_fields["text"].default
@@ -175,8 +176,21 @@ def _text(file: BinaryIO, files: Suffixes, word: str) -> str:
         return caption(_content(file, files[suffix]))
     noted = _facts(file, files).get("caption") if is_default else None
     if not isinstance(noted, str):
-        raise Unusable(f"it has no caption: there is no .{suffix}")
+        raise Unusable(f"it has no caption: there is no .{suffix}{_dots(files, columns)}")
     return check_text(noted.strip())
+
+
+def _dots(files: Suffixes, columns: Columns) -> str:
+    """Half a sentence, if a picture's or a caption's name has more dots than the one before its suffix."""
+    roles = {columns.reference, columns.mask, columns.face}
+    for suffix, member in files.items():
+        before, _, last = suffix.rpartition(".")
+        if before and before.split(".")[0] not in roles and f".{last.lower()}" in (*PICTURES, ".txt"):
+            return (
+                f"; {member.name!r} has more than one dot, and in a tar file the suffix begins at the first "
+                f"({suffix!r}): rename it without the others"
+            )
+    return ""
 
 
 def _having(files: Suffixes, word: str) -> list[Member]:

@@ -16,6 +16,7 @@ from imprompt.evaluation.benchmarks.methods.method import Method, modules_of
 from imprompt.evaluation.benchmarks.methods.table import IP_ADAPTER, METHODS
 from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
 from imprompt.generation import load_base
+from imprompt.pipeline_results import call_pipeline
 from imprompt.reference import Reference
 
 
@@ -35,7 +36,7 @@ class AdapterMethod(Method):
     ) -> list[Image.Image]:
         """As `Method.draw`; every variant that takes a picture."""
         with self.adapter.references(Reference(reference, scale=scale)):
-            return list(self.pipe(**self.arguments(text, seeds)).images)
+            return call_pipeline(self.pipe, self.arguments(text, seeds), seeds=seeds)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """As `Method.modules`."""

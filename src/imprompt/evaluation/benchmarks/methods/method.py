@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
+from imprompt.pipeline_results import remove_safety_checker
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -74,8 +75,7 @@ class Method(ABC):
 
         The checker paints a picture black that it dislikes, and a black picture is no answer to a reference.
         """
-        if getattr(pipe, "safety_checker", None) is not None:
-            pipe.safety_checker = None
+        remove_safety_checker(pipe)
         if self.drawing.sampler == "ddim" and hasattr(pipe, "scheduler"):
             pipe.scheduler = as_ddim(pipe.scheduler)
         pipe.set_progress_bar_config(disable=True)
