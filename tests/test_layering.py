@@ -18,6 +18,7 @@ FLOW = (
     "workers",
     "progress",
     "hub",
+    "pipeline_results",
     "pages",
     "image",
     "crop",

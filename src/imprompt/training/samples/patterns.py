@@ -52,7 +52,7 @@ def expand(pattern: str) -> Iterator[str]:
     """
     braces = _BRACES.search(pattern)
     if braces is not None:  # only now, as looking for folders takes time
-        braces = None if Path(pattern).exists() else _BRACES.search(pattern, len(_literal_part(pattern)))
+        braces = None if os.path.lexists(pattern) else _BRACES.search(pattern, len(_literal_part(pattern)))
     if braces is None:
         yield pattern
         return
@@ -79,4 +79,4 @@ def _found(name: str) -> list[str]:
 def _literal_part(pattern: str) -> str:
     """The longest beginning of a pattern that is a folder as it stands, with the slash behind it; or ""."""
     ends = [place for place, character in enumerate(pattern, 1) if character == "/"]
-    return next((pattern[:end] for end in reversed(ends) if Path(pattern[:end]).is_dir()), "")
+    return next((pattern[:end] for end in reversed(ends) if os.path.isdir(pattern[:end])), "")
