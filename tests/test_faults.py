@@ -400,7 +400,8 @@ def test_adapters_are_added_and_taken_away_one_at_a_time(pipe: Any, adapter: Ima
     adapter.attach(pipe)
     adapter.references(ONE)
     first = latents(pipe)
-    other.attach(pipe)
+    with pytest.warns(UserWarning, match="image prompts of another adapter act on this U-Net already"):
+        other.attach(pipe)
     other.references(TWO)
     both = latents(pipe)
     adapter.detach()
@@ -616,7 +617,14 @@ def test_a_pipeline_that_stacks_its_batch_in_an_unknown_way_is_refused_by_name(k
     pipe = of_diffusers(kind)(**parts)
     adapter = tiny.adapter(pipe.unet)
     unclear = pytest.raises(AttachmentError, match=f"{kind} does not tell how it stacks its batch")
+
+    def sample(self: Any) -> None:
+        self.unet(**tiny.unet_input(self.unet))
+
     with adapter.attach(pipe), adapter.references(ONE), unclear:
+        sample(pipe)
+    outside = pytest.raises(AttachmentError, match=f"is called, but not by the {kind} that the adapter")
+    with adapter.attach(pipe), adapter.references(ONE), outside:
         pipe.unet(**tiny.unet_input(pipe.unet))
 
 
