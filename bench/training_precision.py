@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from imprompt.lab.making.objectives.denoising import build_scheduler, build_unet, velocity_error
-from imprompt.lab.making.recipe import BaseRecipe
+from imprompt.lab.making.recipe import parse_recipe
 from imprompt.runtime import fastest_precision
 
 LATENTS = (48, 8, 8)
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    unet = build_unet(BaseRecipe(stage="base", steps=1), LATENTS[0], TEXT[1], sample_size=LATENTS[1])
+    recipe: Any = parse_recipe({"stage": "base", "steps": 1}, "this benchmark")
+    unet = build_unet(recipe, LATENTS[0], TEXT[1], sample_size=LATENTS[1])
     unet.set_attn_processor(AttnProcessor())
     batch = build_batch(options.batch)
     exact, narrow = (gradients(unet, batch, is_narrow) for is_narrow in (False, True))
