@@ -58,9 +58,9 @@ def test_a_format_that_is_named_is_taken_as_it_is(wanted: precision.Precision) -
 @pytest.mark.parametrize(
     ("wanted", "device", "fastest", "expected"),
     [
-        ("auto", "cpu", "bf16", "bf16"),
-        ("auto", "cpu", "fp32", "fp32"),
-        ("bf16", "cpu", "fp32", "fp32"),
+        ("auto", "cpu", "bf16", "fp32"),
+        ("bf16", "cpu", "bf16", "fp32"),
+        ("auto", "cuda", "bf16", "bf16"),
         ("fp16", "cpu", "bf16", "fp32"),
         ("fp32", "cpu", "bf16", "fp32"),
         ("bf16", "cuda", "fp32", "bf16"),
@@ -78,7 +78,13 @@ def test_frozen_models_compute_in_what_the_device_is_good_at(
 
 
 def test_a_base_whose_weights_learn_is_float32_under_auto() -> None:
-    values = {"preset": "mini", "output": "o", "data": {"source": "x"}, "adapter": {"injection": "unclip"}}
+    values = {
+        "preset": "mini",
+        "output": "o",
+        "data": {"source": "x"},
+        "adapter": {"injection": "unclip"},
+        "training": {"precision": "auto"},
+    }
     config = parse_config(values, "test")
     assert config.training.precision == "auto"
-    assert frozen_precision(config, "cpu") == "fp32"
+    assert frozen_precision(config, "cuda") == "fp32"

@@ -222,8 +222,8 @@ def _fingerprints(pipe: Any, encoder: ImageEncoder | None) -> dict[str, str]:
 def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBase:
     """Load the frozen models of a run.
 
-    They compute in `training.precision`; on the CPU in float32, but in bfloat16 if that is wanted and
-    measured to be faster there.
+    On the CPU they compute in float32, so that every process fills a cache with the same bytes; elsewhere in
+    `training.precision`.
 
     Raises:
         UnknownModel: no such base or image encoder
@@ -238,11 +238,10 @@ def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBas
 
 
 def frozen_precision(config: TrainingConfig, device: torch.device | str) -> Precision:
-    """The number format of a run's frozen models; float32 where the base's own weights learn."""
-    wanted, kind = config.training.precision, torch.device(device).type
-    if config.trains_base or (kind == "cpu" and wanted in ("fp32", "fp16")):
+    """The number format of a run's frozen models; float32 on the CPU and where the base itself learns."""
+    if config.trains_base or torch.device(device).type == "cpu":
         return "fp32"
-    return resolve_precision("auto" if kind == "cpu" else wanted, str(device))
+    return resolve_precision(config.training.precision, str(device))
 
 
 def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
