@@ -70,6 +70,8 @@ class EncoderRecipe(Recipe):
     embedding_dim: int = Field(256, ge=1)
     thumbnail_weight: float = Field(2.0, ge=0)
     """Weight of reading a thumbnail linearly off the embedding, which keeps in it what has no word."""
+    compile: bool = False
+    """Train through torch.compile, after a minute and a half of compiling."""
 
 
 class JudgeRecipe(Recipe):

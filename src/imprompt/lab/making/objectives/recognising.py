@@ -22,6 +22,7 @@ from imprompt.lab.making.characters import Split
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import accuracies, attribute_loss, to_labels
 from imprompt.lab.making.recipe import EncoderRecipe
+from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
@@ -46,9 +47,12 @@ class EncoderObjective(Objective):
         self.labels = to_labels(self.drawings.characters)
         size = self.drawings.pictures.shape[1]
         self.encoder = build_encoder(recipe, size)
+        start_from_components(self.encoder, to_pixels(self.drawings.pictures[:LOOK]))
         self.heads = AttributeHeads(recipe.embedding_dim)
         self.thumbnail = nn.Linear(recipe.embedding_dim, 3 * THUMBNAIL**2)
         self.held_out_drawings = load_held_out(recipe.data)
+        # In a list, which torch does not search for modules: the compiled one holds the same parameters.
+        self.trained_encoder = [torch.compile(self.encoder) if recipe.compile else self.encoder]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything, at one rate."""
@@ -59,7 +63,7 @@ class EncoderObjective(Objective):
         device = self.encoder.device
         pixels = to_pixels(self.drawings.pictures[batch.rows]).to(device)
         pixels = shake(pixels, batch.generator(device))
-        embeddings = self.embed(pixels)
+        embeddings = self.trained_encoder[0](pixels).image_embeds
         attributes = attribute_loss(self.heads(embeddings), self.labels[batch.rows].to(device))
         thumbnail = F.mse_loss(self.thumbnail(embeddings).float(), shrink(pixels))
         loss = attributes + self.recipe.thumbnail_weight * thumbnail
@@ -115,7 +119,7 @@ def pixel_chunks(drawings: Drawings, device: torch.device, size: int = 250) -> I
 
 
 def build_encoder(recipe: EncoderRecipe, image_size: int) -> CLIPVisionModelWithProjection:
-    """A small CLIP vision tower with random weights."""
+    """A small CLIP vision tower with random weights; its attention is the one that a CPU trains fastest."""
     config = CLIPVisionConfig(
         hidden_size=recipe.width,
         intermediate_size=4 * recipe.width,
@@ -125,7 +129,19 @@ def build_encoder(recipe: EncoderRecipe, image_size: int) -> CLIPVisionModelWith
         patch_size=recipe.patch_size,
         projection_dim=recipe.embedding_dim,
     )
+    config._attn_implementation = "eager"
     return CLIPVisionModelWithProjection(config)
+
+
+@torch.no_grad()
+def start_from_components(
+    encoder: CLIPVisionModelWithProjection, pixels: Float[Tensor, "batch 3 height width"]
+) -> None:
+    """Let the patch embedding begin as the principal components of these pictures' patches."""
+    patches = encoder.vision_model.embeddings.patch_embedding
+    width, size = patches.weight.shape[0], patches.weight.shape[-1]
+    components = PatchAutoencoder.fit(pixels, latent_channels=width, patch_size=size).encoder.weight
+    patches.weight.copy_(components)
 
 
 def shake(
