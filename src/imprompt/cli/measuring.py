@@ -19,11 +19,11 @@ class _Suite(NamedTuple):
 
 
 _SUITES = {
-    "mini": _Suite("suites", "evaluate_mini", ("adapter", "small", "against")),
-    "figures": _Suite("figures", "evaluate_figures", ("runs",)),
-    "study": _Suite("study", "evaluate_study", ("runs", "small"), "runs"),
-    "coco": _Suite("benchmarks", "evaluate_coco", ("config", "settings"), "config"),
-    "dreambench": _Suite("benchmarks", "evaluate_dreambench", ("config", "settings"), "config"),
+    "mini": _Suite("lab.suite", "evaluate_mini", ("adapter", "small")),
+    "figures": _Suite("lab.figures", "evaluate_figures", ("small",)),
+    "study": _Suite("lab.study", "evaluate_study", ("runs", "small"), "runs"),
+    "coco": _Suite("evaluation.benchmarks", "evaluate_coco", ("config", "settings"), "config"),
+    "dreambench": _Suite("evaluation.benchmarks", "evaluate_dreambench", ("config", "settings"), "config"),
 }
 _TYPED = {
     "config": "CONFIG",
@@ -31,7 +31,6 @@ _TYPED = {
     "adapter": "--adapter",
     "runs": "--runs",
     "small": "--small",
-    "against": "--against",
 }
 _NEEDED = {
     "config": "a TOML file; recipes/{suite}.toml is one",
@@ -48,7 +47,7 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Argument(
-            help="mini: held-out concepts, measured; figures: the paper's figures in miniature; study: every "
+            help="mini: characters never seen, measured; figures: the paper's figures in miniature; study: every "
             "way of image prompting on one base; coco: the paper's Table 1; dreambench: subjects in scenes.",
             show_default=False,
         ),
@@ -68,14 +67,11 @@ def evaluate(
         str | None, typer.Option(help="mini, mini-plus, or a file for the embedded base; mini.")
     ] = None,
     runs: Annotated[
-        Path | None, typer.Option(help="Folder of the runs to compare; study, and figures if they are to.")
+        Path | None, typer.Option(help="Folder of the runs to compare; study.")
     ] = None,
     small: Annotated[
-        bool, typer.Option("--small", help="Minutes in place of longer; mini and study.")
+        bool, typer.Option("--small", help="Minutes in place of longer; mini, figures and study.")
     ] = False,
-    against: Annotated[
-        Path | None, typer.Option(help="An earlier report, to be compared with concept by concept; mini.")
-    ] = None,
 ) -> None:
     """Measure how well image prompts are followed, and write a report: index.html, summary.json, scores.
 
@@ -83,7 +79,7 @@ def evaluate(
 
     imprompt evaluate mini --output report
 
-    imprompt evaluate mini --adapter runs/emoji-adapter/adapter.safetensors --output mine --against report
+    imprompt evaluate mini --adapter runs/mini-adapter/adapter.safetensors --output mine
 
     imprompt evaluate figures --output figures
 
@@ -95,12 +91,11 @@ def evaluate(
         "adapter": adapter,
         "runs": runs,
         "small": small,
-        "against": against,
     }
     asked = {name: value for name, value in given.items() if value}
     chosen = _checked(suite, asked)
     silence_loading()
-    module = optional(f"imprompt.evaluation.{chosen.module}", "eval")
+    module = optional(f"imprompt.{chosen.module}", "eval")
     getattr(module, chosen.function)(output=output, **asked)
     typer.echo(f"wrote {output}")
 

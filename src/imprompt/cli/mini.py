@@ -9,6 +9,7 @@ import typer
 from imprompt.cli.terminal import optional
 from imprompt.errors import ConfigError
 from imprompt.output import check_output
+from imprompt.settings import in_cache
 
 app = typer.Typer(help="Remake the embedded model from public packages.", no_args_is_help=True)
 
@@ -84,13 +85,17 @@ def one_of(**flags: bool) -> str | None:
 def build_data(
     output: Annotated[
         str, typer.Option(help="A folder; a bare name is in the cache, as in recipes.")
-    ] = "emoji-64",
-    size: Annotated[int, typer.Option(min=8, help="Width and height of a picture.")] = 64,
+    ] = "characters-128",
+    count: Annotated[int, typer.Option(min=1, help="Drawings to train on; 2,000 more of each held-out split.")] = 100_000,
+    size: Annotated[int, typer.Option(min=8, help="Width and height of a picture.")] = 128,
 ) -> None:
-    """Render the public icon sets to a captioned data set, split by concept."""
-    emoji, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("emoji", "recipe"))
-    folder = recipe.in_cache(output)
-    typer.echo(f"wrote {emoji.build_data(folder, size=size):,} pictures to {folder}")
+    """Draw the characters that the embedded model is trained on: five minutes on two cores."""
+    dataset = optional("imprompt.lab.making.dataset", "mini")
+    folder = in_cache(output)
+    held_out = min(count, 2_000)
+    counts = {"training": count, "combinations": held_out, "parts": held_out, "styles": held_out}
+    dataset.build_data(folder, counts, size=size)
+    typer.echo(f"wrote {sum(counts.values()):,} drawings to {folder}")
 
 
 @app.command()
@@ -98,37 +103,37 @@ def export(
     output: Annotated[
         Path, typer.Argument(help="A folder that is not there yet, for the training pictures.")
     ],
-    data: Annotated[
-        str, typer.Option(help="The data set, as build-data wrote it; a bare name is in the cache.")
-    ] = "emoji-64",
     layout: Annotated[
         Literal["folder", "official", "webdataset"], typer.Option(help="How the files are laid out.")
-    ] = "folder",
-    variants: Annotated[int, typer.Option(min=1, help="How often each drawing comes, each time anew.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the order and of what is drawn around.")] = 0,
+    ] = "webdataset",
+    count: Annotated[int, typer.Option(min=1, help="Samples to train on.")] = 60_000,
+    held_out: Annotated[int, typer.Option(min=1, help="Samples of combinations that no model has seen.")] = 500,
+    seed: Annotated[int, typer.Option(help="The same seed, the same samples.")] = 0,
 ) -> None:
-    """Write the data set as pictures with captions, for `imprompt train`; held-out ones to OUTPUT-held-out.
+    """Draw characters with captions and references for `imprompt train`; held-out ones to OUTPUT-held-out.
 
     [bold]Example[/bold]
 
-    imprompt mini export emoji-pictures
+    imprompt mini export characters
     """
-    exporting, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("exporting", "recipe"))
-    count = exporting.export_pictures(
-        recipe.in_cache(data), output, layout=layout, variants=variants, seed=seed
-    )
-    typer.echo(f"wrote {count:,} pictures to {output}")
+    exporting = optional("imprompt.lab.making.exporting", "mini")
+    exporting.export_samples(output, layout=layout, count=count, held_out=held_out, seed=seed)
+    typer.echo(f"wrote {count:,} samples to {output}, {held_out:,} to {output}-held-out")
 
 
 @app.command()
 def train(
     stage: Annotated[
-        str, typer.Argument(help="pair, base, judge, ...; or a recipe's file.", show_default=False)
+        str,
+        typer.Argument(
+            help="codec, decoder, base, encoder, judge, control or style; or a recipe's file.",
+            show_default=False,
+        ),
     ],
     resume: Annotated[str | None, typer.Option(help="latest: go on where the last run stopped.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
 ) -> None:
-    """Train one stage of the embedded model, by recipes/mini-STAGE.toml.
+    """Train one part of the embedded model, by recipes/mini-STAGE.toml.
 
     [bold]Examples[/bold]
 
@@ -138,7 +143,7 @@ def train(
     """
     if resume not in (None, "latest"):
         raise ConfigError(f"--resume takes latest, not {resume!r}")
-    stages, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("stages", "recipe"))
+    stages, recipe = (optional(f"imprompt.lab.making.{name}", "mini") for name in ("stages", "recipe"))
     path = Path(stage) if stage.endswith(".toml") else Path("recipes", f"mini-{stage}.toml")
     folder = stages.train_stage(recipe.load_recipe(path, settings or ()), resume=resume == "latest")
     typer.echo(f"wrote {folder}")
@@ -146,7 +151,7 @@ def train(
 
 @app.command()
 def ship(
-    model: Annotated[str, typer.Option(help="Folder of the trained model, as in recipes.")] = "mini-64",
+    model: Annotated[str, typer.Option(help="Folder of the trained model, as in recipes.")] = "mini-128",
     adapter: Annotated[
         Path | None,
         typer.Option(help="An adapter for it, as `imprompt train` wrote it; others stay as they are."),
@@ -157,8 +162,8 @@ def ship(
 
     [bold]Example[/bold]
 
-    imprompt mini ship --adapter runs/emoji-adapter/adapter.safetensors
+    imprompt mini ship --adapter runs/mini-adapter/adapter.safetensors
     """
-    shipping, recipe = (optional(f"imprompt.training.{name}", "mini") for name in ("shipping", "recipe"))
-    written = shipping.ship(recipe.in_cache(model), output, adapter=adapter)
+    shipping = optional("imprompt.lab.making.shipping", "mini")
+    written = shipping.ship(in_cache(model), output, adapter=adapter)
     typer.echo(f"wrote {written / 1e6:.1f} MB to {output}")

@@ -1,7 +1,7 @@
 """The embedded model: a text-to-image model in miniature, and its image-prompt adapters, in this package.
 
-64 × 64 px emoji; diffusers' own pipeline, so everything written for Stable Diffusion works on it. With it
-come a fine-tuned base (`pipeline(style="blueprint")`) and a ControlNet on edges (`controlnet()`). How all was
+128 × 128 px characters; diffusers' own pipeline, so everything written for Stable Diffusion works on it. With
+it come a fine-tuned base (`pipeline(style="lines")`) and a ControlNet on edges (`controlnet()`). How all was
 made: recipes/mini-*.toml; what it is and is not: weights/README.md.
 """
 
@@ -46,10 +46,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 def pipeline(
     *, style: str | None = None, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32
 ) -> StableDiffusionPipeline:
-    """The embedded base model as diffusers' text-to-image pipeline, 64 × 64 px, on the CPU.
+    """The embedded base model as diffusers' text-to-image pipeline, 128 × 128 px, on the CPU.
 
     Args:
-        style: the base as fine-tuned on one style, "blueprint"; the adapter is the same for all of them
+        style: the base as fine-tuned on one style, "lines"; the adapter is the same for all of them
         weights: a folder as `imprompt mini train` makes it
         dtype: number format to compute in; the files hold float16
 
@@ -111,7 +111,7 @@ def controlnet(*, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -
 
         kind = StableDiffusionControlNetPipeline
         pipe = mini.as_pipeline(kind, mini.pipeline(), controlnet=mini.controlnet())
-        pipe("rocket", image=mini.edge_picture(picture))
+        pipe("pink hair", image=mini.edge_picture(picture))
 
     Raises:
         UnknownModel: the weights are not there

@@ -14,7 +14,7 @@ STRONG = 0.5
 """A step of this much, of the range from black to white, is as white as an edge can be."""
 
 
-def edge_picture(picture: Image.Image, size: int = 64) -> Image.Image:
+def edge_picture(picture: Image.Image, size: int = 128) -> Image.Image:
     """The edges of any picture, white on black: the control picture of `imprompt.mini.controlnet()`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Training: what made the embedded model, and `imprompt train`, which makes adapters for any base.
+"""Training: `imprompt train`, which makes adapters for any base; its loop trains the embedded model too.
 
 presets, settings, config   what a run is told: one TOML file, typed and closed
 samples, targets            raw data → samples, in parts → pictures of the size that the base learns
@@ -9,6 +9,4 @@ objectives                  the loss of what learns
 descent, checkpoints, loop  one step; what is kept of a run; a run from its start, or its last checkpoint
 likeness, watching          what is looked at meanwhile: log, terminal, page, model card
 adapters                    `imprompt train`, of all these
-emoji, styles, captions, vocabulary, data, exporting      the embedded model's pictures and texts
-recipe, stages, held_out, shipping, sheets                its own stages: `imprompt mini train`
 """

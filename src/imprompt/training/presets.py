@@ -42,7 +42,7 @@ _PLUS: Settings = {"adapter": {"variant": "plus", "tokens": 16}, "cache": {"shar
 _FACE: Settings = {"adapter": {"variant": "faceid", "tokens": 4, "lora_rank": 128}}
 _MINI: Settings = {
     "base": {"model": "mini"},
-    "data": {"size": 64, "held_out_most": 64},
+    "data": {"size": 128, "held_out_most": 64},
     "cache": {"precision": "fp32"},
     "loss": {"timesteps": "logit-normal", "timestep_location": -0.3},
     "training": {

@@ -18,7 +18,7 @@ from imprompt.evaluation.metrics import (
     retrieval_ranks,
     shuffled_gap,
 )
-from imprompt.evaluation.pictures import shuffled_place
+from imprompt.evaluation.bounds import shuffled_place
 
 CHUNK = 1024
 """Pictures compared with all references at a time."""

@@ -1,6 +1,6 @@
 """Judges: what turns pictures, and captions, into features to be compared. See `imprompt.evaluation.metrics`.
 
-    load_judge          the embedded one, for the embedded model's 64 px drawings
+    load_judge          the embedded one, which reads the attributes of the embedded model's characters
     load_clip_judge     CLIP: pictures and captions in one space (CLIP-I, CLIP-T)
     load_image_judge    DINO, DINOv2, SigLIP, ...: pictures alone (DINO-I, ...)
 
@@ -9,12 +9,13 @@ such a judge out, and who uses it says "self" beside the figure.
 """
 
 from imprompt.evaluation.judge.clip import ClipJudge, load_clip_judge
-from imprompt.evaluation.judge.embedded import EmbeddedJudge, load_judge
+from imprompt.evaluation.judge.characters import CharacterJudge, EmbeddedJudge, load_judge
 from imprompt.evaluation.judge.image import ImageJudge, load_image_judge
 from imprompt.evaluation.judge.judge import Judge
 from imprompt.evaluation.judge.likeness import is_self
 
 __all__ = [
+    "CharacterJudge",
     "ClipJudge",
     "EmbeddedJudge",
     "ImageJudge",

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 
 from imprompt.lab.making.characters import Character
-from imprompt.lab.making.vocabulary import load_vocabulary
+from imprompt.lab.making.vocabulary import ATTRIBUTES, load_vocabulary
 
 NAMED_SHARES: Mapping[str, float] = {"style": 0.6, "ground": 0.55, "none": 0.15}
 """How often an attribute is named where most are; "none" for what is not there ("no glasses").
@@ -32,6 +32,14 @@ HAIRDO_PHRASES: Mapping[str, tuple[str, ...]] = {
     "spiky": ("spiky {hair} hair", "{hair} spiky hair"),
     "dreadlocks": ("{hair} dreadlocks",),
     "hat": ("hat", "wearing a hat"),
+}
+
+HAIR_NOUNS = "hair|bob|curls|bun|ponytail|pigtails|mohawk|dreadlocks"
+HAIRDO_SIGNS: Mapping[str, str] = {
+    "short": "short[^,]* hair",
+    "long": "long[^,]* hair",
+    "spiky": "spiky[^,]* hair",
+    "curly": "(curly|curls)",
 }
 
 
@@ -99,3 +107,25 @@ def attribute_phrase(attribute: str, word: str, rng: random.Random | None = None
         return f"no {attribute}"
     nouns = {"skin": "skin", "clothes": "clothes", "robot": "robot", "hair": "hair"}
     return f"{word} {nouns[attribute]}" if attribute in nouns else word
+
+
+def caption_patterns() -> dict[str, dict[str, str]]:
+    """Attribute → word → a regular expression that finds the word in a caption; styles and attributes."""
+    vocabulary = load_vocabulary()
+    styles = {name: rf"\b{vocabulary.styles[name].word} style\b" for name in vocabulary.trained_styles}
+    return {
+        "style": styles,
+        **{name: {word: word_pattern(name, word) for word in vocabulary.words(name)} for name in ATTRIBUTES},
+    }
+
+
+def word_pattern(attribute: str, word: str) -> str:
+    """What `attribute_phrase` and `hair_phrase` write of a word, and nothing that they write of another."""
+    if attribute == "hair":
+        return rf"\b{word}\b[^,]*\b({HAIR_NOUNS})\b"
+    if attribute == "hairdo":
+        return rf"\b{HAIRDO_SIGNS.get(word, word)}\b"
+    if word == "none":
+        return rf"\bno {attribute}\b"
+    nouns = {"ground": " background", "skin": " skin", "clothes": " clothes", "robot": " robot"}
+    return rf"(?<!no )\b{word}{nouns.get(attribute, '')}\b"

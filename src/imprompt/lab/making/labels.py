@@ -7,9 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from imprompt.lab.judge import LABELS
 from imprompt.lab.making.characters import Character
-from imprompt.lab.making.vocabulary import load_vocabulary
+from imprompt.lab.making.vocabulary import ATTRIBUTES, load_vocabulary
+
+LABELS = ("style", *ATTRIBUTES)
+"""What is read off a picture, in the order of label columns."""
 
 NOT_DRAWN = -100
 """The label of an attribute that a style does not draw: cross-entropy leaves it out."""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Generator
 
 from imprompt.adapter import ImagePromptAdapter
-from imprompt.lab.judge import CharacterJudge
+from imprompt.evaluation.judge.characters import CharacterJudge
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.pipeline_results import call_pipeline
 from imprompt.reference import Reference

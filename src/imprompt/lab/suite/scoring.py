@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.evaluation.metrics import Interval, bootstrap_interval, retrieval_ranks
-from imprompt.lab.judge import CharacterJudge
+from imprompt.evaluation.judge.characters import CharacterJudge
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.suite.subjects import Subject, TextChange
 

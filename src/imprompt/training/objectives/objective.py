@@ -7,8 +7,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from imprompt.training.data import EmojiPictures
-
 
 class Objective(nn.Module):
     """A model and its loss. Frozen parts have their gradients switched off.
@@ -57,13 +55,3 @@ class Objective(nn.Module):
     def export(self, output: Path) -> None:
         """Write the finished model."""
         raise NotImplementedError
-
-
-class StageObjective(Objective):
-    """A stage of the embedded model, trained on its emoji."""
-
-    autocasts = True
-
-    def pictures(self, folder: Path) -> EmojiPictures:
-        """The pictures to be trained on, from the data set in `folder`."""
-        return EmojiPictures(folder)

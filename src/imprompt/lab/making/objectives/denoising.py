@@ -31,7 +31,7 @@ from imprompt.mini import PatchAutoencoder, assemble
 from imprompt.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
-from imprompt.training.vocabulary import train_tokenizer
+from imprompt.lab.making.tokenizer import train_tokenizer
 
 LOOK = 512
 """How many held-out pictures losses are taken of."""

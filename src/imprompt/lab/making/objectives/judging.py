@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from imprompt.lab.judge import CharacterJudge, build_network
+from imprompt.evaluation.judge.characters import CharacterJudge, build_network
 from imprompt.lab.making.batches import Batch, to_pixels
+from imprompt.lab.making.captions import caption_patterns
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import attribute_loss, to_labels
 from imprompt.lab.making.objectives.recognising import held_out_figures, load_held_out, shake
@@ -38,7 +39,8 @@ class JudgeObjective(Objective):
         self.drawings = Drawings(in_cache(recipe.data), "training")
         self.labels = to_labels(self.drawings.characters)
         size = self.drawings.pictures.shape[1]
-        self.judge = CharacterJudge(build_network(recipe.widths, recipe.depths, recipe.patch_size, size))
+        network = build_network(recipe.widths, recipe.depths, recipe.patch_size, size)
+        self.judge = CharacterJudge(network, caption_patterns())
         self.held_out_drawings = load_held_out(recipe.data)
 
     @property
@@ -66,7 +68,7 @@ class JudgeObjective(Objective):
     def held_out(self) -> dict[str, float]:
         """Accuracies on unseen drawings; how often a damaged view is found among characters of its style."""
         figures = held_out_figures(
-            lambda pixels: self.judge.heads(self.judge.features(pixels)), self.held_out_drawings, self.device
+            lambda pixels: self.judge.scores(pixels), self.held_out_drawings, self.device
         )
         return figures | {f"found among {GALLERY}": self.retrieval()}
 

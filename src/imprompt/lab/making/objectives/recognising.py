@@ -16,8 +16,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from imprompt.lab.judge import AttributeHeads
+from imprompt.evaluation.judge.characters import AttributeHeads
 from imprompt.lab.making.batches import Batch, to_pixels
+from imprompt.lab.making.captions import caption_patterns
 from imprompt.lab.making.characters import Split
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import accuracies, attribute_loss, to_labels
@@ -48,7 +49,7 @@ class EncoderObjective(Objective):
         size = self.drawings.pictures.shape[1]
         self.encoder = build_encoder(recipe, size)
         start_from_components(self.encoder, to_pixels(self.drawings.pictures[:LOOK]))
-        self.heads = AttributeHeads(recipe.embedding_dim)
+        self.heads = AttributeHeads(recipe.embedding_dim, caption_patterns())
         self.thumbnail = nn.Linear(recipe.embedding_dim, 3 * THUMBNAIL**2)
         self.held_out_drawings = load_held_out(recipe.data)
         # In a list, which torch does not search for modules: the compiled one holds the same parameters.

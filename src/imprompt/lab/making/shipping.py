@@ -53,11 +53,11 @@ def place_of(adapter: Path) -> Path:
         CheckpointError: the file is damaged
     """
     if not adapter.is_file():
-        raise ConfigError(f"there is no adapter {adapter}: train it with recipes/emoji-adapter.toml")
+        raise ConfigError(f"there is no adapter {adapter}: train it with recipes/mini-adapter.toml")
     variant = str(describe(adapter).variant)
     files = {one.variant: one.file for one in EMBEDDED.values()}
     if variant not in files:
-        raise ConfigError(f"{adapter} is a {variant} adapter; what ships is {' and '.join(files)}")
+        raise ConfigError(f"{adapter} is a {variant} adapter; the embedded model ships {' and '.join(files)}")
     return Path("adapter", files[variant])
 
 
