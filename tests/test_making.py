@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from imprompt.lab.judge import LABELS, CharacterJudge, build_network
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -16,7 +17,6 @@ from imprompt import mini
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.encoder import load_image_encoder
 from imprompt.errors import ConfigError, UnknownModel
-from imprompt.lab.judge import LABELS, CharacterJudge, build_network
 from imprompt.lab.making.batches import batches, to_pixels
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import Drawings, build_data

@@ -8,15 +8,15 @@ import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from imprompt.evaluation.figures.measures import edge_gap
+from imprompt.evaluation.pictures import load_held_out
 from PIL import Image
 
 from imprompt import Reference, generate, load_adapter, mini
 from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.errors import UnknownModel
-from imprompt.evaluation.figures.measures import edge_gap
 from imprompt.evaluation.judge import load_judge
 from imprompt.evaluation.metrics import cosine_similarity
-from imprompt.evaluation.pictures import load_held_out
 
 FILES = [path for path in mini.WEIGHTS.rglob("*") if path.is_file()]
 SHAPES = {"mini": ("base", 4), "mini-plus": ("plus", 16)}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy_pictures
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import tiny
-import toy_pictures
 from few_steps import FACE, STEPS, config, frozen, states, take, write_home
 from imprompt import mini
 from imprompt.adapter import ImagePromptAdapter

@@ -47,7 +47,7 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Argument(
-            help="mini: characters never seen, measured; figures: the paper's figures in miniature; study: every "
+            help="mini: characters never seen; figures: the paper's figures in miniature; study: every "
             "way of image prompting on one base; coco: the paper's Table 1; dreambench: subjects in scenes.",
             show_default=False,
         ),
@@ -66,9 +66,7 @@ def evaluate(
     adapter: Annotated[
         str | None, typer.Option(help="mini, mini-plus, or a file for the embedded base; mini.")
     ] = None,
-    runs: Annotated[
-        Path | None, typer.Option(help="Folder of the runs to compare; study.")
-    ] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder of the runs to compare; study.")] = None,
     small: Annotated[
         bool, typer.Option("--small", help="Minutes in place of longer; mini, figures and study.")
     ] = False,

@@ -86,7 +86,9 @@ def build_data(
     output: Annotated[
         str, typer.Option(help="A folder; a bare name is in the cache, as in recipes.")
     ] = "characters-128",
-    count: Annotated[int, typer.Option(min=1, help="Drawings to train on; 2,000 more of each held-out split.")] = 100_000,
+    count: Annotated[
+        int, typer.Option(min=1, help="Drawings to train on; 2,000 more of each held-out split.")
+    ] = 100_000,
     size: Annotated[int, typer.Option(min=8, help="Width and height of a picture.")] = 128,
 ) -> None:
     """Draw the characters that the embedded model is trained on: five minutes on two cores."""
@@ -107,7 +109,9 @@ def export(
         Literal["folder", "official", "webdataset"], typer.Option(help="How the files are laid out.")
     ] = "webdataset",
     count: Annotated[int, typer.Option(min=1, help="Samples to train on.")] = 60_000,
-    held_out: Annotated[int, typer.Option(min=1, help="Samples of combinations that no model has seen.")] = 500,
+    held_out: Annotated[
+        int, typer.Option(min=1, help="Samples of combinations that no model has seen.")
+    ] = 500,
     seed: Annotated[int, typer.Option(help="The same seed, the same samples.")] = 0,
 ) -> None:
     """Draw characters with captions and references for `imprompt train`; held-out ones to OUTPUT-held-out.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from imprompt.crop import encoder_view
 from imprompt.evaluation.benchmarks.drawing import one_thread
-from imprompt.evaluation.judge import Judge
 from imprompt.evaluation.bounds import light_copy
+from imprompt.evaluation.judge import Judge
 from imprompt.image import load_image
 from imprompt.output import written_whole
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from imprompt.evaluation.bounds import shuffled_place
 from imprompt.evaluation.metrics import (
     Interval,
     bootstrap_interval,
@@ -18,7 +19,6 @@ from imprompt.evaluation.metrics import (
     retrieval_ranks,
     shuffled_gap,
 )
-from imprompt.evaluation.bounds import shuffled_place
 
 CHUNK = 1024
 """Pictures compared with all references at a time."""

@@ -8,8 +8,8 @@ Judging with the encoder that conditions the generator rewards whatever that enc
 such a judge out, and who uses it says "self" beside the figure.
 """
 
-from imprompt.evaluation.judge.clip import ClipJudge, load_clip_judge
 from imprompt.evaluation.judge.characters import CharacterJudge, EmbeddedJudge, load_judge
+from imprompt.evaluation.judge.clip import ClipJudge, load_clip_judge
 from imprompt.evaluation.judge.image import ImageJudge, load_image_judge
 from imprompt.evaluation.judge.judge import Judge
 from imprompt.evaluation.judge.likeness import is_self

@@ -11,9 +11,11 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from PIL import Image
+from rich.progress import track
 
 from imprompt.errors import ConfigError, OutputError
 from imprompt.lab.making.captions import attribute_phrase, sample_caption, style_phrase
@@ -25,6 +27,7 @@ from imprompt.lab.making.characters import (
     sample_word,
     with_attributes,
 )
+from imprompt.lab.making.dataset import BLOCK
 from imprompt.lab.making.drawing import SIZE, draw
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.training.samples.writing import EncodedSample, Layout, write_samples
@@ -77,9 +80,18 @@ def export_samples(
 
 
 def draw_samples(split: Split, count: int, seed: int, size: int = SIZE) -> Iterator[EncodedSample]:
-    """Samples of a split, each a pure function of (seed, split, place)."""
-    for place in range(count):
-        yield draw_sample(random.Random(f"{seed}/samples/{split}/{place}"), split, size)
+    """Samples of a split on all cores, each a pure function of (seed, split, place)."""
+    tasks = [(seed, split, start, min(BLOCK, count - start), size) for start in range(0, count, BLOCK)]
+    with ProcessPoolExecutor() as pool:
+        for block in track(pool.map(draw_block, tasks), description=split, total=len(tasks)):
+            yield from block
+
+
+def draw_block(task: tuple[int, Split, int, int, int]) -> list[EncodedSample]:
+    """Consecutive samples."""
+    seed, split, start, count, size = task
+    rngs = (random.Random(f"{seed}/samples/{split}/{place}") for place in range(start, start + count))
+    return [draw_sample(rng, split, size) for rng in rngs]
 
 
 def draw_sample(rng: random.Random, split: Split, size: int) -> EncodedSample:

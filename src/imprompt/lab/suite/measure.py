@@ -10,9 +10,9 @@ from PIL import Image
 
 from imprompt import mini
 from imprompt.checkpoint import EMBEDDED, load_adapter
+from imprompt.evaluation.judge.characters import CharacterJudge
 from imprompt.evaluation.metrics import Interval
 from imprompt.evaluation.report import make_folder, write_report, write_scores
-from imprompt.evaluation.judge.characters import CharacterJudge
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.findings import (
     CODEC,

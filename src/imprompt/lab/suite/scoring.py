@@ -9,8 +9,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from imprompt.evaluation.metrics import Interval, bootstrap_interval, retrieval_ranks
 from imprompt.evaluation.judge.characters import CharacterJudge
+from imprompt.evaluation.metrics import Interval, bootstrap_interval, retrieval_ranks
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.suite.subjects import Subject, TextChange
 

@@ -2,10 +2,10 @@
 
     loss = ‖v - v_θ(x_t, c_t, t; C(x_t, t, edges))‖²        (ControlNet, arXiv 2302.05543)
 
-C is a copy of the convolutions of the U-Net's first half whose outputs, added to the frozen U-Net's own, begin
-as zero. It has none of the attention: edges say where things are, whatever the text, and a third of the
-weights stays out of the package. Half of the captions are dropped, so that edges alone say what they can: they
-are to act beside an image prompt without text.
+C is a copy of the convolutions of the U-Net's first half whose outputs, added to the frozen U-Net's own,
+begin as zero. It has none of the attention: edges say where things are, whatever the text, and half of the
+weights stay out of the package. Half of the captions are dropped, so that edges alone say what they can:
+they are to act beside an image prompt without text.
 """
 
 from pathlib import Path

@@ -27,11 +27,11 @@ from imprompt.lab.making.batches import Batch, to_pixels
 from imprompt.lab.making.captions import full_caption, sample_caption
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.recipe import BaseRecipe
+from imprompt.lab.making.tokenizer import train_tokenizer
 from imprompt.mini import PatchAutoencoder, assemble
 from imprompt.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
-from imprompt.lab.making.tokenizer import train_tokenizer
 
 LOOK = 512
 """How many held-out pictures losses are taken of."""
