@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from imprompt.lab.judge import LABELS, CharacterJudge, build_network
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,14 +16,15 @@ from imprompt import mini
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.encoder import load_image_encoder
 from imprompt.errors import ConfigError, UnknownModel
+from imprompt.evaluation.judge.characters import CharacterJudge, build_network
 from imprompt.lab.making.batches import batches, to_pixels
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import Drawings, build_data
 from imprompt.lab.making.exporting import export_samples
-from imprompt.lab.making.labels import NOT_DRAWN, accuracies, to_labels
+from imprompt.lab.making.labels import LABELS, NOT_DRAWN, accuracies, to_labels
+from imprompt.lab.making.lines import INK, PAPER, draw_lines
 from imprompt.lab.making.objectives import controlling, denoising, styling
 from imprompt.lab.making.objectives.judging import contrast, damage
-from imprompt.lab.making.objectives.styling import INK, PAPER, draw_lines
 from imprompt.lab.making.recipe import Recipe, load_recipe, parse_recipe
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary
