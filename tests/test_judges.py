@@ -11,11 +11,8 @@ from PIL import Image
 from transformers import (
     CLIPConfig,
     CLIPModel,
-    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    ConvNextConfig,
-    ConvNextForImageClassification,
     Dinov2Config,
     Dinov2Model,
     SiglipConfig,
@@ -32,12 +29,14 @@ import tiny
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.evaluation.judge import (
+    CharacterJudge,
     ClipJudge,
     is_self,
     load_clip_judge,
     load_image_judge,
     load_judge,
 )
+from imprompt.evaluation.judge.characters import build_network
 
 SHAPE: Any = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
 SIZES = [(37, 31), (28, 28), (90, 20), (300, 41)]
@@ -185,34 +184,30 @@ def test_a_judge_that_reads_no_text_says_so(tmp_path: Path) -> None:
 
 
 @tiny.seeded
-def embedded(folder: Path, *, text_dim: int | None = None, seed: int = 0) -> Path:
-    config = ConvNextConfig(
-        image_size=16,
-        num_stages=2,
-        hidden_sizes=[6, 8],
-        depths=[1, 1],
-        num_labels=5,  # pyright: ignore[reportCallIssue]
-    )
-    ConvNextForImageClassification(config).save_pretrained(folder)
-    if text_dim is not None:
-        CLIPTextModelWithProjection(tiny.text_config(16, text_dim)).save_pretrained(folder / "text")
-        tiny.tokenizer().save_pretrained(folder / "text")
+def embedded(folder: Path) -> Path:
+    """A tiny judge that reads hair and glasses."""
+    words = {
+        "hair": {"pink": r"\bpink hair\b", "blue": r"\bblue hair\b"},
+        "glasses": {"none": r"\bno glasses\b", "glasses": r"(?<!no )\bglasses\b"},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    CharacterJudge(build_network((6, 8), (1, 1), 4, 16), words).save(folder)
     return folder
 
 
-def test_the_embedded_judge_reads_text_if_its_text_encoder_is_there(tmp_path: Path) -> None:
-    silent, reading = load_judge(embedded(tmp_path / "a")), load_judge(embedded(tmp_path / "b", text_dim=5))
-    assert not silent.reads_text
-    assert reading.reads_text
-    assert torch.equal(silent.features(pictures()), reading.features(pictures()))
-    assert reading.text_features(["a cat", "a dog"]).shape == (2, 5)
-    with pytest.raises(ConfigError, match="reads no text"):
-        silent.text_features(["a cat"])
+def test_the_embedded_judge_s_features_are_probabilities_of_words(tmp_path: Path) -> None:
+    judge = load_judge(embedded(tmp_path))
+    features = judge.features(pictures())
+    probabilities = judge.encode(torch.stack([judge.pixels(picture) for picture in pictures()]))
+    assert torch.allclose(probabilities.sum(dim=1), torch.tensor(2.0))
+    assert torch.allclose(features.norm(dim=1), torch.tensor(1.0))
 
 
-def test_a_text_encoder_of_another_judge_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match="its features are 6 wide, the judge's 5"):
-        load_judge(embedded(tmp_path, text_dim=6))
+def test_a_caption_s_features_are_the_words_that_it_names(tmp_path: Path) -> None:
+    judge = load_judge(embedded(tmp_path))
+    named = judge.text_features(["pink hair, no glasses", "glasses", "a rocket"])
+    half = 2**-0.5
+    assert torch.allclose(named, torch.tensor([[half, 0, half, 0], [0, 0, 0, 1.0], [0, 0, 0, 0]]))
 
 
 # Self

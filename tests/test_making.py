@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 from imprompt import mini
 from imprompt.adapter import ImagePromptAdapter
+from imprompt.checkpoint import save_adapter
 from imprompt.encoder import load_image_encoder
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.evaluation.judge.characters import CharacterJudge, build_network
 from imprompt.lab.making.batches import batches, to_pixels
+from imprompt.lab.making.captions import caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import Drawings, build_data
 from imprompt.lab.making.exporting import export_samples
@@ -26,16 +28,19 @@ from imprompt.lab.making.lines import INK, PAPER, draw_lines
 from imprompt.lab.making.objectives import controlling, denoising, styling
 from imprompt.lab.making.objectives.judging import contrast, damage
 from imprompt.lab.making.recipe import Recipe, load_recipe, parse_recipe
+from imprompt.lab.making.shipping import ship
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary
+from imprompt.lab.suite.against import compare_scores, load_earlier_report, read_scores
+from imprompt.lab.suite.findings import SMALL as SMALL_SUITE
 from imprompt.lab.suite.findings import SuiteSettings
 from imprompt.lab.suite.measure import measure
 from imprompt.lab.suite.painting import PaintSettings, SuiteModels
 from imprompt.lab.suite.scoring import Readings, score_pictures
 from imprompt.lab.suite.showcase import write_showcase
-from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, suited
+from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subjects, suited
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.projection import LinearProjection
+from imprompt.projection import LinearProjection, PatchProjection, ResamplerProjection
 from imprompt.training.config import DataSettings
 from imprompt.training.samples import open_source
 
@@ -247,7 +252,7 @@ def test_damage_is_of_the_generator_and_stays_in_range() -> None:
 
 def test_a_judge_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    judge = CharacterJudge(build_network((8, 16), (1, 1), 4, 32)).eval()
+    judge = CharacterJudge(build_network((8, 16), (1, 1), 4, 32), caption_patterns()).eval()
     judge.save(tmp_path)
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     again = CharacterJudge.load(tmp_path)
@@ -266,6 +271,60 @@ def test_line_drawings_are_ink_on_paper() -> None:
     halves = torch.full((1, 3, 16, 16), -1.0)
     halves[..., 8:] = 1.0
     assert torch.allclose(draw_lines(halves)[0, :, 8, 8] / 2 + 0.5, torch.tensor(INK), atol=1e-6)
+
+
+# Shipping
+
+
+def test_the_shipped_model_is_the_trained_one_in_float16(model: Path, tmp_path: Path) -> None:
+    assert ship(model, tmp_path, adapter=write_adapter(model, tmp_path, LinearProjection(32, 64, 4))) > 0
+    trained, shipped = (mini.controlnet(weights=folder).state_dict() for folder in (model, tmp_path))
+    assert all(torch.equal(trained[name].half().float(), shipped[name]) for name in trained)
+    assert mini.pipeline(weights=tmp_path).unet.dtype == torch.float32
+    assert mini.adapter(weights=tmp_path).projection.tokens == 4
+    assert (tmp_path / "styles" / "lines").is_dir()
+
+
+def test_each_variant_ships_under_its_own_name_and_leaves_the_other(model: Path, tmp_path: Path) -> None:
+    for projection in (LinearProjection(32, 64, 4), ResamplerProjection(64, 64, 16)):
+        ship(model, tmp_path / "weights", adapter=write_adapter(model, tmp_path, projection))
+    adapters = [mini.adapter(name, weights=tmp_path / "weights") for name in ("mini", "mini-plus")]
+    assert [adapter.projection.tokens for adapter in adapters] == [4, 16]
+
+
+def test_a_variant_that_does_not_ship_is_refused_before_anything_is_written(
+    model: Path, tmp_path: Path
+) -> None:
+    adapter = write_adapter(model, tmp_path, PatchProjection(64, 64, 17))
+    with pytest.raises(ConfigError, match="is a full-face adapter; the embedded model ships base and plus"):
+        ship(model, tmp_path / "weights", adapter=adapter)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_what_ships_twice_is_the_same_to_the_byte_and_does_not_tell_where_it_was_made(
+    model: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        ship(model, folder)
+    files = [path.relative_to(one) for path in one.rglob("*") if path.is_file()]
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
+    assert not any(str(model) in path.read_text() for path in one.rglob("*.json"))
+
+
+def test_an_unfinished_model_and_a_missing_adapter_do_not_ship(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no base, image_encoder, judge yet"):
+        ship(tmp_path, tmp_path / "weights")
+    with pytest.raises(ConfigError, match=r"no adapter .*none\.safetensors: train it"):
+        ship(model, tmp_path / "weights", adapter=tmp_path / "none.safetensors")
+    assert not (tmp_path / "weights").exists()
+
+
+def write_adapter(model: Path, folder: Path, projection: Any) -> Path:
+    """An untrained adapter for the model, as a file."""
+    adapter = ImagePromptAdapter.for_unet(mini.pipeline(weights=model).unet, projection)
+    save_adapter(adapter, folder / f"{projection.tokens}.safetensors")
+    return folder / f"{projection.tokens}.safetensors"
 
 
 # Suite
@@ -291,6 +350,11 @@ def readings(**words: str) -> Readings:
 def test_a_picture_with_every_attribute_has_kept_all() -> None:
     (score,) = score_pictures([subject()], readings(), readings(), condition="x", scale=1.0)
     assert (score.kept, score.all_kept, score.asked, score.wrong) == (1.0, True, None, "")
+
+
+def test_a_folder_without_a_report_is_not_compared_with(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no report"):
+        load_earlier_report(tmp_path, SuiteSettings())
 
 
 def test_what_is_read_otherwise_is_not_kept() -> None:
@@ -335,6 +399,12 @@ def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path:
     with Image.open(tmp_path / "figure.png") as figure, Image.open(tmp_path / "contact-sheet.png") as sheet:
         assert figure.width > 7 * 128 > sheet.width / 4
     findings = measure(models, settings, output=tmp_path)
+    again = compare_scores(read_scores(tmp_path / "scores.csv"), load_earlier_report(tmp_path, settings))
+    assert again.name == "untrained"
+    assert len(again.differences) == 2 * len(SPLITS) + 2 * len(CHANGES)
+    assert all((one.low, one.mean, one.high) == (0, 0, 0) for one in again.differences.values())
+    with pytest.raises(ConfigError, match="subjects was 6 there and is 24 here"):
+        load_earlier_report(tmp_path, SMALL_SUITE)
     combinations = findings.splits["combinations"]
     assert set(combinations.kept) >= {"λ = 0", "λ = 1", "another reference", "the drawing itself"}
     assert combinations.found["the drawing itself"].mean == 1.0

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toy_pictures
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import tiny
 from few_steps import FACE, STEPS, config, frozen, states, take, write_home
@@ -20,10 +19,11 @@ from imprompt.checkpoint import load_adapter, save_adapter
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, CheckpointError, ConfigError
 from imprompt.injection import DecoupledInjection
-from imprompt.training import exporting
+from imprompt.lab.making.exporting import encode_png
 from imprompt.training.adapters import adapter_run
 from imprompt.training.frozen import FrozenBase, weights_fingerprint
 from imprompt.training.objectives import image_prompting
+from imprompt.training.samples.writing import EncodedSample, Layout, write_samples
 from test_watching import StandIn
 
 
@@ -37,14 +37,24 @@ def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_prompting, "BANDS", (0.5,))
 
 
-SOURCES: dict[exporting.Layout, str] = {"folder": "", "official": "data.json", "webdataset": "*.tar"}
+SOURCES: dict[Layout, str] = {"folder": "", "official": "data.json", "webdataset": "*.tar"}
+
+
+def some_samples() -> list[EncodedSample]:
+    """Six plain pictures; every other one has a reference of its own."""
+    samples = []
+    for number, color in enumerate(("red", "green", "blue", "teal", "pink", "gold")):
+        picture, reference = (encode_png(Image.new("RGB", (16, 16), one)) for one in (color, "navy"))
+        samples.append(EncodedSample(picture, f"{color} paper", reference if number % 2 else None))
+    return samples
 
 
 def test_three_layouts_give_the_same_features_and_the_same_first_fifty_losses(tmp_path: Path) -> None:
-    toy, seen = toy_pictures.write_toy_data(tmp_path / "toy", size=16), []
+    seen = []
     for layout, inner in SOURCES.items():
         output = tmp_path / layout / "pictures"
-        exporting.export_pictures(toy, output, layout=layout, variants=1, seed=0)
+        output.mkdir(parents=True)
+        write_samples(some_samples(), output, layout)
         changes = {
             "data__source": str(output / inner),
             "cache__folder": str(tmp_path / layout / "cache"),
@@ -206,21 +216,25 @@ def test_eight_pictures_are_learnt_and_the_true_reference_comes_to_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looked at are the same pictures as other files: whether it can learn, not whether it generalises."""
-    for number, (shape, colour) in enumerate(
-        (s, c) for s in ("disc", "cross") for c in toy_pictures.COLOURS.values()
-    ):
-        ground = Image.new("RGBA", (64, 64), "white")
-        ground.alpha_composite(Image.fromarray(toy_pictures.draw(shape, colour, 64)))
+    things = [(shape, color) for shape in ("disc", "cross") for color in ("red", "green", "blue", "orange")]
+    for number, (shape, color) in enumerate(things):
+        ground = Image.new("RGB", (128, 128), "white")
+        pen = ImageDraw.Draw(ground)
+        if shape == "disc":
+            pen.ellipse((16, 16, 112, 112), fill=color)
+        else:
+            pen.line((16, 16, 112, 112), fill=color, width=24)
+            pen.line((112, 16, 16, 112), fill=color, width=24)
         for side, suffix in (("seen", "png"), ("looked-at", "bmp")):
             (tmp_path / side).mkdir(exist_ok=True)
-            ground.convert("RGB").save(tmp_path / side / f"{number}.{suffix}")
+            ground.save(tmp_path / side / f"{number}.{suffix}")
             (tmp_path / side / f"{number}.txt").write_text("a thing")
     changes = {
         "preset": "mini",
         "base": {"model": "mini"},
         "data__source": str(tmp_path / "seen"),
         "data__held_out": str(tmp_path / "looked-at"),
-        "data__size": 64,
+        "data__size": 128,
         "cache__folder": str(tmp_path / "cache"),
         "training__batch_size": 8,
         "training__steps": 20,

@@ -19,7 +19,7 @@ class _Suite(NamedTuple):
 
 
 _SUITES = {
-    "mini": _Suite("lab.suite", "evaluate_mini", ("adapter", "small")),
+    "mini": _Suite("lab.suite", "evaluate_mini", ("adapter", "small", "against")),
     "figures": _Suite("lab.figures", "evaluate_figures", ("small",)),
     "study": _Suite("lab.study", "evaluate_study", ("runs", "small"), "runs"),
     "coco": _Suite("evaluation.benchmarks", "evaluate_coco", ("config", "settings"), "config"),
@@ -31,6 +31,7 @@ _TYPED = {
     "adapter": "--adapter",
     "runs": "--runs",
     "small": "--small",
+    "against": "--against",
 }
 _NEEDED = {
     "config": "a TOML file; recipes/{suite}.toml is one",
@@ -70,6 +71,10 @@ def evaluate(
     small: Annotated[
         bool, typer.Option("--small", help="Minutes in place of longer; mini, figures and study.")
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="An earlier report, to be compared with character by character; mini."),
+    ] = None,
 ) -> None:
     """Measure how well image prompts are followed, and write a report: index.html, summary.json, scores.
 
@@ -77,7 +82,7 @@ def evaluate(
 
     imprompt evaluate mini --output report
 
-    imprompt evaluate mini --adapter runs/mini-adapter/adapter.safetensors --output mine
+    imprompt evaluate mini --adapter runs/mini-adapter/adapter.safetensors --output mine --against report
 
     imprompt evaluate figures --output figures
 
@@ -89,6 +94,7 @@ def evaluate(
         "adapter": adapter,
         "runs": runs,
         "small": small,
+        "against": against,
     }
     asked = {name: value for name, value in given.items() if value}
     chosen = _checked(suite, asked)

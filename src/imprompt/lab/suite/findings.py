@@ -97,3 +97,12 @@ class Findings:
     texts: Mapping[str, TextFindings]
     diversity: Interval
     seconds: float
+    against: "Comparison | None" = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """This report minus an earlier one, whose adapter is `name`: measure → paired difference."""
+
+    name: str
+    differences: Mapping[str, Interval]

@@ -14,6 +14,7 @@ from imprompt.evaluation.judge.characters import CharacterJudge
 from imprompt.evaluation.metrics import Interval
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 from imprompt.lab.making.characters import Split
+from imprompt.lab.suite.against import EarlierReport, compare_scores, load_earlier_report
 from imprompt.lab.suite.findings import (
     CODEC,
     CURVE_SCALES,
@@ -52,6 +53,7 @@ def evaluate_mini(
     weights: Path | None = None,
     adapter: str = "mini",
     small: bool = False,
+    against: Path | None = None,
     settings: SuiteSettings | None = None,
 ) -> Findings:
     """Measure an adapter of the embedded model on characters that it has never seen; write report and scores.
@@ -61,15 +63,19 @@ def evaluate_mini(
         weights: folder of the embedded model, if not the shipped one
         adapter: "mini" or "mini-plus", the model's own, or a file for it, as `imprompt train` writes it
         small: fewer characters: a minute or two on two cores
+        against: folder of an earlier report with the same settings, to be compared with
         settings: how much is measured, in place of what `small` says
 
     Raises:
         OutputError: the folder cannot be written
+        ConfigError: the earlier report is none, or has other settings
         UnknownModel: weights, judge or adapter are not there
         CheckpointError, AdapterMismatch: no adapter, or one for another base
         MissingExtra: a library that draws or measures is not installed
     """
     make_folder(output)
+    settings = settings or (SMALL if small else SuiteSettings())
+    earlier = None if against is None else load_earlier_report(against, settings)
     folder = mini.WEIGHTS if weights is None else weights
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     own = adapter in EMBEDDED
@@ -77,10 +83,12 @@ def evaluate_mini(
     name = adapter if own else Path(adapter).name
     judge = CharacterJudge.load(folder / "judge")
     models = SuiteModels(mini.pipeline(weights=folder).to(device), measured.to(device), judge, name)
-    return measure(models, settings or (SMALL if small else SuiteSettings()), output=output)
+    return measure(models, settings, output=output, earlier=earlier)
 
 
-def measure(models: SuiteModels, settings: SuiteSettings, *, output: Path) -> Findings:
+def measure(
+    models: SuiteModels, settings: SuiteSettings, *, output: Path, earlier: EarlierReport | None = None
+) -> Findings:
     """As `evaluate_mini`, on any models."""
     started = time.monotonic()
     subjects: dict[Split, list[Subject]] = {
@@ -100,6 +108,7 @@ def measure(models: SuiteModels, settings: SuiteSettings, *, output: Path) -> Fi
         texts,
         measure_diversity(models, subjects["combinations"], settings),
         round(time.monotonic() - started, 1),
+        None if earlier is None else compare_scores([*scores, *text_scores], earlier),
     )
     write_scores([*scores, *text_scores], output)
     write_report(build_report(findings, subjects, pictures, scores), output, asdict(findings))

@@ -21,7 +21,16 @@ from imprompt.evaluation.report import (
 from imprompt.evaluation.sheets import Row
 from imprompt.lab.making.captions import full_caption
 from imprompt.lab.making.characters import Split
-from imprompt.lab.suite.findings import CODEC, CURVE_SCALES, FLOOR, SCALES, Findings, TextFindings, name_scale
+from imprompt.lab.suite.findings import (
+    CODEC,
+    CURVE_SCALES,
+    FLOOR,
+    SCALES,
+    Comparison,
+    Findings,
+    TextFindings,
+    name_scale,
+)
 from imprompt.lab.suite.scoring import Score
 from imprompt.lab.suite.subjects import CHANGES, Subject, suited
 from imprompt.pages import Chart, Line
@@ -46,6 +55,8 @@ def build_report(
     """The page: key figures, then each split, then the texts, with pictures."""
     sections = [split_section(findings, split, subjects[split], pictures, scores) for split in subjects]
     sections.append(text_section(findings, subjects["combinations"], pictures))
+    if findings.against is not None:
+        sections.append(comparison_section(findings.against))
     combinations = findings.splits["combinations"]
     return Report(
         title="The embedded model on characters it has never seen",
@@ -192,6 +203,22 @@ def text_grid(
     return Grid(["reference", *conditions], rows)
 
 
+def comparison_section(comparison: Comparison) -> Section:
+    """The differences to an earlier report."""
+    rows: list[list[Cell]] = [
+        [name, difference, judge_difference(difference)]
+        for name, difference in comparison.differences.items()
+    ]
+    table = Table([Column("λ = 1"), Column("difference", percent=True), Column("")], rows)
+    text = "This report minus the earlier one, paired character by character, with 95 % intervals."
+    return Section(f"Against {comparison.name}", text, [table])
+
+
+def judge_difference(difference: Interval) -> str:
+    """What the interval of a difference says of this report."""
+    return "more" if difference.low > 0 else "less" if difference.high < 0 else "cannot be told"
+
+
 def percent(interval: Interval) -> str:
     """`87 % [83, 90]`."""
     return f"{100 * interval.mean:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
@@ -218,3 +245,8 @@ def print_findings(findings: Findings, console: Console | None = None) -> None:
             f"“{found.text}”", f"{scale:g}", percent(found.asked[found.best]), percent(found.kept[found.best])
         )
     console.print(texts)
+    if findings.against is not None:
+        table = ConsoleTable("", "difference", "", title=f"against {findings.against.name}, λ = 1")
+        for name, difference in findings.against.differences.items():
+            table.add_row(name, difference.signed, judge_difference(difference))
+        console.print(table)
