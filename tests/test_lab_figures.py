@@ -1,5 +1,6 @@
 """The figures of the embedded model: an untrained one makes them all; verdicts follow from numbers."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ import pytest
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from PIL import Image, ImageOps
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image, ImageFont, ImageOps
 
 import tiny
 from imprompt import mini
 from imprompt.adapter import ImagePromptAdapter
+from imprompt.checkpoint import EMBEDDED, save_adapter
 from imprompt.encoder import ImageEncoder
 from imprompt.errors import UnknownModel
 from imprompt.lab.figures import FigureSettings, evaluate_figures, make_figures
@@ -38,6 +43,7 @@ from imprompt.lab.making.objectives.denoising import build_scheduler
 from imprompt.lab.making.vocabulary import ATTRIBUTES
 from imprompt.lab.suite.painting import PaintSettings, SuiteModels
 from imprompt.lab.suite.scoring import Readings
+from imprompt.lab.suite.showcase import COLUMNS
 from imprompt.lab.suite.subjects import CHANGES, Subject
 from imprompt.projection import LinearProjection
 
@@ -120,12 +126,55 @@ def test_every_number_has_a_threshold_and_every_threshold_a_number(figures: list
         assert all(len(column) == QUICK.subjects for column in figure.columns.values())
 
 
+def test_the_sheets_font_has_every_letter_of_the_titles(figures: list[Figure]) -> None:
+    titles = [*(title for figure in figures for title in figure.columns), *(one.title for one in COLUMNS)]
+    font: Any = ImageFont.load_default(15)
+    missing = bytes(font.getmask("\uffff"))
+    assert [letter for letter in set("".join(titles)) if bytes(font.getmask(letter)) == missing] == []
+
+
 def test_a_part_that_is_missing_is_named(models: SuiteModels, tmp_path: Path) -> None:
     few = Studio(replace(models, fine_tuned=None), FigureSettings(subjects=1))
     with pytest.raises(UnknownModel, match="the figures need the embedded model's fine-tuned base"):
         fine_tuned(few)
     with pytest.raises(UnknownModel, match="the embedded model's adapter is not in"):
         evaluate_figures(output=tmp_path, weights=tmp_path)
+
+
+def save_models(models: SuiteModels, folder: Path) -> None:
+    """The layout of the shipped weights; the style is a low-rank change that adds nothing yet."""
+    pipe: Any = models.pipe
+    for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
+        getattr(pipe, name).save_pretrained(folder / "base" / name)
+    tiny.vision_model().save_pretrained(folder / "image_encoder")
+    tiny.image_processor().save_pretrained(folder / "image_encoder")
+    (folder / "adapter").mkdir()
+    for adapter, name in ((models.adapter, "mini"), (models.plus, "mini-plus")):
+        save_adapter(adapter, folder / "adapter" / EMBEDDED[name].file)  # type: ignore[arg-type]
+    models.controlnet.save_pretrained(folder / "control")  # type: ignore[union-attr]
+    models.judge.save(folder / "judge")
+    tuned: Any = copy.deepcopy(pipe.unet)
+    tuned.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
+    changes: Any = get_peft_model_state_dict(tuned)
+    StableDiffusionPipeline.save_lora_weights(folder / "styles" / "lines", unet_lora_layers=changes)
+
+
+def test_all_parts_come_from_one_folder(
+    models: SuiteModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_models(models, tmp_path / "weights")
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        "imprompt.lab.figures.make_figures", lambda *args, **options: calls.append(args) or []
+    )
+    evaluate_figures(output=tmp_path / "made", weights=tmp_path / "weights", small=True)
+    loaded, settings = calls[0]
+    assert (tmp_path / "made").is_dir()
+    assert settings.subjects < FigureSettings().subjects
+    assert (loaded.adapter.projection.tokens, loaded.plus.projection.tokens) == (2, 4)
+    assert loaded.controlnet is not None
+    assert loaded.fine_tuned is not None
+    assert loaded.fine_tuned.unet is not loaded.pipe.unet
 
 
 def test_a_row_has_the_same_noise_in_every_column_and_batch(studio: Studio, models: SuiteModels) -> None:
@@ -181,18 +230,18 @@ def criterion_of(values: list[float], floors: list[float]) -> Any:
     ("values", "floors", "verdict", "reason"),
     [
         ([0.9, 0.9, 1.0], [0.1, 0.2, 0.1], "yes", ""),
-        ([0.7, 0.6, 0.8], [0.1, 0.2, 0.1], "partly", "“attributes of the image prompt” is below 85 %"),
+        ([0.7, 0.6, 0.8], [0.1, 0.2, 0.1], "partly", "*attributes of the image prompt* is below 85 %"),
         (
             [0.9, 0.9, 1.0],
             [0.9, 0.9, 1.0],
             "no",
-            "“attributes of the image prompt” cannot be told from the floor, no image prompt",
+            "*attributes of the image prompt* cannot be told from the floor, no image prompt",
         ),
         (
             [np.nan, 0.5],
             [0.1, np.nan],
             "partly",
-            "“attributes of the image prompt” could not be measured on these characters",
+            "*attributes of the image prompt* could not be measured on these characters",
         ),
     ],
 )
@@ -221,7 +270,7 @@ def test_the_page_states_verdict_reason_numbers_and_threshold() -> None:
     values, floors = np.full(4, 0.5), np.full(4, 0.25)
     text = section(Figure("control", {}, {"colors": build_criterion("control", "colors", values, floors)}))
     assert (
-        "**Does it? Partly.** “colors of the image prompt, not of the edges’ picture” is below 60 %." in text
+        "**Does it? Partly.** *colors of the image prompt, not of the edges’ picture* is below 60 %." in text
     )
     assert "| 50 % [50, 50] | 60 % | 25 % [25, 25] | edges alone |" in text
 

@@ -12,6 +12,7 @@ The figures that compare mechanisms (the paper's 3, 6, 9 and 10) are the study's
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -63,7 +64,7 @@ def evaluate_figures(
     models = replace(
         models,
         plus=mini.adapter("mini-plus", weights=folder).to(device),
-        controlnet=mini.controlnet(weights=folder).to(device),
+        controlnet=cast(Any, mini.controlnet(weights=folder)).to(device),
         fine_tuned=mini.pipeline(style="lines", weights=folder).to(device),
     )
     return make_figures(models, settings or (SMALL if small else FigureSettings()), output=output)

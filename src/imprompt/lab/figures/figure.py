@@ -80,19 +80,20 @@ class Criterion:
     def reason(self) -> str:
         """Why the verdict is not yes; empty if it is."""
         if self.value is None:
-            return f"“{self.what}” could not be measured on these characters"
+            return f"*{self.what}* could not be measured on these characters"
         if self.verdict == "no":
-            return f"“{self.what}” cannot be told from the floor, {self.floor_name}"
-        return f"“{self.what}” is below {self.show(self.least)}" if self.verdict == "partly" else ""
+            return f"*{self.what}* cannot be told from the floor, {self.floor_name}"
+        return f"*{self.what}* is below {self.show(self.least)}" if self.verdict == "partly" else ""
 
     def show(self, number: Interval | float | None) -> str:
         """A number as a reader wants it."""
         if number is None:
             return "–"
-        if isinstance(number, float):
+        if not isinstance(number, Interval):
             return f"{100 * number:.0f} %" if self.is_share else f"{number:.2f}"
-        low, high = f"{number.low:.2f}", f"{number.high:.2f}"
-        return percent(number) if self.is_share else f"{number.mean:.2f} [{low}, {high}]"
+        if self.is_share:
+            return percent(number)
+        return f"{number.mean:.2f} [{number.low:.2f}, {number.high:.2f}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ class Figure:
     @property
     def verdict(self) -> Verdict:
         """Whether it shows what it should: as its worst number."""
-        return min((one.verdict for one in self.criteria.values()), key=WORST_FIRST.index)
+        return WORST_FIRST[min(WORST_FIRST.index(one.verdict) for one in self.criteria.values())]
 
     def sheet(self, shown: int) -> Image.Image:
         """The first `shown` rows under their titles."""

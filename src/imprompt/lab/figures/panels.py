@@ -65,7 +65,7 @@ def with_text(studio: Studio) -> Figure:
     for name, change in CHANGES.items():
         plain = few.paint(change=change)
         both = few.paint(few.prompts(scale=TEXT_SCALES[name]), change=change)
-        columns |= {f"“{change.text}” alone": plain, f"“{change.text}”, λ = {TEXT_SCALES[name]:g}": both}
+        columns |= {f"“{change.text}” alone": plain, f"“{change.text}”, scale {TEXT_SCALES[name]:g}": both}
         key = name.replace(" ", "-")
         numbers[key] = (few.asked(both, change), few.asked(few.alone, change))
         numbers[f"{key}-kept"] = (few.kept(both, change), few.kept(plain, change))
@@ -232,8 +232,18 @@ PANELS: tuple[Callable[[Studio], Figure], ...] = (
 """The figures in the page's order; the overview stands before them and is made of them."""
 
 
+OVERVIEW = {
+    "variations": "kept",
+    "text": "red-ground",
+    "control": "colors",
+    "image-to-image": "colors",
+    "inpainting": "head",
+}
+"""Figure → its number that counts for the overview too."""
+
+
 def overview(studio: Studio, figures: Mapping[str, Figure]) -> Figure:
-    """What an image prompt can be used for: other figures' rows in one sheet, and their first numbers."""
+    """What an image prompt can be used for: other figures' rows in one sheet, and a number of each."""
     control, start, painted = (figures[name].columns for name in ("control", "image-to-image", "inpainting"))
     change, scale = CHANGES["red ground"], TEXT_SCALES["red ground"]
     columns = {
@@ -247,5 +257,4 @@ def overview(studio: Studio, figures: Mapping[str, Figure]) -> Figure:
         "masked": painted["masked"],
         "painted": painted["painted"],
     }
-    parts = ("variations", "text", "control", "image-to-image", "inpainting")
-    return Figure("overview", columns, {name: next(iter(figures[name].criteria.values())) for name in parts})
+    return Figure("overview", columns, {name: figures[name].criteria[key] for name, key in OVERVIEW.items()})

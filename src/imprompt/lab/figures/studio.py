@@ -70,14 +70,14 @@ class Studio:
         return picture.resize((self.size, self.size), Image.Resampling.LANCZOS)
 
     @cached_property
-    def seeds(self) -> list[list[Image.Image]]:
-        """Pictures of the image prompts alone, λ = 1, from `SEEDS` seeds."""
-        return [self.paint(self.prompts(), seed=seed) for seed in range(SEEDS)]
-
-    @property
     def alone(self) -> list[Image.Image]:
-        """Pictures of the image prompts alone, from the seed of all other figures."""
-        return self.seeds[0]
+        """Pictures of the image prompts alone, λ = 1, from the seed of all figures."""
+        return self.paint(self.prompts())
+
+    @cached_property
+    def seeds(self) -> list[list[Image.Image]]:
+        """The same from `SEEDS` seeds, that one first."""
+        return [self.alone, *(self.paint(self.prompts(), seed=seed) for seed in range(1, SEEDS))]
 
     @cached_property
     def unprompted(self) -> list[Image.Image]:
