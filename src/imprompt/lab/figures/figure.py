@@ -77,13 +77,11 @@ class Criterion:
         return "yes" if self.value.mean >= self.least else "partly"
 
     @property
-    def reason(self) -> str:
+    def fault(self) -> str:
         """Why the verdict is not yes; empty if it is."""
         if self.value is None:
-            return f"*{self.what}* could not be measured on these characters"
-        if self.verdict == "no":
-            return f"*{self.what}* cannot be told from the floor, {self.floor_name}"
-        return f"*{self.what}* is below {self.show(self.least)}" if self.verdict == "partly" else ""
+            return "not measured, for no character has it"
+        return {"no": "not told from the floor", "partly": "below the threshold", "yes": ""}[self.verdict]
 
     def show(self, number: Interval | float | None) -> str:
         """A number as a reader wants it."""

@@ -72,17 +72,25 @@ def write_figures(
 def section(figure: Figure) -> str:
     """One figure of the page."""
     title, promise, settings = (figure.texts[name] for name in ("title", "promise", "settings"))
-    reasons = "; ".join(one.reason for one in figure.criteria.values() if one.reason)
     heading = "| measured | value | at least | floor | which is |\n| --- | --- | --- | --- | --- |"
     parts = [
         f"## {title}",
         f"Should show: {promise}",
         f"![{title}]({figure.name}.jpg)",
-        f"**Does it? {figure.verdict.capitalize()}.**{f' {reasons}.' if reasons else ''}",
+        f"**Does it? {figure.verdict.capitalize()}.**{explain(figure)}",
         "\n".join([heading, *(table_row(criterion) for criterion in figure.criteria.values())]),
         f"Made with: {settings}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def explain(figure: Figure) -> str:
+    """What is missing, in sentences; empty if nothing is."""
+    faults: dict[str, list[str]] = {}
+    for criterion in figure.criteria.values():
+        if criterion.fault:
+            faults.setdefault(criterion.fault, []).append(criterion.what)
+    return "".join(f" {fault.capitalize()}: {'; '.join(whats)}." for fault, whats in faults.items())
 
 
 def table_row(criterion: Criterion) -> str:
