@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -393,10 +394,9 @@ def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path:
     adapter.image_encoder = encoder
     models = SuiteModels(pipe, adapter, CharacterJudge.load(model / "judge"), "untrained")
     settings = SuiteSettings(6, 3, 4, 2, 2, PaintSettings(steps=2, batch_size=8))
-    write_showcase(
-        models, sample_subjects("combinations", 3), settings.paint, tmp_path, mini.controlnet(weights=model)
-    )
-    with Image.open(tmp_path / "figure.png") as figure, Image.open(tmp_path / "contact-sheet.png") as sheet:
+    shown = replace(models, controlnet=mini.controlnet(weights=model))
+    write_showcase(shown, sample_subjects("combinations", 3), settings.paint, tmp_path)
+    with Image.open(tmp_path / "readme.png") as figure, Image.open(tmp_path / "contact-sheet.png") as sheet:
         assert figure.width > 7 * 128 > sheet.width / 4
     findings = measure(models, settings, output=tmp_path)
     again = compare_scores(read_scores(tmp_path / "scores.csv"), load_earlier_report(tmp_path, settings))

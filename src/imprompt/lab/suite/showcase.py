@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from PIL import Image
 
@@ -35,9 +34,9 @@ class ShowcaseColumn:
 
 
 COLUMNS = (
-    ShowcaseColumn("λ = 0", Condition(0.0)),
-    ShowcaseColumn("λ = 0.5", Condition(0.5)),
-    ShowcaseColumn("λ = 1", Condition(1.0)),
+    ShowcaseColumn("scale 0", Condition(0.0)),
+    ShowcaseColumn("scale 0.5", Condition(0.5)),
+    ShowcaseColumn("scale 1", Condition(1.0)),
     ShowcaseColumn("“sunglasses”", Condition(1.0, CHANGES["sunglasses"])),
     ShowcaseColumn("“pixel-art style”", Condition(0.75, CHANGES["pixel-art"])),
     ShowcaseColumn("edges of another", Condition(1.0), has_edges=True),
@@ -49,28 +48,26 @@ def write_showcase(
     subjects: Sequence[Subject],
     settings: PaintSettings,
     output: Path,
-    controlnet: ControlNetModel | None = None,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> None:
-    """Write `figure.png`, the README's picture, and `contact-sheet.png`.
+    """Write `readme.png`, the README's picture, and `contact-sheet.png`.
 
     Args:
-        models: what draws
+        models: what draws; without a ControlNet the column of edges is left out
         subjects: unseen characters; the first ones are shown
         settings: how pictures are made
         output: folder of both files
-        controlnet: of edges; without it that column is left out
         advance: called with how many pictures were made
     """
-    columns = [column for column in COLUMNS if controlnet is not None or not column.has_edges]
+    columns = [column for column in COLUMNS if models.controlnet is not None or not column.has_edges]
     featured = subjects[:FEATURED]
-    pictures = [paint_column(models, featured, column, settings, controlnet) for column in columns]
+    pictures = [paint_column(models, featured, column, settings) for column in columns]
     advance(len(featured) * len(columns))
     titles = ["reference", *(column.title for column in columns)]
-    write_picture(build_sheet(titles, featured, pictures, blocks=1), output / "figure.png")
+    write_picture(build_sheet(titles, featured, pictures, blocks=1), output / "readme.png")
     several = subjects[:CONTACTS]
     alone = [paint(models, several, Condition(1.0, seed=seed), settings, advance) for seed in range(2)]
-    titles = ["reference", "λ = 1", "another seed"]
+    titles = ["reference", "scale 1", "another seed"]
     write_picture(build_sheet(titles, several, alone, blocks=4), output / "contact-sheet.png")
 
 
@@ -94,12 +91,11 @@ def paint_column(
     subjects: Sequence[Subject],
     column: ShowcaseColumn,
     settings: PaintSettings,
-    controlnet: ControlNetModel | None,
 ) -> list[Image.Image]:
     """One picture of each subject."""
-    if not column.has_edges or controlnet is None:
+    if not column.has_edges:
         return paint(models, subjects, column.condition, settings)
-    pipe: Any = mini.as_pipeline(StableDiffusionControlNetPipeline, models.pipe, controlnet=controlnet)
+    pipe: Any = mini.as_pipeline(StableDiffusionControlNetPipeline, models.pipe, controlnet=models.controlnet)
     neighbors = [*subjects[1:], subjects[0]]
     edges = [mini.edge_picture(one.picture, one.picture.width) for one in neighbors]
     return paint(replace(models, pipe=pipe), subjects, column.condition, settings, edges=edges)
