@@ -28,7 +28,8 @@ from imprompt.errors import (
 )
 from imprompt.generation import DEFAULT_STEPS, Control, Settings, generate, generate_each, guidance, load_base
 from imprompt.generation.bases import control_picture
-from imprompt.job import read_settings, save_picture
+from imprompt.job import read_settings
+from imprompt.output import save_picture
 from imprompt.reference import Reference
 
 

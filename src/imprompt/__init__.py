@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from imprompt.generation import Settings, generate, generate_each, load_base
     from imprompt.generation.running import run_job
     from imprompt.image import load_image
-    from imprompt.job import Job, load_job, read_job, save_job, save_picture
+    from imprompt.job import Job, load_job, read_job, save_job
     from imprompt.layer_weights import plot_layers
+    from imprompt.output import save_picture
     from imprompt.reference import Reference
 
 __all__ = [
@@ -112,7 +113,7 @@ _HOMES = {
     "load_job": "job",
     "read_job": "job",
     "save_job": "job",
-    "save_picture": "job",
+    "save_picture": "output",
     "Reference": "reference",
 }
 

@@ -1,13 +1,21 @@
 """Results on disk: a file appears whole or not at all."""
 
 import contextlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from imprompt.errors import OutputError
 from imprompt.files import name_fault, shorten
+
+SETTINGS_KEY = "imprompt"
+"""Name of the PNG text chunk that holds a picture's settings, as JSON."""
 
 
 def check_output(path: Path, *suffixes: str) -> None:
@@ -50,3 +58,22 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """Write a picture as PNG, with its settings inside; the file appears whole or not at all.
+
+    Args:
+        picture: what to write
+        path: its name must end in .png
+        settings: values that JSON can hold; `imprompt.job.read_settings` gives them back
+
+    Raises:
+        OutputError: another suffix, a missing folder, a full disk
+    """
+    path = Path(path)
+    check_output(path, ".png")
+    text = PngInfo()
+    text.add_text(SETTINGS_KEY, json.dumps(settings))
+    with written_whole(path) as part:
+        picture.save(part, format="PNG", pnginfo=text)

@@ -228,7 +228,8 @@ def _loaded(job: "Job") -> "Models":
 
 def _make(job: "Job", inputs: "Inputs", models: "Models") -> None:
     from imprompt.generation.running import run_job
-    from imprompt.job import picture_settings, save_picture
+    from imprompt.job import picture_settings
+    from imprompt.output import save_picture
 
     with progress_bar(inputs.steps_of(job)) as advance:
         made = run_job(job, inputs, models, on_step=advance)

@@ -8,7 +8,7 @@ import typer
 
 from imprompt.cli.terminal import optional
 from imprompt.errors import ConfigError
-from imprompt.output import check_output
+from imprompt.output import check_output, save_picture
 from imprompt.settings import in_cache
 
 app = typer.Typer(help="Remake the embedded model from public packages.", no_args_is_help=True)
@@ -53,8 +53,6 @@ def draw(
     wanted |= {"ground": ground, "robot": robot}
     wanted |= {"glasses": one_of(glasses=glasses, sunglasses=sunglasses)}
     wanted |= {"beard": one_of(beard=beard, moustache=moustache)}
-    from imprompt.job import save_picture  # which imports the library
-
     characters, drawing = (
         optional(f"imprompt.lab.making.{name}", "mini") for name in ("characters", "drawing")
     )

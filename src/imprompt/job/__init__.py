@@ -18,21 +18,18 @@ what one image prompt of it may.
 """
 
 from imprompt.job.files import (
-    SETTINGS_KEY,
     load_job,
     parse_job,
     picture_settings,
     read_job,
     read_settings,
     save_job,
-    save_picture,
 )
 from imprompt.job.model import DEFAULT_STEPS, EMBEDDINGS_SUFFIX, Job, JobControl, JobReference
 
 __all__ = [
     "DEFAULT_STEPS",
     "EMBEDDINGS_SUFFIX",
-    "SETTINGS_KEY",
     "Job",
     "JobControl",
     "JobReference",
@@ -42,5 +39,4 @@ __all__ = [
     "read_job",
     "read_settings",
     "save_job",
-    "save_picture",
 ]

@@ -8,18 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.PngImagePlugin import PngImageFile
 from pydantic import ValidationError
 
 from imprompt.errors import ConfigError, ImageError
 from imprompt.files import file_fault
 from imprompt.job.model import Job, JobControl, JobReference, Move
-from imprompt.output import check_output, written_whole
+from imprompt.output import SETTINGS_KEY, check_output, written_whole
 from imprompt.settings import read_toml
-
-SETTINGS_KEY = "imprompt"
-"""Name of the PNG text chunk that holds a picture's settings, as JSON."""
 
 _ALWAYS_TOLD = (
     "prompt",
@@ -121,25 +117,6 @@ def parse_job(values: Mapping[str, Any], source: str = "", move: Move | None = N
         return Job.model_validate(values, context={} if move is None else {"move": move})
     except ValidationError as error:
         raise ConfigError(f"{source}{_explained(error.errors())}") from error
-
-
-def save_picture(picture: Image.Image, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-    """Write a picture as PNG, with its settings inside; the file appears whole or not at all.
-
-    Args:
-        picture: what to write
-        path: its name must end in .png
-        settings: values that JSON can hold; `read_settings` gives them back
-
-    Raises:
-        OutputError: another suffix, a missing folder, a full disk
-    """
-    path = Path(path)
-    check_output(path, ".png")
-    text = PngInfo()
-    text.add_text(SETTINGS_KEY, json.dumps(settings))
-    with written_whole(path) as part:
-        picture.save(part, format="PNG", pnginfo=text)
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from PIL import Image
 
 from imprompt.errors import ConfigError, OutputError
 from imprompt.evaluation.benchmarks.tasks import Task
-from imprompt.job import save_picture
-from imprompt.output import written_whole
+from imprompt.output import save_picture, written_whole
 
 
 @dataclass(frozen=True)
