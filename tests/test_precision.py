@@ -1,12 +1,18 @@
 """The fastest number format is found by trying, and a setting means what it says."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from few_steps import config, frozen, write_home
 from imprompt.runtime import precision
 from imprompt.runtime.precision import TrialTimes, fastest_precision, measure_precisions, resolve_precision
+from imprompt.training import adapters
 from imprompt.training.config import parse_config
 from imprompt.training.frozen import frozen_precision
+from imprompt.training.loop import Run
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +94,47 @@ def test_a_base_whose_weights_learn_is_float32_under_auto() -> None:
     config = parse_config(values, "test")
     assert config.training.precision == "auto"
     assert frozen_precision(config, "cuda") == "fp32"
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("fp32", "fp32"), ("auto", "bf16"), ("bf16", "fp32")])
+def test_a_cpu_denoises_in_bfloat16_only_if_it_may_choose_and_that_is_faster(
+    home: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str
+) -> None:
+    monkeypatch.setattr(adapters, "fastest_precision", lambda: "bf16")
+    objective: Any = few_steps_run(home, wanted).objective
+    assert objective.precision == expected
+    assert objective.base.dtype == torch.float32
+
+
+def test_gradients_in_bfloat16_point_where_those_in_float32_do(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "fastest_precision", lambda: "bf16")
+    exact, rounded = (gradient_of_first_step(few_steps_run(home, wanted)) for wanted in ("fp32", "auto"))
+    assert not torch.equal(exact, rounded)
+    assert torch.cosine_similarity(exact, rounded, dim=0) > 0.995
+
+
+def test_what_the_cache_holds_does_not_depend_on_the_precision(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "fastest_precision", lambda: "bf16")
+    exact, rounded = (few_steps_run(home, wanted).data["digest"] for wanted in ("fp32", "auto"))
+    assert exact == rounded
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_home(tmp_path_factory.mktemp("training"))
+
+
+def few_steps_run(home: Path, wanted: str) -> Run:
+    return adapters.adapter_run(config(home, f"run-{wanted}", training__precision=wanted), frozen())
+
+
+def gradient_of_first_step(run: Run) -> torch.Tensor:
+    """Of the projection, in one row."""
+    (batch,) = next(iter(run.feed(range(1))))
+    run.objective.differentiate(batch, lambda loss: loss.backward())
+    trained = run.objective.trained.parameters()  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.cat([weight.grad.flatten() for weight in trained if weight.grad is not None])

@@ -32,6 +32,7 @@ from imprompt.projection import (
     PerceiverShape,
     ResamplerProjection,
 )
+from imprompt.runtime import fastest_precision
 from imprompt.training.batches import PromptBatch, PromptBatches, loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
 from imprompt.training.config import AdapterSettings, TrainingConfig, Variant
@@ -40,7 +41,7 @@ from imprompt.training.integrity import read_json, write_json
 from imprompt.training.loop import Run
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
-from imprompt.training.ranks import this_process
+from imprompt.training.ranks import main_process_value, this_process
 from imprompt.training.samples import Unreadable
 from imprompt.training.watching import write_card, write_page
 
@@ -200,6 +201,8 @@ def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
         samples = cached(config, base)
     objective = ImagePromptObjective(config, base, injection, samples)
     training = config.training
+    if processes.device.type == "cpu" and training.precision == "auto":
+        objective.precision = main_process_value(fastest_precision())
     batches = PromptBatches(
         samples,
         Order(samples.buckets, training.batch_size, training.seed),

@@ -52,7 +52,7 @@ _MINI: Settings = {
         "warmup_steps": 100,
         "cooldown_steps": 400,
         "ema_decay": 0.995,
-        "precision": "fp32",
+        "precision": "auto",
         "log_every": 25,
         "save_every": 100,
         "check_every": 100,

@@ -29,7 +29,9 @@ class LoopSettings(Closed):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Of the averaged weights, which are those that are shown and saved; 0 for none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """In which frozen models compute on a GPU, "auto" for the fastest; trained weights are float32."""
+    """In which frozen models compute on a GPU. "auto" is the fastest there, and on a CPU bfloat16 for the
+    denoiser if that is measured to be faster; otherwise a CPU computes in float32. Trained weights are
+    float32."""
     log_every: int = Field(default=20, ge=1)
     """Steps between lines of the log."""
     save_every: int = Field(default=500, ge=1)

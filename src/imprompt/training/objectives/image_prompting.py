@@ -7,6 +7,7 @@ a zero embedding before the projection, or for features those of a grey picture.
 the negative branch of guidance: the file says which (`unconditional`).
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imprompt.embeddings import ImageEmbeddings
 from imprompt.encoder import Input, without_folders
 from imprompt.injection import Injection
+from imprompt.runtime import Precision
 from imprompt.training.batches import Draws, PromptBatch, fixed_batch
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import FrozenBase
@@ -33,6 +36,9 @@ ADAPTER_FILE = "adapter.safetensors"
 OWN = "own"
 """The prompt that stands for a sample's own caption."""
 
+MOST_UNFUSED = 1024
+"""Latent pixels up to which a CPU holds all attention weights at once, as attention without fusion does."""
+
 BANDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels, as shares of the schedule, at which the held-out loss is taken."""
 
@@ -45,6 +51,9 @@ class ImagePromptObjective(Objective):
         base: the frozen models
         injection: what is trained, in its place
         samples: the cache, with its held-out rows
+
+    Attributes:
+        precision: of the U-Net's products on a CPU; the image prompt's K' and V' are float32
     """
 
     restores = True
@@ -53,6 +62,7 @@ class ImagePromptObjective(Objective):
         super().__init__()
         self.config, self.base, self.injection, self.samples = config, base, injection, samples
         self.trained = injection.trained
+        self.precision: Precision = "fp32"
         self.steps_taken: Callable[[], int] = lambda: 0
         self.noising = Noising(base.scheduler, config.loss, base.device)
         self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
@@ -101,12 +111,29 @@ class ImagePromptObjective(Objective):
         noise = batch.draws.noise + self.config.loss.noise_offset * batch.draws.offset
         noisy = self.noising.noised(latents, noise, times).to(self.base.dtype)
         added = self.base.added_conditions(text.get("pooled_text"), batch.size_condition)
-        predicted = denoise(noisy, self.noising.labels[times], text["text_embeddings"], added)
+        with self.fast_products(noisy):
+            predicted = denoise(noisy, self.noising.labels[times], text["text_embeddings"], added)
         squares = F.mse_loss(predicted.float(), self.noising.target(latents, noise, times), reduction="none")
         if batch.mask is None:
             return squares.mean(dim=(1, 2, 3))
         looked_at = batch.mask.expand_as(squares)
         return (squares * looked_at).sum(dim=(1, 2, 3)) / looked_at.sum(dim=(1, 2, 3)).clamp(min=1)
+
+    def fast_products(
+        self, noisy_latents: Float[Tensor, "batch channels height width"]
+    ) -> contextlib.AbstractContextManager[Any]:
+        """How a CPU denoises: in `precision`, and without fused attention, whose backward pass is slow there.
+
+        On GPUs the frozen models have their format, and fused attention is the fast one.
+        """
+        context = contextlib.ExitStack()
+        if self.base.device.type != "cpu":
+            return context
+        if noisy_latents.shape[-2:].numel() <= MOST_UNFUSED:
+            context.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if self.precision == "bf16":
+            context.enter_context(torch.autocast("cpu", torch.bfloat16))
+        return context
 
     def text_of(self, batch: PromptBatch, dropped: Tensor) -> dict[str, Tensor]:
         """Text embeddings of a batch, those of no text where it is dropped."""
