@@ -21,6 +21,7 @@ from imprompt.injection import MECHANISMS
 from imprompt.settings import Closed, explain, read_toml
 from imprompt.training.presets import PRESETS, overlaid, preset_named
 from imprompt.training.settings import LoopSettings
+from imprompt.training.synonyms import counterpart
 
 Variant = Literal["base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2"]
 Injection = Literal["decoupled", "concatenated", "replaced", "unclip", "two-stream"]
@@ -295,4 +296,4 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(overlaid(preset_named(values["preset"], source), values))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {explain(error.errors()[0], TrainingConfig)}") from error
+        raise ConfigError(f"{source}: {explain(error.errors()[0], TrainingConfig, counterpart)}") from error
