@@ -67,7 +67,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "text renamed .png": (
         "text.png",
         1,
-        "text.png is not a picture: its content is not PNG, JPEG, WebP, GIF, BMP or TIFF",
+        "text.png is not a picture: its content is not PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC",
     ),
     "a truncated PNG": (
         "cut.png",

@@ -16,7 +16,10 @@ from imprompt.training.samples.sample import Unusable
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Of one file of a sample; a picture of 64 million pixels, uncompressed, has 192 MB."""
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),
+)
 """Suffixes, in small letters, of files that are taken for pictures."""
 
 NOT_FETCHED = "failed_to_"
