@@ -7,6 +7,7 @@ step, and which rows are the negative and which the positive half of classifier-
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import cast, get_args
 
@@ -102,6 +103,7 @@ class Attachment:
         self._lock = threading.RLock()  # around changes of what acts, never around a forward pass
         self.processors = {layer: _adopted(attn, self._owner) for layer, attn in self.layers.items()}
         guard(target, self._owner)
+        self._guests = weakref.WeakSet[object]()
         self.is_attached = True
 
     def __enter__(self) -> "Attachment":
@@ -175,7 +177,8 @@ class Attachment:
         self.is_attached = False
         self._callers.clear()
         self._unhook()
-        unguard(self.target, self._owner)
+        for pipeline in (self.target, *self._guests):
+            unguard(pipeline, self._owner)
         for layer, processor in self.processors.items():
             attn = self.layers[layer]
             if processor.disown(self._owner) and attn.processor is processor:
@@ -259,11 +262,19 @@ class Attachment:
         self.check_in_place()
         what = caller.stack[-1].what
         laid = what.on_batch(sample, timestep, text) if isinstance(what, Laying) else what
+        if isinstance(what, Laying) and what.guest is not None:
+            self._guard_guest(what.guest())
         if laid is not self._forward.laid:
             self._place(laid)
         if self._forward.has_parts:
             for processor in self.processors.values():
                 processor.terms.offset = 0
+
+    def _guard_guest(self, pipeline: object) -> None:
+        """Refuse, in a pipeline that shares the U-Net, what is refused in the one attached to."""
+        if pipeline is not None and pipeline not in self._guests:
+            self._guests.add(pipeline)
+            guard(pipeline, self._owner)
 
     @torch.compiler.disable(reason="imprompt looks whether its layers have run")
     def after_forward(self) -> None:

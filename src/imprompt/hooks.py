@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from imprompt.attention import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError
+from imprompt.running import TAKES_NO_PICTURE
 
 
 class Owner:
@@ -126,9 +127,7 @@ _REFUSED = {
         "set_ip_adapter_scale has no effect on it; "
         "use adapter.references(imprompt.Reference(picture, scale=...))"
     ),
-    "prepare_ip_adapter_image_embeds": (
-        "it takes no ip_adapter_image and no ip_adapter_image_embeds; use adapter.references(picture)"
-    ),
+    "prepare_ip_adapter_image_embeds": TAKES_NO_PICTURE,
 }
 
 

@@ -145,6 +145,26 @@ def check_rows(call: RunningCall, branches: Branches, rows: int) -> None:
         )
 
 
+TAKES_NO_PICTURE = (
+    "it takes no ip_adapter_image and no ip_adapter_image_embeds; use adapter.references(picture)"
+)
+"""What is said where diffusers' own image prompts are given to a pipeline that an adapter of ours is on."""
+
+
+def check_no_other_prompt(call: RunningCall) -> None:
+    """Make sure that a pipeline was not given image prompts of diffusers' own, which have no effect.
+
+    Raises:
+        AttachmentError: it was
+    """
+    variables = call.variables
+    if variables.get("ip_adapter_image_embeds") is not None or variables.get("ip_adapter_image") is not None:
+        raise AttachmentError(
+            f"an adapter of imprompt is attached to the U-Net of this {type(call.pipeline).__name__}: "
+            f"{TAKES_NO_PICTURE}"
+        )
+
+
 class Moment(NamedTuple):
     """Where a generation is.
 
