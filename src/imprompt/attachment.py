@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import cast, get_args
 
-import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
@@ -85,6 +84,7 @@ class Attachment:
     def __init__(self, target: object, shapes: Shapes, lora_layers: Collection[int] = ()) -> None:
         self.target = target
         self.unet = _unet(target)
+        self._denoiser = _denoiser(target)
         crossing = cross_attention_layers(self.unet)
         check_fit(shapes, layer_shapes(crossing))
         self.names = {layer: name for layer, (name, _) in crossing.items()}
@@ -209,7 +209,8 @@ class Attachment:
         Raises:
             AttachmentError: it has another one
         """
-        if _unet(self.target) is not self.unet:
+        module = _denoiser(self.target)
+        if module is not self._denoiser and _unet(self.target) is not self.unet:
             raise AttachmentError("the pipeline has another U-Net than before; detach, then attach again")
 
     def _check_compiled(self) -> None:
@@ -245,8 +246,6 @@ class Attachment:
             processor.show(self._owner, *laid.get(layer, Laid()))
             processor.terms.is_split = layer in parts
 
-    # A graph compiled around the hook would freeze one batch layout; outside it, none is ever compiled in.
-    @torch.compiler.disable(reason="imprompt lays image prompts on the batch: compile before references(...)")
     def before_forward(self, sample: Tensor, timestep: Tensor | float | int, text: Tensor) -> None:
         """Lay this caller's image prompts on the batch that the denoiser is about to see.
 
@@ -276,7 +275,6 @@ class Attachment:
             self._guests.add(pipeline)
             guard(pipeline, self._owner)
 
-    @torch.compiler.disable(reason="imprompt looks whether its layers have run")
     def after_forward(self) -> None:
         """Make sure that every layer that has something to add has run, once for every change.
 
