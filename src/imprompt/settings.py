@@ -152,7 +152,7 @@ def explain(
     return unknown + (f"; did you mean {meant}?" if meant else "")
 
 
-MAX_SLIPS = 2
+ALLOWED_SLIPS = 2
 """Letters that a misspelling of a long word gets wrong; one of a word of fewer than six letters."""
 
 
@@ -161,7 +161,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
     A guess at what only sounds alike would send people to the wrong setting.
     """
-    allowed = MAX_SLIPS if len(word) >= 6 else 1
+    allowed = ALLOWED_SLIPS if len(word) >= 6 else 1
     near = [one for one in known if abs(len(one) - len(word)) <= allowed]
     slips = {one: _count_slips(word, one) for one in near}
     found = min(slips, key=lambda one: slips[one], default=None)

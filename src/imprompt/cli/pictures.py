@@ -11,7 +11,7 @@ from PIL import Image
 from imprompt.files import shorten
 from imprompt.image import load_image, open_image
 
-MAX_TEXT_LINES = 40
+LINES_SHOWN = 40
 """Of another program's text; more are counted."""
 
 _EXIF, _USER_COMMENT = 0x8769, 0x9286
@@ -44,8 +44,8 @@ def _web_ui(picture: Image.Image) -> dict[str, Any]:
     if not isinstance(text, str) or not text.strip():
         return {}
     lines = [shorten(line) for line in text.splitlines() if line.strip()]
-    more = [f"... and {len(lines) - MAX_TEXT_LINES} more lines"] if len(lines) > MAX_TEXT_LINES else []
-    return {"parameters_of_A1111": [*lines[:MAX_TEXT_LINES], *more]}
+    more = [f"... and {len(lines) - LINES_SHOWN} more lines"] if len(lines) > LINES_SHOWN else []
+    return {"parameters_of_A1111": [*lines[:LINES_SHOWN], *more]}
 
 
 def _user_comment(picture: Image.Image) -> str:
@@ -66,7 +66,7 @@ def _comfyui(info: Mapping[Any, Any]) -> dict[str, Any]:
         for node in nodes.values()
         if isinstance(node, dict) and isinstance(node.get("class_type"), str)
     )
-    listed = [f"{count} × {shorten(name)}" for name, count in sorted(classes.items())[:MAX_TEXT_LINES]]
+    listed = [f"{count} × {shorten(name)}" for name, count in sorted(classes.items())[:LINES_SHOWN]]
     return {"graph_of_ComfyUI": listed} if listed else {}
 
 
