@@ -19,6 +19,7 @@ what one image prompt of it may.
 
 from imprompt.job.files import (
     SETTINGS_KEY,
+    has_settings,
     load_job,
     parse_job,
     picture_settings,
@@ -36,6 +37,7 @@ __all__ = [
     "Job",
     "JobControl",
     "JobReference",
+    "has_settings",
     "load_job",
     "parse_job",
     "picture_settings",
