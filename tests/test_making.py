@@ -22,9 +22,9 @@ from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import Drawings, build_data
 from imprompt.lab.making.exporting import export_samples
 from imprompt.lab.making.labels import NOT_DRAWN, accuracies, to_labels
+from imprompt.lab.making.lines import INK, PAPER, draw_lines
 from imprompt.lab.making.objectives import controlling, denoising, styling
 from imprompt.lab.making.objectives.judging import contrast, damage
-from imprompt.lab.making.objectives.styling import INK, PAPER, draw_lines
 from imprompt.lab.making.recipe import Recipe, load_recipe, parse_recipe
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary

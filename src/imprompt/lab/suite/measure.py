@@ -37,6 +37,7 @@ from imprompt.lab.suite.scoring import (
     mean_of,
     read_pictures,
     score_pictures,
+    seed_distances,
 )
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_gallery, sample_subjects, suited
 from imprompt.progress import counted
@@ -214,6 +215,4 @@ def measure_diversity(models: SuiteModels, subjects: Sequence[Subject], settings
     few = subjects[: settings.diverse]
     seeds = [paint(models, few, Condition(1.0, seed=seed), settings.paint) for seed in range(settings.seeds)]
     embeddings = torch.stack([read_pictures(models.judge, some).embeddings for some in seeds])
-    pairs = torch.triu_indices(settings.seeds, settings.seeds, 1)
-    distances = 1 - (embeddings[pairs[0]] * embeddings[pairs[1]]).sum(dim=-1)
-    return mean_of(distances.mean(dim=0).tolist())
+    return mean_of(seed_distances(embeddings))

@@ -75,35 +75,54 @@ def paint(
         advance: called with how many pictures were made, call by call
         edges: one control picture for each subject, or none
     """
-    pictures: list[Image.Image] = []
+
+    def call(group: Sequence[Subject], arguments: dict[str, Any]) -> list[Image.Image]:
+        references = [Reference(subject.picture, scale=condition.scale) for subject in group]
+        with models.adapter.references(references):
+            return call_pipeline(cast(Any, models.pipe), arguments)
+
     with models.adapter.attach(models.pipe):
-        for start in range(0, len(subjects), settings.batch_size):
-            group = slice(start, start + settings.batch_size)
-            made = paint_group(models, subjects[group], condition, settings, edges[group])
-            pictures += made
-            advance(len(made))
+        return paint_groups(call, subjects, condition, settings, advance, edges=edges)
+
+
+def paint_groups(
+    call: Callable[[Sequence[Subject], dict[str, Any]], list[Image.Image]],
+    subjects: Sequence[Subject],
+    condition: Condition,
+    settings: PaintSettings,
+    advance: Callable[[int], None] = lambda pictures: None,
+    *,
+    edges: Sequence[Image.Image] = (),
+) -> list[Image.Image]:
+    """As `paint`, by anything that draws: `call` is given each group's subjects and the pipeline's arguments.
+
+    The strength of the image prompt, `condition.scale`, is not among the arguments: it is up to `call`.
+    """
+    pictures: list[Image.Image] = []
+    for start in range(0, len(subjects), settings.batch_size):
+        group = slice(start, start + settings.batch_size)
+        arguments = pipeline_arguments(subjects[group], condition, settings, edges[group])
+        made = call(subjects[group], arguments)
+        pictures += made
+        advance(len(made))
     return pictures
 
 
-def paint_group(
-    models: SuiteModels,
+def pipeline_arguments(
     subjects: Sequence[Subject],
     condition: Condition,
     settings: PaintSettings,
     edges: Sequence[Image.Image] = (),
-) -> list[Image.Image]:
-    """One call of the pipeline."""
-    references = [Reference(subject.picture, scale=condition.scale) for subject in subjects]
+) -> dict[str, Any]:
+    """What a pipeline is called with to draw one picture of each subject."""
     generators = [Generator().manual_seed(noise_seed(subject, condition.seed)) for subject in subjects]
-    control: dict[str, Any] = {"image": list(edges)} if edges else {}
-    with models.adapter.references(references):
-        asked = {
-            "prompt": [condition.text] * len(subjects),
-            "num_inference_steps": settings.steps,
-            "guidance_scale": settings.guidance_scale,
-            "generator": generators,
-        }
-        return call_pipeline(cast(Any, models.pipe), asked | control)
+    arguments: dict[str, Any] = {
+        "prompt": [condition.text] * len(subjects),
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "generator": generators,
+    }
+    return arguments | {"image": list(edges)} if edges else arguments
 
 
 def noise_seed(subject: Subject, seed: int) -> int:

@@ -1,6 +1,6 @@
 """What the judge reads in a picture, held against what the reference shows and the text asks for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +9,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from imprompt.evaluation.metrics import Interval, bootstrap_interval, retrieval_ranks
-from imprompt.lab.judge import CharacterJudge
+from imprompt.evaluation.metrics import Interval, bootstrap_interval, mean_distance, retrieval_ranks
+from imprompt.lab.judge import LABELS, CharacterJudge
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.suite.subjects import Subject, TextChange
 
@@ -91,6 +91,7 @@ def score_pictures(
     scale: float,
     change: TextChange | None = None,
     galleries: Galleries | None = None,
+    attributes: Collection[str] = LABELS,
 ) -> list[Score]:
     """Score one picture of each subject.
 
@@ -101,11 +102,12 @@ def score_pictures(
         condition, scale: how the pictures were asked for
         change: the text's, if there was one
         galleries: where references must be found again; none where the text changes the picture
+        attributes: those that count, of which every subject has one at least
     """
     scores = []
     for row, subject in enumerate(subjects):
         character = subject.character
-        names = kept_names(subject, change)
+        names = [name for name in kept_names(subject, change) if name in attributes]
         wrong = {
             name: readings.words[name][row] for name in names if readings.words[name][row] != character[name]
         }
@@ -133,6 +135,11 @@ def kept_names(subject: Subject, change: TextChange | None) -> list[str]:
     character = subject.character
     names = ["style", *character.attributes] if change is None else change.kept_attributes(character)
     return [name for name in names if not (name == "style" and subject.split == "styles")]
+
+
+def seed_distances(embeddings: Float[Tensor, "seeds subjects identity"]) -> list[float]:
+    """Diversity: for each subject, the mean cosine distance among its pictures from several seeds."""
+    return [mean_distance(several) for several in embeddings.unbind(dim=1)]
 
 
 def mean_of(values: Iterable[float | bool]) -> Interval:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from imprompt.lab.making.characters import Character, Split, has_word, sample_character, with_attributes
+from imprompt.lab.making.characters import (
+    Character,
+    Split,
+    has_word,
+    in_style,
+    sample_character,
+    with_attributes,
+)
 from imprompt.lab.making.drawing import draw
 from imprompt.lab.making.vocabulary import load_vocabulary
 
@@ -75,9 +82,15 @@ class TextChange:
 
     def hides(self, character: Character) -> bool:
         """Whether what is asked for would hide another attribute, or be hidden by it."""
-        changed = with_attributes(character, {self.attribute: self.word}, random.Random(0))
+        changed = self.apply(character)
         wanted = {**character.attributes, self.attribute: self.word}
         return any(changed.get(name) != word for name, word in wanted.items())
+
+    def apply(self, character: Character) -> Character:
+        """The character as the text wants it; as it was where its style, or the new one, cannot draw that."""
+        if self.attribute == "style":
+            return in_style(character, self.word, random.Random(0)) or character
+        return with_attributes(character, {self.attribute: self.word}, random.Random(0))
 
     def kept_attributes(self, character: Character) -> list[str]:
         """The reference's attributes that the picture should still show."""

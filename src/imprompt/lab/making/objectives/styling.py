@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from imprompt.lab.making.batches import Batch, to_pixels
 from imprompt.lab.making.captions import sample_caption
 from imprompt.lab.making.dataset import Drawings
+from imprompt.lab.making.lines import draw_lines
 from imprompt.lab.making.objectives.denoising import (
     PROMPTS,
     SHOWN_GUIDANCE,
@@ -34,7 +35,6 @@ from imprompt.lab.making.objectives.denoising import (
     velocity_error,
 )
 from imprompt.lab.making.recipe import StyleRecipe
-from imprompt.mini.edges import edges
 from imprompt.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
@@ -44,10 +44,6 @@ CHANGED_LAYERS = (
     "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut",
 )  # fmt: skip
 """Which of the U-Net's matrices and convolutions get a low-rank change: nearly all."""
-
-PAPER = (0.965, 0.945, 0.9)
-INK = (0.13, 0.16, 0.28)
-"""A line drawing's colors, RGB from 0 to 1."""
 
 
 class StyleObjective(Objective):
@@ -125,10 +121,3 @@ class StyleObjective(Objective):
         """The changes as a LoRA file in diffusers' layout."""
         changes = cast(Any, get_peft_model_state_dict(cast(Any, self.unet)))
         StableDiffusionPipeline.save_lora_weights(output / "styles" / "lines", unet_lora_layers=changes)
-
-
-def draw_lines(pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
-    """Pictures in [-1, 1] as line drawings: ink where colors meet, paper elsewhere."""
-    paper, ink = (torch.tensor(color, device=pixels.device)[:, None, None] for color in (PAPER, INK))
-    strength = edges(pixels)
-    return (paper + (ink - paper) * strength) * 2 - 1

@@ -1,0 +1,215 @@
+"""The study's page: the paper's Table 1 in miniature, its verdict, and contact sheets by mechanism."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from imprompt.evaluation.report import Cell, Column, Grid, Report, Section, Table
+from imprompt.evaluation.sheets import Row
+from imprompt.lab.making.captions import full_caption
+from imprompt.lab.study.comparing import (
+    DECOUPLED,
+    KEPT,
+    MEASURES,
+    Difference,
+    StudyScores,
+    group_verdicts,
+)
+from imprompt.lab.study.measuring import BASE_ALONE, Study
+from imprompt.lab.study.runs import RunResult, StudyRun, list_differences
+from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT, Task
+from imprompt.lab.study.tradeoff import AREA, TradeOff, tradeoff_section
+from imprompt.lab.suite.findings import DRAWING
+from imprompt.lab.suite.subjects import CHANGES
+
+SHOWN = 6
+"""Characters in a grid: the first ones, chosen by nobody."""
+
+EQUAL = 0.01
+"""Numbers of parameters that differ by no more than this share are equal."""
+
+Results = Mapping[tuple[str, int], RunResult]
+"""(mechanism, seed of training) → what was measured of that run; the base alone has `BASE_ALONE`, 0."""
+
+
+@dataclass(frozen=True)
+class StudyFindings:
+    """What came of a study.
+
+    Attributes:
+        runs: what was compared
+        unfinished: names of runs that were not
+        scores: of all pictures, those of the base alone and of perfect drawings too
+        differences: decoupled minus every other one, in every measure
+        tradeoff: the curves over the scale
+        verdict: in words
+        seconds: that measuring took
+    """
+
+    runs: Sequence[StudyRun]
+    unfinished: Sequence[str]
+    scores: StudyScores
+    differences: Sequence[Difference]
+    tradeoff: TradeOff
+    verdict: str
+    seconds: float
+
+
+def build_report(study: Study, findings: StudyFindings, results: Results) -> Report:
+    """The page."""
+    settings = study.settings
+    sections = [
+        Section("Table 1 in miniature", describe_study(study, findings.runs), [main_table(findings)]),
+        *([tradeoff_section(findings.tradeoff)] if findings.tradeoff.curves else []),
+        Section("Decoupled against each other one", DIFFERENCES, [difference_table(findings.differences)]),
+        contact_section(study, results),
+    ]
+    facts = {
+        "runs": f"{len(findings.runs)}; not finished: {', '.join(findings.unfinished) or 'none'}",
+        "characters": f"{settings.subjects} alone, {settings.text_subjects} with each text, "
+        f"{settings.others} with edges and on the fine-tuned base",
+        "pictures": f"{settings.paint.steps} steps, guidance {settings.paint.guidance_scale:g}",
+        "time": f"{findings.seconds:.0f} s",
+    }
+    return Report("Mechanisms on one base", findings.verdict, sections, facts, over="imprompt evaluate study")
+
+
+# Tables
+
+
+def main_table(findings: StudyFindings) -> Table:
+    """Every mechanism's figures, after the floor, before the ceiling."""
+    sizes = {run.mechanism: run.parameters for run in findings.runs}
+    scores = findings.scores
+    rows: list[list[Cell]] = [
+        [
+            name,
+            f"{sizes[name]:,}" if name in sizes else "–",
+            len(scores.seeds(name)) if name in sizes else None,
+            *(scores.interval(name, measure) for measure in MEASURES),
+        ]
+        for name in scores.mechanisms
+    ]
+    figures = [Column(one.name, one.percent, 0 if one.percent else 3) for one in MEASURES]
+    columns = ["mechanism", "trained parameters", Column("seeds", digits=0), *figures]
+    strong = [place for place, name in enumerate(scores.mechanisms) if name == DECOUPLED]
+    return Table(columns, rows, TABLE_NOTE, strong=strong)
+
+
+TABLE_NOTE = (
+    f"“{BASE_ALONE}” is the base alone: the floor of what is kept, the ceiling of what text, edges and style "
+    f"can reach. “{DRAWING}” is what a perfect mechanism would draw, and so the judge’s own limit. Kept: the "
+    "share of the reference’s attributes that the judge reads. With another character’s edges only colors "
+    "count, of a line drawing only parts (hairdo, expression, glasses, beard). Edges: correlation with those "
+    "given minus that with others’. Line drawing: the share of pixels between the paper’s color and the "
+    "ink’s; a mechanism that trains the U-Net has the style’s change added to its own weights. Diversity, "
+    "edges and lines are highest where the image prompt is ignored: read them beside what is kept."
+)
+DIFFERENCES = (
+    "On the same characters, with the interval over characters and seeds of training. “Better” and “worse” "
+    "are said where the interval excludes 0 and every seed agrees; half the interval’s width is about the "
+    "smallest difference that could be told. Intervals are not corrected for how many there are."
+)
+
+
+def difference_table(differences: Sequence[Difference]) -> Table:
+    """Every measure against each other mechanism."""
+    columns = ["figure", "against", "decoupled minus it", "smallest of a seed", "largest of a seed"]
+    rows: list[list[Cell]] = [
+        [
+            one.measure,
+            one.other,
+            one.interval,
+            min(one.by_seed),
+            max(one.by_seed),
+            one.detectable,
+            one.verdict,
+        ]
+        for one in differences
+    ]
+    return Table([*columns, "could be told", "decoupled is"], rows)
+
+
+# Words
+
+
+def describe_study(study: Study, runs: Sequence[StudyRun]) -> str:
+    """What was done, and in what the runs are not alike."""
+    unlike = list_differences(runs)
+    return (
+        "Every mechanism on the embedded base, trained on the same samples, steps and batches, then given "
+        f"{len(study.subjects)} characters that no part of the model has seen, at scale {SCALE:g}; in "
+        "brackets the 95 % interval." + (f" The runs are not alike: {'; '.join(unlike)}." if unlike else "")
+    )
+
+
+def write_verdict(runs: Sequence[StudyRun], differences: Sequence[Difference]) -> str:
+    """The paper's claim, decoupled against concatenated, and the rest in a sentence."""
+    kinds = {run.mechanism: run for run in runs}
+    kept = [one for one in differences if one.measure == KEPT.name]
+    if not kept:
+        return "There is no decoupled run with another one of the same seed beside it: nothing to compare."
+    small = [one for one in kept if not kinds[one.other].trains_base]
+    large = {one.other: one.verdict for one in kept if kinds[one.other].trains_base}
+    areas = {one.other: one.verdict for one in differences if one.measure == AREA}
+    sentences = [
+        *(describe_difference(one, kinds) for one in small),
+        *([f"Of those that train the whole U-Net too, it is {group_verdicts(large)}."] if large else []),
+        *([f"With text, over the scale, its area is {group_verdicts(areas)}."] if areas else []),
+    ]
+    return " ".join(sentences)
+
+
+def describe_difference(difference: Difference, kinds: Mapping[str, StudyRun]) -> str:
+    """A difference in words, with its numbers and both numbers of parameters."""
+    other, seeds = difference.other, len(difference.by_seed)
+    ours, theirs = kinds[DECOUPLED].parameters, kinds[other].parameters
+    is_equal = abs(theirs / ours - 1) <= EQUAL
+    size = "equally many parameters" if is_equal else f"{theirs:,} parameters against {ours:,}"
+    words = {
+        "better": f"decoupled is better than {other}",
+        "worse": f"decoupled is worse than {other}",
+        "cannot be told": f"whether decoupled is better or worse than {other} cannot be told",
+    }
+    numbers = f"{difference.interval.signed}, {seeds} seed{'s' if seeds > 1 else ''}"
+    return f"With {size}, {words[difference.verdict]} ({difference.measure} {numbers})."
+
+
+# Pictures
+
+
+def contact_section(study: Study, results: Results) -> Section:
+    """The paper's figures 3, 6, 9, 4 and 10 by mechanism."""
+    first = {name: min(seed for other, seed in results if other == name) for name, _ in results}
+    columns = {name: results[name, seed] for name, seed in first.items()}
+    every_seed = {
+        f"{name}, seed {seed}": result
+        for (name, seed), result in results.items()
+        if name.partition(",")[0] in (DECOUPLED, "concatenated")
+    }
+    sheets = {
+        "Figure 3: image prompt alone": (columns, Task(ALONE)),
+        "Figure 6: with another’s edges": (columns, Task(CONTROL)),
+        **{f"Figure 9: “{one.text}”": (columns, Task(TEXT, text=name)) for name, one in CHANGES.items()},
+        "Figure 4: on a base fine-tuned to line drawings": (columns, Task(STYLE)),
+        "Figure 10: every seed of decoupled and concatenated": (every_seed, Task(ALONE)),
+    }
+    text = (
+        "Numbered as in the paper. The first characters, chosen by nobody; the same noise in a row; the "
+        "first seed of training."
+    )
+    grids = [contact_sheet(study, *one, title) for title, one in sheets.items() if study.select(one[1])]
+    return Section("Contact sheets", text, grids)
+
+
+def contact_sheet(study: Study, columns: Mapping[str, RunResult], task: Task, title: str) -> Grid:
+    """References, and what each mechanism makes of them."""
+    subjects = study.select(task)[:SHOWN]
+    pictures = {"reference": [subject.picture for subject in subjects]}
+    if task.condition == CONTROL:
+        pictures["edges"] = study.controls
+    pictures |= {name: list(result.pictures[task.key]) for name, result in columns.items()}
+    rows = [
+        Row([several[place] for several in pictures.values()], full_caption(subject.character))
+        for place, subject in enumerate(subjects)
+    ]
+    return Grid(list(pictures), rows, title=title)
