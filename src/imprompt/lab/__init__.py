@@ -1,1 +1,4 @@
-"""The embedded model: made (`making`). Nothing of imprompt imports this but the command line."""
+"""The embedded model: made (`making`), measured (`suite`), exhibited (`figures`).
+
+Nothing of imprompt imports this but the command line.
+"""

@@ -70,14 +70,19 @@ def evaluate_mini(
         MissingExtra: a library that draws or measures is not installed
     """
     make_folder(output)
+    models = load_models(weights, adapter)
+    return measure(models, settings or (SMALL if small else SuiteSettings()), output=output)
+
+
+def load_models(weights: Path | None, adapter: str = "mini") -> SuiteModels:
+    """The base, an adapter and the judge, as `evaluate_mini` takes them; on a GPU if there is one."""
     folder = mini.WEIGHTS if weights is None else weights
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     own = adapter in EMBEDDED
     measured = mini.adapter(adapter, weights=folder) if own else load_adapter(adapter).float()
     name = adapter if own else Path(adapter).name
     judge = CharacterJudge.load(folder / "judge")
-    models = SuiteModels(mini.pipeline(weights=folder).to(device), measured.to(device), judge, name)
-    return measure(models, settings or (SMALL if small else SuiteSettings()), output=output)
+    return SuiteModels(mini.pipeline(weights=folder).to(device), measured.to(device), judge, name)
 
 
 def measure(models: SuiteModels, settings: SuiteSettings, *, output: Path) -> Findings:

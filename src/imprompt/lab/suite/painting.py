@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
@@ -20,12 +21,25 @@ from imprompt.reference import Reference
 
 @dataclass(frozen=True)
 class SuiteModels:
-    """What is measured, and by what. The adapter has its image encoder and is not attached."""
+    """What is measured, and by what. Adapters have their image encoder and are not attached.
+
+    Attributes:
+        pipe: the base
+        adapter: what image prompts act through
+        judge: what reads the pictures
+        name: the adapter's, for people
+        plus: another adapter, of the grid of features; only figures compare it
+        controlnet: of edges; only figures use it
+        fine_tuned: the base as fine-tuned on line drawings; only figures use it
+    """
 
     pipe: StableDiffusionPipeline | StableDiffusionControlNetPipeline
     adapter: ImagePromptAdapter
     judge: CharacterJudge
     name: str = "adapter"
+    plus: ImagePromptAdapter | None = None
+    controlnet: ControlNetModel | None = None
+    fine_tuned: StableDiffusionPipeline | None = None
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ class ShowcaseColumn:
 
 
 COLUMNS = (
-    ShowcaseColumn("λ = 0", Condition(0.0)),
-    ShowcaseColumn("λ = 0.5", Condition(0.5)),
-    ShowcaseColumn("λ = 1", Condition(1.0)),
+    ShowcaseColumn("scale 0", Condition(0.0)),
+    ShowcaseColumn("scale 0.5", Condition(0.5)),
+    ShowcaseColumn("scale 1", Condition(1.0)),
     ShowcaseColumn("“sunglasses”", Condition(1.0, CHANGES["sunglasses"])),
     ShowcaseColumn("“pixel-art style”", Condition(0.75, CHANGES["pixel-art"])),
     ShowcaseColumn("edges of another", Condition(1.0), has_edges=True),
@@ -70,7 +70,7 @@ def write_showcase(
     write_picture(build_sheet(titles, featured, pictures, blocks=1), output / "figure.png")
     several = subjects[:CONTACTS]
     alone = [paint(models, several, Condition(1.0, seed=seed), settings, advance) for seed in range(2)]
-    titles = ["reference", "λ = 1", "another seed"]
+    titles = ["reference", "scale 1", "another seed"]
     write_picture(build_sheet(titles, several, alone, blocks=4), output / "contact-sheet.png")
 
 

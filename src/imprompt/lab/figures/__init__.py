@@ -1,0 +1,91 @@
+"""`imprompt evaluate figures`: the paper's figures on the embedded model, each with a measured verdict.
+
+    figures.toml    what every figure should show, and what its numbers must reach
+    panels          the figures: columns of pictures, and their numbers
+    studio          characters never seen, and the pictures of a column
+    measures        pictures → numbers
+    figure          numbers → "yes", "partly", "no"
+    page            the page about all
+
+The figures that compare mechanisms (the paper's 3, 6, 9 and 10) are the study's.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+
+from imprompt import mini
+from imprompt.evaluation.report import make_folder
+from imprompt.lab.figures.figure import Figure
+from imprompt.lab.figures.page import write_figures
+from imprompt.lab.figures.panels import PANELS, overview
+from imprompt.lab.figures.studio import FigureSettings, Studio
+from imprompt.lab.suite.measure import load_models
+from imprompt.lab.suite.painting import SuiteModels
+from imprompt.lab.suite.scoring import mean_of
+from imprompt.lab.suite.subjects import CHANGES
+from imprompt.progress import counted
+
+__all__ = ["FigureSettings", "evaluate_figures", "make_figures"]
+
+SMALL = FigureSettings(subjects=12)
+"""A few minutes on two cores."""
+
+
+def evaluate_figures(
+    *,
+    output: Path,
+    weights: Path | None = None,
+    small: bool = False,
+    settings: FigureSettings | None = None,
+) -> list[Figure]:
+    """Make every figure, and the page that says what each should show and whether it does.
+
+    Args:
+        output: a folder, made if it is not there; files of other names in it stay
+        weights: folder of the embedded model, if not the shipped one
+        small: fewer characters behind every number
+        settings: how many, and how pictures are made, in place of what `small` says
+
+    Returns:
+        the figures, in the page's order
+
+    Raises:
+        OutputError: the folder cannot be written
+        UnknownModel: some part of the embedded model is not there
+        MissingExtra: a library that draws, or that the fine-tuned base needs, is not installed
+    """
+    make_folder(output)
+    folder = mini.WEIGHTS if weights is None else weights
+    models = load_models(folder)
+    device = models.pipe.device
+    models = replace(
+        models,
+        plus=mini.adapter("mini-plus", weights=folder).to(device),
+        controlnet=cast(Any, mini.controlnet(weights=folder)).to(device),
+        fine_tuned=mini.pipeline(style="lines", weights=folder).to(device),
+    )
+    return make_figures(models, settings or (SMALL if small else FigureSettings()), output=output)
+
+
+def make_figures(models: SuiteModels, settings: FigureSettings, *, output: Path) -> list[Figure]:
+    """As `evaluate_figures`, on any models.
+
+    Raises:
+        UnknownModel: a part of `models` that a figure needs is None
+    """
+    # The overview shows this text beside every row.
+    studio = Studio(models, settings, [CHANGES["red ground"]])
+    figures: list[Figure] = []
+    with counted("figures", len(PANELS)) as advance:
+        for panel in PANELS:
+            figures.append(panel(studio))
+            advance(1)
+    figures.insert(0, overview(studio, {figure.name: figure for figure in figures}))
+    accuracy = mean_of(studio.kept([subject.picture for subject in studio.subjects]))
+    write_figures(figures, settings, accuracy, output)
+    for figure in figures:
+        Console().print(f"{figure.name}: {figure.verdict}", highlight=False)
+    return figures
