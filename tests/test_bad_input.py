@@ -67,7 +67,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "text renamed .png": (
         "text.png",
         1,
-        "text.png is not a picture: its content is not PNG, JPEG, WebP, GIF, BMP or TIFF",
+        "text.png is not a picture: its content is not PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC",
     ),
     "a truncated PNG": (
         "cut.png",
@@ -285,7 +285,8 @@ def test_odd_pictures_work(imprompt: Imprompt, toy: ToyModel, kind: str) -> None
         ("folder.png", 1, "folder.png is a folder, not an adapter file"),
         ("empty.png", 1, "empty.png is empty"),
         ("text.png", 1, "text.png is truncated or no adapter file: *"),
-        ("cat.png", 1, "cat.png holds no settings of imprompt"),
+        ("cut.png", 1, "cut.png is truncated or damaged: *"),
+        ("giant.png", 1, "giant.png has 30000 × 30000 pixels; the limit is *"),
         ("code.bin", 1, "code.bin holds more than tensors, perhaps code; *"),
         ("cut.safetensors", 1, "cut.safetensors is truncated or no adapter file: *"),
         ("", 2, "Missing argument 'file'. (see imprompt inspect --help)"),

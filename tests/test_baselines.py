@@ -11,7 +11,7 @@ import tiny
 import tiny_baselines
 from imprompt.adapter import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
-from imprompt.errors import AdapterMismatch
+from imprompt.errors import AdapterMismatch, OutputError
 from imprompt.evaluation.benchmarks.methods import METHODS, Method, image_encoder_of, load_method
 from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
 from imprompt.projection import FaceProjection
@@ -50,6 +50,22 @@ def test_a_baseline_draws_what_follows_from_reference_and_seed(
         assert not np.array_equal(first[0], first[1])
         assert not np.array_equal(first, pixels(method.draw(dog, "", 1.0, [3, 4])))
     assert (image_encoder_of(methods[name]) is None) == (name == "controlnet-shuffle")
+
+
+DECODERS = ("vae", "movq", "super_res_last")
+"""What makes the pixels, by its name in a pipeline."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_that_is_not_finite_is_never_measured(
+    name: str, methods: dict[str, MethodSettings]
+) -> None:
+    method: Method = load_method(methods[name], drawing_of(name), "cpu")
+    (decoder,) = (module for part, module in method.modules() if part in DECODERS)
+    for parameter in decoder.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    with torch.inference_mode(), pytest.raises(OutputError, match=r"the picture of seed 3 \(and 1 more\)"):
+        method.draw(tiny.picture(seed=1), "", 1.0, [3, 4])
 
 
 def test_an_adapter_that_reads_faces_is_refused(tmp_path: Path) -> None:

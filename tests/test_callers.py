@@ -4,12 +4,18 @@ import asyncio
 import gc
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.pag.pipeline_pag_sd import StableDiffusionPAGPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
@@ -249,3 +255,53 @@ def test_diffusers_own_calls_are_refused_on_an_attached_pipeline() -> None:
         assert "set_ip_adapter_scale" not in vars(pipe)
         assert "prepare_ip_adapter_image_embeds" not in vars(pipe)
         pipe.set_ip_adapter_scale(0.5)
+
+
+def pag(pipe: Any) -> Any:
+    return StableDiffusionPAGPipeline.from_pipe(pipe, pag_applied_layers=["mid"])
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (StableDiffusionPipeline.from_pipe, {}),
+        (pag, {}),
+        (StableDiffusionImg2ImgPipeline.from_pipe, {"image": tiny.picture(), "strength": 0.9}),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_diffusers_own_image_prompts_are_refused_by_a_pipeline_that_shares_the_unet(
+    make: Callable[[Any], Any], settings: dict[str, Any], is_first: bool
+) -> None:
+    pipe = tiny.sd_pipeline(image_encoder=True)
+    adapter = tiny.adapter(pipe.unet)
+    embeds = [tiny.embedding(2, 1)]
+    other = make(pipe) if is_first else None
+    with adapter.attach(pipe):
+        other = other or make(pipe)
+        other.set_progress_bar_config(disable=True)
+        with adapter.references(embedding("a")):
+            with pytest.raises(AttachmentError, match="it takes no ip_adapter_image and no"):
+                latents(other, ip_adapter_image_embeds=embeds, **settings)
+            latents(other, **settings)
+            for arguments in ({"ip_adapter_image": tiny.picture()}, {"ip_adapter_image_embeds": embeds}):
+                with pytest.raises(AttachmentError, match="it takes no ip_adapter_image and no"):
+                    latents(other, **arguments, **settings)
+            with pytest.raises(AttachmentError, match="set_ip_adapter_scale has no effect"):
+                other.set_ip_adapter_scale(0.5)
+    assert not vars(other).keys() & {"set_ip_adapter_scale", "prepare_ip_adapter_image_embeds"}
+    other.set_ip_adapter_scale(0.5)
+
+
+def test_a_pipeline_that_shares_the_unet_and_is_gone_is_not_held(pipe: Any) -> None:
+    adapter = tiny.adapter(pipe.unet)
+    with adapter.attach(pipe), adapter.references(embedding("a")):
+        other = StableDiffusionPipeline.from_pipe(pipe)
+        other.set_progress_bar_config(disable=True)
+        latents(other)
+        watched = weakref.ref(other)
+        del other
+        gc.collect()
+        assert watched() is None
+        latents(pipe)

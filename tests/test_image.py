@@ -3,9 +3,11 @@
 import contextlib
 import io
 import struct
+import sys
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,17 +76,17 @@ def test_the_result_shares_no_memory_with_the_source() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["x.png", "x.webp", "x.gif", "x.bmp", "x.tiff", "x.jpg", "no-suffix", "wrong.txt"]
+    "name", ["x.png", "x.webp", "x.gif", "x.bmp", "x.tiff", "x.avif", "x.jpg", "no-suffix", "wrong.txt"]
 )
 def test_formats_are_told_by_content(tmp_path: Path, name: str) -> None:
     kind = {"no-suffix": "png", "wrong.txt": "png", "x.jpg": "jpeg"}.get(name, name.partition(".")[2])
     Image.new("RGB", (8, 6), RED).save(tmp_path / name, format=kind)
     color = pixel(load_image(tmp_path / name), 3, 3)
-    assert np.abs(np.subtract(color, RED)).max() <= 2  # JPEG and WebP are lossy
+    assert np.abs(np.subtract(color, RED)).max() <= 2  # JPEG, WebP and AVIF are lossy
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff"])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "avif"])
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, kind: str) -> None:
     upright = Image.fromarray(ARROW).resize((48, 32), Image.Resampling.NEAREST)
     undo = {
@@ -100,7 +102,10 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, kind: str
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(
-        tmp_path / "x", format=kind, exif=exif, **({"quality": 95} if kind in ("jpeg", "webp") else {})
+        tmp_path / "x",
+        format=kind,
+        exif=exif,
+        **({"quality": 95} if kind in ("jpeg", "webp", "avif") else {}),
     )
     loaded = load_image(tmp_path / "x")
     assert loaded.size == upright.size
@@ -191,12 +196,66 @@ def test_what_is_no_picture(tmp_path: Path, content: bytes) -> None:
     assert "x.png is not a picture: its content is not PNG, JPEG" in refusal(tmp_path / "x.png")
 
 
+@pytest.mark.parametrize("brands", [b"isom\0\0\0\0iso2avc1mp41", b"mp42\0\0\0\0", b"crx ", b""])
+def test_films_and_camera_files_in_the_container_of_avif_are_no_pictures(
+    brands: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "x.heic").write_bytes(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands)
+    assert "x.heic is not a picture: its content is not PNG, JPEG" in refusal(tmp_path / "x.heic")
+
+
+def container(*brands: bytes) -> bytes:
+    """The beginning of a picture in the ISO container."""
+    names = b"".join((brands[0], b"\0\0\0\0", *brands[1:]))
+    return struct.pack(">I", 8 + len(names)) + b"ftyp" + names
+
+
+@pytest.mark.parametrize("brands", [(b"avif",), (b"avis", b"mif1"), (b"mif1", b"miaf", b"avif")])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_avif_where_pillow_cannot_read_it_is_answered_with_the_remedy(
+    is_there: bool, brands: tuple[bytes, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_there:  # built without it
+        monkeypatch.setattr("PIL.AvifImagePlugin.SUPPORTED", False)
+    else:  # before 11.3
+        monkeypatch.setitem(sys.modules, "PIL.AvifImagePlugin", None)
+    (tmp_path / "x.png").write_bytes(container(*brands))
+    answer = refusal(tmp_path / "x.png")
+    assert "x.png is an AVIF picture, which this Pillow (" in answer
+    assert "cannot read: install 11.3 or later" in answer
+    assert "or save the picture as PNG" in answer
+
+
+@pytest.mark.parametrize("brands", [(b"heic", b"mif1"), (b"mif1", b"heic"), (b"msf1", b"hevc"), (b"heix",)])
+def test_heic_without_its_reader_is_answered_with_the_remedy(
+    brands: tuple[bytes, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "x.jpg").write_bytes(container(*brands))
+    assert refusal(tmp_path / "x.jpg").endswith(
+        "x.jpg is a HEIC picture: install what reads it (pip install pillow-heif), or save it as PNG"
+    )
+
+
+def test_heic_is_read_by_pillow_heif_if_that_is_installed(tmp_path: Path) -> None:
+    heif: Any = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.new("RGB", (40, 30), RED)).save(tmp_path / "x.heic", quality=90)
+    loaded = load_image(tmp_path / "x.heic")
+    assert loaded.size == (40, 30)
+    assert np.abs(np.subtract(pixel(loaded, 20, 15), RED)).max() <= 4
+
+
+def test_a_transparent_avif_is_composited(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 6), (255, 0, 0, 0)).save(tmp_path / "x.avif")
+    assert np.abs(np.subtract(pixel(load_image(tmp_path / "x.avif"), 3, 3), WHITE)).max() <= 2
+
+
 def test_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "x.png").touch()
     assert refusal(tmp_path / "x.png").endswith("x.png is empty")
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff"])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff", "avif"])
 def test_truncated_pictures_at_any_length(kind: str, tmp_path: Path) -> None:
     content = io.BytesIO()
     random_picture(40, 40).save(content, format=kind)
@@ -230,7 +289,7 @@ def test_arrays_that_are_no_pictures() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(list(image._READERS)), st.binary(max_size=200))
+@given(st.sampled_from([*image._READERS, container(b"avif")]), st.binary(max_size=200))
 def test_noise_behind_a_signature_gives_a_picture_or_our_error(magic: bytes, noise: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(magic + noise)

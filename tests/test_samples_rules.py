@@ -1,7 +1,10 @@
 """Rules that hold in every kind of data: hidden files, samples not fetched, suffixes, literal paths."""
 
 import csv
+import gzip
+import itertools
 import json
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -253,3 +256,194 @@ def test_braces_before_a_folder_with_braces_are_still_a_pattern(tmp_path: Path) 
         files = {"0.png": data_sets.png(), "0.txt": place.encode()}
         write_tar(tmp_path / place / "my {v2}" / "0.tar", files)
     assert texts(tmp_path / "{a,b}" / "my {v2}" / "*.tar") == ["a", "b"]
+
+
+# Captions by default
+
+
+@pytest.mark.parametrize("store", [write_files, lambda folder, files: write_tar(folder / "0.tar", files)])
+@pytest.mark.parametrize(
+    ("beside", "text"),
+    [
+        ({"txt": b"a"}, "a"),
+        ({"caption": b"b"}, "b"),
+        ({"TXT": b"a"}, "a"),
+        ({"CAPTION": b"b"}, "b"),
+        ({"caption": b"b", "txt": b"a"}, "a"),
+        ({"caption": b"b", "TXT": b"a"}, "a"),
+        ({"txt": b"a", "TXT": b"c"}, "a"),
+        ({"tags": b"d"}, "unreadable: it has no caption: there is no "),
+        ({}, "unreadable: it has no caption: there is no "),
+    ],
+)
+def test_the_caption_is_the_txt_or_else_the_caption_file_in_folders_and_tars(
+    beside: dict[str, bytes], text: str, store: Callable[..., Path], tmp_path: Path
+) -> None:
+    files = {"cat.png": data_sets.png(), **{f"cat.{word}": content for word, content in beside.items()}}
+    (found,) = texts(store(tmp_path, files))
+    assert found.startswith(text)
+    assert (found == text) == (len(text) == 1)
+    assert texts(store(tmp_path, files), columns=Columns(text="")) == [""]
+
+
+@pytest.mark.parametrize("suffix", ["avif", "AVIF", "heic", "HEIF", "JPG"])
+@pytest.mark.parametrize("store", [write_files, lambda folder, files: write_tar(folder / "0.tar", files)])
+def test_pictures_are_known_by_their_suffix_in_any_spelling(
+    store: Callable[..., Path], suffix: str, tmp_path: Path
+) -> None:
+    files = {f"cat.{suffix}": b"picture", "cat.txt": b"a"}
+    (sample,) = read(store(tmp_path, files))
+    assert isinstance(sample, Sample)
+    assert (sample.image, sample.text) == (b"picture", "a")
+
+
+# Kohya's metadata
+
+
+def metadata(folder: Path, entries: Any) -> Path:
+    (folder / "meta_cap.json").write_text(json.dumps(entries))
+    return folder / "meta_cap.json"
+
+
+def test_kohyas_metadata_names_pictures_by_path_or_without_suffix(tmp_path: Path) -> None:
+    names = ("cat.png", "in/dog.JPG", "a.b.webp", "out.png")
+    write_files(tmp_path, {name: name.encode() for name in names})
+    keys = ("cat", "in/dog", "a.b", str(tmp_path / "out.png"))
+    found = read(metadata(tmp_path, {key: {"caption": key, "train_resolution": [64, 64]} for key in keys}))
+    pairs = [(one.image.decode(), one.text) for one in found if isinstance(one, Sample)]
+    assert pairs == list(zip(names, keys, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("entry", "both", "caption", "tags"),
+    [
+        ({"caption": "a cat", "tags": "cat, 1"}, "a cat, cat, 1", "a cat", "cat, 1"),
+        ({"caption": "a cat"}, "a cat", "a cat", None),
+        ({"tags": "cat"}, "cat", None, "cat"),
+        ({"caption": "a cat", "tags": ""}, "a cat", "a cat", ""),
+    ],
+)
+def test_the_text_of_kohyas_metadata_is_the_caption_with_its_tags_behind(
+    entry: dict[str, str], both: str, caption: str | None, tags: str | None, tmp_path: Path
+) -> None:
+    write_files(tmp_path, {"a.png": b"a", "b.png": b"b"})
+    path = metadata(tmp_path, {"a": entry, "b": {"caption": "x", "tags": "y"}})
+    assert texts(path) == [both, "x, y"]
+    for word, expected, other in (("caption", caption, "x"), ("tags", tags, "y")):
+        said = f"unreadable: it has no caption in the column {word!r}" if expected is None else expected
+        assert texts(path, columns=Columns(text=word)) == [said, other]
+
+
+def test_what_kohyas_metadata_does_not_tell_is_no_sample(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.png": b"a", "two.png": b"a", "two.jpg": b"a"})
+    entries = {"a": {"caption": "x"}, "gone": {"caption": "x"}, "two": {"caption": "x"}, "a.png": {}}
+    assert texts(metadata(tmp_path, entries)) == [
+        "x",
+        "unreadable: no such file: gone",
+        "unreadable: it has 2 pictures in the column 'image', not one",
+        "unreadable: it has no caption in the column 'text'",
+    ]
+
+
+def test_kohyas_pictures_lie_in_the_root_that_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path / "photos", {"a.png": b"a"})
+    path = metadata(tmp_path, {"a": {"caption": "x"}})
+    assert texts(path, root=str(tmp_path / "photos")) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "entries", [{"image": "cat.png", "text": "a"}, {"a": []}, {"a": "a cat"}, {"a": None}]
+)
+def test_a_json_object_that_is_no_metadata_is_answered_with_both_forms(entries: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"must be an object like .*\"caption\".*or write a list of objects"):
+        read(metadata(tmp_path, entries))
+
+
+# Tables with tabs
+
+
+def test_a_tsv_is_a_csv_with_tabs(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{number}.png": b"p" for number in range(4)})
+    captions = ["a cat, sitting", 'says "hi"', "two\nlines", "a\ttab"]
+    for suffix, dialect in (("csv", "excel"), ("tsv", "excel-tab"), ("TSV", "excel-tab")):
+        with (tmp_path / f"data.{suffix}").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, dialect)
+            table.writerow(["image", "text"])
+            table.writerows([f"{number}.png", text] for number, text in enumerate(captions))
+        assert texts(tmp_path / f"data.{suffix}") == captions
+
+
+def test_a_tsv_without_quoting_whose_quotes_would_eat_a_line_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, {"0.png": b"p", "data.tsv": b'image\ttext\n0.png\t"a" cat\n0.png\tb\n'})
+    with pytest.raises(DataError, match="is no TSV whose cells are in CSV's quotes or in none"):
+        texts(tmp_path / "data.tsv")
+    (tmp_path / "data.tsv").write_text('image\ttext\n0.png\ta "big" cat\n')
+    assert texts(tmp_path / "data.tsv") == ['a "big" cat']
+
+
+# Tar files that are packed
+
+
+def packed(path: Path, count: int = 5) -> Path:
+    files: dict[str, bytes] = {}
+    for number in range(count):
+        files[f"{number}.png"] = data_sets.png(seed=number)
+        files[f"{number}.txt"] = f"thing {number}".encode()
+    path.write_bytes(gzip.compress(write_tar(path.with_name("plain"), files).read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz", "0.TGZ", "0.TAR"])
+@pytest.mark.parametrize("part_size", [1, 2, 5])
+def test_a_packed_tar_has_the_samples_of_the_tar(name: str, part_size: int, tmp_path: Path) -> None:
+    path = packed(tmp_path / name)
+    if name == "0.TAR":
+        path.write_bytes((tmp_path / "plain").read_bytes())
+    (tmp_path / "plain").rename(tmp_path / "1.tar")
+    both = [
+        [
+            pickle.loads(pickle.dumps(part))
+            for part in open_source(str(tmp_path / one), DataSettings(), part_size)
+        ]
+        for one in ("1.tar", name)
+    ]
+    plain, found = ([list(part.samples()) for part in parts] for parts in both)
+    assert len(plain) == len(found)
+    for one, other in zip(itertools.chain(*plain), itertools.chain(*found), strict=True):
+        assert isinstance(one, Sample)
+        assert isinstance(other, Sample)
+        assert one.key == other.key
+    assert len(texts(tmp_path)) == len(texts(f"{tmp_path}/{{1.tar,{name}}}")) == 10
+
+
+def test_parts_of_one_packed_tar_are_read_side_by_side(tmp_path: Path) -> None:
+    parts = open_source(str(packed(tmp_path / "0.tar.gz", 6)), DataSettings(), 3)
+    pairs = list(zip(*(part.samples() for part in parts), strict=True))
+    found = [[sample.text for sample in pair if isinstance(sample, Sample)] for pair in pairs]
+    assert found == [["thing 0", "thing 3"], ["thing 1", "thing 4"], ["thing 2", "thing 5"]]
+
+
+@pytest.mark.parametrize("damage", ["cut", "no gzip", "flipped", "no tar"])
+def test_a_damaged_packed_tar_is_named(damage: str, tmp_path: Path) -> None:
+    path = packed(tmp_path / "0.tar.gz")
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(
+        {
+            "cut": data[:middle],
+            "no gzip": b"<html>" * 1000,
+            "flipped": data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :],
+            "no tar": gzip.compress(b"<html>" * 1000),
+        }[damage]
+    )
+    with pytest.raises(DataError, match=r"0\.tar\.gz is (not what gzip packs|no tar file).*fetch again"):
+        read(path)
+
+
+def test_a_tar_that_unpacks_to_much_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imprompt.training.samples.packed.MIN_UNPACKED_BYTES", 100_000)
+    (tmp_path / "0.tgz").write_bytes(gzip.compress(bytes(1_000_000)))
+    with pytest.raises(
+        DataError, match=r"0\.tgz unpacks to more than 100,000 bytes; .* unpack it \(gunzip\)"
+    ):
+        read(tmp_path / "0.tgz")

@@ -7,10 +7,10 @@ step, and which rows are the negative and which the positive half of classifier-
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import cast, get_args
 
-import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
@@ -84,6 +84,7 @@ class Attachment:
     def __init__(self, target: object, shapes: Shapes, lora_layers: Collection[int] = ()) -> None:
         self.target = target
         self.unet = _unet(target)
+        self._denoiser = _denoiser(target)
         crossing = cross_attention_layers(self.unet)
         check_fit(shapes, layer_shapes(crossing))
         self.names = {layer: name for layer, (name, _) in crossing.items()}
@@ -102,6 +103,7 @@ class Attachment:
         self._lock = threading.RLock()  # around changes of what acts, never around a forward pass
         self.processors = {layer: _adopted(attn, self._owner) for layer, attn in self.layers.items()}
         guard(target, self._owner)
+        self._guests = weakref.WeakSet[object]()
         self.is_attached = True
 
     def __enter__(self) -> "Attachment":
@@ -175,7 +177,8 @@ class Attachment:
         self.is_attached = False
         self._callers.clear()
         self._unhook()
-        unguard(self.target, self._owner)
+        for pipeline in (self.target, *self._guests):
+            unguard(pipeline, self._owner)
         for layer, processor in self.processors.items():
             attn = self.layers[layer]
             if processor.disown(self._owner) and attn.processor is processor:
@@ -206,7 +209,8 @@ class Attachment:
         Raises:
             AttachmentError: it has another one
         """
-        if _unet(self.target) is not self.unet:
+        module = _denoiser(self.target)
+        if module is not self._denoiser and _unet(self.target) is not self.unet:
             raise AttachmentError("the pipeline has another U-Net than before; detach, then attach again")
 
     def _check_compiled(self) -> None:
@@ -242,8 +246,6 @@ class Attachment:
             processor.show(self._owner, *laid.get(layer, Laid()))
             processor.terms.is_split = layer in parts
 
-    # A graph compiled around the hook would freeze one batch layout; outside it, none is ever compiled in.
-    @torch.compiler.disable(reason="imprompt lays image prompts on the batch: compile before references(...)")
     def before_forward(self, sample: Tensor, timestep: Tensor | float | int, text: Tensor) -> None:
         """Lay this caller's image prompts on the batch that the denoiser is about to see.
 
@@ -259,13 +261,20 @@ class Attachment:
         self.check_in_place()
         what = caller.stack[-1].what
         laid = what.on_batch(sample, timestep, text) if isinstance(what, Laying) else what
+        if isinstance(what, Laying) and what.guest is not None:
+            self._guard_guest(what.guest())
         if laid is not self._forward.laid:
             self._place(laid)
         if self._forward.has_parts:
             for processor in self.processors.values():
                 processor.terms.offset = 0
 
-    @torch.compiler.disable(reason="imprompt looks whether its layers have run")
+    def _guard_guest(self, pipeline: object) -> None:
+        """Refuse, in a pipeline that shares the U-Net, what is refused in the one attached to."""
+        if pipeline is not None and pipeline not in self._guests:
+            self._guests.add(pipeline)
+            guard(pipeline, self._owner)
+
     def after_forward(self) -> None:
         """Make sure that every layer that has something to add has run, once for every change.
 

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from diffusers.pipelines.free_noise_utils import SplitInferenceModule
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from imprompt.attention import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError
+from imprompt.running import TAKES_NO_PICTURE
 
 
 class Owner:
@@ -34,12 +36,19 @@ def hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
             return
         # forward(sample, timestep, encoder_hidden_states, ...) of both kinds of U-Net
         names = ("sample", "timestep", "encoder_hidden_states")
-        watcher.before_forward(*args[:3], *(kwargs[name] for name in names[len(args) :]))
+        given = *args[:3], *(kwargs[name] for name in names[len(args) :])
+        if torch.compiler.is_compiling():
+            _before_outside_graph(watcher, *given)
+        else:
+            watcher.before_forward(*given)
 
     def after(called: nn.Module, *_: object) -> None:
         watcher = owner.attachment()
         if called is module and watcher is not None:
-            watcher.after_forward()
+            if torch.compiler.is_compiling():
+                _after_outside_graph(watcher)
+            else:
+                watcher.after_forward()
 
     compiled = module._compiled_call_impl
     if compiled is None:
@@ -60,6 +69,18 @@ def hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
 
     module._compiled_call_impl = call  # pyright: ignore[reportAttributeAccessIssue]
     return lambda: setattr(module, "_compiled_call_impl", compiled)
+
+
+# A graph compiled around the hook would freeze one batch layout; outside it, none is ever compiled in. A
+# disabled function takes longer to call, so only graphs pay for it.
+@torch.compiler.disable(reason="imprompt lays image prompts on the batch: compile before references(...)")
+def _before_outside_graph(attachment: Any, *given: Any) -> None:
+    attachment.before_forward(*given)
+
+
+@torch.compiler.disable(reason="imprompt looks whether its layers have run")
+def _after_outside_graph(attachment: Any) -> None:
+    attachment.after_forward()
 
 
 def check_acted(
@@ -126,9 +147,7 @@ _REFUSED = {
         "set_ip_adapter_scale has no effect on it; "
         "use adapter.references(imprompt.Reference(picture, scale=...))"
     ),
-    "prepare_ip_adapter_image_embeds": (
-        "it takes no ip_adapter_image and no ip_adapter_image_embeds; use adapter.references(picture)"
-    ),
+    "prepare_ip_adapter_image_embeds": TAKES_NO_PICTURE,
 }
 
 

@@ -6,11 +6,14 @@ applied; values are taken as sRGB, as the image encoders' own preprocessing does
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -39,7 +42,12 @@ _READERS: dict[bytes, type[ImageFile]] = {
     b"MM\x00*": TiffImageFile,
 }
 _URL = re.compile(r"[a-z][a-z0-9]*://|data:image/", re.IGNORECASE)
-_FORMATS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
+_FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
+_HEAD = 64
+"""Bytes at the beginning of a file that tell what it is."""
+_AVIF = frozenset((b"avif", b"avis"))
+_HEIC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
+"""Brands of the ISO container (ISO/IEC 14496-12, `ftyp`) that hold pictures; others hold films."""
 _WORDY_MODES = {"I": "32-bit integer", "F": "floating-point"}
 
 
@@ -87,11 +95,22 @@ def decode_image(data: bytes, name: str, background: tuple[int, int, int] = (255
 
 
 def _load_file(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    with open_image(path) as picture:
+        return _decoded(picture, str(path), background)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open a picture's file and read its header; nothing is decoded, and its size not checked.
+
+    Raises:
+        ImageError: missing, empty, or no picture of a known format
+    """
     if fault := file_fault(path):
         raise ImageError(fault)
     try:
         with path.open("rb") as file:
-            return _decoded(_opened(file, str(path)), str(path), background)
+            yield _opened(file, str(path))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -100,19 +119,62 @@ def _load_file(path: Path, background: tuple[int, int, int]) -> Image.Image:
         raise ImageError(f"{path} cannot be read: {error}") from error
 
 
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins so is a picture of a known format; 64 bytes are enough to tell."""
+    if head[4:8] == b"ftyp":
+        return bool(_brands(head) & (_AVIF | _HEIC))
+    magic = next((magic for magic in _READERS if head.startswith(magic)), None)
+    return magic is not None and (magic != b"RIFF" or head[8:12] == b"WEBP")
+
+
 def _opened(file: BinaryIO | BytesIO, name: str) -> Image.Image:
     """Read the header only. We choose the reader by signature; PIL would try all formats it knows."""
-    head = file.read(12)
+    head = file.read(_HEAD)
     if not head:
         raise ImageError(f"{name} is empty")
-    reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
-    if reader is None or (reader is WebPImageFile and head[8:12] != b"WEBP"):
+    if not is_picture(head):
         raise ImageError(f"{name} is not a picture: its content is not {_FORMATS}")
+    reader = _reader(head, name)
     file.seek(0)
     try:
         return reader(file, name)
     except Exception as error:  # a hostile file may make a decoder fail in any way
         raise ImageError(f"{name} is truncated or damaged: {_reason(error)}") from error
+
+
+def _reader(head: bytes, name: str) -> type[ImageFile]:
+    if head[4:8] == b"ftyp":
+        return _avif_reader(name) if _brands(head) & _AVIF else _heic_reader(name)
+    return next(reader for magic, reader in _READERS.items() if head.startswith(magic))
+
+
+def _brands(head: bytes) -> frozenset[bytes]:
+    """The major brand of an ISO container and those that it is compatible with, as far as `head` goes."""
+    box = head[: int.from_bytes(head[:4], "big")]
+    return frozenset((box[8:12], *(box[start : start + 4] for start in range(16, len(box), 4))))
+
+
+def _avif_reader(name: str) -> type[ImageFile]:
+    try:
+        from PIL.AvifImagePlugin import SUPPORTED, AvifImageFile
+    except ImportError:  # Pillow before 11.3
+        SUPPORTED, AvifImageFile = False, ImageFile
+    if not SUPPORTED:
+        raise ImageError(
+            f"{name} is an AVIF picture, which this Pillow ({PIL.__version__}) cannot read: install 11.3 or "
+            "later as its wheels are built (pip install -U pillow), or save the picture as PNG"
+        )
+    return AvifImageFile
+
+
+def _heic_reader(name: str) -> type[ImageFile]:
+    try:
+        from pillow_heif import HeifImageFile  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ImageError(
+            f"{name} is a HEIC picture: install what reads it (pip install pillow-heif), or save it as PNG"
+        ) from None
+    return HeifImageFile
 
 
 def _decoded(picture: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:

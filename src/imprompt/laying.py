@@ -1,5 +1,6 @@
 """Laying finished image prompts on a batch: whose rows, where masks fall, what acts at which step."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from imprompt.running import (
     Clock,
     Moment,
     RunningCall,
+    check_no_other_prompt,
     check_rows,
     check_whole,
     guidance_branches,
@@ -106,6 +108,9 @@ class Laying:
         loras: of the adapter, if it has any
         is_static: give every layer all terms with whole masks, whatever is on or off: for compiled denoisers,
             which would be compiled anew for every combination
+
+    Attributes:
+        guest: the last pipeline that drew and is not the one that the adapter is attached to
     """
 
     def __init__(
@@ -123,6 +128,7 @@ class Laying:
         self.conditions, self.levels, self.branches = conditions, levels, branches
         self.unet, self.target = unet, target
         self.clock, self.loras, self.is_static = clock, loras, is_static
+        self.guest: weakref.ref[object] | None = None
         self._laid: dict[Batch, dict[int, Laid]] = {}
         self._weighted: tuple[object, dict[int, Laid]] | None = None
         self._checked: tuple[int, int, Tensor] | None = None
@@ -142,6 +148,9 @@ class Laying:
             InvalidReference: steps or layers that this generation cannot honour
         """
         call = running_call(self.unet, self.target)
+        if call is not None and call.pipeline is not self.target:
+            check_no_other_prompt(call)
+            self.guest = weakref.ref(call.pipeline)
         if self.clock is not None:
             self.clock.call = call
         try:

@@ -41,6 +41,13 @@ a loop of its own is not.
 """
 
 
+_BETWEEN = ("torch.", "imprompt.laying", "imprompt.attachment", "imprompt.hooks")
+"""Modules that stand between a sampling loop and this one on the stack, and hold no sampling loop."""
+
+
+_PERTURBED = "do_perturbed_attention_guidance"
+
+
 class RunningCall(NamedTuple):
     """A call of a pipeline that has called its denoiser just now.
 
@@ -71,12 +78,15 @@ def running_call(unet: nn.Module, target: object) -> RunningCall | None:
     """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
-            owner = frame.f_locals.get("self")
+        # Reading a frame's variables copies them all, at every step: not where no pipeline can be.
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(_BETWEEN) and frame.f_code.co_varnames[:1] == ("self",):
+            variables = frame.f_locals
+            owner = variables.get("self")
             if (owner is target or isinstance(owner, DiffusionPipeline)) and _denoises_with(owner, unet):
                 loop = frame.f_code.co_qualname
-                is_theirs = frame.f_globals.get("__name__", "").startswith("diffusers.pipelines.")
-                return RunningCall(owner, loop, is_theirs and loop in _SAMPLING_LOOPS, frame.f_locals)
+                is_known = module.startswith("diffusers.pipelines.") and loop in _SAMPLING_LOOPS
+                return RunningCall(owner, loop, is_known, variables)
         frame = frame.f_back
     return None
 
@@ -116,8 +126,10 @@ def guidance_branches(call: RunningCall | None, target: object) -> Branches:
         )
     pipeline = call.pipeline
     guided = bool(getattr(pipeline, "do_classifier_free_guidance"))  # noqa: B009
-    perturbed = bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
-    if guided and hasattr(type(pipeline), "image_guidance_scale"):
+    # Asked of the class, as diffusers looks long for what an object has not.
+    kind = type(pipeline)
+    perturbed = hasattr(kind, _PERTURBED) and bool(getattr(pipeline, _PERTURBED))
+    if guided and hasattr(kind, "image_guidance_scale"):
         return "positive", "negative", "negative"
     return (("negative",) if guided else ()) + (("positive",) * (2 if perturbed else 1))
 
@@ -142,6 +154,26 @@ def check_rows(call: RunningCall, branches: Branches, rows: int) -> None:
             f"{type(call.pipeline).__name__} makes {prompts * each} pictures in {len(branches)} branches "
             f"({', '.join(branches)}), but its U-Net is called with {rows} rows; "
             "give references(..., branches=...)"
+        )
+
+
+TAKES_NO_PICTURE = (
+    "it takes no ip_adapter_image and no ip_adapter_image_embeds; use adapter.references(picture)"
+)
+"""What is said where diffusers' own image prompts are given to a pipeline that an adapter of ours is on."""
+
+
+def check_no_other_prompt(call: RunningCall) -> None:
+    """Make sure that a pipeline was not given image prompts of diffusers' own, which have no effect.
+
+    Raises:
+        AttachmentError: it was
+    """
+    variables = call.variables
+    if variables.get("ip_adapter_image_embeds") is not None or variables.get("ip_adapter_image") is not None:
+        raise AttachmentError(
+            f"an adapter of imprompt is attached to the U-Net of this {type(call.pipeline).__name__}: "
+            f"{TAKES_NO_PICTURE}"
         )
 
 

@@ -1,10 +1,9 @@
 """Settings read from one TOML file: typed and closed; an unknown key is an error that names a near one."""
 
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -127,17 +126,60 @@ def replace_setting(values: dict[str, Any], setting: str) -> None:
     values[last] = value
 
 
-def explain(fault: Any, kind: type[BaseModel]) -> str:
-    """A validation fault as a sentence, with the nearest known key for an unknown one."""
+def explain(
+    fault: Any, kind: type[BaseModel], counterpart: Callable[[str], str | None] = lambda _: None
+) -> str:
+    """Put a validation fault into a sentence; for an unknown key, say which one may be meant.
+
+    Args:
+        fault: pydantic's
+        kind: of the settings
+        counterpart: an unknown key → a clause that says what it is called here; None where it cannot tell.
+            A key that is known elsewhere, or is written almost like one, is named without it.
+    """
     place = [str(part) for part in fault["loc"]]
     if fault["type"] != "extra_forbidden":
         message = fault["msg"].removeprefix("Value error, ")
         given = fault.get("input")
         said = f" (it is {given!r})" if isinstance(given, str | int | float) and place else ""
         return f"{'.'.join(place)}: {message}{said}" if place else message
-    known = dict(known_keys(kind))
-    near = difflib.get_close_matches(place[-1], known, n=1)
-    return f"unknown key {place[-1]!r}" + (f"; did you mean {known[near[0]]!r}?" if near else "")
+    key, known = place[-1], list(known_keys(kind))
+    unknown = f"unknown key {shorten(key)!r}"
+    if (meaning := counterpart(key)) and key not in dict(known):
+        return f"{unknown}: {meaning}"
+    near = nearest(key, (name for name, _ in known))
+    meant = " or ".join(repr(full) for name, full in known if name == near)
+    return unknown + (f"; did you mean {meant}?" if meant else "")
+
+
+ALLOWED_SLIPS = 2
+"""Letters that a misspelling of a long word gets wrong; one of a word of fewer than six letters."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Find the word that this one is a misspelling of; None if it resembles none.
+
+    A guess at what only sounds alike would send people to the wrong setting.
+    """
+    allowed = ALLOWED_SLIPS if len(word) >= 6 else 1
+    near = [one for one in known if abs(len(one) - len(word)) <= allowed]
+    slips = {one: _count_slips(word, one) for one in near}
+    found = min(slips, key=lambda one: slips[one], default=None)
+    return found if found is not None and slips[found] <= allowed else None
+
+
+def _count_slips(first: str, second: str) -> int:
+    """Letters left out, added, replaced, or swapped with their neighbours (optimal string alignment)."""
+    earlier, before = [0], list(range(len(second) + 1))
+    for row, letter in enumerate(first, 1):
+        costs = [row]
+        for column, other in enumerate(second, 1):
+            cost = min(before[column] + 1, costs[-1] + 1, before[column - 1] + (letter != other))
+            if row > 1 < column and (first[row - 2], second[column - 2]) == (other, letter):
+                cost = min(cost, earlier[column - 2] + 1)
+            costs.append(cost)
+        earlier, before = before, costs
+    return before[-1]
 
 
 def known_keys(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str]]:

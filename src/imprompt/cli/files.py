@@ -30,6 +30,8 @@ def inspect(
 ) -> None:
     """Say what a file is: what an adapter needs and what is wrong with it, or how a picture was made.
 
+    Of a picture that is not ours: what it is, and what A1111's web UI or ComfyUI wrote into it.
+
     [bold]Examples[/bold]
 
     imprompt inspect ip-adapter_sd15.safetensors

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from imprompt.checkpoint import describe
 from imprompt.checkpoint.files import read_tensors
+from imprompt.cli.pictures import picture_facts
 from imprompt.errors import CheckpointError
 from imprompt.files import file_fault
-from imprompt.job import EMBEDDINGS_SUFFIX, load_job, read_settings
+from imprompt.image import is_picture
+from imprompt.job import EMBEDDINGS_SUFFIX, has_settings, load_job, read_settings
 
 
 class Findings(NamedTuple):
@@ -61,8 +63,8 @@ def findings(file: Path) -> Findings:
         raise CheckpointError(fault)
     if file.is_dir():
         return _folder(file)
-    if _starts_with(file, b"\x89PNG\r\n\x1a\n"):
-        return Findings(read_settings(file))
+    if is_picture(_head(file)):
+        return Findings(read_settings(file) if has_settings(file) else picture_facts(file))
     if file.suffix == ".toml":
         return Findings(load_job(file).model_dump(mode="json", exclude_defaults=True))
     if file.suffix == EMBEDDINGS_SUFFIX and (embeddings := _embeddings(file)) is not None:
@@ -96,12 +98,14 @@ def _foreign(names: Iterable[str]) -> str | None:
     return None
 
 
-def _starts_with(file: Path, magic: bytes) -> bool:
+def _head(file: Path) -> bytes:
+    """Its first bytes; none of a safetensors file, whose length may look like the beginning of a picture."""
     try:
         with file.open("rb") as content:
-            return content.read(len(magic)) == magic
+            head = content.read(64)
+            return b"" if head[4:9] == b"\0\0\0\0{" else head
     except (OSError, ValueError):
-        return False
+        return b""
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -32,17 +32,21 @@ def train(
     ] = False,
     presets: Annotated[bool, typer.Option("--presets", help="List the presets.")] = False,
 ) -> None:
-    """Train an image-prompt adapter on a frozen base model.
+    r"""Train an image-prompt adapter on a frozen base model.
 
     The smallest configuration names a preset, the pictures, and a folder for the run:
 
         preset = "sd15"
         output = "runs/cats"
-        [data]
-        source = "pictures"      # cat.png beside cat.txt; or .json, .jsonl, .csv, .parquet, *.tar, hf:...
+        \[data]
+        source = "pictures"      # a folder: cat.png beside cat.txt
 
-    The run's folder has everything: index.html shows how it goes, checkpoints hold adapters that generate at
-    once, and Ctrl-C (or a crash) loses nothing.
+    A source may also be a table (.json, .jsonl, .csv, .tsv, .parquet), tar files
+    ("shards/*.tar") or a Hugging Face data set ("hf:owner/name").
+
+    The run's folder has everything: index.html shows how it goes,
+    checkpoints hold adapters that generate at once, and Ctrl-C (or a crash)
+    loses nothing.
 
     [bold]Examples[/bold]
 

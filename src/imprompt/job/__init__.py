@@ -18,6 +18,7 @@ what one image prompt of it may.
 """
 
 from imprompt.job.files import (
+    has_settings,
     load_job,
     parse_job,
     picture_settings,
@@ -33,6 +34,7 @@ __all__ = [
     "Job",
     "JobControl",
     "JobReference",
+    "has_settings",
     "load_job",
     "parse_job",
     "picture_settings",

@@ -119,6 +119,15 @@ def parse_job(values: Mapping[str, Any], source: str = "", move: Move | None = N
         raise ConfigError(f"{source}{_explained(error.errors())}") from error
 
 
+def has_settings(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a picture that says it carries settings of imprompt; they may be damaged."""
+    try:
+        with PngImageFile(Path(path)) as picture:  # pyright: ignore[reportArgumentType]
+            return SETTINGS_KEY in picture.info
+    except Exception:  # as in read_settings
+        return False
+
+
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the settings that `save_picture` wrote into a picture.
 

@@ -21,6 +21,7 @@ from imprompt.injection import MECHANISMS
 from imprompt.settings import Closed, explain, read_toml
 from imprompt.training.presets import PRESETS, overlaid, preset_named
 from imprompt.training.settings import LoopSettings
+from imprompt.training.synonyms import counterpart
 
 Variant = Literal["base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2"]
 Injection = Literal["decoupled", "concatenated", "replaced", "unclip", "two-stream"]
@@ -62,7 +63,7 @@ class Columns(Closed):
     image: str = "image"
     """The target; tables may also say image_file or file_name."""
     text: str = "text"
-    """The caption; empty says that there are none."""
+    """The caption; in a folder, the suffix of its file; empty says that there are none."""
     reference: str = "reference"
     """A picture, or a list of them, to prompt with in place of the target; optional."""
     mask: str = "mask"
@@ -75,9 +76,9 @@ class DataSettings(Closed):
     """Pictures and captions."""
 
     source: str = ""
-    """A folder, a .json, .jsonl, .csv or .parquet file, tar files ("s/{000..099}.tar" or "s/*.tar"), or
-    "hf:owner/name[:split]", a Hugging Face data set (or "hf:folder", one that was saved). Empty: the cache
-    alone."""
+    """A folder, a .json, .jsonl, .csv, .tsv or .parquet file, tar files ("s/{000..099}.tar" or "s/*.tar";
+    .tar.gz and .tgz too), or "hf:owner/name[:split]", a Hugging Face data set (or "hf:folder", one that was
+    saved). Empty: the cache alone."""
     root: str = ""
     """Where relative file names in a table begin; by default the table's own folder."""
     columns: Columns = Columns()
@@ -295,4 +296,4 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(overlaid(preset_named(values["preset"], source), values))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {explain(error.errors()[0], TrainingConfig)}") from error
+        raise ConfigError(f"{source}: {explain(error.errors()[0], TrainingConfig, counterpart)}") from error

@@ -13,7 +13,8 @@ from imprompt.training.config import DataSettings
 from imprompt.training.samples.files import is_hidden
 from imprompt.training.samples.folder import folder_parts
 from imprompt.training.samples.hub import hub_parts
-from imprompt.training.samples.lines import csv_parts, json_lines_parts
+from imprompt.training.samples.lines import csv_parts, json_lines_parts, tsv_parts
+from imprompt.training.samples.packed import TARS, is_tar
 from imprompt.training.samples.parquet import parquet_parts
 from imprompt.training.samples.patterns import matching
 from imprompt.training.samples.sample import Part, Sample, Unreadable
@@ -27,6 +28,7 @@ _TABLES: Mapping[str, Callable[[Path, DataSettings, int], Sequence[Part]]] = {
     ".json": json_parts,
     ".jsonl": json_lines_parts,
     ".csv": csv_parts,
+    ".tsv": tsv_parts,
     ".parquet": parquet_parts,
 }
 _IN_FOLDERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -57,15 +59,14 @@ def _open(source: str, data: DataSettings, part_size: int) -> Sequence[Part]:
     if os.path.isdir(source):  # Path's own raises for a name that is too long
         return _open_folder(Path(source), data, part_size)
     paths = matching(source)
-    kinds = {path.suffix for path in paths}
-    if kinds == {".tar"}:
+    if all(is_tar(path.name) for path in paths):
         return tar_parts(paths, data, part_size)
-    if unknown := kinds - _TABLES.keys():
-        known = ", ".join((*_TABLES, ".tar"))
+    if unknown := {path.suffix for path in paths if path.suffix.lower() not in _TABLES}:
+        known = ", ".join((*_TABLES, *TARS))
         raise DataError(
             f"{source}: files ending in {min(unknown)!r} are not known; known are {known}, folders"
         )
-    return [part for path in paths for part in _TABLES[path.suffix](path, data, part_size)]
+    return [part for path in paths for part in _TABLES[path.suffix.lower()](path, data, part_size)]
 
 
 def _open_folder(folder: Path, data: DataSettings, part_size: int) -> Sequence[Part]:
@@ -75,6 +76,6 @@ def _open_folder(folder: Path, data: DataSettings, part_size: int) -> Sequence[P
         raise DataError(f"{folder} has both {tables[0].name} and {tables[1].name}; name one as data.source")
     if tables:
         return _TABLES[tables[0].suffix](tables[0], data, part_size)
-    if tars := sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name)):
+    if tars := sorted(path for path in folder.iterdir() if is_tar(path.name) and not is_hidden(path.name)):
         return tar_parts(tars, data, part_size)
     return folder_parts(folder, data, part_size)

@@ -11,13 +11,20 @@ import numpy as np
 import torch
 
 from imprompt.files import file_fault
+from imprompt.training.config import Columns
 from imprompt.training.samples.sample import Unusable
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Of one file of a sample; a picture of 64 million pixels, uncompressed, has 192 MB."""
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),
+)
 """Suffixes, in small letters, of files that are taken for pictures."""
+
+CAPTIONS = ("txt", "caption")
+"""Suffixes of files that are taken for captions if `columns.text` names no other; the first that is there."""
 
 NOT_FETCHED = "failed_to_"
 """How img2dataset's "status" of a sample without a picture begins."""
@@ -40,6 +47,22 @@ def was_not_fetched(facts: Mapping[str, Any]) -> bool:
         facts: the sample's .json in a tar file, or its row in a table
     """
     return str(facts.get("status")).startswith(NOT_FETCHED)
+
+
+def caption_suffixes(columns: Columns) -> tuple[str, ...]:
+    """List what a caption's file may end in, without the dot; the first that is there is the caption.
+
+    It is the word that `columns.text` names, by default one of CAPTIONS, as it stands or in capitals
+    (`IMG_2.TXT`); none if an empty `columns.text` says that there are no captions.
+    """
+    is_default = columns.text == Columns.model_fields["text"].default
+    words = CAPTIONS if is_default else (columns.text,) if columns.text else ()
+    return tuple(dict.fromkeys(word for plain in words for word in (plain, plain.upper())))
+
+
+def no_caption(stem: str, columns: Columns) -> str:
+    """Say which file would have been the caption; `stem` is its name without suffix."""
+    return f"it has no caption: there is no {stem}.{caption_suffixes(columns)[0]}"
 
 
 def read_bytes(path: Path) -> bytes:

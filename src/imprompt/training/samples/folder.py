@@ -1,7 +1,7 @@
 """A folder of pictures, each with its caption beside it.
 
     cat.png             the target, in any folder below; in the order of the paths
-    cat.txt             its caption; cat.caption if `columns.text` is "caption"
+    cat.txt             its caption; without it cat.caption; cat.tags if `columns.text` is "tags"
     cat.reference.png   a picture to prompt with in place of the target; several: cat.reference.1.png, ...
     cat.mask.png        where the loss looks
     cat.face.npy        the embedding of the face in it
@@ -21,9 +21,11 @@ from imprompt.training.config import Columns, DataSettings
 from imprompt.training.samples.files import (
     PICTURES,
     caption,
+    caption_suffixes,
     face_embedding,
     fingerprint,
     is_hidden,
+    no_caption,
     read_bytes,
     state,
 )
@@ -50,13 +52,13 @@ class FolderPart:
 
     folder: Path
     rows: tuple[Files, ...]
-    suffix: str
-    """Of the files with captions: ".txt"; empty where there are none."""
+    columns: Columns
+    """What belongs to what."""
 
     @property
     def identity(self) -> str:
         """Of the names, sizes and times of change of its files."""
-        return fingerprint((bool(self.suffix), *(self._states(row) for row in self.rows)))
+        return fingerprint((bool(self.columns.text), *(self._states(row) for row in self.rows)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,12 +73,12 @@ class FolderPart:
         return [(name, state(self.folder / name)) for name in names if name]
 
     def _read(self, row: Files) -> Sample:
-        if self.suffix and not row.text:
-            raise Unusable(f"it has no caption: there is no {Path(row.image).stem}{self.suffix}")
+        if self.columns.text and not row.text:
+            raise Unusable(no_caption(Path(row.image).stem, self.columns))
         return Sample(
             name=str(self.folder / row.image),
             image=read_bytes(self.folder / row.image),
-            text=caption(read_bytes(self.folder / row.text)) if self.suffix else "",
+            text=caption(read_bytes(self.folder / row.text)) if row.text else "",
             references=tuple(read_bytes(self.folder / name) for name in row.references),
             mask=read_bytes(self.folder / row.mask) if row.mask else None,
             face=face_embedding(read_bytes(self.folder / row.face)) if row.face else None,
@@ -91,9 +93,8 @@ def folder_parts(folder: Path, data: DataSettings, part_size: int) -> Sequence[F
     """
     rows = list(_rows(folder, data.columns))
     _check_words(folder, rows, data.columns)
-    suffix = _caption_suffix(data.columns)
     return [
-        FolderPart(folder, tuple(rows[start : start + part_size]), suffix)
+        FolderPart(folder, tuple(rows[start : start + part_size]), data.columns)
         for start in range(0, len(rows), part_size)
     ]
 
@@ -110,7 +111,7 @@ def _rows(folder: Path, columns: Columns) -> Iterator[Files]:
     for name in names:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in PICTURES and _owner(name, roles) is None:
-            text = _caption_file(stem, _caption_suffix(columns), known)
+            text = _caption_file(stem, columns, known)
             yield _files(name, text, beside.get(stem, []), columns)
             owners.add(stem)
     if lost := beside.keys() - owners:
@@ -118,15 +119,9 @@ def _rows(folder: Path, columns: Columns) -> Iterator[Files]:
         raise DataError(f"{folder / name} belongs to no picture: there is no {min(lost)}.png; rename one")
 
 
-def _caption_suffix(columns: Columns) -> str:
-    """What a caption's file ends in, ".txt" or the word asked for; empty if there are no captions."""
-    word = "txt" if columns.text == Columns.model_fields["text"].default else columns.text
-    return f".{word}" if word else ""
-
-
-def _caption_file(stem: str, suffix: str, known: Collection[str]) -> str:
-    """The caption beside a picture, its suffix in small letters or in capitals; empty if there is none."""
-    names = (f"{stem}{suffix}", f"{stem}{suffix.upper()}") if suffix else ()
+def _caption_file(stem: str, columns: Columns, known: Collection[str]) -> str:
+    """The caption beside a picture; empty if there is none."""
+    names = (f"{stem}.{suffix}" for suffix in caption_suffixes(columns))
     return next((name for name in names if name in known), "")
 
 

@@ -1,4 +1,4 @@
-"""Tables that are read line by line, JSON lines and CSV: a part keeps only where its first row begins."""
+"""Tables that are read line by line, JSON lines, CSV, TSV: a part keeps where its first row begins."""
 
 import csv
 import json
@@ -28,6 +28,18 @@ class _Found(NamedTuple):
     columns: set[str]
 
 
+class Form(NamedTuple):
+    """How rows are written.
+
+    Args:
+        header: the columns of a CSV; None for JSON lines
+        delimiter: what stands between a CSV's cells
+    """
+
+    header: tuple[str, ...] | None = None
+    delimiter: str = ","
+
+
 @dataclass(frozen=True)
 class LineRows:
     """Rows of a file from an offset on.
@@ -35,12 +47,12 @@ class LineRows:
     Args:
         path: of the file
         offset: where the first row begins, in bytes
-        header: the columns of a CSV; None for JSON lines
+        form: of its rows
     """
 
     path: Path
     offset: int
-    header: tuple[str, ...] | None
+    form: Form
 
     @property
     def state(self) -> tuple[object, ...]:
@@ -51,7 +63,7 @@ class LineRows:
         """See `Rows`."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            yield from _rows(file, self.header)
+            yield from _rows(file, self.form)
 
     def read_names(self) -> Iterator[Row | Unusable]:
         """See `Rows`."""
@@ -64,7 +76,7 @@ def json_lines_parts(path: Path, data: DataSettings, part_size: int) -> Sequence
     Raises:
         DataError: it cannot be read, or has not a column
     """
-    return _parts(path, None, 0, data, part_size)
+    return _parts(path, Form(), 0, data, part_size)
 
 
 def csv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
@@ -75,28 +87,39 @@ def csv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TableP
     Raises:
         DataError: it cannot be read, or has not a column
     """
+    return _cell_parts(path, ",", data, part_size)
+
+
+def tsv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+    """A CSV file with tabs between its cells, which may be in quotes as a CSV's.
+
+    Raises:
+        DataError: it cannot be read, has not a column, or a cell begins with a quote that is no CSV's
+    """
+    return _cell_parts(path, "\t", data, part_size)
+
+
+def _cell_parts(path: Path, delimiter: str, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     with _readable(path).open("rb") as file:
-        header = next(_cells(file), [])
-        return _parts(path, tuple(header), file.tell(), data, part_size)
+        header = tuple(next(_cells(file, delimiter), []))
+        return _parts(path, Form(header, delimiter), file.tell(), data, part_size)
 
 
-def _parts(
-    path: Path, header: tuple[str, ...] | None, start: int, data: DataSettings, part_size: int
-) -> Sequence[TablePart]:
-    found = _scan(_readable(path), header, start, part_size)
-    there = found.columns if header is None else set(header)
+def _parts(path: Path, form: Form, start: int, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+    found = _scan(_readable(path), form, start, part_size)
+    there = found.columns if form.header is None else set(form.header)
     reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
     return [
-        TablePart(path.name, first, min(part_size, found.rows - first), LineRows(path, at, header), reader)
+        TablePart(path.name, first, min(part_size, found.rows - first), LineRows(path, at, form), reader)
         for first, at in zip(range(0, found.rows, part_size), found.starts, strict=True)
     ]
 
 
-def _scan(path: Path, header: tuple[str, ...] | None, start: int, part_size: int) -> _Found:
+def _scan(path: Path, form: Form, start: int, part_size: int) -> _Found:
     starts, count, columns = [], 0, set()
     with path.open("rb") as file:
         file.seek(start)
-        for row in _rows(file, header):
+        for row in _rows(file, form):
             if count % part_size == 0:
                 starts.append(start)
             count, start = count + 1, file.tell()
@@ -104,13 +127,14 @@ def _scan(path: Path, header: tuple[str, ...] | None, start: int, part_size: int
     return _Found(starts, count, columns)
 
 
-def _rows(file: BinaryIO, header: tuple[str, ...] | None) -> Iterator[Row | Unusable]:
+def _rows(file: BinaryIO, form: Form) -> Iterator[Row | Unusable]:
     """Rows from where the file stands, but those not fetched; after each, the file stands behind it."""
+    header, delimiter = form
     if header is None:
         lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
         rows = (_json_row(line) for line in lines if line.strip())
     else:
-        rows = (_csv_row(cells, header) for cells in _cells(file))
+        rows = (_csv_row(cells, header) for cells in _cells(file, delimiter))
     yield from (row for row in rows if isinstance(row, Unusable) or not was_not_fetched(row))
 
 
@@ -135,14 +159,16 @@ def _is_text(cell: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in cell)
 
 
-def _cells(file: BinaryIO) -> Iterator[list[str]]:
+def _cells(file: BinaryIO, delimiter: str) -> Iterator[list[str]]:
     """Cells row by row; a row may be several lines, so lines are handed over one by one."""
+    is_tsv = delimiter == "\t"  # which some write without quoting: then a quote in front would eat lines
     encoding = "utf-8-sig" if file.tell() == 0 else "utf-8"
     lines = (line.decode(encoding, "surrogateescape") for line in iter(file.readline, b""))
     try:
-        yield from (cells for cells in csv.reader(lines) if cells)
+        yield from (cells for cells in csv.reader(lines, delimiter=delimiter, strict=is_tsv) if cells)
     except csv.Error as error:
-        raise DataError(f"{file.name} is no CSV: {error}") from error
+        kind = "TSV whose cells are in CSV's quotes or in none" if is_tsv else "CSV"
+        raise DataError(f"{file.name} is no {kind}: {error}") from error
 
 
 def _readable(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Tables of captions and file names: one part for all kinds; and a JSON list, as the official script's."""
+"""Tables of captions and file names: one part for all kinds; JSON, as the official script's or kohya's."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
 from imprompt.training.samples.files import fingerprint, was_not_fetched
+from imprompt.training.samples.kohya import metadata_rows
 from imprompt.training.samples.rows import Row, RowReader, find_columns
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable
 
@@ -86,12 +87,12 @@ class HeldRows:
 
 
 def json_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
-    """A JSON list of objects; it is read whole.
+    """A JSON list of objects, or kohya's metadata; it is read whole.
 
     Raises:
-        DataError: no JSON, no list of objects, or a column that is not there
+        DataError: no JSON, neither of the two, or a column that is not there
     """
-    rows = _json_list(path)
+    rows = _json_rows(path, root_of(path, data))
     there = {column for row in rows for column in row}
     rows = [row for row in rows if not was_not_fetched(row)]
     reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
@@ -107,13 +108,15 @@ def root_of(table: Path, data: DataSettings) -> Path:
     return Path(data.root) if data.root else table.parent
 
 
-def _json_list(path: Path) -> list[dict[str, Any]]:
+def _json_rows(path: Path, root: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_bytes())
     except RecursionError:
         raise DataError(f"{path} holds lists inside one another, too deep to be read") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no JSON: {error}") from error
+    if isinstance(rows, dict) and rows:
+        return metadata_rows(rows, path, root)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path} must be a list of objects like {{"image": "cat.png", "text": "a cat"}}')
     return rows

@@ -3,14 +3,15 @@
 Files of one sample follow one another and have one name up to the first dot (of the last part of the path):
 
     000000012.jpg               the target: the first suffix of a picture
-    000000012.txt               its caption; or "caption" in 000000012.json
+    000000012.txt               its caption; or 000000012.caption, or "caption" in 000000012.json
     000000012.reference.png     a picture to prompt with in place of the target; .reference.1.png, ...
     000000012.mask.png          where the loss looks
     000000012.face.npy          the embedding of the face in it
 
 Hidden files (macOS's `._000000012.jpg`) belong to no sample. A sample without a picture whose .json says that
 it could not be fetched ("status", img2dataset) is none.
-Opening reads headers only; a part keeps where its first sample begins, and reads one sample at a time.
+Opening reads headers only; a part keeps where its first sample begins, and reads one sample at a time. What
+gzip has packed is unpacked first (packed.py).
 """
 
 import itertools
@@ -24,18 +25,24 @@ from typing import Any, BinaryIO, NamedTuple
 from imprompt.errors import DataError
 from imprompt.training.config import Columns, DataSettings
 from imprompt.training.samples.files import (
+    CAPTIONS,
     PICTURES,
     caption,
+    caption_suffixes,
     check_bytes,
     check_text,
     face_embedding,
     fingerprint,
     is_hidden,
+    no_caption,
     state,
     was_not_fetched,
 )
 from imprompt.training.samples.headers import CutOff, Member, read_headers
+from imprompt.training.samples.packed import open_tar
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
+
+_CAPTIONS = tuple(f".{word}" for word in CAPTIONS)
 
 Suffixes = Mapping[str, Member]
 """What belongs to one sample: "jpg" → where its bytes are."""
@@ -70,7 +77,7 @@ class TarPart:
 
     def samples(self) -> Iterator[Sample | Unreadable]:
         """Read them, in the tar's order."""
-        with self.path.open("rb") as file:
+        with open_tar(self.path) as file:
             file.seek(self.offset)
             for group in itertools.islice(_groups(file, self.columns), self.count):
                 name = f"{self.path.name}:{group.key}"
@@ -123,7 +130,7 @@ def find_picture(files: Suffixes, columns: Columns) -> Member | None:
 def _index(path: Path, columns: Columns, part_size: int, suffixes: set[str]) -> list[TarPart]:
     starts: list[int] = []
     count = 0
-    with path.open("rb") as file:
+    with open_tar(path) as file:
         for group in _groups(file, columns):
             if count % part_size == 0:
                 starts.append(group.offset)
@@ -167,16 +174,15 @@ def _facts(file: BinaryIO, files: Suffixes) -> Mapping[str, Any]:
 
 
 def _text(file: BinaryIO, files: Suffixes, columns: Columns) -> str:
-    word = columns.text
-    if not word:
+    if not columns.text:
         return ""
-    is_default = word == Columns.model_fields["text"].default
-    suffix = "txt" if is_default else word
-    if suffix in files:
-        return caption(_content(file, files[suffix]))
+    for suffix in caption_suffixes(columns):
+        if suffix in files:
+            return caption(_content(file, files[suffix]))
+    is_default = columns.text == Columns.model_fields["text"].default
     noted = _facts(file, files).get("caption") if is_default else None
     if not isinstance(noted, str):
-        raise Unusable(f"it has no caption: there is no .{suffix}{_dots(files, columns)}")
+        raise Unusable(f"{no_caption('', columns)}{_dots(files, columns)}")
     return check_text(noted.strip())
 
 
@@ -185,7 +191,7 @@ def _dots(files: Suffixes, columns: Columns) -> str:
     roles = {columns.reference, columns.mask, columns.face}
     for suffix, member in files.items():
         before, _, last = suffix.rpartition(".")
-        if before and before.split(".")[0] not in roles and f".{last.lower()}" in (*PICTURES, ".txt"):
+        if before and before.split(".")[0] not in roles and f".{last.lower()}" in (*PICTURES, *_CAPTIONS):
             return (
                 f"; {member.name!r} has more than one dot, and in a tar file the suffix begins at the first "
                 f"({suffix!r}): rename it without the others"

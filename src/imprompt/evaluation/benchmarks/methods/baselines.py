@@ -33,6 +33,7 @@ from imprompt.evaluation.benchmarks.methods.method import Method, generators, lo
 from imprompt.evaluation.benchmarks.methods.shuffle import shuffled_content
 from imprompt.evaluation.benchmarks.methods.table import METHODS
 from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
+from imprompt.pipeline_results import call_pipeline
 
 _WITHOUT_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 
@@ -76,8 +77,8 @@ class Baseline(Method):
     ) -> list[Image.Image]:
         """As `Method.draw`."""
         prompt = text if self.published.takes_text else None
-        arguments = self.arguments(prompt, seeds)
-        return list(self.pipe(image=[reference] * len(seeds), **arguments).images)
+        arguments = {"image": [reference] * len(seeds), **self.arguments(prompt, seeds)}
+        return call_pipeline(self.pipe, arguments, seeds=seeds)
 
 
 class SDUnclip(Baseline):
@@ -127,13 +128,13 @@ class Unclip(Baseline):
     ) -> list[Image.Image]:
         """As `Method.draw`."""
         drawing = self.drawing
-        made = self.pipe(
-            image=[reference] * len(seeds),
-            decoder_num_inference_steps=drawing.steps,
-            decoder_guidance_scale=drawing.guidance_scale,
-            generator=generators(seeds),
-        )
-        return list(made.images)
+        arguments = {
+            "image": [reference] * len(seeds),
+            "decoder_num_inference_steps": drawing.steps,
+            "decoder_guidance_scale": drawing.guidance_scale,
+            "generator": generators(seeds),
+        }
+        return call_pipeline(self.pipe, arguments, seeds=seeds)
 
 
 class Kandinsky(Baseline):
@@ -168,12 +169,8 @@ class Kandinsky(Baseline):
         pixels = self.prior.image_processor(reference, return_tensors="pt").pixel_values
         embedding = encoder(pixels.to(self.device, encoder.dtype)).image_embeds
         blank = self.prior.get_zero_embed(count, device=self.device)
-        made = self.pipe(
-            image_embeds=embedding.repeat(count, 1),
-            negative_image_embeds=blank,
-            **self.arguments(text, seeds),
-        )
-        return list(made.images)
+        embeds = {"image_embeds": embedding.repeat(count, 1), "negative_image_embeds": blank}
+        return call_pipeline(self.pipe, {**embeds, **self.arguments(text, seeds)}, seeds=seeds)
 
 
 class ControlNetShuffle(Baseline):
@@ -199,8 +196,8 @@ class ControlNetShuffle(Baseline):
         pipe: Any = self.pipe
         size = self.drawing.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
         shown = [shuffled_content(reference, size, seed) for seed in seeds]
-        arguments = {**self.arguments(text, seeds), "height": size, "width": size}
-        return list(pipe(image=shown, **arguments).images)
+        arguments = {"image": shown, **self.arguments(text, seeds), "height": size, "width": size}
+        return call_pipeline(pipe, arguments, seeds=seeds)
 
 
 BASELINES: dict[str, type[Baseline]] = {
