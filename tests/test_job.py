@@ -19,8 +19,8 @@ from imprompt.job import (
     picture_settings,
     read_job,
     save_job,
-    save_picture,
 )
+from imprompt.output import save_picture
 from imprompt.reference import Reference
 
 FULL: dict[str, Any] = {
