@@ -9,7 +9,7 @@ logit-normally (arXiv 2403.03206). The text encoder trains beside the U-Net, mor
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -97,14 +97,9 @@ class BaseObjective(Objective):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, some captions dropped."""
-        device, rng = self.unet.device, batch.random()
-        generator = batch.generator(device)
-        latents = self.latents[batch.rows].float().to(device)
-        captions = [sample_caption(self.drawings.characters[row], rng) for row in batch.rows]
-        captions = drop_some(captions, self.recipe.text_drop, rng)
-        timesteps = sample_timesteps(len(latents), generator)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
-        return {"loss": self.error(latents, noise, timesteps, captions, unet=self.trained_unet[0])}
+        latents = self.latents[batch.rows].float().to(self.unet.device)
+        draws = draw_step(self.drawings, batch, latents, self.recipe.text_drop)
+        return {"loss": self.error(latents, *draws, unet=self.trained_unet[0])}
 
     def error(
         self,
@@ -157,6 +152,29 @@ class BaseObjective(Objective):
         self.pipeline().save_pretrained(output / "base")
 
 
+class StepDraws(NamedTuple):
+    """What is drawn at random for a step: a loss' arguments after the latents."""
+
+    noise: Float[Tensor, "batch channels height width"]
+    timesteps: Int[Tensor, " batch"]
+    captions: list[str]
+
+
+def draw_step(
+    drawings: Drawings,
+    batch: Batch,
+    latents: Float[Tensor, "batch channels height width"],
+    text_drop: float,
+) -> StepDraws:
+    """Captions, times and noise of a step; some captions are dropped."""
+    rng, generator = batch.random(), batch.generator(latents.device)
+    captions = [sample_caption(drawings.characters[row], rng) for row in batch.rows]
+    captions = drop_some(captions, text_drop, rng)
+    timesteps = sample_timesteps(len(latents), generator)
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+    return StepDraws(noise, timesteps, captions)
+
+
 def drop_some(captions: Sequence[str], share: float, rng: random.Random) -> list[str]:
     """The captions, each emptied with a probability of `share`."""
     return ["" if rng.random() < share else caption for caption in captions]
@@ -193,6 +211,7 @@ def load_frozen_base(output: Path) -> Any:
     pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.to(memory_format=torch.channels_last)
+    pipe.unet.set_attn_processor(AttnProcessor())  # as in BaseObjective
     for model in (pipe.unet, pipe.text_encoder, pipe.vae):
         model.requires_grad_(False)
     return pipe

@@ -18,20 +18,18 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from imprompt.lab.making.batches import Batch, to_pixels
-from imprompt.lab.making.captions import sample_caption
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.lines import draw_lines
 from imprompt.lab.making.objectives.denoising import (
     PROMPTS,
     SHOWN_GUIDANCE,
     SHOWN_STEPS,
-    drop_some,
+    draw_step,
     encode_latents,
     encode_texts,
     held_out_error,
     held_out_pictures,
     load_frozen_base,
-    sample_timesteps,
     velocity_error,
 )
 from imprompt.lab.making.recipe import StyleRecipe
@@ -70,15 +68,10 @@ class StyleObjective(Objective):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, some captions dropped."""
-        device, rng = self.unet.device, batch.random()
-        generator = batch.generator(device)
-        captions = [sample_caption(self.drawings.characters[row], rng) for row in batch.rows]
-        captions = drop_some(captions, self.recipe.text_drop, rng)
-        pixels = draw_lines(to_pixels(self.drawings.pictures[batch.rows]).to(device))
+        pixels = draw_lines(to_pixels(self.drawings.pictures[batch.rows]).to(self.unet.device))
         latents = encode_latents(self.base.vae, pixels)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
-        timesteps = sample_timesteps(len(pixels), generator)
-        return {"loss": self.error(latents, noise, timesteps, captions)}
+        draws = draw_step(self.drawings, batch, latents, self.recipe.text_drop)
+        return {"loss": self.error(latents, *draws)}
 
     def error(
         self,
