@@ -349,7 +349,10 @@ def test_dreambench_says_what_is_missing(stand_in: StandIn, config: Path, tmp_pa
         ("coco", "the suite 'coco' needs CONFIG, a TOML file; recipes/coco.toml is one"),
         ("study", "the suite 'study' needs --runs, a folder that scripts/study has made"),
         ("mini x.toml", "CONFIG has no effect on the suite 'mini'; it goes with coco and dreambench"),
-        ("coco x.toml --small", "--small has no effect on the suite 'coco'; it goes with mini and study"),
+        (
+            "coco x.toml --small",
+            "--small has no effect on the suite 'coco'; it goes with mini, figures and study",
+        ),
         ("figures --set a=1", "--set has no effect on the suite 'figures'; it goes with coco and dreambench"),
         ("dreambench x.toml", "x.toml: no such file"),
     ],

@@ -56,7 +56,7 @@ def test_a_survey_counts_what_is_there(tmp_path: Path) -> None:
     found = survey(config(source))
     assert (found.count, found.looked_at, found.references, found.duplicates) == (7, 7, 1, 1)
     assert (found.without_caption, found.cut_captions, found.enlarged) == (1, 1, 5)
-    assert found.buckets == {(64, 64): 5}
+    assert found.buckets == {(128, 128): 5}
     assert found.sizes == {(32, 31): 1, (41, 31): 1, (50, 31): 3}
     assert [fault.name for fault in found.faults] == [str(tmp_path / f"00000{n}.png") for n in (3, 4)]
     text = said(found)
@@ -118,8 +118,8 @@ def test_the_work_on_the_embedded_base_is_counted_on_its_real_shapes() -> None:
     assert work.frozen == sum(parameter.numel() for parameter in unet.parameters())
     layers = mini.adapter().layers
     assert work.trained == sum(parameter.numel() for parameter in layers.parameters())
-    # 2 × 32 × 8 × 8 latents, 24 × 192 of text, 256 of the embedding; 4 bytes each
-    assert cached_bytes(run, shapes) == 4 * (2 * 32 * 8 * 8 + 24 * 192 + 256)
+    # 2 × 48 × 8 × 8 latents, 40 × 192 of text, 256 of the embedding; 4 bytes each
+    assert cached_bytes(run, shapes) == 4 * (2 * 48 * 8 * 8 + 40 * 192 + 256)
     assert work.activations > 100_000
     one, two = (step_memory(config("x", training={"passes": n}), work, on_cpu=True) for n in (1, 2))
     assert one - two == 4 * 32 * work.activations

@@ -54,7 +54,7 @@ def test_the_quick_start_runs_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     (block,) = blocks(GUIDE, "sh in order")
     for line in block.splitlines():
         assert cli.main(shlex.split(line)[1:]) == 0, line
-    assert (tmp_path / "popcorn.png").exists()
+    assert (tmp_path / "blue-hair.png").exists()
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["cache", "examples"]
     made = {path.name for path in (tmp_path / "runs" / "examples").iterdir()}
     listed = re.findall(r"^ {4}runs/cats/([\w.]+)", GUIDE, re.MULTILINE)

@@ -6,13 +6,13 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from typing import TYPE_CHECKING, Any
 
 from imprompt.errors import OutputError
 from imprompt.files import name_fault, shorten
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SETTINGS_KEY = "imprompt"
 """Name of the PNG text chunk that holds a picture's settings, as JSON."""
@@ -60,7 +60,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def save_picture(picture: Image.Image, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+def save_picture(picture: "Image.Image", path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
     """Write a picture as PNG, with its settings inside; the file appears whole or not at all.
 
     Args:
@@ -71,6 +71,8 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str], settings: M
     Raises:
         OutputError: another suffix, a missing folder, a full disk
     """
+    from PIL.PngImagePlugin import PngInfo  # not at the start of every command
+
     path = Path(path)
     check_output(path, ".png")
     text = PngInfo()

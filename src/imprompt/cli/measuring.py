@@ -1,5 +1,6 @@
 """`imprompt evaluate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -111,9 +112,14 @@ def _checked(suite: str, asked: dict[str, Any]) -> _Suite:
     chosen = _SUITES[suite]
     for name in asked:
         if name not in chosen.takes:
-            takers = " and ".join(other for other, one in _SUITES.items() if name in one.takes)
+            takers = _listed([other for other, one in _SUITES.items() if name in one.takes])
             raise ConfigError(f"{_TYPED[name]} has no effect on the suite {suite!r}; it goes with {takers}")
     if chosen.needs and chosen.needs not in asked:
         what = _NEEDED[chosen.needs].format(suite=suite)
         raise ConfigError(f"the suite {suite!r} needs {_TYPED[chosen.needs]}, {what}")
     return chosen
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

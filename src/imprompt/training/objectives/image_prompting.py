@@ -129,7 +129,9 @@ class ImagePromptObjective(Objective):
         context = contextlib.ExitStack()
         if self.base.device.type != "cpu":
             return context
-        if noisy_latents.shape[-2:].numel() <= MOST_UNFUSED:
+        # A checkpointed block is computed once more outside of this, where it must be computed the same way.
+        recomputes = self.config.training.gradient_checkpointing
+        if noisy_latents.shape[-2:].numel() <= MOST_UNFUSED and not recomputes:
             context.enter_context(sdpa_kernel(SDPBackend.MATH))
         if self.precision == "bf16":
             context.enter_context(torch.autocast("cpu", torch.bfloat16))
