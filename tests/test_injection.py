@@ -219,7 +219,7 @@ def test_what_is_trained_on_the_embedded_base_is_counted() -> None:
     assert counted(ConcatenatedInjection, linear) == inside
     assert abs(counted(ConcatenatedInjection, hidden) / 775_296 - 1) < 0.01  # what scripts/study compares
     assert counted(ReplacedInjection, linear) == counted(TwoStreamInjection, linear) == base + inside
-    assert counted(UnclipInjection, TimeProjection(embedding_dim, time_width(pipe.unet))) == base + 256 * 384
+    assert counted(UnclipInjection, TimeProjection(embedding_dim, time_width(pipe.unet))) == base + 256 * 640
 
 
 # Files, and what is left behind
