@@ -1,8 +1,10 @@
 """The running pipeline: its steps with every scheduler, its rows, and what part of a picture it paints."""
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -33,12 +35,14 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
+from imprompt import laying
 from imprompt.attention import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.laying import _resized
 from imprompt.reference import Reference
-from imprompt.running import Branches, Clock, Moment
+from imprompt.running import Branches, Clock, Moment, picture_box
 from showing import close, latents
+from tiny_pipelines import CASES, Case, kind_of
 
 N = 6
 PICTURE = tiny.picture(width=16, height=16)
@@ -170,6 +174,20 @@ class OwnLoop(StableDiffusionPipeline):
             noise = self.unet(x, moment, encoder_hidden_states=text).sample
             x = self.scheduler.step(noise, moment, x).prev_sample
         return x
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_every_restart_of_free_init_begins_at_its_first_step(fast: bool, moments: list[Moment]) -> None:
+    (case,) = (case for case in CASES if case.kind == "AnimateDiffPipeline")
+    pipe = case.build()
+    pipe.enable_free_init(num_iters=3, use_fast_sampling=fast)
+    adapter = tiny.adapter(pipe.unet)
+    with adapter.attach(pipe), adapter.references(Reference(tiny.embedding(1), steps=(0, 0.5))):
+        case.latents(pipe, num_inference_steps=N)
+    restarts = (2, 4, 6) if fast else (N, N, N)  # fast sampling makes a third, two thirds, all of the steps
+    assert [(m.sampler_step, m.sampler_steps) for m in moments] == [
+        (i, n) for n in restarts for i in range(n)
+    ]
 
 
 def own(kind: Any, steps: Any = (0.0, 0.5), **arguments: Any) -> Any:
@@ -359,6 +377,34 @@ def test_a_mask_is_cut_as_inpainting_cuts_the_picture(repaint: tuple[int, int, i
     by_level = [w for w in weights if w is not None and w.shape[2] == 64]
     assert by_level
     close(by_level[0][0, 0, :, 0], expected.flatten())
+
+
+def takes_crop(case: Case) -> bool:
+    # diffusers 0.42 mixes up this one's arguments: it says that output_type is None, whatever it is.
+    if case.kind == "StableDiffusionPAGInpaintPipeline":
+        return False
+    return "padding_mask_crop" in inspect.signature(kind_of(case.kind).__call__).parameters
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if takes_crop(case)], ids=str)
+def test_every_pipeline_that_paints_a_part_of_the_picture_tells_which(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, white = case.build(), Image.new("L", (64, 64))
+    white.paste(255, (10, 20, 40, 30))
+    boxes: list[Any] = []
+    monkeypatch.setattr(laying, "picture_box", lambda call: boxes.append(picture_box(call)) or boxes[-1])
+    cuts: list[Any] = []
+    region = pipe.mask_processor.get_crop_region
+    pipe.mask_processor.get_crop_region = lambda *a, **k: cuts.append(region(*a, **k)) or cuts[-1]
+    adapter, area = tiny.adapter(pipe.unet), tiny.picture(seed=3, width=64, height=64).convert("L")
+    with adapter.attach(pipe), adapter.references(Reference(tiny.embedding(1), mask=area)):
+        replace(case, listed=()).latents(
+            pipe, image=tiny.picture(width=64, height=64), mask_image=white, padding_mask_crop=4,
+            height=16, width=16, output_type="pil",
+        )  # fmt: skip
+    assert boxes
+    assert {tuple(side * 64 for side in box) for box in boxes} == {tuple(map(float, cuts[0]))}
 
 
 def test_a_mask_cut_to_the_whole_picture_is_the_mask() -> None:
