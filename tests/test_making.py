@@ -33,6 +33,7 @@ from imprompt.lab.making.shipping import ship
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.lab.suite.against import compare_scores, load_earlier_report, read_scores
+from imprompt.lab.suite.copying import count_copies
 from imprompt.lab.suite.findings import SMALL as SMALL_SUITE
 from imprompt.lab.suite.findings import SuiteSettings
 from imprompt.lab.suite.measure import measure
@@ -414,3 +415,16 @@ def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path:
     rows = (tmp_path / "scores.csv").read_text().splitlines()
     texts = sum(5 * found.subjects for found in findings.texts.values())
     assert len(rows) == 1 + 3 * 6 * 6 + texts
+
+
+def test_copies_of_training_drawings_are_told_from_what_is_new(model: Path, data: Path) -> None:
+    drawings, judge = Drawings(data, "training").pictures, CharacterJudge.load(model / "judge")
+    noise = Image.effect_noise((SIZE, SIZE), 100).convert("RGB")
+    copies = count_copies(judge, [Image.fromarray(drawings[0])], [noise], data)
+    assert copies is not None
+    assert (copies["pictures"].mean, copies["unseen drawings"].mean) == (1, 0)
+    assert 0 <= copies["light copies of training drawings"].mean <= 1
+
+
+def test_without_training_drawings_copies_are_unknown(model: Path, tmp_path: Path) -> None:
+    assert count_copies(CharacterJudge.load(model / "judge"), [], [], tmp_path) is None

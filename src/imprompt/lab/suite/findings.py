@@ -88,7 +88,7 @@ class TextFindings:
 
 @dataclass(frozen=True)
 class Findings:
-    """All figures of a run."""
+    """All figures of a run; `copies` of training drawings are unknown where these are not at hand."""
 
     name: str
     tokens: int
@@ -96,6 +96,7 @@ class Findings:
     splits: Mapping[Split, SplitFindings]
     texts: Mapping[str, TextFindings]
     diversity: Interval
+    copies: Mapping[str, Interval] | None
     seconds: float
     against: "Comparison | None" = None
 

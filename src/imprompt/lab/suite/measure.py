@@ -15,6 +15,7 @@ from imprompt.evaluation.metrics import Interval
 from imprompt.evaluation.report import make_folder, write_report, write_scores
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.against import EarlierReport, compare_scores, load_earlier_report
+from imprompt.lab.suite.copying import count_copies
 from imprompt.lab.suite.findings import (
     CODEC,
     CURVE_SCALES,
@@ -111,6 +112,11 @@ def measure(
         splits,
         texts,
         measure_diversity(models, subjects["combinations"], settings),
+        count_copies(
+            models.judge,
+            pictures["combinations", name_scale(1.0)],
+            [subject.picture for subject in subjects["combinations"]],
+        ),
         round(time.monotonic() - started, 1),
         None if earlier is None else compare_scores([*scores, *text_scores], earlier),
     )

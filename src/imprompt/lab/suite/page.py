@@ -98,8 +98,16 @@ def list_facts(findings: Findings) -> dict[str, str]:
         "pictures": f"{settings.subjects} characters of each kind, {settings.paint.steps} steps, "
         f"guidance {settings.paint.guidance_scale:g}",
         "diversity over seeds": f"{findings.diversity.mean:.3f} [{low:.3f}, {high:.3f}] cosine distance",
+        "copies of training drawings": write_copies(findings.copies),
         "time": f"{findings.seconds:.0f} s",
     }
+
+
+def write_copies(copies: Mapping[str, Interval] | None) -> str:
+    """The shares of copies, or why there are none."""
+    if copies is None:
+        return "unknown: `imprompt mini build-data` draws what was trained on"
+    return "; ".join(f"{percent(share)} of {name}" for name, share in copies.items())
 
 
 def split_section(
