@@ -2,8 +2,8 @@
 
     ratio = distance to the nearest training drawing / to the second nearest        a copy: below 1/3
 
-Distances are between the judge's identity embeddings, in which a drawing that was moved, blurred or stained is
-near itself. How many light copies are found says how far to trust the rest.
+Distances are between the judge's identity embeddings, in which a drawing that was moved, blurred or stained
+is near itself. How many light copies are found says how far to trust the rest.
 """
 
 from collections.abc import Mapping, Sequence
