@@ -54,7 +54,7 @@ def draw(
     wanted |= {"glasses": one_of(glasses=glasses, sunglasses=sunglasses)}
     wanted |= {"beard": one_of(beard=beard, moustache=moustache)}
     characters, drawing = (
-        optional(f"imprompt.lab.making.{name}", "mini") for name in ("characters", "drawing")
+        optional(f"imprompt.lab.making.{name}", "draw") for name in ("characters", "drawing")
     )
     check_output(output, ".png")
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed

@@ -29,7 +29,7 @@ def build_data(folder: Path, counts: dict[Split, int], *, size: int = SIZE, seed
     """Draw `counts` characters of each split into `folder`/<split>; a split that is there already stays.
 
     Raises:
-        MissingExtra: without the drawing libraries (`imprompt[mini]`)
+        MissingExtra: without the drawing libraries (`imprompt[draw]`)
     """
     for split, count in counts.items():
         if not (folder / split / "pictures.npy").exists():

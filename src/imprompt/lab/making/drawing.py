@@ -26,7 +26,7 @@ def draw(character: Character, size: int = SIZE) -> Image.Image:
     """The character on its ground, RGB, `size` × `size` pixels.
 
     Raises:
-        MissingExtra: without the drawing libraries (`imprompt[mini]`)
+        MissingExtra: without the drawing libraries (`imprompt[draw]`)
     """
     figure = render(to_svg(character), size)
     ground = load_vocabulary().palette("ground")[character["ground"]]
@@ -40,7 +40,7 @@ def to_svg(character: Character) -> str:
     try:
         from dicebear import Avatar
     except ImportError as error:
-        raise MissingExtra("dicebear", "mini") from error
+        raise MissingExtra("dicebear", "draw") from error
     return Avatar(load_style(character.style), dicebear_options(character)).to_string()
 
 
@@ -49,7 +49,7 @@ def render(svg: str, size: int) -> Image.Image:
     try:
         import resvg_py
     except ImportError as error:
-        raise MissingExtra("resvg_py", "mini") from error
+        raise MissingExtra("resvg_py", "draw") from error
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
     return Image.open(BytesIO(bytes(png))).convert("RGBA")
 
@@ -67,7 +67,7 @@ def styles_folder() -> Path:
     try:
         import dicebear_styles
     except ImportError as error:
-        raise MissingExtra("dicebear_styles", "mini") from error
+        raise MissingExtra("dicebear_styles", "draw") from error
     return Path(next(iter(dicebear_styles.__path__)))
 
 

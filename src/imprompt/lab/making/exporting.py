@@ -57,7 +57,7 @@ def export_samples(
     Raises:
         OutputError: a folder of that name is there already, or cannot be written
         ConfigError: fewer than one sample
-        MissingExtra: without the drawing libraries (`imprompt[mini]`)
+        MissingExtra: without the drawing libraries (`imprompt[draw]`)
     """
     if count < 1 or held_out < 1:
         raise ConfigError(f"there must be at least one sample of each kind, not {count} and {held_out}")
