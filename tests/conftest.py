@@ -1,6 +1,7 @@
 """What several test files share: a whole toy model on disk, and the command line in this process."""
 
 import functools
+import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -172,3 +173,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     matrix.record(item.config.stash[matrix.OUTCOMES], item, report)
     return report
+
+
+SECONDS = 10
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """A test that hangs fails."""
+
+    def end(signum: int, frame: object) -> None:
+        raise TimeoutError(f"no answer in {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

@@ -3,9 +3,8 @@
 import importlib
 import os
 import re
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +35,7 @@ from test_bad_input import assert_one_line
 
 Imprompt = Callable[..., Result]
 
-SECONDS = 10
-
-
-@pytest.fixture(autouse=True)
-def in_time() -> Iterator[None]:
-    """A test that hangs fails."""
-
-    def end(signum: int, frame: object) -> None:
-        raise TimeoutError(f"no answer in {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("in_time")
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,8 @@ import io
 import json
 import os
 import re
-import signal
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,7 @@ from imprompt.training.samples import Sample, Unreadable, files, open_source
 from imprompt.training.samples.files import MAX_FILE_BYTES
 from imprompt.training.samples.patterns import MAX_FILES
 
-SECONDS = 10
-
-
-@pytest.fixture(autouse=True)
-def in_time() -> Iterator[None]:
-    """A test that hangs fails."""
-
-    def end(signum: int, frame: object) -> None:
-        raise TimeoutError(f"no answer in {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("in_time")
 
 
 def read(source: str | Path) -> list[Sample | Unreadable]:
