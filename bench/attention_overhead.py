@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from imprompt import mini
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 
 NONE, OURS, THEIRS = "none", "ours", "diffusers"
 GUIDANCE = 4.0

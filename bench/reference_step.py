@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.attention import attend, merge_heads, split_heads
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.processor import attend, merge_heads, split_heads
 from imprompt.training.batches import Draws
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import FrozenBase

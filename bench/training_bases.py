@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from imprompt import mini
-from imprompt.encoder import ImageEncoder, load_image_encoder
+from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import DTYPES, FrozenBase
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from imprompt.lab.making.objectives.denoising import build_scheduler, build_unet, velocity_error
 from imprompt.lab.making.recipe import parse_recipe
-from imprompt.runtime import fastest_precision
+from imprompt.runtime.precision import fastest_precision
 
 LATENTS = (48, 8, 8)
 TEXT = (40, 192)

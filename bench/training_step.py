@@ -37,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from training_bases import CASES, Case, write_pictures
 
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.training.adapters import adapter_run
 from imprompt.training.batches import PromptBatch, PromptBatches
 from imprompt.training.config import TrainingConfig, parse_config

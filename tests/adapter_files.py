@@ -8,10 +8,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.layers import cross_attention_layers, layer_shapes
 from imprompt.checkpoint import to_official
 from imprompt.checkpoint.variants import lora_shapes
-from imprompt.layers import cross_attention_layers, layer_shapes
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.running import Branches
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.pipeline_state import Branches
 
 
 @dataclass

@@ -20,10 +20,11 @@ import faults
 import matrix
 import tiny
 import training_processes  # noqa: F401 - before anything starts a process
-from imprompt import cli, generation
-from imprompt.adapter import ImagePromptAdapter
+from imprompt import cli
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
-from imprompt.generation import load_base
+from imprompt.generation import models
+from imprompt.generation.models import load_base
 
 # How long an example takes on a busy machine says nothing about the code.
 settings.register_profile("default", deadline=None)
@@ -112,7 +113,7 @@ def load_base_once(name: str) -> DiffusionPipeline:
 @pytest.fixture
 def imprompt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a command as `imprompt(*words)`; a base is read from disk once for all tests."""
-    monkeypatch.setattr(generation, "load_base", load_base_once)
+    monkeypatch.setattr(models, "load_base", load_base_once)
 
     def run(*words: str | Path) -> Result:
         capfd.readouterr()

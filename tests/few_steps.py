@@ -14,7 +14,7 @@ from PIL import Image
 import tiny
 import tiny_bases
 import tiny_training
-from imprompt.encoder import ImageEncoder
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import FrozenBase
 from imprompt.training.loop import Run

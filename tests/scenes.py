@@ -10,7 +10,7 @@ from torch import Tensor
 
 import tiny
 from by_hand import ByHand, Term
-from imprompt.encoder import ImageEncoder
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.reference import Reference
 from test_parity import official
 from tiny_pipelines import Case

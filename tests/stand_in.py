@@ -10,11 +10,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 import tiny
 from conftest import ToyModel
-from imprompt.evaluation.benchmarks.data import read_coco
-from imprompt.evaluation.benchmarks.drawing import Job
-from imprompt.evaluation.benchmarks.folder import BenchmarkFolder
-from imprompt.evaluation.benchmarks.settings import CocoSettings, load_settings
-from imprompt.evaluation.benchmarks.tasks import Task, seed_of
+from imprompt.evaluation.suites.data import read_coco
+from imprompt.evaluation.suites.drawing import Job
+from imprompt.evaluation.suites.folder import BenchmarkFolder
+from imprompt.evaluation.suites.settings import CocoSettings, load_settings
+from imprompt.evaluation.suites.tasks import Task, seed_of
 
 SHAPE: Any = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
 IMAGES = 8

@@ -12,10 +12,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.encoder import ImageEncoder
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.layers import cross_attention_layers
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, ImageError, InvalidReference
-from imprompt.layers import cross_attention_layers
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.projection import LinearProjection
 from imprompt.reference import Reference
 

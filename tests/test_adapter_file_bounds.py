@@ -22,8 +22,8 @@ from imprompt import load_adapter
 from imprompt.checkpoint import convert_adapter, describe
 from imprompt.checkpoint.bounds import MAX_TENSOR_NAME, MAX_TENSORS
 from imprompt.checkpoint.projections import MAX_DEPTH
-from imprompt.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.errors import CheckpointError
+from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.reference import Reference
 
 SECONDS, MEGABYTES = 10, 600

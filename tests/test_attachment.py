@@ -29,10 +29,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_instruct_pix
 from torch import Tensor, nn
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.attention import DecoupledAttention
-from imprompt.encoder import ImageEncoder
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.reference import Reference
 from test_parity import for_diffusers, official
 

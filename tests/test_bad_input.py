@@ -17,7 +17,7 @@ from PIL import Image
 
 import tiny
 from conftest import Result, ToyModel
-from imprompt.output import save_picture
+from imprompt.runtime.output import save_picture
 
 Imprompt = Callable[..., Result]
 

@@ -9,11 +9,11 @@ from PIL import Image
 
 import tiny
 import tiny_baselines
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import AdapterMismatch, OutputError
-from imprompt.evaluation.benchmarks.methods import METHODS, Method, image_encoder_of, load_method
-from imprompt.evaluation.benchmarks.settings import DrawingSettings, MethodSettings
+from imprompt.evaluation.methods import METHODS, Method, image_encoder_of, load_method
+from imprompt.evaluation.suites.settings import DrawingSettings, MethodSettings
 from imprompt.projection import FaceProjection
 
 NAMES = list(tiny_baselines.BASELINES)

@@ -17,15 +17,16 @@ from PIL import Image
 from conftest import ToyModel
 from imprompt import cli
 from imprompt.errors import ConfigError, DataError
-from imprompt.evaluation.benchmarks import evaluate_coco, evaluate_dreambench, methods
-from imprompt.evaluation.benchmarks.data import parse_prompts, read_coco
-from imprompt.evaluation.benchmarks.drawing import draw_all, draw_groups
-from imprompt.evaluation.benchmarks.folder import BenchmarkFolder
-from imprompt.evaluation.benchmarks.methods.adapters import AdapterMethod
-from imprompt.evaluation.benchmarks.methods.shuffle import shuffled_content, smooth_field
-from imprompt.evaluation.benchmarks.scoring import Seen, floor_and_ceiling, likeness
-from imprompt.evaluation.benchmarks.tasks import Task, grouped, seed_of
-from imprompt.job import read_settings
+from imprompt.evaluation import methods
+from imprompt.evaluation.methods.adapters import AdapterMethod
+from imprompt.evaluation.methods.shuffle import shuffled_content, smooth_field
+from imprompt.evaluation.suites import evaluate_coco, evaluate_dreambench
+from imprompt.evaluation.suites.data import parse_prompts, read_coco
+from imprompt.evaluation.suites.drawing import draw_all, draw_groups
+from imprompt.evaluation.suites.folder import BenchmarkFolder
+from imprompt.evaluation.suites.scoring import Seen, floor_and_ceiling, likeness
+from imprompt.evaluation.suites.tasks import Task, grouped, seed_of
+from imprompt.generation.job import read_settings
 from stand_in import (
     IDS,
     IMAGES,
@@ -178,7 +179,7 @@ def test_what_is_done_is_not_done_again(
     whole: Whole, stand_in: StandIn, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AdapterMethod, "draw", None)
-    monkeypatch.setattr("imprompt.evaluation.judge.Judge.features", None)
+    monkeypatch.setattr("imprompt.evaluation.judges.Judge.features", None)
     before = (whole.output / "scores.csv").read_bytes()
     evaluate_coco(output=whole.output, config=config, settings=coco_settings(stand_in))
     assert (whole.output / "scores.csv").read_bytes() == before

@@ -17,8 +17,8 @@ import cache_parts
 import data_sets
 import tiny
 from cache_parts import Sources, config, face, png, sample
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import DataError, OutputError
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
 from imprompt.training.cache.encoding import Batches, Row
 from imprompt.training.cache.shards import Shard, write_shard

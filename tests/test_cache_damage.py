@@ -13,8 +13,8 @@ import torch
 import cache_parts
 import tiny
 from cache_parts import Sources, config
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import DataError, OutputError
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
 from imprompt.training.cache import reading as reading_module
 from imprompt.training.cache.shards import Shard

@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 import tiny
-from imprompt.attention import DecoupledAttention
+from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AttachmentError
 from imprompt.reference import Reference
 from showing import latents

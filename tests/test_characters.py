@@ -321,7 +321,7 @@ def test_mini_draw_writes_a_reference_that_says_what_it_shows(tmp_path: Path) ->
     from typer.testing import CliRunner
 
     from imprompt.cli import app
-    from imprompt.job import read_settings
+    from imprompt.generation.job import read_settings
 
     output = tmp_path / "reference.png"
     result = CliRunner().invoke(

@@ -21,7 +21,7 @@ from torch import Tensor
 import adapter_files
 import tiny
 from imprompt import mini
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import (
     PUBLISHED,
     convert_adapter,
@@ -33,8 +33,8 @@ from imprompt.checkpoint import (
     to_official,
 )
 from imprompt.checkpoint.files import read_tensors
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, CheckpointError, OutputError, UnknownModel
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.projection import (
     FacePlusProjection,
     ImageProjection,

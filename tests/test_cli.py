@@ -19,8 +19,8 @@ import tiny
 from conftest import Result, ToyModel
 from imprompt import cli
 from imprompt.checkpoint.published import PUBLISHED
-from imprompt.embeddings import ImageEmbeddings
-from imprompt.job import DEFAULT_STEPS, read_settings
+from imprompt.generation.job import DEFAULT_STEPS, read_settings
+from imprompt.inputs.embeddings import ImageEmbeddings
 
 Imprompt = Callable[..., Result]
 

@@ -14,8 +14,8 @@ from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.encoder import ImageEncoder
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from imprompt.crop import Crop, Noise, check_crop, encoder_pixels, encoder_view, noise_image, tiles
-from imprompt.encoder import CLIP_MEAN, CLIP_STD
 from imprompt.errors import InvalidReference
+from imprompt.inputs.crop import Crop, Noise, check_crop, encoder_pixels, encoder_view, noise_image, tiles
+from imprompt.inputs.encoder import CLIP_MEAN, CLIP_STD
 
 WINDOWS = {"centre": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
 EVERY_NAME: list[Crop] = [*WINDOWS, "pad", "stretch", "tiles"]  # pyright: ignore[reportAssignmentType]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import tiny
 from imprompt.checkpoint import save_adapter
-from imprompt.embeddings import Combine, ImageEmbeddings, combined, load_embeddings
-from imprompt.encoder import ImageEncoder, Input
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
+from imprompt.inputs.embeddings import Combine, ImageEmbeddings, combined, load_embeddings
+from imprompt.inputs.encoder import ImageEncoder, Input
 
 seeds = st.integers(0, 2**31)
 counts = st.integers(1, 5)

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import tiny
-from imprompt.crop import encoder_view
-from imprompt.encoder import CLIP_MEAN, ImageEncoder, Input, load_image_encoder
 from imprompt.errors import AdapterMismatch, UnknownModel
+from imprompt.inputs.crop import encoder_view
+from imprompt.inputs.encoder import CLIP_MEAN, ImageEncoder, Input, load_image_encoder
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 
 import tiny
 from imprompt.errors import ImageError, InvalidReference, MissingExtra, UnknownModel
-from imprompt.faces import Face, FaceEmbedder, InsightFaceEmbedder
+from imprompt.inputs.faces import Face, FaceEmbedder, InsightFaceEmbedder
 
 Stub = SimpleNamespace
 

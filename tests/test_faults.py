@@ -41,9 +41,8 @@ from faults import (
     resampled,
     written,
 )
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import describe, load_adapter, save_adapter
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import (
     AdapterMismatch,
     AttachmentError,
@@ -51,6 +50,7 @@ from imprompt.errors import (
     ImpromptError,
     InvalidReference,
 )
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.projection import FacePlusProjection, LinearProjection, PerceiverShape, ResamplerProjection
 from imprompt.reference import Reference
 from test_documents import blocks

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import adapter_files
 import tiny
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import InvalidReference
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.reference import Reference
 from showing import latents
 

@@ -14,8 +14,8 @@ from torch import Tensor
 import tiny
 from conftest import ToyModel
 from imprompt import mini
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, ConfigError
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.config import TrainingConfig, parse_config
 from imprompt.training.frozen import FrozenBase, encoding_dtype, load_frozen, weights_fingerprint
 

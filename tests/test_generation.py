@@ -16,7 +16,7 @@ from PIL import Image
 
 import tiny
 from imprompt import mini
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import (
     AdapterMismatch,
     AttachmentError,
@@ -26,11 +26,13 @@ from imprompt.errors import (
     OutputError,
     UnknownModel,
 )
-from imprompt.generation import DEFAULT_STEPS, Control, Settings, generate, generate_each, guidance, load_base
-from imprompt.generation.bases import control_picture
-from imprompt.job import read_settings
-from imprompt.output import save_picture
+from imprompt.generation import guidance
+from imprompt.generation.job import DEFAULT_STEPS, read_settings
+from imprompt.generation.models import control_picture, load_base
+from imprompt.generation.pictures import generate, generate_each
+from imprompt.generation.settings import Control, Settings
 from imprompt.reference import Reference
+from imprompt.runtime.output import save_picture
 
 
 @pytest.fixture(scope="module")

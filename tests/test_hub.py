@@ -18,10 +18,11 @@ import pytest
 from huggingface_hub import constants, file_download
 
 import tiny
-from imprompt import hub, load_adapter
+from imprompt import load_adapter
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import UnknownModel
-from imprompt.hub import fetch_file, fetch_those_there
+from imprompt.runtime import hub
+from imprompt.runtime.hub import fetch_file, fetch_those_there
 
 COMMIT = "a" * 40
 FILE = "models/a.bin"

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imprompt import image
 from imprompt.errors import ImageError
-from imprompt.image import load_image
+from imprompt.inputs import image
+from imprompt.inputs.image import load_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 ARROW = np.array(

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 import tiny
 import tiny_bases
 from imprompt import mini
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.checkpoint.files import read_tensors, write_tensors
-from imprompt.embeddings import ImageEmbeddings
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, CheckpointError, InvalidReference
-from imprompt.injection import (
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.projection import HiddenProjection, LinearProjection
+from imprompt.training.mechanisms import (
     MECHANISMS,
     ConcatenatedInjection,
     DecoupledInjection,
@@ -32,7 +33,6 @@ from imprompt.injection import (
     read_metadata,
     time_width,
 )
-from imprompt.projection import HiddenProjection, LinearProjection
 
 Make = Callable[[Any], Injection]
 KINDS = [*MECHANISMS, "concatenated, hidden"]

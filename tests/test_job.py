@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tiny
 from imprompt.errors import ConfigError, ImageError, InvalidReference, OutputError
-from imprompt.job import (
+from imprompt.generation.job import (
     DEFAULT_STEPS,
     Job,
     JobReference,
@@ -20,8 +20,8 @@ from imprompt.job import (
     read_job,
     save_job,
 )
-from imprompt.output import save_picture
 from imprompt.reference import Reference
+from imprompt.runtime.output import save_picture
 
 FULL: dict[str, Any] = {
     "prompt": ["a cat", 'say "λ"\n'],

@@ -26,9 +26,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import tiny
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import ConfigError, UnknownModel
-from imprompt.evaluation.judge import (
+from imprompt.evaluation.judges import (
     CharacterJudge,
     ClipJudge,
     is_self,
@@ -36,7 +35,8 @@ from imprompt.evaluation.judge import (
     load_image_judge,
     load_judge,
 )
-from imprompt.evaluation.judge.characters import build_network
+from imprompt.evaluation.judges.characters import build_network
+from imprompt.inputs.encoder import ImageEncoder
 
 SHAPE: Any = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
 SIZES = [(37, 31), (28, 28), (90, 20), (300, 41)]

@@ -17,11 +17,11 @@ from PIL import Image, ImageFont, ImageOps
 
 import tiny
 from imprompt import mini
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import EMBEDDED, save_adapter
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import UnknownModel
-from imprompt.evaluation.judge.characters import CharacterJudge, build_network
+from imprompt.evaluation.judges.characters import CharacterJudge, build_network
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.lab.figures import FigureSettings, evaluate_figures, make_figures
 from imprompt.lab.figures.figure import Figure, build_criterion, build_figure, load_texts
 from imprompt.lab.figures.measures import (

@@ -16,17 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from imprompt import mini
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import ConfigError
-from imprompt.evaluation.metrics import Interval, area_difference, bootstrap_interval
-from imprompt.injection import (
-    ConcatenatedInjection,
-    DecoupledInjection,
-    ReplacedInjection,
-    TimeProjection,
-    UnclipInjection,
-    time_width,
-)
+from imprompt.evaluation.metrics import area_difference, bootstrap_interval
 from imprompt.lab import study as study_module
 from imprompt.lab.making import dataset
 from imprompt.lab.making.characters import Character
@@ -67,6 +59,15 @@ from imprompt.lab.suite.painting import PaintSettings
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, suited
 from imprompt.projection import HiddenProjection, LinearProjection
+from imprompt.report.interval import Interval
+from imprompt.training.mechanisms import (
+    ConcatenatedInjection,
+    DecoupledInjection,
+    ReplacedInjection,
+    TimeProjection,
+    UnclipInjection,
+    time_width,
+)
 from test_making import ORDER, SIZE, SMALL
 
 QUICK = StudySettings(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.attention import DecoupledAttention, Term, split_heads
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.processor import DecoupledAttention, Term, split_heads
 from imprompt.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 import tiny
 from imprompt import mini
-from imprompt.errors import InvalidReference
-from imprompt.layer_weights import (
+from imprompt.attention.layer_weights import (
     Convention,
     LayerWeights,
     layer_weights,
@@ -21,8 +20,9 @@ from imprompt.layer_weights import (
     plot_layers,
     spatial_transformers,
 )
-from imprompt.layer_weights.modes import CONVENTIONS, OURS
-from imprompt.layers import cross_attention_layers
+from imprompt.attention.layer_weights.modes import CONVENTIONS, OURS
+from imprompt.attention.layers import cross_attention_layers
+from imprompt.errors import InvalidReference
 from test_counts import SD15, SDXL, unet
 
 

@@ -1,125 +1,71 @@
-"""The import order is the flow: a stage knows earlier stages only, and the layers above not each other."""
+"""The import order is the flow: a room knows earlier rooms only, and those on top of it not each other."""
 
-import ast
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "imprompt"
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
 
-FLOW = (
-    "errors",
-    "runtime",
-    "files",
-    "output",
-    "environment",
-    "settings",
-    "workers",
-    "progress",
-    "hub",
-    "pipeline_results",
-    "pages",
-    "image",
-    "crop",
-    "encoder",
-    "faces",
-    "projection",
-    "embeddings",
-    "attention",
-    "layers",
-    "layer_weights",
-    "running",
-    "laying",
-    "callers",
-    "hooks",
-    "attachment",
-    "reference",
-    "encoding",
-    "conditions",
-    "matrices",
-    "adapter",
-    "checkpoint",
-    "injection",
-    "job",
-    "generation",
-    "mini",
-)
-"""Each may import those before it, and itself."""
+import rooms  # noqa: E402 - it stands in scripts/
 
-LAYERS = {
-    "training": FLOW,
-    "evaluation": FLOW,
-    "serving": FLOW,
-    "lab": (*FLOW, "training", "evaluation"),
-    "cli": (*FLOW, "training", "evaluation", "serving", "lab"),
-}
-"""What stands on the flow, and what each may import beside itself."""
-
-
-def part(path: Path) -> str:
-    """The stage or layer that a file belongs to."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
-def imported(path: Path) -> Iterator[str]:
-    """The parts of imprompt that a file imports anywhere, in functions too, by statement or by name."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module] if node.module != "imprompt" else [f"imprompt.{x.name}" for x in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = ["imprompt.relative"]
-        else:
-            continue
-        yield from (name.split(".")[1] for name in names if name.startswith("imprompt."))
+FLOW, ON_TOP = (list(names) for names in rooms.read_rooms())
 
 
 def allowed(name: str) -> set[str]:
-    before = LAYERS[name] if name in LAYERS else FLOW[: FLOW.index(name)]
-    return {*before, name}
+    """The rooms that a room may import: those before it in the flow, and itself."""
+    if name not in ON_TOP:
+        return {*FLOW[: FLOW.index(name) + 1]}
+    beside = {"lab": {"training", "evaluation"}, "cli": set(ON_TOP)}.get(name, set())
+    return {*FLOW, name, *beside}
 
 
 def forbidden(source: Path) -> list[str]:
     return [
         f"{path.relative_to(source)} imports {name}"
         for path in sorted(source.rglob("*.py"))
-        if part(path) != "__init__"
-        for name in imported(path)
-        if name not in allowed(part(path))
+        if rooms.room_of(path, source) != "__init__"
+        for name in sorted(rooms.imported_rooms(path))
+        if name not in allowed(rooms.room_of(path, source))
     ]
 
 
-def test_every_file_has_its_place_in_the_flow() -> None:
-    parts = {part(path) for path in SOURCE.rglob("*.py")} - {"__init__"}
-    assert parts <= {*FLOW, *LAYERS}
-    assert len(parts) > 12
+def test_every_file_has_its_room() -> None:
+    found = {rooms.room_of(path, rooms.SOURCE) for path in rooms.SOURCE.rglob("*.py")} - {"__init__"}
+    assert found == {*FLOW, *ON_TOP} - {"serving"}
 
 
 def test_imports_follow_the_flow() -> None:
-    assert forbidden(SOURCE) == []
+    assert forbidden(rooms.SOURCE) == []
 
 
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("image.py", "from imprompt.adapter import ImagePromptAdapter"),
-        ("image.py", "def f():\n    import imprompt.mini"),
+        ("inputs/image.py", "from imprompt.adapter.module import ImagePromptAdapter"),
+        ("inputs/image.py", "def f():\n    import imprompt.mini"),
+        ("inputs/image.py", "import importlib\n\nimportlib.import_module('imprompt.mini').pipeline()"),
         ("training/loop.py", "from imprompt import evaluation"),
         ("mini/__init__.py", "from imprompt.training.loop import train"),
-        ("image.py", "from . import errors"),
+        ("inputs/image.py", "from . import errors"),
     ],
 )
-def test_a_planted_violation_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, line: str
-) -> None:
+def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(line)
-    monkeypatch.setattr("test_layering.SOURCE", tmp_path)
     assert len(forbidden(tmp_path)) == 1
+
+
+def test_no_room_reaches_itself_through_another() -> None:
+    assert rooms.circles(rooms.arrows(rooms.SOURCE)) == []
+    assert rooms.circles({("a", "b"), ("b", "c"), ("c", "a")}) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_contributing_lists_the_rooms_in_their_order() -> None:
+    assert rooms.rooms_block() in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_no_file_is_named_after_nothing() -> None:
     empty = {"utils", "helpers", "helper", "common", "manager", "wrapper", "misc"}
-    assert not {path.stem for path in SOURCE.rglob("*.py")} & empty
+    assert not {path.stem for path in rooms.SOURCE.rglob("*.py")} & empty

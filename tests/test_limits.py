@@ -14,7 +14,6 @@ from PIL import Image
 
 import tiny
 from conftest import Result, ToyModel
-from imprompt.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.errors import (
     CheckpointError,
     ConfigError,
@@ -23,14 +22,16 @@ from imprompt.errors import (
     OutputError,
     UnknownModel,
 )
-from imprompt.files import MAX_NAME_BYTES, MAX_PATH_BYTES, file_fault, name_fault
-from imprompt.generation import load_base, load_controlnet
+from imprompt.generation.job import load_job, parse_job, read_settings
+from imprompt.generation.models import load_base, load_controlnet
 from imprompt.generation.settings import Settings, call_arguments, check_settings
-from imprompt.image import load_image
-from imprompt.job import load_job, parse_job, read_settings
-from imprompt.output import check_output
+from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
+from imprompt.inputs.encoder import load_image_encoder
+from imprompt.inputs.image import load_image
 from imprompt.reference import MAX_IMAGES, Reference
-from imprompt.settings import read_toml, replace_setting
+from imprompt.runtime.files import MAX_NAME_BYTES, MAX_PATH_BYTES, file_fault, name_fault
+from imprompt.runtime.output import check_output
+from imprompt.runtime.settings import read_toml, replace_setting
 from test_bad_input import assert_one_line
 
 Imprompt = Callable[..., Result]
@@ -152,7 +153,7 @@ NAMES = {
         (load_base, UnknownModel),
         (lambda name: load_controlnet(name, tiny.sd_pipeline()), UnknownModel),
         (lambda name: __import__("imprompt").load_adapter(name), UnknownModel),
-        (lambda name: __import__("imprompt.encoder").encoder.load_image_encoder(name), UnknownModel),
+        (load_image_encoder, UnknownModel),
         (lambda name: check_output(Path(name)), OutputError),
         (lambda name: Reference(name + ".safetensors"), CheckpointError),
         (lambda name: parse_job({"references": name}), ConfigError),

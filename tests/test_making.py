@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from imprompt import mini
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
-from imprompt.encoder import load_image_encoder
 from imprompt.errors import ConfigError, UnknownModel
-from imprompt.evaluation.judge.characters import CharacterJudge, build_network
+from imprompt.evaluation.judges.characters import CharacterJudge, build_network
+from imprompt.inputs.encoder import load_image_encoder
 from imprompt.lab.making.batches import batches, to_pixels
 from imprompt.lab.making.captions import caption_patterns
 from imprompt.lab.making.characters import Character

@@ -14,7 +14,7 @@ from PIL import Image
 from imprompt import Reference, generate, load_adapter, mini
 from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.errors import UnknownModel
-from imprompt.evaluation.judge import CharacterJudge
+from imprompt.evaluation.judges import CharacterJudge
 from imprompt.lab.suite.scoring import read_pictures
 from imprompt.lab.suite.structure import edge_gaps, line_shares
 from imprompt.lab.suite.subjects import sample_subjects

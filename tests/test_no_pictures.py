@@ -11,11 +11,11 @@ from PIL import Image
 import adapter_files
 import tiny
 from imprompt import Reference
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.embeddings import ImageEmbeddings
-from imprompt.encoder import load_image_encoder
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import AdapterMismatch, ImageError, ImpromptError, InvalidReference
-from imprompt.image import load_image
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.inputs.encoder import load_image_encoder
+from imprompt.inputs.image import load_image
 from imprompt.reference import _checked_images
 
 

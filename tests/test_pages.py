@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imprompt.pages import Chart, Dot, DotPlot, Line, draw, draw_dots, embed
-from imprompt.pages.axes import round_step, short, spread, value_axis
-from imprompt.pages.charts import MOST_POINTS, smoothed, thinned
+from imprompt.report import Chart, Dot, DotPlot, Line, draw, draw_dots, embed
+from imprompt.report.axes import round_step, short, spread, value_axis
+from imprompt.report.charts import MOST_POINTS, smoothed, thinned
 from page_reading import HOSTILE
 
 FINITE = st.floats(-1e12, 1e12, allow_subnormal=False)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.encoder import ImageEncoder
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.reference import Reference
 
 TOLERANCE = 1e-5

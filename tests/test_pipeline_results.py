@@ -12,10 +12,10 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPConfig
 
 import tiny
-from imprompt import generation
-from imprompt.encoder import load_image_encoder
 from imprompt.errors import OutputError
-from imprompt.pipeline_results import call_pipeline
+from imprompt.generation.pictures import generate
+from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.inputs.encoder import load_image_encoder
 from imprompt.training.frozen import FrozenBase
 
 
@@ -48,7 +48,7 @@ def test_a_generation_says_which_seed_the_safety_checker_painted_black() -> None
     adapter = tiny.adapter(pipe.unet)
     adapter.image_encoder = load_image_encoder(tiny.vision_model(seed=3))
     with pytest.raises(OutputError, match=r"the picture of seed 7 was painted black by .* safety checker"):
-        generation.generate(pipe, adapter, [tiny.picture()], steps=1, seeds=[7])
+        generate(pipe, adapter, [tiny.picture()], steps=1, seeds=[7])
 
 
 def test_a_base_that_is_trained_on_has_no_safety_checker() -> None:
@@ -81,7 +81,7 @@ def test_a_generation_whose_weights_overflow_is_no_success() -> None:
     adapter.image_encoder = load_image_encoder(tiny.vision_model(seed=3))
     torch.nn.init.constant_(pipe.vae.decoder.conv_in.weight, float("nan"))
     with pytest.raises(OutputError, match=r"the picture of seed 3 holds values that are not finite"):
-        generation.generate(pipe, adapter, [tiny.picture()], steps=1, seeds=[3])
+        generate(pipe, adapter, [tiny.picture()], steps=1, seeds=[3])
 
 
 def test_a_black_picture_that_the_model_made_is_a_picture() -> None:

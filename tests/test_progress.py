@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from imprompt.progress import counted, followed
+from imprompt.runtime.progress import counted, followed
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -11,7 +11,7 @@ import pytest
 import cache_parts
 from cache_parts import Sources, shards, times_read, toy_config
 from conftest import ToyModel
-from imprompt.evaluation.benchmarks.drawing import draw_all
+from imprompt.evaluation.suites.drawing import draw_all
 from imprompt.training.cache import build_cache
 from imprompt.training.frozen import load_frozen
 from stand_in import IMAGES, SAMPLES, drawn, job_of, make_stand_in

@@ -10,10 +10,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.conditions import _scaled, _strength
+from imprompt.adapter.condition import _scaled, _strength
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.layers import cross_attention_layers
 from imprompt.errors import InvalidReference
-from imprompt.layers import cross_attention_layers
 from imprompt.reference import Reference
 from showing import close, latents, output, shown
 
@@ -68,8 +68,8 @@ def test_every_prompt_has_its_own_layers(unet: UNet2DConditionModel, adapter: Im
 @pytest.fixture
 def precise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny base has no precise modes; this one follows in the middle and avoids going up."""
-    from imprompt import conditions
-    from imprompt.layer_weights import LayerWeights
+    from imprompt.adapter import condition as conditions
+    from imprompt.attention.layer_weights import LayerWeights
 
     def weights(layers: object, names: dict[int, str], *, convention: str) -> LayerWeights:
         avoid = {number: 0.5 for number, name in names.items() if name.startswith("up")}
@@ -101,7 +101,8 @@ def test_a_precise_mode_shows_the_picture_to_the_negative_branch_alone(
 
 
 def unprecise(unet: UNet2DConditionModel, adapter: ImagePromptAdapter, *references: Reference) -> Tensor:
-    from imprompt import conditions, layer_weights
+    from imprompt.adapter import condition as conditions
+    from imprompt.attention import layer_weights
 
     with patch.object(conditions, "layer_weights", layer_weights.layer_weights):
         return shown(unet, adapter, *references)

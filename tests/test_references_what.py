@@ -12,12 +12,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.crop import noise_image
-from imprompt.encoder import ImageEncoder
-from imprompt.encoding import text_embedding
+from imprompt.adapter.encode import text_embedding
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.layers import attention_layers, cross_attention_layers
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
-from imprompt.layers import attention_layers, cross_attention_layers
+from imprompt.inputs.crop import noise_image
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tiny
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.layers import cross_attention_layers, layer_level
 from imprompt.errors import AttachmentError, InvalidReference
-from imprompt.layers import cross_attention_layers, layer_level
 from imprompt.reference import Reference
 from showing import STEPS, close, latents, made, output, ramp, shown
 

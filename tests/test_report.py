@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imprompt.errors import OutputError
-from imprompt.evaluation.metrics import Interval
-from imprompt.evaluation.report import (
+from imprompt.report import (
+    Chart,
     Column,
+    Dot,
+    DotPlot,
     Grid,
+    Line,
     Report,
     Section,
     Table,
@@ -29,9 +32,9 @@ from imprompt.evaluation.report import (
     write_report,
     write_scores,
 )
-from imprompt.evaluation.report.markup import strip
-from imprompt.evaluation.sheets import Row
-from imprompt.pages import Chart, Dot, DotPlot, Line
+from imprompt.report.interval import Interval
+from imprompt.report.markup import strip
+from imprompt.report.sheets import Row
 from page_reading import HOSTILE, read_page
 
 

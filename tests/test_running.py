@@ -35,12 +35,12 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
-from imprompt import laying
-from imprompt.attention import DecoupledAttention
+from imprompt.attention import batch as laying
+from imprompt.attention.batch import _resized
+from imprompt.attention.pipeline_state import Branches, Clock, Moment, picture_box
+from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError, InvalidReference
-from imprompt.laying import _resized
 from imprompt.reference import Reference
-from imprompt.running import Branches, Clock, Moment, picture_box
 from showing import close, latents
 from tiny_pipelines import CASES, Case, kind_of
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import data_sets
 from imprompt.errors import DataError, ImageError, MissingExtra
-from imprompt.image import decode_image, load_image
+from imprompt.inputs.image import decode_image, load_image
 from imprompt.training.config import Columns, DataSettings
 from imprompt.training.samples import Part, Sample, Unreadable, open_source
 from imprompt.training.samples.patterns import expand

@@ -25,15 +25,15 @@ from few_steps import (
     take,
     write_home,
 )
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
-from imprompt.injection import DecoupledInjection
 from imprompt.reference import Reference
 from imprompt.training import descent
 from imprompt.training.adapters import adapter_run
 from imprompt.training.batches import fixed_batch
 from imprompt.training.frozen import weights_fingerprint
 from imprompt.training.loop import Run
+from imprompt.training.mechanisms import DecoupledInjection
 from imprompt.training.objectives import image_prompting
 
 

@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw
 import tiny
 from few_steps import FACE, STEPS, config, frozen, states, take, write_home
 from imprompt import mini
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter, save_adapter
-from imprompt.encoder import ImageEncoder
 from imprompt.errors import AdapterMismatch, CheckpointError, ConfigError
-from imprompt.injection import DecoupledInjection
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.lab.making.exporting import encode_png
 from imprompt.training.adapters import adapter_run
 from imprompt.training.frozen import FrozenBase, weights_fingerprint
+from imprompt.training.mechanisms import DecoupledInjection
 from imprompt.training.objectives import image_prompting
 from imprompt.training.samples.writing import EncodedSample, Layout, write_samples
 from test_watching import StandIn

@@ -10,10 +10,10 @@ import torch
 from few_steps import STEPS, config, frozen, logged, states, take, write_home
 from imprompt.checkpoint.files import read_tensors
 from imprompt.errors import ConfigError
-from imprompt.injection import MECHANISMS, load_injection, read_metadata
 from imprompt.training.adapters import adapter_run, check_folder, frozen_modules, write_config
 from imprompt.training.frozen import weights_fingerprint
 from imprompt.training.loop import Run
+from imprompt.training.mechanisms import MECHANISMS, load_injection, read_metadata
 from imprompt.training.objectives import image_prompting
 
 WAYS: dict[str, dict[str, Any]] = {

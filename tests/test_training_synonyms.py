@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imprompt.errors import ConfigError
-from imprompt.settings import known_keys, nearest
+from imprompt.runtime.settings import known_keys, nearest
 from imprompt.training.config import TrainingConfig, parse_config
 from imprompt.training.synonyms import COUNTERPARTS, WITHOUT_COUNTERPART
 

@@ -17,7 +17,7 @@ import adapter_files
 import tiny
 import tiny_bases
 import tiny_pipelines
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import PUBLISHED
 from imprompt.checkpoint.published import encoder_of
 from imprompt.checkpoint.variants import (
@@ -27,8 +27,8 @@ from imprompt.checkpoint.variants import (
     variants_markdown,
     variants_table,
 )
-from imprompt.embeddings import ImageEmbeddings
-from imprompt.encoder import Input
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.inputs.encoder import Input
 from imprompt.projection import FacePlusProjection
 from imprompt.reference import Reference
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imprompt.errors import DataError
-from imprompt.workers import Crew, Lost, done_elsewhere
+from imprompt.runtime.workers import Crew, Lost, done_elsewhere
 
 
 def shouting(log: Path, device: str) -> Callable[[str], str]:

@@ -28,7 +28,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.projection import LinearProjection
 
 EMBEDDING_DIM = 14

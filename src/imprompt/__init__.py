@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imprompt import mini
-    from imprompt.adapter import ImagePromptAdapter
+    from imprompt.adapter.module import ImagePromptAdapter
+    from imprompt.attention.layer_weights import plot_layers
     from imprompt.checkpoint import Description, convert_adapter, describe, load_adapter, save_adapter
-    from imprompt.crop import noise_image
-    from imprompt.embeddings import ImageEmbeddings, load_embeddings
-    from imprompt.encoder import ImageEncoder, load_image_encoder
     from imprompt.errors import (
         AdapterMismatch,
         AmbiguousBatch,
@@ -34,14 +32,18 @@ if TYPE_CHECKING:
         TrainingError,
         UnknownModel,
     )
-    from imprompt.faces import Face, InsightFaceEmbedder
-    from imprompt.generation import Settings, generate, generate_each, load_base
-    from imprompt.generation.running import run_job
-    from imprompt.image import load_image
-    from imprompt.job import Job, load_job, read_job, save_job
-    from imprompt.layer_weights import plot_layers
-    from imprompt.output import save_picture
+    from imprompt.generation.job import Job, load_job, read_job, save_job
+    from imprompt.generation.models import load_base
+    from imprompt.generation.pictures import generate, generate_each
+    from imprompt.generation.run import run_job
+    from imprompt.generation.settings import Settings
+    from imprompt.inputs.crop import noise_image
+    from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
+    from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
+    from imprompt.inputs.faces import Face, InsightFaceEmbedder
+    from imprompt.inputs.image import load_image
     from imprompt.reference import Reference
+    from imprompt.runtime.output import save_picture
 
 __all__ = [
     "AdapterMismatch",
@@ -89,31 +91,31 @@ __all__ = [
 __version__ = importlib.metadata.version("imprompt")
 
 _HOMES = {
-    "ImagePromptAdapter": "adapter",
+    "ImagePromptAdapter": "adapter.module",
     "Description": "checkpoint",
     "convert_adapter": "checkpoint",
     "describe": "checkpoint",
     "load_adapter": "checkpoint",
     "save_adapter": "checkpoint",
-    "ImageEncoder": "encoder",
-    "load_image_encoder": "encoder",
-    "noise_image": "crop",
-    "ImageEmbeddings": "embeddings",
-    "load_embeddings": "embeddings",
-    "Face": "faces",
-    "InsightFaceEmbedder": "faces",
-    "plot_layers": "layer_weights",
-    "generate": "generation",
-    "load_base": "generation",
-    "Settings": "generation",
-    "generate_each": "generation",
-    "run_job": "generation.running",
-    "load_image": "image",
-    "Job": "job",
-    "load_job": "job",
-    "read_job": "job",
-    "save_job": "job",
-    "save_picture": "output",
+    "ImageEncoder": "inputs.encoder",
+    "load_image_encoder": "inputs.encoder",
+    "noise_image": "inputs.crop",
+    "ImageEmbeddings": "inputs.embeddings",
+    "load_embeddings": "inputs.embeddings",
+    "Face": "inputs.faces",
+    "InsightFaceEmbedder": "inputs.faces",
+    "plot_layers": "attention.layer_weights",
+    "generate": "generation.pictures",
+    "load_base": "generation.models",
+    "Settings": "generation.settings",
+    "generate_each": "generation.pictures",
+    "run_job": "generation.run",
+    "load_image": "inputs.image",
+    "Job": "generation.job",
+    "load_job": "generation.job",
+    "read_job": "generation.job",
+    "save_job": "generation.job",
+    "save_picture": "runtime.output",
     "Reference": "reference",
 }
 

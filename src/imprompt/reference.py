@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imprompt.crop import Crop, Noise, check_crop, check_noise
-from imprompt.embeddings import Combine, ImageEmbeddings, load_embeddings
+from imprompt.attention.layer_weights import Convention, Layers
 from imprompt.errors import InvalidReference
-from imprompt.image import ImagePrompt, load_image
-from imprompt.layer_weights import Convention, Layers
+from imprompt.inputs.crop import Crop, Noise, check_crop, check_noise
+from imprompt.inputs.embeddings import Combine, ImageEmbeddings, load_embeddings
+from imprompt.inputs.image import ImagePrompt, load_image
 
 Scaling = Literal["value", "key and value", "key and mean value"]
 """Where λ goes, see `Reference.scaling`."""
@@ -44,8 +44,8 @@ class Reference:
             encoders made of them: `ImageEmbeddings`, a file of these (.safetensors), or a tensor, image or
             face embeddings "images embedding_dim" or features "images patches feature_dim"
         scale: λ. 0 is the base model, 1 the full image prompt; larger and negative values are allowed
-        layers: where it acts: "full", another mode of `imprompt.layer_weights`, or a multiplier of λ for
-            parts of the U-Net; parts that are not named are off
+        layers: where it acts: "full", another mode of `imprompt.attention.layer_weights`, or a
+            multiplier of λ for parts of the U-Net; parts that are not named are off
         convention: whose sets the modes in `layers` are
         boost: how strongly the layers of a "precise" mode push away from the picture; λ if not given
         steps: when it acts: (start, end) from 0 to 1, the end itself not included; or a list with a
@@ -55,12 +55,12 @@ class Reference:
             (1 - t / (T - 1), t the timestep of T in training)
         mask: where it acts: a picture (white: fully, black: not at all) or a tensor "height width" from 0 to
             1. It covers the whole picture, whatever its own proportions
-        crop: what of a picture the encoder sees, see `imprompt.crop`; "tiles": everything, a square at a
-            time, each acting on its own part of the picture
+        crop: what of a picture the encoder sees, see `imprompt.inputs.crop`; "tiles": everything, a
+            square at a time, each acting on its own part of the picture
         negative: picture or embeddings to stand on the negative branch of guidance, instead of "no image"
         noise: (kind, amount), the amount from 0 to 1: a copy of each picture, spoiled so by
             `imprompt.noise_image`, stands on the negative branch
-        combine: what becomes of several pictures, see `imprompt.embeddings.combined`
+        combine: what becomes of several pictures, see `imprompt.inputs.embeddings.combined`
         weights: one for each picture, for the ways of combining that take them
         without: words for what shall not be taken from the picture: their text embedding is subtracted from
             the image embedding (InstantStyle, arXiv 2404.02733). The base must have the encoder's text tower

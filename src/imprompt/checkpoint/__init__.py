@@ -17,14 +17,15 @@ say, never its name.
     variants      the published variants on their true architectures
 """
 
-from imprompt.checkpoint.loading import EncoderLike, load_adapter
+from imprompt.checkpoint.loading import EncoderLike, embedded_part, load_adapter, load_embedded_adapter
 from imprompt.checkpoint.names import from_official, to_official
-from imprompt.checkpoint.published import EMBEDDED, ENCODERS, PUBLISHED, Published
+from imprompt.checkpoint.published import EMBEDDED, EMBEDDED_WEIGHTS, ENCODERS, PUBLISHED, Published
 from imprompt.checkpoint.recognise import Description, describe
 from imprompt.checkpoint.saving import convert_adapter, save_adapter
 
 __all__ = [
     "EMBEDDED",
+    "EMBEDDED_WEIGHTS",
     "ENCODERS",
     "PUBLISHED",
     "Description",
@@ -32,8 +33,10 @@ __all__ = [
     "Published",
     "convert_adapter",
     "describe",
+    "embedded_part",
     "from_official",
     "load_adapter",
+    "load_embedded_adapter",
     "save_adapter",
     "to_official",
 ]

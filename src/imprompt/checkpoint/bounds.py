@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from imprompt.errors import CheckpointError
-from imprompt.files import shorten
+from imprompt.runtime.files import shorten
 
 MAX_TENSORS = 10_000
 """Tensors of a file; a whole SDXL base model has 2,600, an adapter with LoRA 1,400."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from imprompt.checkpoint.bounds import MAX_NESTING, MAX_TENSORS, check_archive, check_names
 from imprompt.errors import CheckpointError, OutputError
-from imprompt.files import file_fault, header_fault, shorten
-from imprompt.output import check_output, written_whole
+from imprompt.runtime.files import file_fault, header_fault, shorten
+from imprompt.runtime.output import check_output, written_whole
 
 _ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes, and wrote before 1.6
 

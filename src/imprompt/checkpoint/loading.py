@@ -1,7 +1,6 @@
 """Reading adapters: from a file, from the hub, under a short name."""
 
 import difflib
-import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -13,18 +12,18 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.checkpoint.names import from_official
 from imprompt.checkpoint.projections import Version, projection_of
-from imprompt.checkpoint.published import EMBEDDED, PUBLISHED, Published, encoder_of
+from imprompt.checkpoint.published import EMBEDDED, EMBEDDED_WEIGHTS, PUBLISHED, Published, encoder_of
 from imprompt.checkpoint.recognise import Description, Recognised, lora_shapes_of, recognise
 from imprompt.checkpoint.saving import check_sound
-from imprompt.encoder import ImageEncoder, load_image_encoder, unconditional
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
-from imprompt.files import name_fault, shorten
-from imprompt.hub import fetch_file
+from imprompt.inputs.encoder import ImageEncoder, load_image_encoder, unconditional
 from imprompt.projection import Input
+from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.hub import fetch_file
 
 EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
 
@@ -67,7 +66,7 @@ def load_adapter(
     """
     name = os.fspath(source)
     if name in EMBEDDED:
-        adapter = _embedded(name)
+        adapter = load_embedded_adapter(name)
         _no_version(face_plus_version, name)
         known: EncoderLike | None = adapter.image_encoder
         phrase = "its own image encoder"
@@ -83,9 +82,34 @@ def load_adapter(
     return adapter
 
 
-def _embedded(name: str) -> ImagePromptAdapter:
-    """One of imprompt's own, whose module stands on this one: imported only when asked for."""
-    return importlib.import_module("imprompt.mini").adapter(name)
+def load_embedded_adapter(name: str = "mini", *, weights: Path = EMBEDDED_WEIGHTS) -> ImagePromptAdapter:
+    """Load one of the embedded model's image-prompt adapters, with its image encoder.
+
+    Args:
+        name: "mini" makes four tokens of the image embedding, "mini-plus" sixteen of the grid of features
+        weights: a folder as `imprompt mini train` makes it
+
+    Raises:
+        UnknownModel: the weights are not there, or there is no adapter of that name
+    """
+    if name not in EMBEDDED:
+        raise UnknownModel(f"there is no embedded adapter {name!r}; they are: {', '.join(EMBEDDED)}")
+    folder = embedded_part(weights / "adapter")
+    encoder = load_image_encoder(embedded_part(weights / "image_encoder"))
+    return load_adapter(folder / EMBEDDED[name].file, image_encoder=encoder).float()
+
+
+def embedded_part(folder: Path) -> Path:
+    """Return the folder of one part of the embedded model.
+
+    Raises:
+        UnknownModel: it is not there; the message says how to get it
+    """
+    if not folder.is_dir():
+        raise UnknownModel(
+            f"the embedded model's {folder.name} is not in {folder.parent}: reinstall imprompt"
+        )
+    return folder
 
 
 def _local_file(source: str) -> _Source:
@@ -183,7 +207,7 @@ def _said_encoder(metadata: Mapping[str, str]) -> EncoderLike | None:
     """The encoder that the file itself names: "mini", or one on the hub."""
     said = metadata.get("image_encoder", "")
     if said == "mini":
-        return _embedded("mini").image_encoder
+        return load_image_encoder(embedded_part(EMBEDDED_WEIGHTS / "image_encoder"))
     return said if _HUB_ID.fullmatch(said) else None
 
 

@@ -5,6 +5,7 @@ the model cards' text as quoted there, the encoders in the official code (tencen
 and in Kwai-Kolors/Kolors, `ipadapter/`. No file was downloaded. What could not be looked up, `note` says.
 """
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from imprompt.projection import Input
@@ -48,6 +49,9 @@ EMBEDDED = {
     "mini-plus": Embedded("plus", "ip-adapter-plus.safetensors"),
 }
 """Name → what it is."""
+
+EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "mini" / "weights"
+"""The embedded model's shipped weights: `base`, `adapter`, `image_encoder`, `styles`, `control`, `judge`."""
 
 VIT_H = "h94/IP-Adapter:models/image_encoder"
 VIT_BIGG = "h94/IP-Adapter:sdxl_models/image_encoder"

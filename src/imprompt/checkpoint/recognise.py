@@ -14,7 +14,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from imprompt.attention import Place
+from imprompt.attention.layers import FAMILIES
+from imprompt.attention.processor import Place
+from imprompt.attention.weights import LoraShapes
 from imprompt.checkpoint.files import TensorFile, read_tensors
 from imprompt.checkpoint.layouts import Layout, official_layout
 from imprompt.checkpoint.projections import (
@@ -26,8 +28,6 @@ from imprompt.checkpoint.projections import (
     shape_words,
 )
 from imprompt.checkpoint.published import encoder_of
-from imprompt.layers import FAMILIES
-from imprompt.matrices import LoraShapes
 from imprompt.projection import ImageProjection, Input
 
 Tensors = Mapping[str, Tensor]

@@ -4,15 +4,15 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint.files import TensorFile, read_tensors, write_tensors
 from imprompt.checkpoint.names import to_official
 from imprompt.checkpoint.recognise import Description, recognise
-from imprompt.encoder import unconditional
 from imprompt.errors import CheckpointError
-from imprompt.output import check_output
+from imprompt.inputs.encoder import unconditional
 from imprompt.projection import FacePlusProjection, ImageProjection, PatchProjection, PerceiverShape
 from imprompt.projection.perceiver import PerceiverAttention
+from imprompt.runtime.output import check_output
 
 
 def save_adapter(

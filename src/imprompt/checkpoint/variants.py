@@ -18,12 +18,12 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.attention import Place
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.layers import cross_attention_layers, layer_shapes
+from imprompt.attention.processor import Place
+from imprompt.attention.weights import LoraShapes
 from imprompt.checkpoint.names import to_official
 from imprompt.checkpoint.published import ENCODERS, PUBLISHED
-from imprompt.layers import cross_attention_layers, layer_shapes
-from imprompt.matrices import LoraShapes
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,

@@ -8,7 +8,7 @@ from imprompt.cli.terminal import WrongUsage
 from imprompt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from imprompt.job import Job
+    from imprompt.generation.job import Job
 
 Given = Mapping[str, Any]
 """The options that were given, by the names of `generate`'s parameters."""
@@ -50,20 +50,20 @@ def asked_job(given: Given) -> "Job":
 
     Raises:
         WrongUsage: options that do not go together, or are given a wrong number of times
-        ConfigError, ImageError: see `imprompt.job`
+        ConfigError, ImageError: see `imprompt.generation.job`
     """
     if "job" in given:
         return _from_file(given)
     if "like" in given:
         return _like(given)
     values = _values(given, {})  # before anything heavy is imported: wrong usage is found at once
-    from imprompt.job import parse_job
+    from imprompt.generation.job import parse_job
 
     return parse_job(values)
 
 
 def _like(given: Given) -> "Job":
-    from imprompt.job import parse_job, read_job
+    from imprompt.generation.job import parse_job, read_job
 
     before = read_job(given["like"]).model_dump(mode="json", exclude_defaults=True)
     job = parse_job(_values(given, before))
@@ -75,7 +75,7 @@ def _from_file(given: Given) -> "Job":
     others = [name for name in given if name not in (*_BESIDE_A_JOB, "job")]
     if others:
         raise WrongUsage(f"beside --job stand only --output, --seed and --count, not {_option(others[0])}")
-    from imprompt.job import load_job, parse_job
+    from imprompt.generation.job import load_job, parse_job
 
     changes = {name: given[name] for name in _BESIDE_A_JOB if name in given}
     if "output" in changes:

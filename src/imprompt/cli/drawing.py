@@ -7,9 +7,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
+from imprompt.attention.layer_weights import Convention, plot_layers
+from imprompt.attention.layers import cross_attention_layers
 from imprompt.errors import ConfigError, UnknownModel
-from imprompt.layer_weights import Convention, plot_layers
-from imprompt.layers import cross_attention_layers
 from imprompt.mini import WEIGHTS
 
 _SLIM: dict[str, Any] = {"norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4}
@@ -30,7 +30,7 @@ def drawn_layers(mode: str, base: str, convention: str) -> Image.Image:
     """Draw which layers of a base a mode lets act.
 
     Args:
-        mode: see `imprompt.layer_weights`
+        mode: see `imprompt.attention.layer_weights`
         base: "mini", "sd15", "sdxl", or a folder in diffusers' format
         convention: whose sets the modes are
 

@@ -7,7 +7,7 @@ import typer
 
 from imprompt.cli.terminal import interrupted_at_once, one_line, print_facts, print_rows
 from imprompt.errors import CheckpointError
-from imprompt.output import check_output
+from imprompt.runtime.output import check_output
 
 if TYPE_CHECKING:
     from imprompt.cli.inspecting import Findings
@@ -114,7 +114,7 @@ def layers(
 
     with interrupted_at_once():
         from imprompt.cli.drawing import drawn_layers
-        from imprompt.output import written_whole
+        from imprompt.runtime.output import written_whole
 
     picture = drawn_layers(mode, base, convention)
     with written_whole(output) as part:

@@ -16,11 +16,11 @@ from imprompt.cli.terminal import (
     silence_loading,
 )
 from imprompt.errors import OutputError
-from imprompt.output import check_output, written_whole
+from imprompt.runtime.output import check_output, written_whole
 
 if TYPE_CHECKING:
-    from imprompt.generation.running import Inputs, Models
-    from imprompt.job import Job
+    from imprompt.generation.job import Job
+    from imprompt.generation.run import Inputs, Models
 
 EACH = "Each reference (once: for all; or as often as there are references, in their order; - is nothing)"
 START = "Start from a picture, or follow one"
@@ -187,9 +187,9 @@ def generate(
     with interrupted_at_once():
         asked = asked_job(given)
         _check_outputs(asked, [*map(str, (like, job) if like or job else ())], view=view, save_job=save_job)
-        from imprompt.generation import running
+        from imprompt.generation import run
 
-        inputs = running.read_inputs(asked)
+        inputs = run.read_inputs(asked)
     models = _loaded(asked)
     _make(asked, inputs, models)
     if view:
@@ -219,7 +219,7 @@ def _seen_path(job: "Job") -> Path:
 
 
 def _loaded(job: "Job") -> "Models":
-    from imprompt.generation.running import load_models
+    from imprompt.generation.run import load_models
 
     silence_loading()
     with interrupted_at_once(), error_console().status("loading the models"):
@@ -227,9 +227,9 @@ def _loaded(job: "Job") -> "Models":
 
 
 def _make(job: "Job", inputs: "Inputs", models: "Models") -> None:
-    from imprompt.generation.running import run_job
-    from imprompt.job import picture_settings
-    from imprompt.output import save_picture
+    from imprompt.generation.job import picture_settings
+    from imprompt.generation.run import run_job
+    from imprompt.runtime.output import save_picture
 
     with progress_bar(inputs.steps_of(job)) as advance:
         made = run_job(job, inputs, models, on_step=advance)
@@ -239,7 +239,7 @@ def _make(job: "Job", inputs: "Inputs", models: "Models") -> None:
 
 
 def _write_seen(inputs: "Inputs", models: "Models", path: Path) -> None:
-    from imprompt.generation.running import what_is_seen
+    from imprompt.generation.run import what_is_seen
 
     seen = what_is_seen(inputs, models)
     with written_whole(path) as part:
@@ -248,7 +248,7 @@ def _write_seen(inputs: "Inputs", models: "Models", path: Path) -> None:
 
 
 def _write_job(job: "Job", path: Path) -> None:
-    from imprompt.job import save_job
+    from imprompt.generation.job import save_job
 
     save_job(job, path)
     _say_written(path)

@@ -10,9 +10,9 @@ from imprompt.checkpoint import describe
 from imprompt.checkpoint.files import read_tensors
 from imprompt.cli.pictures import picture_facts
 from imprompt.errors import CheckpointError
-from imprompt.files import file_fault
-from imprompt.image import is_picture
-from imprompt.job import EMBEDDINGS_SUFFIX, has_settings, load_job, read_settings
+from imprompt.generation.job import EMBEDDINGS_SUFFIX, has_settings, load_job, read_settings
+from imprompt.inputs.image import is_picture
+from imprompt.runtime.files import file_fault
 
 
 class Findings(NamedTuple):
@@ -118,7 +118,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _embeddings(file: Path) -> dict[str, Any] | None:
     """What an embedding file holds; None if it is another kind of file."""
-    from imprompt.embeddings import load_embeddings
+    from imprompt.inputs.embeddings import load_embeddings
 
     try:
         embeddings = load_embeddings(file)

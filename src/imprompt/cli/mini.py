@@ -8,8 +8,8 @@ import typer
 
 from imprompt.cli.terminal import optional
 from imprompt.errors import ConfigError
-from imprompt.output import check_output, save_picture
-from imprompt.settings import in_cache
+from imprompt.runtime.output import check_output, save_picture
+from imprompt.runtime.settings import in_cache
 
 app = typer.Typer(help="Remake the embedded model from public packages.", no_args_is_help=True)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from imprompt.files import shorten
-from imprompt.image import load_image, open_image
+from imprompt.inputs.image import load_image, open_image
+from imprompt.runtime.files import shorten
 
 LINES_SHOWN = 40
 """Of another program's text; more are counted."""

@@ -10,10 +10,10 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 
-from imprompt.crop import MAX_PROPORTION
 from imprompt.errors import ConfigError
-from imprompt.job import DEFAULT_STEPS
-from imprompt.job.limits import MAX_MADE_PIXELS, MAX_SIDE, MAX_STEPS, text_fault
+from imprompt.generation.job import DEFAULT_STEPS
+from imprompt.generation.job.limits import MAX_MADE_PIXELS, MAX_SIDE, MAX_STEPS, text_fault
+from imprompt.inputs.crop import MAX_PROPORTION
 
 _MAX_SEED = 2**63 - 1
 _STRENGTH = {"init_image": 0.8, "inpaint": 1.0}

@@ -17,9 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.checkpoint import EMBEDDED, load_adapter
-from imprompt.encoder import load_image_encoder
+from imprompt.checkpoint import EMBEDDED_WEIGHTS, embedded_part, load_embedded_adapter
 from imprompt.errors import MissingExtra, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.mini.edges import edge_picture
@@ -39,8 +37,9 @@ __all__ = [
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
-WEIGHTS = Path(__file__).parent / "weights"
-"""Where the shipped weights are: `base`, `adapter`, `image_encoder`, `styles`, `control`, `judge`."""
+WEIGHTS = EMBEDDED_WEIGHTS
+
+adapter = load_embedded_adapter
 
 
 def pipeline(
@@ -57,7 +56,7 @@ def pipeline(
         UnknownModel: the weights are not there, or not that style
         MissingExtra: a style needs peft
     """
-    base = existing(weights / "base")
+    base = embedded_part(weights / "base")
     pipe = assemble(
         cast(PatchAutoencoder, PatchAutoencoder.from_pretrained(base / "vae", torch_dtype=dtype)),
         CLIPTextModel.from_pretrained(base / "text_encoder", dtype=dtype),
@@ -116,7 +115,7 @@ def controlnet(*, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -
     Raises:
         UnknownModel: the weights are not there
     """
-    folder = existing(weights / "control")
+    folder = embedded_part(weights / "control")
     return cast(ControlNetModel, ControlNetModel.from_pretrained(folder, torch_dtype=dtype))
 
 
@@ -140,29 +139,3 @@ def assemble(
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def adapter(name: str = "mini", *, weights: Path = WEIGHTS) -> ImagePromptAdapter:
-    """One of the embedded model's image-prompt adapters, with its image encoder.
-
-    Args:
-        name: "mini" makes four tokens of the image embedding, "mini-plus" sixteen of the grid of features
-        weights: a folder as `imprompt mini train` makes it
-
-    Raises:
-        UnknownModel: the weights are not there, or there is no adapter of that name
-    """
-    if name not in EMBEDDED:
-        raise UnknownModel(f"there is no embedded adapter {name!r}; they are: {', '.join(EMBEDDED)}")
-    folder = existing(weights / "adapter")
-    encoder = load_image_encoder(existing(weights / "image_encoder"))
-    return load_adapter(folder / EMBEDDED[name].file, image_encoder=encoder).float()
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or an error that says how to make it."""
-    if not folder.is_dir():
-        raise UnknownModel(
-            f"the embedded model's {folder.name} is not in {folder.parent}: reinstall imprompt"
-        )
-    return folder

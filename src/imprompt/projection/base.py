@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imprompt.encoder import Input
+from imprompt.inputs.encoder import Input
 
 
 class ImageProjection(nn.Module):

@@ -8,20 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
-from imprompt.encoder import Input
 from imprompt.errors import ConfigError, OutputError
-from imprompt.files import name_fault, shorten
-from imprompt.injection import (
-    MECHANISMS,
-    DecoupledInjection,
-    Injection,
-    TimeProjection,
-    UnclipInjection,
-    time_width,
-)
-from imprompt.progress import followed
+from imprompt.inputs.encoder import Input
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,
@@ -32,13 +22,23 @@ from imprompt.projection import (
     PerceiverShape,
     ResamplerProjection,
 )
-from imprompt.runtime import fastest_precision
+from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.precision import fastest_precision
+from imprompt.runtime.progress import followed
 from imprompt.training.batches import PromptBatch, PromptBatches, loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
 from imprompt.training.config import AdapterSettings, TrainingConfig, Variant
 from imprompt.training.frozen import TAKES, FrozenBase, load_frozen, weights_fingerprint
 from imprompt.training.integrity import read_json, write_json
 from imprompt.training.loop import Run
+from imprompt.training.mechanisms import (
+    MECHANISMS,
+    DecoupledInjection,
+    Injection,
+    TimeProjection,
+    UnclipInjection,
+    time_width,
+)
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.order import Order
 from imprompt.training.ranks import main_process_value, this_process

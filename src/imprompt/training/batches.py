@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from imprompt.encoder import Input
+from imprompt.inputs.encoder import Input
 from imprompt.training.config import LossSettings
 from imprompt.training.order import Order, mixed
 

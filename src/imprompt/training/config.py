@@ -17,8 +17,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
-from imprompt.injection import MECHANISMS
-from imprompt.settings import Closed, explain, read_toml
+from imprompt.runtime.settings import Closed, explain, read_toml
+from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.presets import PRESETS, overlaid, preset_named
 from imprompt.training.settings import LoopSettings
 from imprompt.training.synonyms import counterpart
@@ -46,8 +46,8 @@ class AdapterSettings(Closed):
     tokens: int = Field(default=4, ge=1)
     """Image tokens; "full-face" has one for each patch of the encoder."""
     injection: Injection = "decoupled"
-    """How the image prompt reaches the base: see `imprompt.injection`. All but the first are there to be
-    compared with; "replaced", "unclip" and "two-stream" train the whole U-Net too."""
+    """How the image prompt reaches the base: see `imprompt.training.mechanisms`. All but the first
+    are there to be compared with; "replaced", "unclip" and "two-stream" train the whole U-Net too."""
     hidden: int = Field(default=0, ge=0)
     """Width of a layer between, in the projection of "concatenated"; 0 for none, as in the paper."""
     lora_rank: int = Field(default=0, ge=0)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt import mini
 from imprompt.errors import UnknownModel
-from imprompt.hub import fetch_file
+from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import DTYPES, TAKES, frozen_precision
 

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt import mini
-from imprompt.crop import Crop
-from imprompt.encoder import ImageEncoder, Input, load_image_encoder
+from imprompt.checkpoint import embedded_part
 from imprompt.errors import AdapterMismatch, ConfigError
-from imprompt.generation import load_base
-from imprompt.pipeline_results import remove_safety_checker
-from imprompt.runtime import Precision, resolve_precision
+from imprompt.generation.models import load_base
+from imprompt.generation.pipeline_results import remove_safety_checker
+from imprompt.inputs.crop import Crop
+from imprompt.inputs.encoder import ImageEncoder, Input, load_image_encoder
+from imprompt.runtime.precision import Precision, resolve_precision
 from imprompt.training.config import TrainingConfig, Variant
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -249,7 +250,7 @@ def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
     if base.image_encoder != "known":
         return load_image_encoder(base.image_encoder)
     if base.model.partition(":")[0] == "mini":
-        return load_image_encoder(mini.existing(mini.WEIGHTS / "image_encoder"))
+        return load_image_encoder(embedded_part(mini.WEIGHTS / "image_encoder"))
     if config.adapter.variant == "faceid":
         return None
     raise ConfigError(

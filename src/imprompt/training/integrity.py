@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imprompt.output import written_whole
+from imprompt.runtime.output import written_whole
 
 DIGEST_KEY = "sha256"
 """Under which a file holds its own digest."""

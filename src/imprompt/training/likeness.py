@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from imprompt.encoder import ImageEncoder, load_image_encoder
 from imprompt.errors import UnknownModel
+from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 
 
 class Likeness:

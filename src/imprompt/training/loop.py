@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.errors import TrainingError
-from imprompt.runtime import resolve_precision
+from imprompt.runtime.precision import resolve_precision
 from imprompt.training.checkpoints import Checkpoint, Checkpoints
 from imprompt.training.descent import Descent, Trouble, factor_at
 from imprompt.training.objectives.objective import Objective

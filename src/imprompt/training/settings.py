@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from imprompt.settings import Closed
+from imprompt.runtime.settings import Closed
 
 
 class LoopSettings(Closed):

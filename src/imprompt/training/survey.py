@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from imprompt import mini
 from imprompt.errors import ImageError, ImpromptError
-from imprompt.image import decode_image
+from imprompt.inputs.image import decode_image
 from imprompt.training.config import FACES, TrainingConfig
 from imprompt.training.estimates import (
     Work,

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.errors import ImageError
-from imprompt.image import MAX_PIXELS
+from imprompt.inputs.image import MAX_PIXELS
 from imprompt.training.config import DataSettings
 
 Size = tuple[int, int]

@@ -16,7 +16,6 @@ from imprompt.evaluation.metrics.distributions import cmmd, fid, kid
 from imprompt.evaluation.metrics.intervals import (
     CONFIDENCE,
     RESAMPLES,
-    Interval,
     bootstrap_difference,
     bootstrap_interval,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "COPY_RATIO",
     "RESAMPLES",
     "TIE",
-    "Interval",
     "ScaleCurve",
     "area_difference",
     "bootstrap_difference",

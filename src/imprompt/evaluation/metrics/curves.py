@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Real
 
-from imprompt.evaluation.metrics.intervals import Interval, bootstrap_interval, draws, finite, spread
+from imprompt.evaluation.metrics.intervals import bootstrap_interval, draws, finite, spread
+from imprompt.report.interval import Interval
 
 
 class ScaleCurve(NamedTuple):

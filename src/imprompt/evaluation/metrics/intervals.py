@@ -7,29 +7,17 @@ first. The same seed draws the same concepts, so intervals over the same concept
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
+
+from imprompt.report.interval import Interval
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
 DRAWN_AT_ONCE = 2_000_000
 """Numbers in memory at a time."""
-
-
-class Interval(NamedTuple):
-    """A mean, and where it lies with `CONFIDENCE` over the choice of concepts."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def signed(self) -> str:
-        """As a difference is written, with its sign."""
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 def bootstrap_interval(

@@ -17,7 +17,6 @@ from typing import Any, cast
 from rich.console import Console
 
 from imprompt import mini
-from imprompt.evaluation.report import make_folder
 from imprompt.lab.figures.figure import Figure
 from imprompt.lab.figures.page import write_figures
 from imprompt.lab.figures.panels import PANELS, overview
@@ -27,7 +26,8 @@ from imprompt.lab.suite.painting import SuiteModels
 from imprompt.lab.suite.scoring import mean_of
 from imprompt.lab.suite.showcase import CONTACTS, write_showcase
 from imprompt.lab.suite.subjects import CHANGES, sample_subjects
-from imprompt.progress import counted
+from imprompt.report import make_folder
+from imprompt.runtime.progress import counted
 
 __all__ = ["FigureSettings", "evaluate_figures", "make_figures"]
 

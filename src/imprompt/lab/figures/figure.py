@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from imprompt.evaluation.metrics import Interval, bootstrap_difference, bootstrap_interval
-from imprompt.evaluation.sheets import Row, titled_sheet
+from imprompt.evaluation.metrics import bootstrap_difference, bootstrap_interval
 from imprompt.lab.suite.page import percent
+from imprompt.report.interval import Interval
+from imprompt.report.sheets import Row, titled_sheet
 
 Verdict = Literal["no", "partly", "yes"]
 WORST_FIRST: tuple[Verdict, ...] = ("no", "partly", "yes")

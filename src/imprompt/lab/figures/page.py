@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from imprompt.evaluation.metrics import Interval
 from imprompt.lab.figures.figure import Criterion, Figure
 from imprompt.lab.figures.studio import FigureSettings
 from imprompt.lab.suite.page import percent
-from imprompt.output import written_whole
+from imprompt.report.interval import Interval
+from imprompt.runtime.output import written_whole
 
 PAGE_FILE = "README.md"
 

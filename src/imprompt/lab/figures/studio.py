@@ -10,8 +10,9 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from PIL import Image
 
-from imprompt.adapter import ImagePromptAdapter
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import UnknownModel
+from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.lab.figures.figure import Values
 from imprompt.lab.figures.measures import Pictures, differing_names, read_shares
 from imprompt.lab.making.characters import sample_character
@@ -20,7 +21,6 @@ from imprompt.lab.making.vocabulary import ATTRIBUTES
 from imprompt.lab.suite.painting import Condition, PaintSettings, SuiteModels, paint_groups
 from imprompt.lab.suite.scoring import kept_names, read_pictures
 from imprompt.lab.suite.subjects import Subject, TextChange, sample_subjects
-from imprompt.pipeline_results import call_pipeline
 from imprompt.reference import Reference
 
 SEEDS = 4

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.settings import explain, read_toml
+from imprompt.runtime.settings import explain, read_toml
 from imprompt.training.settings import LoopSettings
 
 

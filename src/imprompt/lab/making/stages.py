@@ -24,7 +24,7 @@ from imprompt.lab.making.recipe import (
     Recipe,
     StyleRecipe,
 )
-from imprompt.settings import in_cache
+from imprompt.runtime.settings import in_cache
 from imprompt.training.loop import Run
 
 

@@ -1,7 +1,7 @@
 """The study of mechanisms: every way of bringing an image prompt into one base, and what each can do.
 
 Table 1 of the paper compares methods on different bases and data. Here base, data, steps and batches are the
-same (recipes/study.toml, scripts/study), and what differs is the mechanism: `imprompt.injection`.
+same (recipes/study.toml, scripts/study), and what differs is the mechanism: `imprompt.training.mechanisms`.
 
     settings    what is drawn of every run
     runs        the runs, and the stored results of those that have been measured
@@ -21,9 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from imprompt import mini
-from imprompt.evaluation.judge.characters import CharacterJudge
-from imprompt.evaluation.report import Grid, make_folder, write_picture, write_report, write_scores
-from imprompt.evaluation.sheets import titled_sheet
+from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.study.comparing import DECOUPLED, MEASURES, Difference, StudyScores
 from imprompt.lab.study.measuring import BASE_ALONE, Study, measure_drawings, measure_run, name_run
 from imprompt.lab.study.page import Results, StudyFindings, build_report, write_verdict
@@ -39,7 +37,9 @@ from imprompt.lab.study.runs import (
 from imprompt.lab.study.settings import SMALL, StudySettings
 from imprompt.lab.study.tradeoff import measure_tradeoff
 from imprompt.lab.suite.findings import DRAWING
-from imprompt.progress import counted
+from imprompt.report import Grid, make_folder, write_picture, write_report, write_scores
+from imprompt.report.sheets import titled_sheet
+from imprompt.runtime.progress import counted
 
 __all__ = [
     "BASE_ALONE",

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from imprompt.evaluation.metrics import RESAMPLES, Interval
+from imprompt.evaluation.metrics import RESAMPLES
 from imprompt.evaluation.metrics.intervals import draws, spread
-from imprompt.injection import DecoupledInjection
 from imprompt.lab.study.runs import StudyScore
 from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT
+from imprompt.report.interval import Interval
+from imprompt.training.mechanisms import DecoupledInjection
 
 DECOUPLED = DecoupledInjection.name
 

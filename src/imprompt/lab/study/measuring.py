@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt import mini
-from imprompt.embeddings import ImageEmbeddings
-from imprompt.encoder import load_image_encoder
-from imprompt.evaluation.judge.characters import CharacterJudge
-from imprompt.injection import Injection, load_injection
+from imprompt.checkpoint import embedded_part
+from imprompt.evaluation.judges.characters import CharacterJudge
+from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.inputs.encoder import load_image_encoder
 from imprompt.lab.making.drawing import draw
 from imprompt.lab.study.runs import RunResult, StudyRun, StudyScore
 from imprompt.lab.study.settings import (
@@ -35,7 +36,7 @@ from imprompt.lab.suite.painting import Condition, paint_groups
 from imprompt.lab.suite.scoring import Galleries, Readings, read_pictures, score_pictures, seed_distances
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_gallery, sample_subjects, suited
-from imprompt.pipeline_results import call_pipeline
+from imprompt.training.mechanisms import Injection, load_injection
 
 BASE_ALONE = "no image prompt"
 """What tables call the base alone, which is measured like a run."""
@@ -66,7 +67,7 @@ class Study:
     @cached_property
     def embeddings(self) -> list[ImageEmbeddings]:
         """Of the subjects' drawings, by the encoder that all runs were trained with."""
-        encoder = load_image_encoder(mini.existing(self.weights / "image_encoder"))
+        encoder = load_image_encoder(embedded_part(self.weights / "image_encoder"))
         blank = encoder.blank("image_embedding").float()
         pixels = encoder.pixels([subject.picture for subject in self.subjects])
         rows = encoder.encode(pixels).float().split(1)

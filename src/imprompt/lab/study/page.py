@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from imprompt.evaluation.report import Cell, Column, Grid, Report, Section, Table
-from imprompt.evaluation.sheets import Row
 from imprompt.lab.making.captions import full_caption
 from imprompt.lab.study.comparing import (
     DECOUPLED,
@@ -20,6 +18,8 @@ from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT, Task
 from imprompt.lab.study.tradeoff import AREA, TradeOff, tradeoff_section
 from imprompt.lab.suite.findings import DRAWING
 from imprompt.lab.suite.subjects import CHANGES
+from imprompt.report import Cell, Column, Grid, Report, Section, Table
+from imprompt.report.sheets import Row
 
 SHOWN = 6
 """Characters in a grid: the first ones, chosen by nobody."""

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from imprompt.errors import ConfigError
-from imprompt.evaluation.report import make_folder
-from imprompt.injection import MECHANISMS, read_metadata
 from imprompt.lab.study.settings import StudySettings
 from imprompt.lab.suite.scoring import Score
-from imprompt.output import written_whole
+from imprompt.report import make_folder
+from imprompt.runtime.output import written_whole
+from imprompt.training.mechanisms import MECHANISMS, read_metadata
 
 ADAPTER_FILE, CONFIG_FILE = "adapter.safetensors", "config.json"
 RESULT_FILE, PICTURES_FILE = "study.json", "study.npz"

@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from imprompt.evaluation.metrics import ScaleCurve, area_difference, scale_curve
-from imprompt.evaluation.report import Cell, Column, Section, Table
 from imprompt.lab.study.comparing import DECOUPLED, TEXT_FOLLOWED, TEXT_KEPT, Difference, StudyScores
-from imprompt.pages import Chart, Line
+from imprompt.report import Cell, Chart, Column, Line, Section, Table
 
 AREA = "area of the trade-off"
 

@@ -15,11 +15,12 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.evaluation.metrics import Interval, bootstrap_difference
-from imprompt.evaluation.report.files import SCORES_FILE, SUMMARY_FILE, plain
+from imprompt.evaluation.metrics import bootstrap_difference
 from imprompt.lab.suite.findings import Comparison, SuiteSettings, name_scale
 from imprompt.lab.suite.scoring import Score
 from imprompt.lab.suite.subjects import CHANGES, SPLITS
+from imprompt.report.files import SCORES_FILE, SUMMARY_FILE, plain
+from imprompt.report.interval import Interval
 
 PROMPTED = name_scale(1.0)
 

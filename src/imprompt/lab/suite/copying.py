@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from imprompt.evaluation.bounds import light_copy
-from imprompt.evaluation.judge.characters import CharacterJudge
-from imprompt.evaluation.metrics import Interval, copy_ratios, is_copy
+from imprompt.evaluation.judges.characters import CharacterJudge
+from imprompt.evaluation.metrics import copy_ratios, is_copy
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.suite.scoring import mean_of, read_pictures
-from imprompt.settings import in_cache
+from imprompt.report.interval import Interval
+from imprompt.runtime.settings import in_cache
 
 DATA = "characters-128"
 """The drawings' folder in the cache, as `imprompt mini build-data` names it."""

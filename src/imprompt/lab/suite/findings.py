@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from imprompt.evaluation.metrics import Interval
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.painting import PaintSettings
+from imprompt.report.interval import Interval
 
 SCALES = (0.0, 0.5, 1.0)
 """λ without text."""

@@ -10,9 +10,7 @@ from PIL import Image
 
 from imprompt import mini
 from imprompt.checkpoint import EMBEDDED, load_adapter
-from imprompt.evaluation.judge.characters import CharacterJudge
-from imprompt.evaluation.metrics import Interval
-from imprompt.evaluation.report import make_folder, write_report, write_scores
+from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.against import EarlierReport, compare_scores, load_earlier_report
 from imprompt.lab.suite.copying import count_copies
@@ -42,7 +40,9 @@ from imprompt.lab.suite.scoring import (
     seed_distances,
 )
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_gallery, sample_subjects, suited
-from imprompt.progress import counted
+from imprompt.report import make_folder, write_report, write_scores
+from imprompt.report.interval import Interval
+from imprompt.runtime.progress import counted
 
 Pictures = dict[tuple[str, str], list[Image.Image]]
 """(split or text, condition) → a picture of each subject."""

@@ -6,19 +6,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from imprompt.evaluation.metrics import Interval
-from imprompt.evaluation.report import (
-    Block,
-    Cell,
-    Column,
-    Grid,
-    Report,
-    Section,
-    Table,
-    Tile,
-    best_median_worst,
-)
-from imprompt.evaluation.sheets import Row
 from imprompt.lab.making.captions import full_caption
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.findings import (
@@ -33,7 +20,21 @@ from imprompt.lab.suite.findings import (
 )
 from imprompt.lab.suite.scoring import Score
 from imprompt.lab.suite.subjects import CHANGES, Subject, suited
-from imprompt.pages import Chart, Line
+from imprompt.report import (
+    Block,
+    Cell,
+    Chart,
+    Column,
+    Grid,
+    Line,
+    Report,
+    Section,
+    Table,
+    Tile,
+    best_median_worst,
+)
+from imprompt.report.interval import Interval
+from imprompt.report.sheets import Row
 
 SPLIT_TITLES: Mapping[Split, str] = {
     "combinations": "Unseen combinations of hair, skin and hairdo",

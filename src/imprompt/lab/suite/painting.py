@@ -12,10 +12,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 from torch import Generator
 
-from imprompt.adapter import ImagePromptAdapter
-from imprompt.evaluation.judge.characters import CharacterJudge
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.evaluation.judges.characters import CharacterJudge
+from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.lab.suite.subjects import Subject, TextChange
-from imprompt.pipeline_results import call_pipeline
 from imprompt.reference import Reference
 
 

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from imprompt.evaluation.judge.characters import CharacterJudge
-from imprompt.evaluation.metrics import Interval, bootstrap_interval, mean_distance, retrieval_ranks
+from imprompt.evaluation.judges.characters import CharacterJudge
+from imprompt.evaluation.metrics import bootstrap_interval, mean_distance, retrieval_ranks
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.making.labels import LABELS
 from imprompt.lab.suite.subjects import Subject, TextChange
+from imprompt.report.interval import Interval
 
 BATCH = 100
 """Pictures that the judge reads at once."""

@@ -12,10 +12,10 @@ from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionCo
 from PIL import Image
 
 from imprompt import mini
-from imprompt.evaluation.report import write_picture
-from imprompt.evaluation.sheets import Row, titled_sheet
 from imprompt.lab.suite.painting import Condition, PaintSettings, SuiteModels, paint
 from imprompt.lab.suite.subjects import CHANGES, Subject
+from imprompt.report import write_picture
+from imprompt.report.sheets import Row, titled_sheet
 
 FEATURED = 8
 """Characters in the README's picture."""

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from imprompt.crop import encoder_view
-from imprompt.encoder import Input
 from imprompt.errors import DataError, ImageError
-from imprompt.image import decode_image
+from imprompt.inputs.crop import encoder_view
+from imprompt.inputs.encoder import Input
+from imprompt.inputs.image import decode_image
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import DTYPES, TAKES, FrozenBase, quiet
 from imprompt.training.samples import Sample, Unreadable

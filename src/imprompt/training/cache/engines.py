@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from imprompt.errors import TrainingError
+from imprompt.runtime.workers import Crew, Lost, done_elsewhere
 from imprompt.training.cache.folder import Receipt
 from imprompt.training.cache.making import Job, ShardMaker, maker_for
 from imprompt.training.frozen import FrozenBase
 from imprompt.training.samples import Part
-from imprompt.workers import Crew, Lost, done_elsewhere
 
 
 def make_all(parts: Sequence[Part], job: Job, frozen: FrozenBase) -> Iterator[tuple[int, Receipt]]:

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from imprompt.errors import DataError
-from imprompt.output import written_whole
+from imprompt.runtime.output import written_whole
 from imprompt.training.cache.encoding import Row
 from imprompt.training.integrity import DIGEST_KEY, tensors_digest, tensors_with_digest
 

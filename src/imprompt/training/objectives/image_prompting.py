@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from imprompt.embeddings import ImageEmbeddings
-from imprompt.encoder import Input, without_folders
-from imprompt.injection import Injection
-from imprompt.runtime import Precision
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.inputs.encoder import Input, without_folders
+from imprompt.runtime.precision import Precision
 from imprompt.training.batches import Draws, PromptBatch, fixed_batch
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import FrozenBase
 from imprompt.training.likeness import Likeness
+from imprompt.training.mechanisms import Injection
 from imprompt.training.noising import Noising
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imprompt.files import file_fault
+from imprompt.runtime.files import file_fault
 from imprompt.training.config import Columns
 from imprompt.training.samples.sample import Unusable
 

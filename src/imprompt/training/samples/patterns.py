@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from imprompt.errors import DataError
-from imprompt.files import file_fault, shorten
+from imprompt.runtime.files import file_fault, shorten
 
 MAX_FILES = 100_000
 """Files that braces may name; a thousand tar files hold ten million samples."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 from imprompt.errors import TrainingError
-from imprompt.injection import MECHANISMS
-from imprompt.output import written_whole
-from imprompt.pages.axes import short
+from imprompt.report.axes import short
+from imprompt.runtime.output import written_whole
+from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.watching.commands import is_decoupled, model_options
 from imprompt.training.watching.history import History, duration, read_history
 from imprompt.training.watching.verdict import judge
@@ -119,7 +119,7 @@ def _with_imprompt(history: History) -> str:
         return "`imprompt generate` takes decoupled adapters only.\n\n" + _code(
             "python",
             "import imprompt",
-            "from imprompt.injection import load_injection",
+            "from imprompt.training.mechanisms import load_injection",
             "",
             f"pipe = imprompt.load_base({model})",
             f'injection = load_injection("{ADAPTER_FILE}", pipe)',

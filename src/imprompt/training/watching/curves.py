@@ -2,7 +2,7 @@
 
 import re
 
-from imprompt.pages.charts import Chart, Line, Tone, smoothed, thinned
+from imprompt.report.charts import Chart, Line, Tone, smoothed, thinned
 from imprompt.training.watching.history import History
 
 _LEVEL = re.compile(r"held-out loss at (\d+)")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imprompt.pages.pictures import as_jpeg, data_uri
+from imprompt.report.pictures import as_jpeg, data_uri
 from imprompt.training.watching.history import History
 
 MOST_GRIDS = 24

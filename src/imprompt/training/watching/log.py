@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, PngImagePlugin
 
-from imprompt.environment import environment
 from imprompt.errors import ConfigError, MissingExtra, OutputError
-from imprompt.output import written_whole
+from imprompt.runtime.environment import environment
+from imprompt.runtime.output import written_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from imprompt.errors import ConfigError
-from imprompt.output import written_whole
-from imprompt.pages.axes import short
-from imprompt.pages.skeleton import chart_figure, facts_table, page, safe, tile, tiles
+from imprompt.report.axes import short
+from imprompt.report.skeleton import chart_figure, facts_table, page, safe, tile, tiles
+from imprompt.runtime.output import written_whole
 from imprompt.training.config import parse_config
 from imprompt.training.watching.commands import generate_command, resume_command
 from imprompt.training.watching.curves import run_charts

@@ -8,7 +8,7 @@ first.
 from dataclasses import dataclass
 from typing import Literal
 
-from imprompt.pages.axes import short
+from imprompt.report.axes import short
 from imprompt.training.watching.history import History
 
 GAP = "gap to shuffled"

@@ -17,7 +17,7 @@ from imprompt.lab.making.batches import Batch, batches, to_pixels
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.recipe import CodecRecipe, DecoderRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.settings import in_cache
+from imprompt.runtime.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 

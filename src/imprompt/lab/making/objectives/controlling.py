@@ -34,7 +34,7 @@ from imprompt.lab.making.objectives.denoising import (
 )
 from imprompt.lab.making.recipe import ControlRecipe
 from imprompt.mini.edges import edges
-from imprompt.settings import in_cache
+from imprompt.runtime.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 

@@ -29,7 +29,7 @@ from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.recipe import BaseRecipe
 from imprompt.lab.making.tokenizer import train_tokenizer
 from imprompt.mini import PatchAutoencoder, assemble
-from imprompt.settings import in_cache
+from imprompt.runtime.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from imprompt.evaluation.judge.characters import CharacterJudge, build_network
+from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.lab.making.batches import Batch, to_pixels
 from imprompt.lab.making.captions import caption_patterns
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import attribute_loss, to_labels
 from imprompt.lab.making.objectives.recognising import held_out_figures, load_held_out, shake
 from imprompt.lab.making.recipe import JudgeRecipe
-from imprompt.settings import in_cache
+from imprompt.runtime.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from imprompt.evaluation.judge.characters import AttributeHeads
+from imprompt.evaluation.judges.characters import AttributeHeads
 from imprompt.lab.making.batches import Batch, to_pixels
 from imprompt.lab.making.captions import caption_patterns
 from imprompt.lab.making.characters import Split
@@ -24,7 +24,7 @@ from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import accuracies, attribute_loss, to_labels
 from imprompt.lab.making.recipe import EncoderRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.settings import in_cache
+from imprompt.runtime.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 

@@ -33,7 +33,7 @@ from imprompt.lab.making.objectives.denoising import (
     velocity_error,
 )
 from imprompt.lab.making.recipe import StyleRecipe
-from imprompt.settings import in_cache
+from imprompt.runtime.settings import in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 

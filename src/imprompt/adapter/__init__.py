@@ -1,0 +1,1 @@
+"""The adapter: encodes references, computes image keys and values, and attaches to a pipeline."""

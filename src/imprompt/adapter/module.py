@@ -1,0 +1,407 @@
+"""The adapter: an image projection, and a key and a value matrix for every cross-attention layer.
+
+    c_i = projection(image_embedding)        K' = c_i W'_k        V' = c_i W'_v
+
+Ye et al. 2023, https://arxiv.org/abs/2308.06721, section 3.2. These are the only trained weights: 22,319,616
+for SD1.5 with a 1024-wide image embedding and four tokens. Face adapters have a LoRA of the base's attention
+too.
+"""
+
+import functools
+import math
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from imprompt.adapter.condition import (
+    KeysValues,
+    asked_of,
+    check_finite,
+    check_schedule,
+    finished,
+    layers_used,
+    lora_scale,
+    stacked,
+)
+from imprompt.adapter.encode import (
+    Encoded,
+    Inputs,
+    ReferenceEncoder,
+    ReferenceLike,
+    as_arguments,
+    as_reference,
+)
+from imprompt.attention.attachment import ActiveReferences, Attachment
+from imprompt.attention.batch import Condition, Laid, Laying, Loras
+from imprompt.attention.layers import UNet, cross_attention_layers, layer_shapes
+from imprompt.attention.pipeline_state import Branches, Clock
+from imprompt.attention.processor import LoraTerm, Place, Term, split_heads, text_projections
+from imprompt.attention.weights import ImageKeyValue, LoraShapes, LowRank, attention_shapes
+from imprompt.errors import AdapterMismatch, AttachmentError, InvalidReference
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.inputs.encoder import ImageEncoder, Input
+from imprompt.inputs.faces import FaceEmbedder
+from imprompt.projection import FacePlusProjection, ImageProjection
+from imprompt.reference import Reference
+
+
+class ImagePromptAdapter(nn.Module):
+    """An image-prompt adapter for one kind of base model.
+
+    Args:
+        projection: picture → image tokens
+        layers: official layer number N → (context_dim, inner_dim) of that cross-attention layer
+        lora: number of an attention layer (self-attention too) → its LoRA's matrices, for face adapters
+
+    Attributes:
+        projection: the image projection
+        layers: `ImageKeyValue` of every layer, under str(N)
+        lora: for each layer that has one, under str(N), a `LowRank` for each of its matrices
+        image_encoder: makes image embeddings from pictures; no part of the adapter's weights. A
+            `CLIPVisionModelWithProjection` assigned here is wrapped. None: references must be embeddings
+        face_embedder: finds the face in a picture, for adapters that take face embeddings
+
+    Raises:
+        AdapterMismatch: a layer whose context is not as wide as the projection's tokens
+    """
+
+    image_encoder: ImageEncoder | None
+    face_embedder: FaceEmbedder | None
+
+    def __init__(
+        self,
+        projection: ImageProjection,
+        layers: Mapping[int, tuple[int, int]],
+        lora: Mapping[int, LoraShapes] | None = None,
+    ) -> None:
+        super().__init__()
+        for number, (context_dim, _) in layers.items():
+            if context_dim != projection.context_dim:
+                raise AdapterMismatch(
+                    f"layer {number} expects {context_dim}-wide tokens; the projection makes "
+                    f"{projection.context_dim}-wide ones"
+                )
+        self.projection = projection
+        self.layers = nn.ModuleDict({str(number): ImageKeyValue(*shape) for number, shape in layers.items()})
+        self.lora = nn.ModuleDict(
+            {
+                str(number): nn.ModuleDict({place: LowRank(*shape) for place, shape in places.items()})
+                for number, places in (lora or {}).items()
+            }
+        )
+        self.image_encoder = None
+        self.face_embedder = None
+        self._attachment: Attachment | None = None
+
+    @classmethod
+    def for_unet(
+        cls,
+        unet: UNet,
+        projection: ImageProjection,
+        *,
+        lora_rank: int = 0,
+    ) -> "ImagePromptAdapter":
+        """Make a new adapter to be trained: W'_k and W'_v start as copies of the U-Net's W_k and W_v.
+
+        The adapter is float32, on the U-Net's device (the meta device too).
+
+        Args:
+            unet: the base model; it is only read
+            projection: a new one, or one already trained
+            lora_rank: of a LoRA of every attention layer, which starts as no change; 0 for none
+
+        Raises:
+            AdapterMismatch: no cross-attention, or one that expects tokens of another width
+        """
+        layers = cross_attention_layers(unet)
+        if not layers:
+            raise AdapterMismatch("this U-Net has no cross-attention that an image prompt could act on")
+        with torch.device(unet.device):
+            loras = attention_shapes(unet, lora_rank) if lora_rank else {}
+            adapter = cls(projection, layer_shapes(layers), loras).float().to(unet.device)
+        with torch.no_grad():
+            for number, (_, attn) in layers.items():
+                to_k, to_v = text_projections(attn)
+                adapter.key_value(number).to_key.weight.copy_(to_k.weight)
+                adapter.key_value(number).to_value.weight.copy_(to_v.weight)
+        return adapter
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # A bare vision model would become a submodule, and its weights part of our state_dict.
+        if name == "image_encoder" and isinstance(value, CLIPVisionModelWithProjection):
+            value = ImageEncoder(value)
+        super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: everything but where the adapter is attached."""
+        return self.__dict__ | {"_attachment": None}
+
+    def key_value(self, number: int) -> ImageKeyValue:
+        """Return W'_k and W'_v of the layer with official number N."""
+        layer = self.layers[str(number)]
+        assert isinstance(layer, ImageKeyValue)
+        return layer
+
+    @property
+    def shapes(self) -> dict[int, tuple[int, int]]:
+        """Official layer number N → (context_dim, inner_dim)."""
+        weights = {int(number): self.key_value(int(number)).to_key for number in self.layers}
+        return {number: (linear.in_features, linear.out_features) for number, linear in weights.items()}
+
+    def low_rank(self, number: int) -> dict[Place, tuple[Tensor, Tensor]]:
+        """Return (down, up) of the matrices that the LoRA changes in the layer with official number N."""
+        places = cast(nn.ModuleDict, self.lora[str(number)])
+        pairs = {place: cast(LowRank, module) for place, module in places.items()}
+        return {cast(Place, place): (pair.down.weight, pair.up.weight) for place, pair in pairs.items()}
+
+    def forward(
+        self, inputs: Inputs, layers: Collection[int] | None = None, face_scale: Tensor | None = None
+    ) -> KeysValues:
+        """Return K' and V' of every layer, by official number.
+
+        Args:
+            inputs: what the projection takes, each "batch images ..."
+            layers: only these
+            face_scale: see `image_tokens`
+        """
+        image_tokens = self.image_tokens(inputs, face_scale)
+        return {
+            number: self.key_value(number)(image_tokens)
+            for number in (self.shapes if layers is None else layers)
+        }
+
+    def image_tokens(
+        self, inputs: Inputs, face_scale: Float[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch tokens {self.projection.context_dim}"]:
+        """Project what encoders saw; the tokens of a sample's several images stand side by side.
+
+        Args:
+            inputs: what the projection takes, each "batch images ..."
+            face_scale: strength of the features beside the face, for FaceID-PlusV2
+
+        Raises:
+            AdapterMismatch: inputs of another kind or width than the projection's
+        """
+        for name, wanted in self.projection.takes.items():
+            if name not in inputs or inputs[name].shape[-1] != wanted:
+                given = ", ".join(f"{key} {value.shape[-1]} wide" for key, value in inputs.items())
+                raise AdapterMismatch(f"this adapter takes {name} {wanted} wide, not {given}")
+        batch, images = next(iter(inputs.values())).shape[:2]
+        each = [inputs[name].flatten(0, 1) for name in self.projection.takes]
+        if face_scale is not None and isinstance(self.projection, FacePlusProjection):
+            tokens = self.projection(*each, face_scale.repeat_interleave(images).to(each[0]))
+        else:
+            tokens = self.projection(*each)
+        return tokens.reshape(batch, -1, tokens.shape[-1])
+
+    # Attaching
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the adapter sits on a denoiser now."""
+        return self._attachment is not None and self._attachment.is_attached
+
+    def attach(self, target: object) -> Attachment:
+        """Attach to a denoiser, at once; the returned context detaches at its end.
+
+        Without references the pictures stay those of the base model, bit for bit. An adapter that is held no
+        more (nor what `attach` and `references` returned) is detached. Several adapters on one U-Net add up;
+        attaching one beside image prompts of another that no `with` will end warns.
+
+        Args:
+            target: a diffusers pipeline, or a bare U-Net; compiled or not. Other pipelines with it are
+                followed too. Compile a bare U-Net first, then attach to the compiled one
+
+        Raises:
+            AttachmentError: attached already, no U-Net, or an attention processor that is not supported
+            AdapterMismatch: this adapter belongs to another kind of base
+        """
+        if self.is_attached:
+            raise AttachmentError("the adapter is attached already; detach it first")
+        attachment = Attachment(target, self.shapes, [int(number) for number in self.lora])
+        self._attachment = attachment
+        attachment.when_detached = functools.partial(_forget_attachment, weakref.ref(self))
+        return attachment
+
+    def detach(self) -> None:
+        """Take the adapter off: the denoiser has its very own processors again, and no hooks of ours.
+
+        Raises:
+            AttachmentError: not attached
+        """
+        self._attached().detach()
+
+    def _attached(self) -> Attachment:
+        attachment = self._attachment
+        if attachment is None or not attachment.is_attached:
+            raise AttachmentError("the adapter is not attached; call adapter.attach(pipeline) first")
+        return attachment
+
+    # Inference
+
+    @torch.no_grad()
+    def references(
+        self, *references: ReferenceLike | Sequence[ReferenceLike], branches: Branches | None = None
+    ) -> ActiveReferences:
+        """Let image prompts act from now on; the returned context ends it.
+
+        They act for who sets them: the thread, or the task of asyncio, that calls `references`. Another one
+        has its own, or is refused while any act.
+
+        Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt; an
+        argument that is a list has one reference for each prompt (or for each picture, where one prompt makes
+        several; or for each frame of a video). Several arguments act together: their attentions add up.
+
+        In a list, references with fewer pictures have theirs repeated until all have equally many tokens,
+        which changes nothing but rounding.
+
+        Args:
+            *references: see above; a picture, path, array or embedding stands for `Reference(it)`
+            branches: what the rows of a batch are, e.g. ("negative", "positive"). By default a pipeline of
+                docs/pipelines.md is asked at every step, and a bare U-Net has positive rows only
+
+        Raises:
+            AttachmentError: not attached, or the U-Net was changed since
+            InvalidReference: nothing given, something that is no reference, or a setting without effect
+            AdapterMismatch: no image encoder, or embeddings of another width
+            AmbiguousBatch: lists of different lengths; also raised later, by the generation, if the batch
+                does not fit the references
+        """
+        attachment = self._attached()
+        attachment.check_in_place()
+        arguments = as_arguments(references)
+        every = [reference for argument in arguments for reference in argument]
+        clock = None if isinstance(attachment.target, nn.Module) else Clock(attachment.target)
+        check_schedule(every, clock is not None)
+        self._check_face_settings(every)
+        encoded = iter(self._encoder_for(attachment.target).encode(every))
+        conditions = [
+            self._condition(argument, [next(encoded) for _ in argument], attachment) for argument in arguments
+        ]
+        laying = Laying(
+            conditions,
+            attachment.levels,
+            attachment.unet,
+            attachment.target,
+            branches=branches,
+            clock=clock,
+            loras=self._loras(arguments),
+            is_static=attachment.is_compiled,
+        )
+        return attachment.show(laying)
+
+    def encode(self, reference: ReferenceLike) -> ImageEmbeddings:
+        """Return what the encoders make of a reference, to be kept, saved and used again in its place.
+
+        Raises:
+            AdapterMismatch, InvalidReference, ImageError: as `references`
+        """
+        encoder = self._encoder_for(None)
+        (encoded,) = encoder.encode([as_reference(reference)])
+        blank: dict[Input, Tensor] = {name: value[0] for name, value in encoded.negative.items()}
+        return ImageEmbeddings(encoded.positive, blank, encoder.metadata)
+
+    def views(self, reference: ReferenceLike) -> list[Image.Image]:
+        """Return exactly what the image encoder sees of a reference's pictures.
+
+        Raises:
+            AdapterMismatch: no image encoder
+        """
+        return self._encoder_for(None).views(as_reference(reference))
+
+    def _encoder_for(self, target: object) -> ReferenceEncoder:
+        return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
+
+    def _check_face_settings(self, references: Sequence[Reference]) -> None:
+        is_face_plus = isinstance(self.projection, FacePlusProjection)
+        if not is_face_plus and any(reference.face_scale != 1 for reference in references):
+            raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
+        if not self.lora and any(reference.lora_scale != 1 for reference in references):
+            raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
+
+    def _condition(
+        self, references: Sequence[Reference], encoded: Sequence[Encoded], attachment: Attachment
+    ) -> Condition:
+        """Finish one argument of `references`."""
+        asked = asked_of(references, attachment.names)
+        layers = self.shapes if attachment.is_compiled else layers_used(asked)
+        images = math.lcm(*(_images(inputs) for halves in encoded for inputs in halves))
+        face_scale = torch.tensor([float(reference.face_scale) for reference in references])
+        # Made once, so float32 costs nothing; inside a perceiver float16 overflows.
+        dtype = torch.promote_types(next(self.projection.parameters()).dtype, attachment.unet.dtype)
+        device = next(self.projection.parameters()).device
+        like = torch.empty(0, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        check_finite(inputs for halves in encoded for inputs in halves)
+        positive, negative = (
+            self._finished(stacked([halves[half] for halves in encoded], images, like), layers, face_scale)
+            for half in (0, 1)
+        )
+        return finished(asked, positive, negative, {layer: attachment.heads(layer) for layer in layers})
+
+    def _finished(
+        self, inputs: Inputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
+    ) -> KeysValues:
+        """K' and V' in the inputs' number format, where the adapter's own is narrower."""
+        dtype = next(iter(inputs.values())).dtype
+        used = {str(layer) for layer in layers}
+        weights = {
+            name: weight.to(dtype)
+            for name, weight in self.named_parameters()
+            if name.startswith("projection.") or name.split(".")[1] in used
+        }
+        return torch.func.functional_call(self, weights, (inputs, layers, face_scale))
+
+    def _loras(self, arguments: Sequence[Sequence[Reference]]) -> Loras | None:
+        if not self.lora:
+            return None
+        return Loras({int(number): self.low_rank(int(number)) for number in self.lora}, lora_scale(arguments))
+
+    # Training
+
+    def conditioned_on(
+        self, inputs: Inputs | Float[Tensor, "batch images ..."], scale: float | int | Tensor = 1.0
+    ) -> ActiveReferences:
+        """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
+
+        For the trainer: no guidance, no repetition; a LoRA acts with strength 1. A zero row is a dropped
+        image (paper, section 3.2.2). With gradient checkpointing, call `backward` inside the context too: the
+        layers are run again there.
+
+        Args:
+            inputs: encoders' output for every sample of the next forward pass; a tensor for a projection
+                that takes one
+            scale: λ, one number or one per sample (shape ` batch`)
+
+        Raises:
+            AttachmentError: not attached, or the U-Net was changed since
+            AdapterMismatch: inputs of another kind or width
+            AmbiguousBatch: raised by the forward pass, if its batch is not the inputs'
+        """
+        attachment = self._attached()
+        if isinstance(inputs, Tensor):
+            inputs = {next(iter(self.projection.takes)): inputs}
+        weight = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
+        terms = {
+            number: (Term(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value))),)
+            for number, (key, value) in self(inputs).items()
+        }
+        ones = torch.ones(_images(inputs), 1, 1, device=next(self.parameters()).device)
+        loras = {int(number): LoraTerm(self.low_rank(int(number)), ones) for number in self.lora}
+        laid = {number: Laid(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
+        return attachment.show(laid)
+
+
+def _forget_attachment(adapter: "weakref.ref[ImagePromptAdapter]") -> None:
+    """A detached adapter keeps no base model alive."""
+    if (mine := adapter()) is not None:
+        mine._attachment = None
+
+
+def _images(inputs: Inputs) -> int:
+    return next(iter(inputs.values())).shape[0]

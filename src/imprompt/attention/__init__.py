@@ -1,0 +1,1 @@
+"""Inside the denoiser: decoupled cross-attention, its layers, and how it is attached to a U-Net."""

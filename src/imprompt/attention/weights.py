@@ -1,0 +1,53 @@
+"""The trained matrices of one attention layer."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from imprompt.attention.layers import UNet, attention_layers
+from imprompt.attention.processor import Place
+
+LoraShapes = Mapping[Place, tuple[int, int, int]]
+"""Matrix of an attention layer → (in, out, rank) of its LoRA."""
+
+
+class ImageKeyValue(nn.Module):
+    """W'_k and W'_v of one cross-attention layer."""
+
+    def __init__(self, context_dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.to_key = nn.Linear(context_dim, inner_dim, bias=False)
+        self.to_value = nn.Linear(context_dim, inner_dim, bias=False)
+
+    def forward(
+        self, image_tokens: Float[Tensor, "batch tokens context_dim"]
+    ) -> tuple[Float[Tensor, "batch tokens inner_dim"], Float[Tensor, "batch tokens inner_dim"]]:
+        """K' = c_i W'_k and V' = c_i W'_v."""
+        return self.to_key(image_tokens), self.to_value(image_tokens)
+
+
+class LowRank(nn.Module):
+    """A change of a matrix, up · down, of low rank; it starts as no change."""
+
+    def __init__(self, in_dim: int, out_dim: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(in_dim, rank, bias=False)
+        self.up = nn.Linear(rank, out_dim, bias=False)
+        nn.init.normal_(
+            self.down.weight, std=1 / rank
+        )  # as diffusers' LoRALinearLayer, which FaceID was trained with
+        nn.init.zeros_(self.up.weight)
+
+
+def attention_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:
+    """Return (in, out, rank) of the four matrices of every attention layer."""
+    return {
+        number: {
+            "q": (attn.query_dim, attn.inner_dim, rank),
+            "k": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
+            "v": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
+            "out": (attn.inner_dim, attn.out_dim, rank),
+        }
+        for number, (_, attn) in attention_layers(unet).items()
+    }

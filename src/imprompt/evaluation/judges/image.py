@@ -1,0 +1,80 @@
+"""Encoders of pictures alone as the judge: DINO ViT-S/16 (DreamBooth's DINO-I), DINOv2, SigLIP, ...
+
+Features are what each model gives for the whole picture: the class token after the last normalisation (DINO,
+DINOv2, ViT), or the projected or pooled embedding (SigLIP, CLIP, ConvNeXt).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModel
+
+from imprompt.errors import UnknownModel
+from imprompt.evaluation.judges.judge import Judge, load_config, load_whole, loaded, place_of
+from imprompt.inputs.encoder import without_folders
+
+DINO = "facebook/dino-vits16"
+"""What DreamBooth's DINO metric uses (arXiv 2208.12242, section 4.1)."""
+
+WITH_POOLER = ("vit", "deit", "beit", "data2vec-vision")
+"""Model types whose pooling layer is a head of the pretraining that DINO's files do not have."""
+
+
+class ImageJudge(Judge):
+    """Any of transformers' encoders of pictures, with its own image processor.
+
+    Args:
+        network: as `AutoModel` loads it
+        processor: makes a picture ready: size, resampling, crop, mean and deviation
+        name: what tables call it
+    """
+
+    def __init__(self, network: nn.Module, processor: Any, *, name: str) -> None:
+        super().__init__(network, name=name)
+        self.processor = processor
+
+    def pixels(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
+        """The picture as the image processor makes it ready."""
+        return self.processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+    @torch.no_grad()
+    def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """The features of the whole picture."""
+        return picture_embedding(self.network, pixels)
+
+
+def picture_embedding(
+    network: Any, pixels: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch dim"]:
+    """One vector for each picture: the image embedding, else the pooled output, else the class token."""
+    if hasattr(network, "get_image_features"):
+        found = network.get_image_features(pixel_values=pixels)
+        return found if isinstance(found, Tensor) else found.pooler_output
+    output = network(pixel_values=pixels)
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+def load_image_judge(source: str | Path = DINO) -> ImageJudge:
+    """Load an encoder of pictures as the judge, for float32.
+
+    Args:
+        source: a folder with model and `preprocessor_config.json`, or "owner/name[:subfolder]" on the hub
+
+    Raises:
+        UnknownModel: not there, without an image processor, or no encoder of pictures
+    """
+    config = load_config("image encoder", source)
+    if not hasattr(config, "image_size") and not hasattr(config, "vision_config"):
+        raise UnknownModel(f"no image encoder at {source}: a {config.model_type} model takes no pictures")
+    options: dict[str, Any] = {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
+    network = load_whole("image encoder", source, AutoModel.from_pretrained, **options)
+    place, where = place_of(source)
+    processor = loaded(
+        "image processor", source, lambda: AutoImageProcessor.from_pretrained(place, backend="pil", **where)
+    )
+    return ImageJudge(network, processor, name=without_folders(str(source)))

@@ -1,0 +1,78 @@
+"""IP-Adapter: any base and any adapter that `imprompt generate` takes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import CLIPVisionModelWithProjection
+
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.checkpoint import load_adapter
+from imprompt.errors import AdapterMismatch
+from imprompt.evaluation.methods.method import Method, modules_of
+from imprompt.evaluation.methods.table import IP_ADAPTER, METHODS
+from imprompt.evaluation.suites.settings import DrawingSettings, MethodSettings
+from imprompt.generation.models import load_base
+from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.reference import Reference
+
+
+class AdapterMethod(Method):
+    """A base with an adapter attached for good."""
+
+    def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
+        super().__init__(method, drawing, device)
+        base = load_base(method.model or METHODS[IP_ADAPTER].model, device=device, dtype=self.dtype)
+        self.pipe = self.prepared(base)
+        # K' and V' are made once a call, so full precision costs nothing.
+        self.adapter = reading_pictures(method.adapter, **_encoder(method)).to(device).float()
+        self._attached = self.adapter.attach(self.pipe)
+
+    def draw(
+        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """As `Method.draw`; every variant that takes a picture."""
+        with self.adapter.references(Reference(reference, scale=scale)):
+            return call_pipeline(self.pipe, self.arguments(text, seeds), seeds=seeds)
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """As `Method.modules`."""
+        yield from modules_of(self.pipe)
+        yield "adapter", self.adapter
+        if self.adapter.image_encoder is not None:
+            yield "image prompt encoder", self.adapter.image_encoder.model
+
+
+def reading_pictures(name: str, **encoder: Any) -> ImagePromptAdapter:
+    """An adapter whose image prompt is a picture as a whole.
+
+    Raises:
+        AdapterMismatch: it reads a face, which most references of a benchmark do not show
+    """
+    adapter = load_adapter(name, **encoder)
+    if "face_embedding" in adapter.projection.takes:
+        raise AdapterMismatch(
+            f"{name} is of a FaceID variant: it reads the embedding of a face, and a benchmark's references "
+            "show anything; measure an adapter that reads whole pictures"
+        )
+    return adapter
+
+
+def adapter_encoder(method: MethodSettings) -> CLIPVisionModelWithProjection:
+    """The image encoder of an adapter."""
+    encoder = reading_pictures(method.adapter, **_encoder(method)).image_encoder
+    if encoder is None:
+        raise AdapterMismatch(f"{method.adapter} has no image encoder that we know; set method.image_encoder")
+    return encoder.model
+
+
+def _encoder(method: MethodSettings) -> dict[str, Any]:
+    known = method.image_encoder == "known"
+    return {} if known else {"image_encoder": _path_or_id(method.image_encoder)}
+
+
+def _path_or_id(name: str) -> str | Path:
+    return Path(name) if Path(name).exists() else name

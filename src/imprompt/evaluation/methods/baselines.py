@@ -1,0 +1,211 @@
+"""The published baselines of Table 1, each by the diffusers pipeline that was made for it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusers.pipelines.deprecated.unclip.pipeline_unclip_image_variation import UnCLIPImageVariationPipeline
+from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+from diffusers.pipelines.deprecated.versatile_diffusion.pipeline_versatile_diffusion_image_variation import (
+    VersatileDiffusionImageVariationPipeline,
+)
+from diffusers.pipelines.kandinsky.pipeline_kandinsky import KandinskyPipeline
+from diffusers.pipelines.kandinsky.pipeline_kandinsky_prior import KandinskyPriorPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_image_variation import (
+    StableDiffusionImageVariationPipeline,
+)
+from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
+from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
+from PIL import Image
+from torch import nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from imprompt.evaluation.methods.method import Method, generators, loaded, modules_of
+from imprompt.evaluation.methods.shuffle import shuffled_content
+from imprompt.evaluation.methods.table import METHODS
+from imprompt.evaluation.suites.settings import DrawingSettings, MethodSettings
+from imprompt.generation.pipeline_results import call_pipeline
+
+_WITHOUT_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
+
+
+class Baseline(Method):
+    """A pipeline that takes a picture for its image prompt."""
+
+    pipeline: ClassVar[Any]
+    options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
+        super().__init__(method, drawing, device)
+        self.published = METHODS[method.name]
+        self.pipe = self.prepared(self.load())
+
+    def load(self) -> Any:
+        """The pipeline, as it is published."""
+        return loaded(self.pipeline, self.model, dtype=self.dtype, **self.options)
+
+    @property
+    def model(self) -> str:
+        """Where the pipeline is."""
+        return self.method.model or self.published.model
+
+    @property
+    def second(self) -> str:
+        """Where what it needs beside is."""
+        return self.method.second or self.published.second
+
+    @classmethod
+    def encoder_home(cls, method: MethodSettings) -> str | None:
+        """The folder or repository whose image_encoder/ conditions it."""
+        return method.model or METHODS[method.name].model
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """As `Method.modules`."""
+        yield from modules_of(self.pipe)
+
+    def draw(
+        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """As `Method.draw`."""
+        prompt = text if self.published.takes_text else None
+        arguments = {"image": [reference] * len(seeds), **self.arguments(prompt, seeds)}
+        return call_pipeline(self.pipe, arguments, seeds=seeds)
+
+
+class SDUnclip(Baseline):
+    """Stable Diffusion 2.1 fine-tuned on image embeddings."""
+
+    pipeline = StableUnCLIPImg2ImgPipeline
+
+
+class VersatileDiffusion(Baseline):
+    """The image-variation flow of Versatile Diffusion."""
+
+    pipeline = VersatileDiffusionImageVariationPipeline
+
+
+class SDImageVariations(Baseline):
+    """Stable Diffusion with an image embedding in place of the text."""
+
+    pipeline = StableDiffusionImageVariationPipeline
+    options: ClassVar = _WITHOUT_CHECKER
+
+
+class Unclip(Baseline):
+    """Karlo: decoder and two steps of super-resolution, all with its own sampler."""
+
+    pipeline = UnCLIPImageVariationPipeline
+
+    parts: ClassVar[dict[str, Any]] = {
+        "decoder": UNet2DConditionModel,
+        "text_encoder": CLIPTextModelWithProjection,
+        "tokenizer": CLIPTokenizer,
+        "text_proj": UnCLIPTextProjModel,
+        "feature_extractor": CLIPImageProcessorPil,
+        "image_encoder": CLIPVisionModelWithProjection,
+        "super_res_first": UNet2DModel,
+        "super_res_last": UNet2DModel,
+        "decoder_scheduler": UnCLIPScheduler,
+        "super_res_scheduler": UnCLIPScheduler,
+    }
+
+    def load(self) -> Any:
+        """The pipeline, part by part: diffusers 0.42 does not find `text_proj` by the name in its index."""
+        parts = {name: loaded(kind, self.model, subfolder=name) for name, kind in self.parts.items()}
+        return UnCLIPImageVariationPipeline(**parts).to(self.dtype)
+
+    def draw(
+        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """As `Method.draw`."""
+        drawing = self.drawing
+        arguments = {
+            "image": [reference] * len(seeds),
+            "decoder_num_inference_steps": drawing.steps,
+            "decoder_guidance_scale": drawing.guidance_scale,
+            "generator": generators(seeds),
+        }
+        return call_pipeline(self.pipe, arguments, seeds=seeds)
+
+
+class Kandinsky(Baseline):
+    """The decoder of Kandinsky 2.1 on the reference's CLIP embedding, as the prior's `interpolate` gives it.
+
+    The prior's transformer maps text to an embedding, and an image prompt needs none; its encoder is used.
+    """
+
+    pipeline = KandinskyPipeline
+
+    def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
+        super().__init__(method, drawing, device)
+        self.prior = loaded(KandinskyPriorPipeline, self.second, dtype=self.dtype)
+        self.prior.image_encoder.to(device)
+
+    @classmethod
+    def encoder_home(cls, method: MethodSettings) -> str | None:
+        """It is the prior's."""
+        return method.second or METHODS[method.name].second
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """As `Method.modules`."""
+        yield from modules_of(self.pipe)
+        yield "prior.image_encoder", self.prior.image_encoder
+
+    @torch.no_grad()
+    def draw(
+        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """As `Method.draw`."""
+        encoder, count = self.prior.image_encoder, len(seeds)
+        pixels = self.prior.image_processor(reference, return_tensors="pt").pixel_values
+        embedding = encoder(pixels.to(self.device, encoder.dtype)).image_embeds
+        blank = self.prior.get_zero_embed(count, device=self.device)
+        embeds = {"image_embeds": embedding.repeat(count, 1), "negative_image_embeds": blank}
+        return call_pipeline(self.pipe, {**embeds, **self.arguments(text, seeds)}, seeds=seeds)
+
+
+class ControlNetShuffle(Baseline):
+    """Stable Diffusion 1.5 with a ControlNet that was trained to put a shuffled picture together again."""
+
+    pipeline = StableDiffusionControlNetPipeline
+
+    def load(self) -> Any:
+        """The base, and the ControlNet beside it."""
+        control = loaded(ControlNetModel, self.second, torch_dtype=self.dtype)
+        options = {"controlnet": control, **_WITHOUT_CHECKER}
+        return loaded(self.pipeline, self.model, dtype=self.dtype, **options)
+
+    @classmethod
+    def encoder_home(cls, method: MethodSettings) -> str | None:
+        """No encoder conditions it."""
+        return None
+
+    def draw(
+        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """As `Method.draw`; each sample has a shuffle of its own."""
+        pipe: Any = self.pipe
+        size = self.drawing.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
+        shown = [shuffled_content(reference, size, seed) for seed in seeds]
+        arguments = {"image": shown, **self.arguments(text, seeds), "height": size, "width": size}
+        return call_pipeline(pipe, arguments, seeds=seeds)
+
+
+BASELINES: dict[str, type[Baseline]] = {
+    "unclip": Unclip,
+    "sd-unclip": SDUnclip,
+    "kandinsky": Kandinsky,
+    "versatile-diffusion": VersatileDiffusion,
+    "sd-image-variations": SDImageVariations,
+    "controlnet-shuffle": ControlNetShuffle,
+}
+"""Name in a configuration → who draws."""

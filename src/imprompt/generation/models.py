@@ -1,0 +1,142 @@
+"""Base models and ControlNets by name, and the diffusers pipeline that a generation needs."""
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.auto_pipeline import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+)
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+
+from imprompt import mini
+from imprompt.errors import ConfigError, UnknownModel
+from imprompt.generation.settings import Settings
+from imprompt.mini.inpainting import called_four_channels
+from imprompt.runtime.files import name_fault, shorten
+
+_MINI = "mini"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_base(
+    name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> DiffusionPipeline:
+    """Load a base model.
+
+    It is named "mini" (the embedded one), "mini:STYLE" (that, fine-tuned on one style of drawing), by a
+    folder in diffusers' format, or by a hub id owner/name.
+
+    Args:
+        name: see above
+        device: where it goes; by default the first GPU if there is one, else the CPU
+        dtype: what it computes in; by default float16 on a GPU, float32 on the CPU
+
+    Raises:
+        UnknownModel: there is no such model here, and it cannot be fetched.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    embedded, _, style = name.partition(":")
+    if embedded == _MINI:
+        styled = {"style": style} if style else {}
+        return mini.pipeline(dtype=dtype, **styled).to(device)
+    _check_name("base model", name, "model_index.json")
+    try:
+        return AutoPipelineForText2Image.from_pretrained(name, dtype=dtype).to(device)
+    except Exception as error:  # foreign folders and a network: this may fail in any way
+        raise UnknownModel(f"the base model {name} cannot be loaded: {_reason(error)}") from error
+
+
+def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
+    """Load a ControlNet for a base: "mini" (edges, for the embedded base), a folder or a hub id.
+
+    Raises:
+        UnknownModel: there is no such ControlNet here, and it cannot be fetched.
+    """
+    if name == _MINI:
+        return mini.controlnet(dtype=pipe.dtype).to(pipe.device)
+    _check_name("ControlNet", name, "config.json")
+    try:
+        loaded = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
+    except Exception as error:  # as in load_base
+        raise UnknownModel(f"the ControlNet {name} cannot be loaded: {_reason(error)}") from error
+    return cast(Any, loaded).to(pipe.device)
+
+
+def control_picture(picture: Image.Image, model: str) -> Image.Image:
+    """What a ControlNet of this name is shown: the edges of a picture for "mini", else the picture itself."""
+    return mini.edge_picture(picture) if model == _MINI else picture
+
+
+def pipeline_for(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPipeline:
+    """Return the pipeline of the same base that does what the settings ask; it shares all models with `pipe`.
+
+    Raises:
+        ConfigError: diffusers has none for this base, or a ControlNet does not fit it
+    """
+    if settings.init_image is None and not settings.controls:
+        return pipe
+    kind, what = _task(settings)
+    models = [control.model for control in settings.controls]
+    controlnet: dict[str, Any] = {"controlnet": models if len(models) > 1 else models[0]} if models else {}
+    _check_controls(pipe, models)
+    try:
+        made = kind.from_pipe(pipe, **controlnet)
+    except ValueError as error:
+        raise ConfigError(f"diffusers has no pipeline of {type(pipe).__name__} for {what}") from error
+    made.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return made
+
+
+def taken_for_maskless(called: Any) -> AbstractContextManager[None]:
+    """Let diffusers' inpainting take a U-Net of many latent channels (the embedded one) for a maskless one.
+
+    It knows such a U-Net by 4 input channels, and one with mask channels by 9.
+    """
+    if "Inpaint" not in type(called).__name__ or called.unet.config.in_channels in (4, 9):
+        return nullcontext()
+    return called_four_channels(called.unet)
+
+
+def _task(settings: Settings) -> tuple[Any, str]:
+    with_control = " with a ControlNet" if settings.controls else ""
+    if settings.init_image is None:
+        return AutoPipelineForText2Image, f"text-to-image{with_control}"
+    if settings.inpaint is None:
+        return AutoPipelineForImage2Image, f"image-to-image{with_control}"
+    return AutoPipelineForInpainting, f"inpainting{with_control}"
+
+
+def _check_controls(pipe: Any, models: Sequence[ControlNetModel]) -> None:
+    """Compare what a ControlNet reads and adds to with the base's U-Net."""
+    for model in models:
+        for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
+            its, base = getattr(model.config, key), getattr(pipe.unet.config, key)
+            if its != base:
+                raise ConfigError(
+                    f"this ControlNet is for another base: its {key} is {its}, the base's {base}"
+                )
+
+
+def _check_name(kind: str, name: str, index: str) -> None:
+    if fault := name_fault(name):
+        raise UnknownModel(f"no {kind} {shorten(name)!r}: {fault}")
+    path = Path(name)
+    if path.is_dir() and not (path / index).is_file():
+        raise UnknownModel(f"{name} is a folder without {index}, so no model in diffusers' format")
+    if path.is_file():
+        raise UnknownModel(f"{name} is a file; a {kind} is a folder in diffusers' format")
+    if not path.exists() and not _HUB_ID.fullmatch(name):
+        raise UnknownModel(f"no {kind} {name!r}: no such folder, nor 'mini', nor a hub id (owner/name)")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

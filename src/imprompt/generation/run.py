@@ -1,0 +1,187 @@
+"""A job, run: its files are read, then its models are loaded, then its pictures made."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.checkpoint import load_adapter
+from imprompt.errors import ConfigError
+from imprompt.generation import models as model_loading
+from imprompt.generation.job import Job, JobControl
+from imprompt.generation.models import control_picture, load_controlnet
+from imprompt.generation.pictures import generate_each
+from imprompt.generation.settings import Control, Settings, check_proportions
+from imprompt.inputs.faces import InsightFaceEmbedder
+from imprompt.inputs.image import load_image
+from imprompt.reference import Reference
+
+_SEEN_GAP = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a job's files hold."""
+
+    references: Mapping[str, list[Reference]]
+    """By the name of the adapter that reads them."""
+    settings: Settings
+    """Everything but the prompt and the ControlNets."""
+    control_images: Sequence[Image.Image]
+
+    def steps_of(self, job: Job) -> int:
+        """Denoising steps of the whole job."""
+        return len(job.prompts) * job.count * self.settings.steps_made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What a job needs, loaded: base, adapters by name, ControlNets in their order."""
+
+    pipe: DiffusionPipeline
+    adapters: Mapping[str, ImagePromptAdapter]
+    controlnets: Sequence[ControlNetModel]
+
+
+class Made(NamedTuple):
+    """A picture, and the job that makes this one alone."""
+
+    picture: Image.Image
+    job: Job
+
+
+def read_inputs(job: Job) -> Inputs:
+    """Read all of a job's files; done first, it finds a wrong one before anything large is loaded.
+
+    Raises:
+        ImageError, CheckpointError: a file that cannot be read
+        InvalidReference: settings of a reference that do not go together
+        ConfigError: a picture to start from, its mask or a control picture is hair-thin
+    """
+    beneath = _drawn_over(job)
+    settings = Settings(
+        negative_prompt=job.negative_prompt,
+        guidance_scale=job.guidance_scale,
+        guidance_interval=job.guidance_interval,
+        steps=job.steps,
+        size=None if job.width is None or job.height is None else (job.width, job.height),
+        init_image=beneath.get("init_image"),
+        strength=job.strength,
+        inpaint=beneath.get("inpaint"),
+    )
+    return Inputs(
+        references={name: [one.reference() for one in group] for name, group in job.by_adapter.items()},
+        settings=settings,
+        control_images=[_control_image(control) for control in job.controls],
+    )
+
+
+def _drawn_over(job: Job) -> dict[str, Image.Image]:
+    """The picture to start from and its mask, those that there are."""
+    found: dict[str, Image.Image] = {}
+    for name, file, background in (
+        ("init_image", job.init_image, (255, 255, 255)),
+        ("inpaint", job.inpaint, (0, 0, 0)),
+    ):
+        if file is not None:
+            found[name] = load_image(file, background=background)
+            check_proportions(found[name], f"{name} {file}")
+    return found
+
+
+def _control_image(control: JobControl) -> Image.Image:
+    picture = load_image(control.image)
+    check_proportions(picture, f"the control picture {control.image}")
+    return control_picture(picture, control.model)
+
+
+def load_models(job: Job) -> Models:
+    """Load the base, every adapter once, and the ControlNets.
+
+    Raises:
+        UnknownModel, CheckpointError, AdapterMismatch: see `load_base`, `load_adapter`, `load_controlnet`
+        MissingExtra: faces are to be found in pictures, and what finds them is not installed
+    """
+    adapters = {name: _adapter(name, job) for name in job.by_adapter}
+    pipe = model_loading.load_base(job.base)
+    pipe.set_progress_bar_config(disable=True)
+    return Models(
+        pipe=pipe,
+        # K' and V' are made once, so full precision costs nothing.
+        adapters={name: adapter.to(pipe.device).float() for name, adapter in adapters.items()},
+        controlnets=[load_controlnet(control.model, pipe) for control in job.controls],
+    )
+
+
+def run_job(
+    job: Job,
+    inputs: Inputs | None = None,
+    models: Models | None = None,
+    *,
+    on_step: Callable[[], None] | None = None,
+) -> Iterator[Made]:
+    """Make the job's pictures, prompt after prompt, seed after seed; each as soon as it is asked for.
+
+    Args:
+        job: what to make
+        inputs: from `read_inputs`; read here if not given
+        models: from `load_models`; loaded here if not given
+        on_step: called after every denoising step
+
+    Raises:
+        See `generate_each`, `read_inputs` and `load_models`.
+    """
+    inputs = inputs or read_inputs(job)
+    models = models or load_models(job)
+    prompted = [(models.adapters[name], group) for name, group in inputs.references.items()]
+    controls = [
+        Control(model, image, control.scale)
+        for model, image, control in zip(models.controlnets, inputs.control_images, job.controls, strict=True)
+    ]
+    for prompt in job.prompts:
+        settings = replace(inputs.settings, prompt=prompt, controls=controls)
+        pictures = generate_each(models.pipe, prompted, settings, seeds=job.seeds, on_step=on_step)
+        for seed, picture in zip(job.seeds, pictures, strict=True):
+            yield Made(picture, _alone(job, prompt, seed, picture))
+
+
+def what_is_seen(inputs: Inputs, models: Models) -> Image.Image:
+    """What the image encoders see of the references, side by side.
+
+    Raises:
+        ConfigError: nothing, as all references are embeddings
+    """
+    views = [
+        view
+        for name, references in inputs.references.items()
+        for reference in references
+        for view in models.adapters[name].views(reference)
+    ]
+    if not views:
+        raise ConfigError("the references are embeddings: there is no picture to be seen")
+    width = sum(view.width + _SEEN_GAP for view in views) - _SEEN_GAP
+    row = Image.new("RGB", (width, max(view.height for view in views)), "white")
+    left = 0
+    for view in views:
+        row.paste(view, (left, 0))
+        left += view.width + _SEEN_GAP
+    return row
+
+
+def _alone(job: Job, prompt: str, seed: int, picture: Image.Image) -> Job:
+    changes = {"prompt": prompt, "seed": seed, "count": 1, "width": picture.width, "height": picture.height}
+    return job.model_copy(update=changes)
+
+
+def _adapter(name: str, job: Job) -> ImagePromptAdapter:
+    adapter = load_adapter(
+        name, image_encoder=job.image_encoder or "known", face_plus_version=job.face_plus_version
+    )
+    looked_at = [one for one in job.by_adapter[name] if one.face is None and not one.is_embeddings]
+    if "face_embedding" in adapter.projection.takes and looked_at:
+        adapter.face_embedder = InsightFaceEmbedder()
+    return adapter

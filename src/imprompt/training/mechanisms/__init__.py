@@ -1,0 +1,45 @@
+"""How an image prompt reaches the base: the method, and the ways beside it that it is compared with.
+
+    decoupled       output = Attn(Q, K, V) + λ Attn(Q, K', V')        trained: projection, every W'_k, W'_v
+    concatenated    output = Attn(Q, [K, K_i], [V, V_i])              trained: the projection alone
+    replaced        output = Attn(Q, K_i, V_i)                        trained: projection and the whole U-Net
+    unclip          time embedding + W e                              trained: W and the whole U-Net
+    two-stream      output = (1-α) Attn(Q, K, V) + α Attn(Q, K_i, V_i)    trained: projection and the U-Net
+
+K_i, V_i are made of the image tokens c_i by the base's own W_k, W_v; e is the image embedding. The first two
+leave the base as it is, the others train it. "Concatenated" is the paper's simple adapter (Ye et al. 2023,
+section 4.4.1); "replaced" is how SD image variations, "unclip" how SD-unCLIP, "two-stream" how Versatile
+Diffusion (Xu et al. 2022) take a picture. Each class says where we differ from what was published.
+
+    base            what all of them offer
+    projected       those with a projection of the image embedding
+    text            text embeddings on both branches of guidance
+    fine_tuned      those that train the U-Net as well
+    files           adapter files → the mechanism in its place
+"""
+
+from imprompt.training.mechanisms.base import Denoise, Injection, Inputs
+from imprompt.training.mechanisms.concatenated import ConcatenatedInjection
+from imprompt.training.mechanisms.decoupled import DecoupledInjection
+from imprompt.training.mechanisms.files import MECHANISMS, load_injection, read_metadata
+from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
+from imprompt.training.mechanisms.replaced import ReplacedInjection
+from imprompt.training.mechanisms.two_stream import TwoStreamInjection
+from imprompt.training.mechanisms.unclip import TimeProjection, UnclipInjection, time_width
+
+__all__ = [
+    "MECHANISMS",
+    "ConcatenatedInjection",
+    "DecoupledInjection",
+    "Denoise",
+    "FineTunedInjection",
+    "Injection",
+    "Inputs",
+    "ReplacedInjection",
+    "TimeProjection",
+    "TwoStreamInjection",
+    "UnclipInjection",
+    "load_injection",
+    "read_metadata",
+    "time_width",
+]

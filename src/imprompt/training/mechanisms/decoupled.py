@@ -1,0 +1,63 @@
+"""The method: a second cross-attention, with keys and values of its own, beside the text's."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.checkpoint import from_official, save_adapter
+from imprompt.checkpoint.files import read_tensors
+from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.reference import Reference
+from imprompt.training.mechanisms.base import Denoise, Injection, Inputs, denoised, put_in_place
+
+
+class DecoupledInjection(Injection):
+    """output = Attn(Q, K, V) + λ Attn(Q, K', V'); projection and every W'_k, W'_v are trained.
+
+    Args:
+        adapter: attached to `pipe` at once, until `detach`
+        pipe: the base's pipeline
+    """
+
+    name = "decoupled"
+
+    def __init__(self, adapter: ImagePromptAdapter, pipe: Any) -> None:
+        self.trained = self.adapter = adapter
+        self.unet = pipe.unet
+        self.attachment = adapter.attach(pipe)
+
+    @contextlib.contextmanager
+    def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
+        """K' and V' of these image prompts act beside the text."""
+        with self.adapter.conditioned_on(inputs):
+            yield lambda noisy, times, text, added: denoised(self.unet, noisy, times, text, added)
+
+    def pictures(
+        self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
+    ) -> list[Image.Image]:
+        """Draw with λ = `scale`."""
+        self.check_pipeline(pipe)
+        if pipe is not self.attachment.target:  # it asks its pipeline for branches and steps
+            self.attachment.detach()
+            self.attachment = self.adapter.attach(pipe)
+        with self.adapter.references([Reference(one, scale=scale) for one in images]):
+            return call_pipeline(pipe, call)
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write an adapter in the official layout."""
+        save_adapter(self.adapter, path, self.metadata(metadata))
+
+    def restore(self, path: Path) -> None:
+        """Read the adapter's file."""
+        tensors: dict[str, Tensor] = from_official(read_tensors(path).tensors)
+        put_in_place(self.trained, tensors, path)
+
+    def detach(self) -> None:
+        """Take the adapter off the U-Net."""
+        self.attachment.detach()

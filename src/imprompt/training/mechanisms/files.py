@@ -1,0 +1,98 @@
+"""Adapter files: each says in its metadata which mechanism it is of; one that does not is decoupled."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from imprompt.checkpoint import load_adapter
+from imprompt.checkpoint.files import read_tensors
+from imprompt.errors import AdapterMismatch, CheckpointError
+from imprompt.projection import HiddenProjection, LinearProjection
+from imprompt.training.mechanisms.base import Injection
+from imprompt.training.mechanisms.concatenated import ConcatenatedInjection
+from imprompt.training.mechanisms.decoupled import DecoupledInjection
+from imprompt.training.mechanisms.projected import PREFIX
+from imprompt.training.mechanisms.replaced import ReplacedInjection
+from imprompt.training.mechanisms.two_stream import TwoStreamInjection
+from imprompt.training.mechanisms.unclip import TimeProjection, UnclipInjection, time_width
+
+MECHANISMS: Mapping[str, type[Injection]] = {
+    kind.name: kind
+    for kind in (
+        DecoupledInjection,
+        ConcatenatedInjection,
+        ReplacedInjection,
+        UnclipInjection,
+        TwoStreamInjection,
+    )
+}
+"""Every mechanism by its name."""
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What an adapter file says of itself; "injection" always.
+
+    Raises:
+        CheckpointError: no such file, or damaged
+    """
+    return {"injection": DecoupledInjection.name, **read_tensors(Path(path)).metadata}
+
+
+def load_injection(path: str | os.PathLike[str], pipe: Any) -> Injection:
+    """Put what a file holds in its place on a pipeline.
+
+    Of a mechanism that trains the base, the file's U-Net goes into the pipeline's.
+
+    Args:
+        path: as `imprompt train` writes it, of any mechanism
+        pipe: the pipeline of the base that it was trained on, or of a fine-tuned one
+
+    Raises:
+        CheckpointError: no such file, damaged, of an unknown mechanism, or not of this base
+        AdapterMismatch: it is for another kind of base
+    """
+    path = Path(path)
+    file = read_tensors(path)
+    name = file.metadata.get("injection", DecoupledInjection.name)
+    if name not in MECHANISMS:
+        raise CheckpointError(f"{path} is of a mechanism {name!r}; those known are: {', '.join(MECHANISMS)}")
+    if name == DecoupledInjection.name:
+        return DecoupledInjection(load_adapter(path, image_encoder=None).float().to(pipe.device), pipe)
+    projection = _projection(path, file.tensors, name, pipe)
+    made: Any = MECHANISMS[name]
+    injection: Injection = made(projection.to(pipe.device), pipe)
+    try:
+        injection.restore(path)
+    except CheckpointError:
+        injection.detach()
+        raise
+    return injection
+
+
+def _projection(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any) -> nn.Module:
+    """A projection as wide as the file's."""
+    first = f"{PREFIX}proj.weight" if f"{PREFIX}proj.weight" in tensors else f"{PREFIX}proj.0.weight"
+    if first not in tensors or tensors[first].ndim != 2:
+        raise CheckpointError(f"{path} says that it is {name}, but has no {PREFIX}proj.weight: it is damaged")
+    outputs, embedding_dim = tensors[first].shape
+    if name == UnclipInjection.name:
+        _check_width(path, "time embedding", outputs, time_width(pipe.unet))
+        return TimeProjection(embedding_dim, outputs)
+    last, norm = tensors.get(f"{PREFIX}proj.2.weight", tensors[first]), tensors.get(f"{PREFIX}norm.weight")
+    if norm is None or norm.ndim != 1 or last.shape[0] % len(norm):
+        raise CheckpointError(f"{path} says that it is {name}, but has no sound projection: it is damaged")
+    context_dim, tokens = len(norm), last.shape[0] // len(norm)
+    _check_width(path, "text embedding", context_dim, int(pipe.unet.config.cross_attention_dim))
+    if first.endswith("proj.0.weight"):
+        return HiddenProjection(embedding_dim, context_dim, tokens, hidden=outputs)
+    return LinearProjection(embedding_dim, context_dim, tokens)
+
+
+def _check_width(path: Path, what: str, given: int, wanted: int) -> None:
+    if given != wanted:
+        raise AdapterMismatch(
+            f"{path} is for a base whose {what} is {given} wide; that of this base is {wanted} wide"
+        )

@@ -1,0 +1,89 @@
+"""The image embedding in the time embedding: SD-unCLIP."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from imprompt.errors import AmbiguousBatch
+from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.inputs.encoder import Input
+from imprompt.training.mechanisms.base import Denoise, Inputs, denoised
+from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
+
+
+class TimeProjection(nn.Module):
+    """s = W e, W = 0 at first; without a bias, so that "no image", e = 0, adds nothing.
+
+    Args:
+        embedding_dim: width of the image embedding e
+        time_dim: width of the U-Net's time embedding
+    """
+
+    def __init__(self, embedding_dim: int, time_dim: int) -> None:
+        super().__init__()
+        self.takes: Mapping[Input, int] = {"image_embedding": embedding_dim}
+        self.proj = nn.Linear(embedding_dim, time_dim, bias=False)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(
+        self, image_embedding: Float[Tensor, "batch embedding_dim"]
+    ) -> Float[Tensor, "batch time_dim"]:
+        """What is added to the time embedding."""
+        return self.proj(image_embedding)
+
+
+class UnclipInjection(FineTunedInjection):
+    """time embedding + W e; the text stays; W and the whole U-Net are trained. At first it is the base.
+
+    As stabilityai/stable-diffusion-2-1-unclip does it, with two differences: there noise is added to e, and
+    the U-Net told how much (Ramesh et al. 2022); here there is none, as for our other mechanisms. And W e is
+    a small network there.
+    """
+
+    name = "unclip"
+
+    @contextlib.contextmanager
+    def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
+        """Every residual block hears of the image through the time."""
+        with self._added(self.projected(inputs)):
+            yield lambda noisy, times, text, added: denoised(self.unet, noisy, times, text, added)
+
+    @torch.no_grad()
+    def pictures(
+        self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
+    ) -> list[Image.Image]:
+        """Draw with image embeddings multiplied by `scale`, 0 being no image; a ControlNet hears of none."""
+        with self._added(*self.both_sides(pipe, images, call, scale)):
+            return call_pipeline(pipe, call)
+
+    @contextlib.contextmanager
+    def _added(self, positive: Tensor, negative: Tensor | None = None) -> Iterator[None]:
+        """Add these to the time embedding: one for each sample, or guidance's negative half first."""
+        rows = {len(positive): positive}
+        if negative is not None:
+            rows[2 * len(positive)] = torch.cat([negative, positive])
+
+        def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if len(output) not in rows:
+                raise AmbiguousBatch(
+                    f"the U-Net is given {len(output)} samples; {len(positive)} image prompts fit on "
+                    f"{' or '.join(map(str, rows))}"
+                )
+            return output + rows[len(output)].to(output)
+
+        hook = self.unet.time_embedding.register_forward_hook(add)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def time_width(unet: Any) -> int:
+    """Width of a U-Net's time embedding."""
+    return int(unet.time_embedding.linear_2.out_features)
