@@ -17,6 +17,8 @@ from imprompt.training.settings_tables import BEGIN, END, tables, with_tables
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "training.md").read_text()
+SETTINGS = (ROOT / "docs" / "training-settings.md").read_text()
+MESSAGES = (ROOT / "docs" / "training-messages.md").read_text()
 PAGES = [GUIDE, (ROOT / "docs" / "scale.md").read_text(), (ROOT / "README.md").read_text()]
 
 
@@ -24,8 +26,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def test_the_guides_table_of_settings_is_current() -> None:
-    assert with_tables(GUIDE) == GUIDE, "python -m imprompt.training.settings_tables docs/training.md"
+def test_the_page_of_settings_is_current() -> None:
+    command = "python -m imprompt.training.settings_tables docs/training-settings.md"
+    assert with_tables(SETTINGS) == SETTINGS, command
 
 
 def test_the_table_replaces_what_stands_between_the_marks_only() -> None:
@@ -51,7 +54,7 @@ def test_the_quick_start_runs_in_order(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(image_prompting, "BANDS", (0.5,))  # how a look is taken is tested elsewhere
-    (block,) = blocks(GUIDE, "sh in order")
+    (block,) = blocks(GUIDE, "shell")
     for line in block.splitlines():
         assert cli.main(shlex.split(line)[1:]) == 0, line
     assert (tmp_path / "blue-hair.png").exists()
@@ -74,10 +77,9 @@ def sentences() -> Iterator[str]:
                 )
 
 
-def test_messages_that_the_guide_explains_are_those_of_the_code() -> None:
+def test_messages_that_their_page_explains_are_those_of_the_code() -> None:
     said = list(sentences())
-    table = GUIDE.partition("| message |")[2].partition("##")[0]
-    messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    messages = re.findall(r"^\| `([^`]+)` \|", MESSAGES, re.MULTILINE)
     assert len(messages) > 10
     missing = [m for m in messages if not any(words_in_order(m, sentence) for sentence in said)]
     assert not missing
