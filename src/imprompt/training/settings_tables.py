@@ -1,6 +1,6 @@
 """The settings of `imprompt train` as Markdown tables, made from the classes that read them.
 
-python -m imprompt.training.settings_tables docs/training-settings.md    puts them between the page's two marks
+python -m imprompt.training.settings_tables docs/training-settings.md   puts them between the page's two marks
 """
 
 import json
