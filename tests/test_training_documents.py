@@ -14,6 +14,7 @@ from imprompt.training.config import parse_config
 from imprompt.training.objectives import image_prompting
 from imprompt.training.presets import overlaid
 from imprompt.training.settings_tables import BEGIN, END, tables, with_tables
+from imprompt.training.synonyms import COUNTERPARTS
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "training.md").read_text()
@@ -40,6 +41,15 @@ def test_every_setting_says_what_it_is() -> None:
     rows = [line for line in tables().splitlines() if line.startswith("| `")]
     assert len(rows) > 60
     assert not [row for row in rows if row.endswith("|  |")]
+
+
+def test_the_page_has_the_words_of_other_trainers_right() -> None:
+    table = SETTINGS.partition("## In the words")[2]
+    rows = re.findall(r"^\| (`.+`) \| (`.+`) \|$", table, re.MULTILINE)
+    assert len(rows) > 20
+    for ours, theirs in rows:
+        keys = re.findall(r"`([\w.]+)`", ours)
+        assert all(COUNTERPARTS[word] in keys for word in re.findall(r"`(\w+)`", theirs)), theirs
 
 
 @pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
