@@ -39,7 +39,7 @@ from imprompt.lab.study.tradeoff import measure_tradeoff
 from imprompt.lab.suite.findings import DRAWING
 from imprompt.report import Grid, make_folder, write_picture, write_report, write_scores
 from imprompt.report.sheets import titled_sheet
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 __all__ = [
     "BASE_ALONE",
@@ -126,7 +126,7 @@ def measure_runs(study: Study, runs: Sequence[StudyRun], folder: Path) -> Result
             missing.append((run, place, key))
         else:
             results[name_run(run)] = stored
-    with counted("pictures", sum(study.count_pictures(run) for run, _, _ in missing)) as advance:
+    with show_progress("pictures", sum(study.count_pictures(run) for run, _, _ in missing)) as advance:
         for run, place, key in missing:
             results[name_run(run)] = measure_run(study, run, advance)
             save_result(place, key, results[name_run(run)])

@@ -42,7 +42,7 @@ from imprompt.lab.suite.scoring import (
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_gallery, sample_subjects, suited
 from imprompt.report import make_folder, write_report, write_scores
 from imprompt.report.interval import Interval
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 Pictures = dict[tuple[str, str], list[Image.Image]]
 """(split or text, condition) → a picture of each subject."""
@@ -135,7 +135,7 @@ def paint_all(
         few = suited(subjects["combinations"], change)[: settings.text_subjects]
         jobs += [(name, few, Condition(scale, change)) for scale in CURVE_SCALES]  # type: ignore[list-item]
     pictures: Pictures = {}
-    with counted("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
+    with show_progress("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
         for name, several, condition in jobs:
             made = paint(models, several, condition, settings.paint, advance)
             pictures[name, name_scale(condition.scale)] = made
