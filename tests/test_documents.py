@@ -18,6 +18,9 @@ from imprompt.mini import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = [
+    path for path in DOCUMENTS if path.name not in ("pipelines.md", "variants.md")
+]  # these are generated
 DOCUMENTS += [WEIGHTS / "README.md"]
 
 
@@ -75,6 +78,18 @@ def test_links_and_pictures_are_there(path: Path) -> None:
     assert not missing
 
 
+def prose(page: str) -> list[str]:
+    """The lines of a page that are neither code nor a table, without the targets of their links."""
+    page = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in page.splitlines() if not line.startswith(("|", "    "))]
+    return [re.sub(r"\]\([^)]*\)", "]", line) for line in lines]
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_no_line_of_prose_is_longer_than_120_characters(path: Path) -> None:
+    assert [line for line in prose(path.read_text()) if len(line) > 120] == []
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
@@ -90,3 +105,11 @@ def test_the_api_page_has_every_public_name() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
     listed = set(re.findall(r"^::: imprompt\.(\w+)$", page, re.MULTILINE))
     assert listed == {*imprompt.__all__} - {*dir(errors)} | {"errors"}
+
+
+def test_the_files_that_the_method_names_exist() -> None:
+    names = re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs" / "method.md").read_text())
+    assert len(names) > 5
+    assert [
+        name for name in names if not ((ROOT / name).exists() or (ROOT / "src" / "imprompt" / name).exists())
+    ] == []
