@@ -18,9 +18,8 @@ from imprompt.mini import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-WRITTEN = [
-    path for path in DOCUMENTS if path.name not in ("pipelines.md", "variants.md")
-]  # these are generated
+GENERATED = ("pipelines.md", "variants.md")
+WRITTEN = [ROOT / "CHANGELOG.md", *(path for path in DOCUMENTS if path.name not in GENERATED)]
 DOCUMENTS += [WEIGHTS / "README.md"]
 
 
