@@ -48,7 +48,7 @@ _BETWEEN = ("torch.", "imprompt.attention.batch", "imprompt.attention.attachment
 _PERTURBED = "do_perturbed_attention_guidance"
 
 
-class RunningCall(NamedTuple):
+class PipelineCall(NamedTuple):
     """A call of a pipeline that has called its denoiser just now.
 
     Args:
@@ -69,7 +69,7 @@ class RunningCall(NamedTuple):
         return self.variables.get("timesteps") if self.is_known else scheduler_timesteps(self.pipeline)
 
 
-def running_call(unet: nn.Module, target: object) -> RunningCall | None:
+def find_running_call(unet: nn.Module, target: object) -> PipelineCall | None:
     """Find the innermost pipeline up the stack that has called this denoiser; None if there is none.
 
     Args:
@@ -86,7 +86,7 @@ def running_call(unet: nn.Module, target: object) -> RunningCall | None:
             if (owner is target or isinstance(owner, DiffusionPipeline)) and _denoises_with(owner, unet):
                 loop = frame.f_code.co_qualname
                 is_known = module.startswith("diffusers.pipelines.") and loop in _SAMPLING_LOOPS
-                return RunningCall(owner, loop, is_known, variables)
+                return PipelineCall(owner, loop, is_known, variables)
         frame = frame.f_back
     return None
 
@@ -96,7 +96,7 @@ def _denoises_with(owner: object, unet: nn.Module) -> bool:
     return module is not None and getattr(module, "_orig_mod", module) is unet
 
 
-def guidance_branches(call: RunningCall | None, target: object) -> Branches:
+def read_branches(call: PipelineCall | None, target: object) -> Branches:
     """Say how a running diffusers pipeline stacks its batch.
 
     Stable Diffusion stacks (negative, positive) with guidance and nothing without; perturbed-attention
@@ -126,7 +126,7 @@ def guidance_branches(call: RunningCall | None, target: object) -> Branches:
         )
     pipeline = call.pipeline
     guided = bool(getattr(pipeline, "do_classifier_free_guidance"))  # noqa: B009
-    # Asked of the class, as diffusers looks long for what an object has not.
+    # AskedX of the class, as diffusers looks long for what an object has not.
     kind = type(pipeline)
     perturbed = hasattr(kind, _PERTURBED) and bool(getattr(pipeline, _PERTURBED))
     if guided and hasattr(kind, "image_guidance_scale"):
@@ -134,7 +134,7 @@ def guidance_branches(call: RunningCall | None, target: object) -> Branches:
     return (("negative",) if guided else ()) + (("positive",) * (2 if perturbed else 1))
 
 
-def check_rows(call: RunningCall, branches: Branches, rows: int) -> None:
+def check_rows(call: PipelineCall, branches: Branches, rows: int) -> None:
     """Make sure that a known pipeline calls its denoiser with as many rows as it makes pictures.
 
     Args:
@@ -163,7 +163,7 @@ TAKES_NO_PICTURE = (
 """What is said where diffusers' own image prompts are given to a pipeline that an adapter of ours is on."""
 
 
-def check_no_other_prompt(call: RunningCall) -> None:
+def check_no_other_prompt(call: PipelineCall) -> None:
     """Make sure that a pipeline was not given image prompts of diffusers' own, which have no effect.
 
     Raises:
@@ -206,7 +206,7 @@ class Clock:
 
     def __init__(self, pipeline: object) -> None:
         self.pipeline = pipeline
-        self.call: RunningCall | None = None
+        self.call: PipelineCall | None = None
         """What has called the denoiser, as of the present forward pass."""
         self._list: Tensor | None = None
         self._first = -1
@@ -228,18 +228,18 @@ class Clock:
         if self.call is not None and self.call.is_known:
             step, steps = self.call.variables["i"], len(self.call.variables["timesteps"])
         else:
-            step, steps = self._found(pipeline, scheduler, now)
+            step, steps = self._find_step(pipeline, scheduler, now)
         noise = 1 - now / (scheduler.config.num_train_timesteps - 1)
         return Moment(step, steps, noise, *sampler_position(scheduler, step, steps))
 
-    def _found(self, pipeline: object, scheduler: Any, now: float) -> tuple[int, int]:
+    def _find_step(self, pipeline: object, scheduler: Any, now: float) -> tuple[int, int]:
         """Find the step by the timestep, for a sampling loop that imprompt does not know."""
         listed = scheduler_timesteps(pipeline)
         if listed is None:
             raise AttachmentError(f"{type(pipeline).__name__} has no scheduler to tell the step by")
         if listed is not self._list:
             self._list, self._first = listed, -1
-        place = _place(scheduler, listed, now, self._first)
+        place = _find_timestep(scheduler, listed, now, self._first)
         if self._first < 0 or place < self._first:
             self._first = place
         return place - self._first, len(listed) - self._first
@@ -271,7 +271,7 @@ def sampler_position(scheduler: Any, step: int, steps: int) -> tuple[int, int]:
     return step, steps
 
 
-def _place(scheduler: Any, listed: Tensor, timestep: float, first: int) -> int:
+def _find_timestep(scheduler: Any, listed: Tensor, timestep: float, first: int) -> int:
     """Where a timestep stands in the scheduler's list."""
     places = [place for place, t in enumerate(listed.tolist()) if abs(t - timestep) < 1e-3]
     if not places:
@@ -294,7 +294,7 @@ def _place(scheduler: Any, listed: Tensor, timestep: float, first: int) -> int:
     )
 
 
-def picture_box(call: RunningCall | None) -> tuple[float, float, float, float] | None:
+def find_picture_box(call: PipelineCall | None) -> tuple[float, float, float, float] | None:
     """Say which part of the picture the latents are: inpainting may cut out the surroundings of its mask.
 
     diffusers cuts `crops_coords` out of the picture and enlarges it to the size of the latents; where the
@@ -320,7 +320,7 @@ def picture_box(call: RunningCall | None) -> tuple[float, float, float, float] |
     return tuple(side / whole for side, whole in zip(box, 2 * original.size, strict=True))  # pyright: ignore[reportReturnType]
 
 
-def check_whole(call: RunningCall | None, size: tuple[int, int]) -> None:
+def check_whole(call: PipelineCall | None, size: tuple[int, int]) -> None:
     """Make sure that the denoiser sees the whole of the latents, which a mask is laid on.
 
     Args:
