@@ -37,7 +37,8 @@ from torch import Tensor
 import tiny
 from imprompt.attention import batch
 from imprompt.attention.batch import _resize_mask
-from imprompt.attention.pipeline_state import Branches, Clock, Moment, find_picture_box
+from imprompt.attention.diffusers_internals import Branches
+from imprompt.attention.pipeline_state import Clock, Moment, find_picture_box
 from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.reference import Reference

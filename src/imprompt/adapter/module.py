@@ -28,8 +28,9 @@ from imprompt.adapter.encode import (
 )
 from imprompt.attention.attachment import ActiveReferences, Attachment
 from imprompt.attention.batch import BatchPlan, LayerInputs
+from imprompt.attention.diffusers_internals import Branches
 from imprompt.attention.layers import UNet, cross_attention_layers, layer_shapes
-from imprompt.attention.pipeline_state import Branches, Clock
+from imprompt.attention.pipeline_state import Clock
 from imprompt.attention.processor import (
     ImageTerm,
     KeyValue,

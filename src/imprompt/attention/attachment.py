@@ -18,12 +18,17 @@ from torch import Tensor, nn
 
 from imprompt.attention.batch import BatchPlan, LayerInputs
 from imprompt.attention.callers import Caller
+from imprompt.attention.diffusers_internals import (
+    compiled_call,
+    find_split_layers,
+    is_compiled,
+    without_compilation,
+)
 from imprompt.attention.hooks import (
     Owner,
     add_hook,
     block_ip_adapter_methods,
     check_layers_ran,
-    find_split_layers,
     unblock_ip_adapter_methods,
 )
 from imprompt.attention.layers import (
@@ -130,8 +135,7 @@ class Attachment:
     @property
     def is_compiled(self) -> bool:
         """Whether the denoiser goes through torch.compile."""
-        module = _get_denoiser(self.target)
-        return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        return is_compiled(_get_denoiser(self.target))
 
     @property
     def has_open_ended_references(self) -> bool:
@@ -222,7 +226,7 @@ class Attachment:
 
     def _check_compiled(self) -> None:
         module = _get_denoiser(self.target)
-        parts = (part._compiled_call_impl is not None for part in module.modules())
+        parts = (compiled_call(part) is not None for part in module.modules())
         if self._callers and (self.is_compiled or any(parts)):
             raise AttachmentError(
                 "this U-Net is compiled, so image prompts of one thread at a time can act in it, and "
@@ -329,7 +333,7 @@ def _get_denoiser(target: object) -> nn.Module:
 
 def _get_unet(target: object) -> UNet:
     module = _get_denoiser(target)
-    unet = getattr(module, "_orig_mod", module)
+    unet = without_compilation(module)
     if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
         kinds = " and ".join(kind.__name__ for kind in get_args(UNet))
         raise AttachmentError(f"cannot attach to {type(unet).__name__}; only {kinds} are supported")

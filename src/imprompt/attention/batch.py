@@ -13,16 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imprompt.attention.diffusers_internals import Branches, PipelineCall, find_running_call
 from imprompt.attention.pipeline_state import (
-    Branches,
     Clock,
     Moment,
-    PipelineCall,
     check_no_other_prompt,
     check_rows,
     check_whole,
     find_picture_box,
-    find_running_call,
     read_branches,
 )
 from imprompt.attention.processor import ImageTerm, KeyValue, LoraTerm, Place
@@ -264,7 +262,7 @@ class BatchPlan:
         is_alike = len(set(rows.branches)) == 1 and all(one.prompts == 1 for one in self.conditionings)
         if self.branches is None or call is None or is_alike:
             return
-        generation, before = call.generation, self._sampled
+        generation, before = call.timesteps, self._sampled
         self._sampled = generation, rows.samples
         if before is not None and before[0] is generation and before[1] != rows.samples:
             count = len(rows.branches)

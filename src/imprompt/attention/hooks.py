@@ -1,15 +1,14 @@
 """Hooks on a denoiser and its pipeline, and the check that every layer with image prompts has run."""
 
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.unets.unet_motion_model import UNetMotionModel
-from diffusers.pipelines.free_noise_utils import SplitInferenceModule
 from torch import Tensor, nn
 
+from imprompt.attention.diffusers_internals import compiled_call, set_compiled_call, without_compilation
 from imprompt.attention.pipeline_state import TAKES_NO_PICTURE
 from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError
@@ -50,10 +49,10 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
             else:
                 attachment.after_forward()
 
-    compiled = module._compiled_call_impl
+    compiled = compiled_call(module)
     if compiled is None:
         handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
-        if not hasattr(module, "_orig_mod"):
+        if without_compilation(module) is module:
             handles.append(module.register_forward_hook(after))
 
         def remove() -> None:
@@ -67,8 +66,8 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
         before(module, args, kwargs)
         return compiled(*args, **kwargs)
 
-    module._compiled_call_impl = call  # pyright: ignore[reportAttributeAccessIssue]
-    return lambda: setattr(module, "_compiled_call_impl", compiled)
+    set_compiled_call(module, call)
+    return lambda: set_compiled_call(module, compiled)
 
 
 # A graph compiled around the hook would freeze one batch layout. A disabled function takes longer to call, so
@@ -115,15 +114,6 @@ def _describe_replacement(attn: Attention) -> str:
     if forward is not None:
         return f"{getattr(forward, '__qualname__', repr(forward))} has taken the place of its forward"
     return "it was not run"
-
-
-def find_split_layers(unet: nn.Module, layers: Mapping[int, Attention]) -> Collection[int]:
-    """Return the layers to which diffusers' split inference gives a batch part by part."""
-    if not isinstance(unet, UNetMotionModel):
-        return ()
-    splits = (module for module in unet.modules() if isinstance(module, SplitInferenceModule))
-    inside = {id(part) for split in splits for part in split.modules()}
-    return {layer for layer, attn in layers.items() if id(attn) in inside}
 
 
 class Refusal:
