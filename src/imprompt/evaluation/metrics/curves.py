@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Real
 
 from imprompt.evaluation.metrics.intervals import bootstrap_interval, draws, finite, spread
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 
 
 class ScaleCurve(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

@@ -25,8 +25,17 @@ from imprompt.evaluation.suites.scoring import (
     over_references,
 )
 from imprompt.evaluation.suites.settings import CocoSettings
-from imprompt.report import Cell, Column, Grid, Report, Section, Table, Tile, best_median_worst
-from imprompt.report.sheets import Row
+from imprompt.report import (
+    Cell,
+    Column,
+    Grid,
+    KeyFigure,
+    PictureRow,
+    Report,
+    Section,
+    Table,
+    best_median_worst,
+)
 
 PAPER_ROW = "the paper's Table 1"
 
@@ -70,16 +79,16 @@ def coco_report(
     ]
     if grid := cases(asked, images, drawn, rows[name], seen, folder):
         sections.append(Section("Best, median and worst", f"By {seat.title}.", [grid]))
-    tiles = [Tile(best["similarity"], seat.title, "1 is the reference itself")]
+    tiles = [KeyFigure(best["similarity"], seat.title, "1 is the reference itself")]
     if best["clip score"] is not None:
-        tiles.append(Tile(best["clip score"], seat.text_title, "2.5 × the cosine to the first caption"))
+        tiles.append(KeyFigure(best["clip score"], seat.text_title, "2.5 × the cosine to the first caption"))
     report = Report(
         title=f"COCO: {name}",
         lead=lead,
         sections=sections,
         facts=facts(asked, images, drawn, judged),
-        over="imprompt evaluate coco",
-        tiles=tiles,
+        overline="imprompt evaluate coco",
+        key_figures=tiles,
     )
     return report, {
         "method": name,
@@ -199,7 +208,7 @@ def cases(
         image = images[int(seen.owner[places[index][0]])]
         pictures = [shown_to(folder.picture(task.key), "drawn") for task in tasks]
         label = f"{scores[index]:.3f}  {image.captions[0]}"
-        rows.append(Row([shown_to(image.path, "square"), *pictures], label))
+        rows.append(PictureRow([shown_to(image.path, "square"), *pictures], label))
     return Grid(["reference", *(f"sample {k + 1}" for k in range(samples))], rows)
 
 

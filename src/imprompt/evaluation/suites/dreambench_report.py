@@ -21,9 +21,17 @@ from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.judges import Seat
 from imprompt.evaluation.suites.runs import Drawn, fault_words, method_words, sampler_words
 from imprompt.evaluation.suites.settings import DreamBenchSettings
-from imprompt.report import Cell, Chart, Grid, Line, Report, Section, Table
-from imprompt.report.interval import Interval
-from imprompt.report.sheets import Row
+from imprompt.report import (
+    Cell,
+    Chart,
+    Grid,
+    Interval,
+    Line,
+    PictureRow,
+    Report,
+    Section,
+    Table,
+)
 
 REAL = "real pictures"
 
@@ -70,7 +78,7 @@ def dreambench_report(
         f"{fault_words(unreadable, len(drawn.failed))}"
     ).strip()
     report = Report(
-        f"DreamBench: {name}", lead, sections, facts(asked, drawn), over="imprompt evaluate dreambench"
+        f"DreamBench: {name}", lead, sections, facts(asked, drawn), overline="imprompt evaluate dreambench"
     )
     return report, {
         "method": name,
@@ -163,16 +171,16 @@ def chart_of(curve: ScaleCurve, watcher: Seat, reader: Seat) -> Chart:
         label="",
         points=[(cp.mean, pf.mean) for cp, pf in zip(curve.reference, curve.prompt, strict=True)],
         intervals=[(pf.low, pf.high) for pf in curve.prompt],
-        sideways=[(cp.low, cp.high) for cp in curve.reference],
+        x_intervals=[(cp.low, cp.high) for cp in curve.reference],
         names=[f"λ {scale:g}" for scale in curve.scales],
     )
     return Chart(
         title="prompt following against fidelity",
         note="Up and to the right is better.",
         lines=[line],
-        across=f"fidelity ({watcher.title})",
-        up=f"prompt following ({reader.text_title})",
-        free=True,
+        x_label=f"fidelity ({watcher.title})",
+        y_label=f"prompt following ({reader.text_title})",
+        is_scatter=True,
     )
 
 
@@ -198,7 +206,9 @@ def example_grid(
         wanted = [f"{subject.name}-{0:0{width}d}-{scale:g}-0" for scale in asked.data.scales]
         if all(key in keys for key in wanted):
             pictures = [shown_to(folder.picture(key), "drawn") for key in wanted]
-            rows.append(Row([shown_to(subject.pictures[0], "square"), *pictures], keys[wanted[0]].text))
+            rows.append(
+                PictureRow([shown_to(subject.pictures[0], "square"), *pictures], keys[wanted[0]].text)
+            )
     titles = ["reference", *(f"λ {scale:g}" for scale in asked.data.scales)]
     return Grid(titles, rows) if rows else None
 

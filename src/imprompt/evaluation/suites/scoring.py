@@ -18,7 +18,7 @@ from imprompt.evaluation.metrics import (
     retrieval_ranks,
     shuffled_gap,
 )
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 
 CHUNK = 1024
 """Pictures compared with all references at a time."""

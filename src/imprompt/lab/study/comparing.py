@@ -15,7 +15,7 @@ from imprompt.evaluation.metrics import RESAMPLES
 from imprompt.evaluation.metrics.intervals import draws, spread
 from imprompt.lab.study.runs import StudyScore
 from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 from imprompt.training.mechanisms import DecoupledInjection
 
 DECOUPLED = DecoupledInjection.name
