@@ -20,9 +20,10 @@ from imprompt.errors import ConfigError, DataError
 from imprompt.evaluation import methods
 from imprompt.evaluation.methods.adapters import AdapterMethod
 from imprompt.evaluation.methods.shuffle import shuffled_content, smooth_field
-from imprompt.evaluation.suites import evaluate_coco, evaluate_dreambench
+from imprompt.evaluation.suites.coco import evaluate_coco
 from imprompt.evaluation.suites.data import parse_prompts, read_coco
 from imprompt.evaluation.suites.drawing import draw_all, draw_groups
+from imprompt.evaluation.suites.dreambench import evaluate_dreambench
 from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.scoring import Seen, floor_and_ceiling, likeness
 from imprompt.evaluation.suites.tasks import Task, grouped, seed_of

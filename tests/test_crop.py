@@ -11,7 +11,15 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from imprompt.errors import InvalidReference
-from imprompt.inputs.crop import Crop, Noise, check_crop, encoder_pixels, encoder_view, noise_image, tiles
+from imprompt.inputs.crop import (
+    Crop,
+    Noise,
+    check_crop,
+    encoder_pixels,
+    encoder_view,
+    noise_image,
+    split_into_tiles,
+)
 from imprompt.inputs.encoder import CLIP_MEAN, CLIP_STD
 
 WINDOWS = {"centre": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
@@ -131,7 +139,7 @@ def test_the_areas_partition_the_picture_and_each_tile_covers_its_own(
     side: int, ratio: float, wide: bool
 ) -> None:
     length = int(side * ratio)
-    made = tiles(random_picture(*((length, side) if wide else (side, length))))
+    made = split_into_tiles(random_picture(*((length, side) if wide else (side, length))))
     along, across = (slice(0, None, 2), slice(1, None, 2)) if wide else (slice(1, None, 2), slice(0, None, 2))
     spans = [tile.area[along] for tile in made]
     assert all(tile.area[across] == (0, 1) for tile in made)
@@ -149,7 +157,7 @@ def test_the_areas_partition_the_picture_and_each_tile_covers_its_own(
 def test_tiles_are_squares_that_show_every_pixel(side: int, ratio: float, wide: bool) -> None:
     length = int(side * ratio)
     picture = random_picture(length, side)
-    made = tiles(picture if wide else turned(picture))
+    made = split_into_tiles(picture if wide else turned(picture))
     squares = [tile.picture if wide else turned(tile.picture) for tile in made]
     assert all(square.size == (side, side) for square in squares)
     assert len(made) == -(-length // side)
@@ -167,21 +175,21 @@ def found(square: Image.Image, picture: Image.Image) -> int:
 
 def test_a_square_is_its_own_tile() -> None:
     picture = random_picture(20, 20)
-    (tile,) = tiles(picture)
+    (tile,) = split_into_tiles(picture)
     assert same(tile.picture, picture)
     assert tile.area == (0, 0, 1, 1)
 
 
 def test_the_tiles_of_250_by_100() -> None:
-    made = tiles(random_picture(250, 100))
+    made = split_into_tiles(random_picture(250, 100))
     assert [tile.area for tile in made] == [(0, 0, 0.35, 1), (0.35, 0, 0.65, 1), (0.65, 0, 1, 1)]
     assert same(made[1].picture, random_picture(250, 100).crop((75, 0, 175, 100)))
 
 
 def test_four_to_one_is_the_limit() -> None:
-    assert len(tiles(random_picture(10, 40))) == 4
+    assert len(split_into_tiles(random_picture(10, 40))) == 4
     with pytest.raises(InvalidReference, match="a picture of 10 × 41 pixels is longer than 4:1"):
-        tiles(random_picture(10, 41))
+        split_into_tiles(random_picture(10, 41))
 
 
 # Laws of the noise
@@ -277,7 +285,7 @@ def test_the_source_stays_as_it_was() -> None:
     for crop in EVERY_NAME:
         encoder_view(picture, 30, crop).putpixel((0, 0), (1, 2, 3))
     noise_image(picture, "shuffle", 1, 0, size=30)
-    tiles(picture)[0].picture.putpixel((0, 0), (1, 2, 3))
+    split_into_tiles(picture)[0].picture.putpixel((0, 0), (1, 2, 3))
     assert picture.tobytes() == before
 
 

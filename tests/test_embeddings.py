@@ -15,7 +15,7 @@ from torch import Tensor
 import tiny
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
-from imprompt.inputs.embeddings import Combine, ImageEmbeddings, combined, load_embeddings
+from imprompt.inputs.embeddings import Combine, ImageEmbeddings, combine_embeddings, load_embeddings
 from imprompt.inputs.encoder import ImageEncoder, Input
 
 seeds = st.integers(0, 2**31)
@@ -48,29 +48,29 @@ def test_the_average_of_equal_pictures_is_the_picture(
     seed: int, images: int, how: str, features: bool
 ) -> None:
     one = vectors(1, *((4, 6) if features else (6,)), seed=seed)
-    close(combined(one.repeat(images, *[1] * (one.ndim - 1)), how), one)
+    close(combine_embeddings(one.repeat(images, *[1] * (one.ndim - 1)), how), one)
 
 
 @settings(max_examples=30)
 @given(seeds, st.integers(2, 5))
 def test_equal_pictures_subtracted_leave_nothing(seed: int, images: int) -> None:
     one = vectors(1, 6, seed=seed)
-    close(combined(one.repeat(images, 1), "subtract"), torch.zeros(1, 6))
+    close(combine_embeddings(one.repeat(images, 1), "subtract"), torch.zeros(1, 6))
 
 
 @settings(max_examples=30)
 @given(seeds)
 def test_interpolation_ends_at_its_ends(seed: int) -> None:
     pair = vectors(2, 4, 6, seed=seed)
-    close(combined(pair, "interpolate", [1, 0]), pair[:1], 1e-6)
-    close(combined(pair, "interpolate", [0, 1]), pair[1:], 1e-6)
+    close(combine_embeddings(pair, "interpolate", [1, 0]), pair[:1], 1e-6)
+    close(combine_embeddings(pair, "interpolate", [0, 1]), pair[1:], 1e-6)
 
 
 @settings(max_examples=30)
 @given(seeds, st.floats(0, 1))
 def test_interpolation_divides_the_angle_and_the_length(seed: int, t: float) -> None:
     first, second = pair = vectors(2, 6, seed=seed)
-    made = combined(pair, "interpolate", [1 - t, t])[0]
+    made = combine_embeddings(pair, "interpolate", [1 - t, t])[0]
     assert made.norm().item() == pytest.approx(
         (1 - t) * first.norm().item() + t * second.norm().item(), rel=1e-5
     )
@@ -91,21 +91,24 @@ def test_the_order_of_pictures_says_nothing_but_who_is_first_in_a_subtraction(
 ) -> None:
     x, weights = vectors(4, 6, seed=seed), [0.5, 2.0, 1.0, 0.25]
     order = [0, *order]
-    close(combined(x, how, weights), combined(x[order], how, [weights[i] for i in order]))
+    close(combine_embeddings(x, how, weights), combine_embeddings(x[order], how, [weights[i] for i in order]))
 
 
 @settings(max_examples=30)
 @given(seeds, st.floats(0.1, 10), st.sampled_from(["average", "normalised average"]))
 def test_an_average_knows_only_the_proportions_of_its_weights(seed: int, factor: float, how: str) -> None:
     x, weights = vectors(3, 6, seed=seed), [0.5, 2.0, 1.0]
-    close(combined(x, how, weights), combined(x, how, [factor * weight for weight in weights]))
+    close(
+        combine_embeddings(x, how, weights),
+        combine_embeddings(x, how, [factor * weight for weight in weights]),
+    )
 
 
 @settings(max_examples=30)
 @given(seeds)
 def test_a_normalised_average_is_as_long_as_its_pictures_on_average(seed: int) -> None:
     x = vectors(3, 4, 6, seed=seed)
-    close(combined(x, "normalised average").norm(dim=-1), x.norm(dim=-1).mean(0, keepdim=True))
+    close(combine_embeddings(x, "normalised average").norm(dim=-1), x.norm(dim=-1).mean(0, keepdim=True))
 
 
 @settings(max_examples=30)
@@ -113,19 +116,22 @@ def test_a_normalised_average_is_as_long_as_its_pictures_on_average(seed: int) -
 def test_no_picture_prevails_in_a_normalised_average_by_being_long(seed: int, factor: float) -> None:
     x = vectors(2, 6, seed=seed)
     longer = torch.stack([factor * x[0], x[1]])
-    plain, prevailing = combined(x, "normalised average")[0], combined(longer, "normalised average")[0]
+    plain, prevailing = (
+        combine_embeddings(x, "normalised average")[0],
+        combine_embeddings(longer, "normalised average")[0],
+    )
     assert angle(plain, prevailing) < 1e-3
 
 
 def test_pictures_side_by_side_stay_as_they_are() -> None:
     x = vectors(3, 6)
-    assert torch.equal(combined(x, "concat"), x)
+    assert torch.equal(combine_embeddings(x, "concat"), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("how", ["average", "add", "subtract", "normalised average", "interpolate"])
 def test_combining_keeps_the_type_and_the_shape(how: str, dtype: torch.dtype) -> None:
-    made = combined(vectors(2, 4, 6).to(dtype), how)
+    made = combine_embeddings(vectors(2, 4, 6).to(dtype), how)
     assert made.dtype == dtype
     assert made.shape == (1, 4, 6)
 
@@ -157,7 +163,10 @@ THREE = [[5.0, 0.0], [1.0, 2.0], [0.0, 0.0]]
 def test_golden_values(
     how: str, pictures: list[list[float]], weights: Sequence[float | int] | None, expected: list[float]
 ) -> None:
-    close(combined(torch.tensor(pictures), how, weights)[0], torch.tensor(expected, dtype=torch.float32))
+    close(
+        combine_embeddings(torch.tensor(pictures), how, weights)[0],
+        torch.tensor(expected, dtype=torch.float32),
+    )
 
 
 # What cannot be combined
@@ -182,18 +191,18 @@ def test_what_cannot_be_combined(
     how: str, images: int, weights: Sequence[float | int] | None, message: str
 ) -> None:
     with pytest.raises(InvalidReference, match=message):
-        combined(vectors(images, 6), how, weights)
+        combine_embeddings(vectors(images, 6), how, weights)
 
 
 @pytest.mark.parametrize("how", ["normalised average", "interpolate"])
 def test_between_opposite_pictures_there_is_no_direction(how: str) -> None:
     with pytest.raises(InvalidReference, match="opposite"):
-        combined(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), how)
+        combine_embeddings(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), how)
 
 
 def test_a_way_between_opposites_still_has_ends() -> None:
     pair = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
-    close(combined(pair, "interpolate", [1, 0]), pair[:1])
+    close(combine_embeddings(pair, "interpolate", [1, 0]), pair[:1])
 
 
 # Files

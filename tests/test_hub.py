@@ -22,7 +22,7 @@ from imprompt import load_adapter
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import UnknownModel
 from imprompt.runtime import hub
-from imprompt.runtime.hub import fetch_file, fetch_those_there
+from imprompt.runtime.hub import fetch_existing_files, fetch_file
 
 COMMIT = "a" * 40
 FILE = "models/a.bin"
@@ -258,9 +258,9 @@ def test_a_copy_in_the_cache_that_changed_is_named(served: Hub, flip: int) -> No
 def test_of_several_files_those_that_are_there_are_fetched(served: Hub) -> None:
     served.status = 500
     with pytest.raises(UnknownModel, match="the hub answers 500"):
-        fetch_those_there("owner/name", ["none.json", FILE])
+        fetch_existing_files("owner/name", ["none.json", FILE])
     served.status = 200
-    found = fetch_those_there("owner/name", ["none.json", FILE, "other.bin"])
+    found = fetch_existing_files("owner/name", ["none.json", FILE, "other.bin"])
     assert [path.read_bytes() for path in found] == [served.content]
 
 

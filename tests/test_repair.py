@@ -14,7 +14,7 @@ import adapter_files
 import tiny
 from imprompt.checkpoint import convert_adapter, describe, load_adapter
 from imprompt.checkpoint.files import read_tensors
-from imprompt.checkpoint.layouts import official_layout
+from imprompt.checkpoint.layouts import convert_layout
 from imprompt.checkpoint.variants import UNETS, meta_unet
 from imprompt.errors import CheckpointError
 
@@ -82,7 +82,7 @@ LAYOUTS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
 def test_every_layout_of_every_variant_becomes_the_official_file(variant: str, layout: str) -> None:
     official = file_of(variant)
     arrange, name = LAYOUTS[layout]
-    found = official_layout(arrange(official))
+    found = convert_layout(arrange(official))
     assert (found.name, found.problems) == (name, ())
     assert set(found.tensors) == set(official)
     assert all(torch.equal(tensor, official[name]) for name, tensor in found.tensors.items())
@@ -130,7 +130,7 @@ def test_paths_get_the_numbers_that_the_true_base_gives_them(family: str) -> Non
     processors = list(meta_unet(family).attn_processors)
     tensors = {f"unet.{path}.to_k_ip.weight": torch.tensor([n]) for n, path in enumerate(processors) if n % 2}
     shuffled = dict(sorted(tensors.items()))
-    found = official_layout(shuffled | {"image_proj_model.proj.weight": torch.zeros(1)}).tensors
+    found = convert_layout(shuffled | {"image_proj_model.proj.weight": torch.zeros(1)}).tensors
     numbers = {name: int(tensor) for name, tensor in found.items() if name.startswith("ip_adapter.")}
     assert numbers == {f"ip_adapter.{n}.to_k_ip.weight": n for n in range(1, len(processors), 2)}
 
@@ -223,7 +223,7 @@ def test_a_file_whose_names_all_have_a_prefix_is_read_as_without(
     layout: Callable[[Tensors], Tensors], prefix: str, variant: str
 ) -> None:
     official = file_of(variant)
-    found = official_layout({f"{prefix}{name}": tensor for name, tensor in layout(official).items()})
+    found = convert_layout({f"{prefix}{name}": tensor for name, tensor in layout(official).items()})
     assert not found.problems
     assert found.repairs[0].startswith("took ")
     assert found.tensors.keys() == official.keys()
@@ -233,7 +233,7 @@ def test_a_file_whose_names_all_have_a_prefix_is_read_as_without(
 def test_words_of_wrapped_parts_inside_names_are_taken_off() -> None:
     official = file_of("base")
     wrapped = {name.replace(".", "._orig_mod.", 1): tensor for name, tensor in training(official).items()}
-    found = official_layout(wrapped)
+    found = convert_layout(wrapped)
     assert not found.problems
     assert found.tensors.keys() == official.keys()
 
@@ -241,7 +241,7 @@ def test_words_of_wrapped_parts_inside_names_are_taken_off() -> None:
 def test_two_names_that_differ_by_a_prefix_only_are_a_problem() -> None:
     official = file_of("base")
     name = next(iter(official))
-    found = official_layout({**official, f"module.{name}": official[name]})
+    found = convert_layout({**official, f"module.{name}": official[name]})
     assert found.problems == (f"{name} and module.{name} both stand for {name}",)
 
 
@@ -256,7 +256,7 @@ def test_the_weights_in_the_file_of_a_trainer_are_found(key: str, tmp_path: Path
 
 
 def test_a_file_without_a_prefix_is_not_said_to_be_repaired() -> None:
-    assert official_layout(file_of("base")).repairs == ()
+    assert convert_layout(file_of("base")).repairs == ()
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import known_keys, nearest
+from imprompt.runtime.settings import find_nearest, list_keys
 from imprompt.training.config import TrainingConfig, parse_config
 from imprompt.training.synonyms import COUNTERPARTS, WITHOUT_COUNTERPART
 
-KNOWN = dict(known_keys(TrainingConfig))
+KNOWN = dict(list_keys(TrainingConfig))
 
 
 def answer(key: str, group: str = "") -> str:
@@ -26,7 +26,7 @@ def answer(key: str, group: str = "") -> str:
 @pytest.mark.parametrize("word", COUNTERPARTS)
 def test_another_trainers_word_is_answered_by_ours_wherever_it_stands(word: str, group: str) -> None:
     ours = COUNTERPARTS[word]
-    assert ours in {full for _, full in known_keys(TrainingConfig)}
+    assert ours in {full for _, full in list_keys(TrainingConfig)}
     for spelled in (word, word.replace("_", "-"), word.upper()):
         assert answer(spelled, group) == f"cats.toml: unknown key {spelled!r}: it is {ours!r} here"
 
@@ -96,17 +96,17 @@ def test_one_slip_in_a_key_finds_it_or_one_as_near(key: str, data: st.DataObject
         "replaced": f"{head}x{rest}",
         "swapped": f"{head}{rest[:1]}{letter}{rest[1:]}",
     }[slip]
-    found = nearest(wrong, KNOWN)
+    found = find_nearest(wrong, KNOWN)
     assert found is not None
     assert abs(len(found) - len(wrong)) <= 1
 
 
 def test_a_word_is_nearest_to_itself() -> None:
-    assert all(nearest(key, KNOWN) == key for key in KNOWN)
+    assert all(find_nearest(key, KNOWN) == key for key in KNOWN)
 
 
 def test_more_slips_than_two_are_another_word() -> None:
-    assert nearest("training", ["trainign"]) == "trainign"
-    assert nearest("precision", ["resolution"]) is None
-    assert nearest("size", ["side"]) == "side"
-    assert nearest("size", ["sode"]) is None
+    assert find_nearest("training", ["trainign"]) == "trainign"
+    assert find_nearest("precision", ["resolution"]) is None
+    assert find_nearest("size", ["side"]) == "side"
+    assert find_nearest("size", ["sode"]) is None

@@ -19,7 +19,7 @@ import tiny_bases
 import tiny_pipelines
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import PUBLISHED
-from imprompt.checkpoint.published import encoder_of
+from imprompt.checkpoint.published import describe_encoder
 from imprompt.checkpoint.variants import (
     ARCHITECTURES,
     Variant,
@@ -83,7 +83,7 @@ def test_a_variant_has_the_published_count(table: Mapping[str, Variant], name: s
 def test_the_table_of_short_names_names_the_encoder_that_the_shapes_ask_for(name: str) -> None:
     with torch.device("meta"):
         takes = ARCHITECTURES[name].projection().takes
-    sources = {encoder_of(*taken).source for taken in takes.items()} - {None}
+    sources = {describe_encoder(*taken).source for taken in takes.items()} - {None}
     assert sources == ({PUBLISHED[name].encoder} - {None})
 
 

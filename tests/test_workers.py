@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imprompt.errors import DataError
-from imprompt.runtime.workers import Crew, Lost, done_elsewhere
+from imprompt.runtime.workers import LostTask, WorkerSpec, run_tasks
 
 
 def shouting(log: Path, device: str) -> Callable[[str], str]:
@@ -31,14 +31,14 @@ def shouting(log: Path, device: str) -> Callable[[str], str]:
     return do
 
 
-def done(log: Path, *tasks: str) -> dict[int, str | Lost]:
-    return dict(done_elsewhere(tasks, Crew(shouting, log, "cpu", 2), "processes"))
+def done(log: Path, *tasks: str) -> dict[int, str | LostTask]:
+    return dict(run_tasks(tasks, WorkerSpec(shouting, log, "cpu", 2), "processes"))
 
 
 def test_a_death_costs_the_task_it_fell_on_and_too_many_cost_it_for_good(tmp_path: Path) -> None:
     tasks = ("one", "deadly-2", "two", "deadly-9", "three")
     made = done(tmp_path / "log", *tasks)
-    assert made.pop(3) == Lost("3 processes died")
+    assert made.pop(3) == LostTask("3 processes died")
     assert made == {number: f"{tasks[number]} on cpu" for number in (0, 1, 2, 4)}
     taken_on = Counter((tmp_path / "log").read_text().split())
     assert taken_on == {"one": 1, "deadly-2": 3, "two": 1, "deadly-9": 3, "three": 1}

@@ -60,7 +60,7 @@ class Reference:
         negative: picture or embeddings to stand on the negative branch of guidance, instead of "no image"
         noise: (kind, amount), the amount from 0 to 1: a copy of each picture, spoiled so by
             `imprompt.noise_image`, stands on the negative branch
-        combine: what becomes of several pictures, see `imprompt.inputs.embeddings.combined`
+        combine: what becomes of several pictures, see `imprompt.inputs.embeddings.combine_embeddings`
         weights: one for each picture, for the ways of combining that take them
         without: words for what shall not be taken from the picture: their text embedding is subtracted from
             the image embedding (InstantStyle, arXiv 2404.02733). The base must have the encoder's text tower

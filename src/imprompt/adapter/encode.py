@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
-from imprompt.inputs.crop import Crop, encoder_view, noise_image, tiles
-from imprompt.inputs.embeddings import ImageEmbeddings, combined
+from imprompt.inputs.crop import Crop, encoder_view, noise_image, split_into_tiles
+from imprompt.inputs.embeddings import ImageEmbeddings, combine_embeddings
 from imprompt.inputs.encoder import ImageEncoder, Input
 from imprompt.inputs.faces import Face, FaceEmbedder
 from imprompt.inputs.image import ImagePrompt, load_image
@@ -141,7 +141,8 @@ class ReferenceEncoder:
         if others:
             negative = _stacked([next(rows) for _ in others])
         positive: dict[Input, Tensor] = {
-            name: combined(value, reference.combine, reference.weights) for name, value in given.items()
+            name: combine_embeddings(value, reference.combine, reference.weights)
+            for name, value in given.items()
         }
         if reference.without:
             words = self._text_embedding(reference.without)
@@ -301,7 +302,7 @@ def split_tiles(reference: Reference) -> list[Reference]:
         return [reference]
     if len(reference.pictures) != 1:
         raise InvalidReference('crop="tiles" takes one picture; use a reference for each')
-    parts = tiles(load_image(reference.pictures[0]))
+    parts = split_into_tiles(load_image(reference.pictures[0]))
     return [
         replace(reference, images=part.picture, crop="centre", mask=_part_of(reference.area, part.area))
         for part in parts

@@ -17,10 +17,10 @@ say, never its name.
     variants      the published variants on their true architectures
 """
 
-from imprompt.checkpoint.loading import EncoderLike, embedded_part, load_adapter, load_embedded_adapter
+from imprompt.checkpoint.loading import EncoderLike, find_embedded_part, load_adapter, load_embedded_adapter
 from imprompt.checkpoint.names import from_official, to_official
-from imprompt.checkpoint.published import EMBEDDED, EMBEDDED_WEIGHTS, ENCODERS, PUBLISHED, Published
-from imprompt.checkpoint.recognise import Description, describe
+from imprompt.checkpoint.published import EMBEDDED, EMBEDDED_WEIGHTS, ENCODERS, PUBLISHED, PublishedAdapter
+from imprompt.checkpoint.recognize import Description, describe
 from imprompt.checkpoint.saving import convert_adapter, save_adapter
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
     "PUBLISHED",
     "Description",
     "EncoderLike",
-    "Published",
+    "PublishedAdapter",
     "convert_adapter",
     "describe",
-    "embedded_part",
+    "find_embedded_part",
     "from_official",
     "load_adapter",
     "load_embedded_adapter",

@@ -15,7 +15,7 @@ from torch import Tensor
 from imprompt.checkpoint.bounds import MAX_NESTING, MAX_TENSORS, check_archive, check_names
 from imprompt.errors import CheckpointError, OutputError
 from imprompt.runtime.files import file_fault, header_fault, shorten
-from imprompt.runtime.output import check_output, written_whole
+from imprompt.runtime.output import check_output, write_atomically
 
 _ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes, and wrote before 1.6
 
@@ -62,7 +62,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     """
     check_output(path, ".safetensors", ".bin")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         if path.suffix == ".bin":
             torch.save(_nested(whole), part)
             return

@@ -63,7 +63,7 @@ class Layout:
     problems: tuple[str, ...] = ()
 
 
-def official_layout(tensors: Tensors) -> Layout:
+def convert_layout(tensors: Tensors) -> Layout:
     """Recognise a file's layout and turn it into the official one."""
     plain, words, problems = _without_wrappers(tensors)
     if not words:

@@ -15,12 +15,18 @@ from transformers import CLIPVisionModelWithProjection
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.checkpoint.names import from_official
-from imprompt.checkpoint.projections import Version, projection_of
-from imprompt.checkpoint.published import EMBEDDED, EMBEDDED_WEIGHTS, PUBLISHED, Published, encoder_of
-from imprompt.checkpoint.recognise import Description, Recognised, lora_shapes_of, recognise
+from imprompt.checkpoint.projections import Version, build_projection
+from imprompt.checkpoint.published import (
+    EMBEDDED,
+    EMBEDDED_WEIGHTS,
+    PUBLISHED,
+    PublishedAdapter,
+    describe_encoder,
+)
+from imprompt.checkpoint.recognize import Description, RecognizedFile, read_lora_shapes, recognize
 from imprompt.checkpoint.saving import check_sound
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
-from imprompt.inputs.encoder import ImageEncoder, load_image_encoder, unconditional
+from imprompt.inputs.encoder import ImageEncoder, describe_unconditional, load_image_encoder
 from imprompt.projection import Input
 from imprompt.runtime.files import name_fault, shorten
 from imprompt.runtime.hub import fetch_file
@@ -35,7 +41,7 @@ class _Source(NamedTuple):
     """Where a file is, and what is known of it if it is a published one."""
 
     path: Path
-    published: Published | None
+    published: PublishedAdapter | None
 
 
 def load_adapter(
@@ -73,7 +79,11 @@ def load_adapter(
     else:
         adapter, description = _from_file(_local_file(name), face_plus_version)
         asked = image_encoder == "known"  # else it is not looked for: the mini's own file names the mini
-        known = (_said_encoder(description.metadata) or _known_encoder(description.takes)) if asked else None
+        known = (
+            (_said_encoder(description.metadata) or _find_published_encoder(description.takes))
+            if asked
+            else None
+        )
         phrase = description.encoder or ""
     image_encoder = known if image_encoder == "known" else image_encoder
     adapter.image_encoder = (
@@ -94,12 +104,12 @@ def load_embedded_adapter(name: str = "mini", *, weights: Path = EMBEDDED_WEIGHT
     """
     if name not in EMBEDDED:
         raise UnknownModel(f"there is no embedded adapter {name!r}; they are: {', '.join(EMBEDDED)}")
-    folder = embedded_part(weights / "adapter")
-    encoder = load_image_encoder(embedded_part(weights / "image_encoder"))
+    folder = find_embedded_part(weights / "adapter")
+    encoder = load_image_encoder(find_embedded_part(weights / "image_encoder"))
     return load_adapter(folder / EMBEDDED[name].file, image_encoder=encoder).float()
 
 
-def embedded_part(folder: Path) -> Path:
+def find_embedded_part(folder: Path) -> Path:
     """Return the folder of one part of the embedded model.
 
     Raises:
@@ -134,7 +144,7 @@ def _local_file(source: str) -> _Source:
 
 def _from_file(source: _Source, asked: Version | None) -> tuple[ImagePromptAdapter, Description]:
     file = read_tensors(source.path)
-    found = recognise(file)
+    found = recognize(file)
     check_sound(source.path, found.description)
     if limit := found.description.limit:
         raise CheckpointError(f"{source.path}: {limit}")
@@ -145,7 +155,7 @@ def _from_file(source: _Source, asked: Version | None) -> tuple[ImagePromptAdapt
 
 def _check_unconditional(path: Path, described: Description) -> None:
     """Refuse a file whose "no image" is another than ours: guidance would push from what it never saw."""
-    ours = unconditional(described.takes)
+    ours = describe_unconditional(described.takes)
     if (said := described.metadata.get("unconditional", ours)) != ours:
         raise CheckpointError(
             f"{path} was trained with another form of no image ({said!r}) than imprompt uses ({ours!r})"
@@ -177,12 +187,12 @@ def _no_version(asked: Version | None, name: str) -> None:
         raise CheckpointError(f"{name} is no FaceID-Plus adapter: only those have a face_plus_version")
 
 
-def _built(found: Recognised, metadata: Mapping[str, str], version: Version) -> ImagePromptAdapter:
+def _built(found: RecognizedFile, metadata: Mapping[str, str], version: Version) -> ImagePromptAdapter:
     assert found.kind is not None  # a sound file has one
     tensors = _of_one_format(found.tensors)
-    projection = projection_of(tensors, metadata, found.kind, version)
+    projection = build_projection(tensors, metadata, found.kind, version)
     with torch.device("meta"):
-        adapter = ImagePromptAdapter(projection, found.description.layers, lora_shapes_of(tensors))
+        adapter = ImagePromptAdapter(projection, found.description.layers, read_lora_shapes(tensors))
     adapter.load_state_dict(from_official(tensors), assign=True)
     return adapter
 
@@ -207,13 +217,13 @@ def _said_encoder(metadata: Mapping[str, str]) -> EncoderLike | None:
     """The encoder that the file itself names: "mini", or one on the hub."""
     said = metadata.get("image_encoder", "")
     if said == "mini":
-        return load_image_encoder(embedded_part(EMBEDDED_WEIGHTS / "image_encoder"))
+        return load_image_encoder(find_embedded_part(EMBEDDED_WEIGHTS / "image_encoder"))
     return said if _HUB_ID.fullmatch(said) else None
 
 
-def _known_encoder(takes: Mapping[Input, int]) -> str | None:
+def _find_published_encoder(takes: Mapping[Input, int]) -> str | None:
     """Hub id of the encoder that all published adapters of these widths need, if any takes a picture."""
-    sources = (encoder_of(name, width).source for name, width in takes.items())
+    sources = (describe_encoder(name, width).source for name, width in takes.items())
     return next((source for source in sources if source), None)
 
 

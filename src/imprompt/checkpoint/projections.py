@@ -48,14 +48,14 @@ class Sizes:
         if tensor is None:
             raise UnreadableSize(f"{PREFIX}{name} is missing")
         if tensor.ndim <= axis or tensor.shape[axis] == 0:
-            raise UnreadableSize(f"{PREFIX}{name} has shape {shape_words(tensor)}, which gives no size")
+            raise UnreadableSize(f"{PREFIX}{name} has shape {format_shape(tensor)}, which gives no size")
         return tensor.shape[axis]
 
     def tokens(self, name: str) -> int:
         """Return how many tokens the rows of a tensor make."""
         rows, width = self.axis(name, 0), self.axis("norm.weight", 0)
         if rows % width:
-            shape = shape_words(self.tensors[PREFIX + name])
+            shape = format_shape(self.tensors[PREFIX + name])
             raise UnreadableSize(
                 f"{PREFIX}{name} ({shape}) gives no whole tokens {width} wide ({PREFIX}norm.weight)"
             )
@@ -80,7 +80,7 @@ class Sizes:
         query = f"{prefix}layers.0.0.to_q.weight"
         attention, feed_forward = self.axis(query, 0), self.axis(f"{prefix}layers.0.1.1.weight", 0)
         if attention % head_dim:
-            shape = shape_words(self.tensors[PREFIX + query])
+            shape = format_shape(self.tensors[PREFIX + query])
             raise UnreadableSize(f"{PREFIX}{query} ({shape}) gives no whole heads {head_dim} wide")
         return PerceiverShape(
             width=width,
@@ -169,7 +169,7 @@ KINDS = (  # the first of which a telltale is there
 )
 
 
-def kind_of(tensors: Tensors) -> Kind | None:
+def find_kind(tensors: Tensors) -> Kind | None:
     """Recognise the kind of projection; None if there is none that we know."""
     names = [name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)]
     for kind in KINDS:
@@ -178,7 +178,7 @@ def kind_of(tensors: Tensors) -> Kind | None:
     return None
 
 
-def projection_of(
+def build_projection(
     tensors: Tensors, metadata: Mapping[str, str], kind: Kind, version: Version = 1
 ) -> ImageProjection:
     """Build the projection of a file, on the meta device.
@@ -193,6 +193,6 @@ def projection_of(
         raise UnreadableSize(f"the sizes of its projection are impossible: {error}") from error
 
 
-def shape_words(tensor: Tensor) -> str:
+def format_shape(tensor: Tensor) -> str:
     """Write a shape: "3072 × 1024"."""
     return " × ".join(map(str, tensor.shape)) or "()"

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from imprompt.projection import Input
 
 
-class Published(NamedTuple):
+class PublishedAdapter(NamedTuple):
     """A published adapter."""
 
     repository: str
@@ -32,7 +32,7 @@ class Published(NamedTuple):
     """What it is for, and what was not checked."""
 
 
-class Embedded(NamedTuple):
+class EmbeddedAdapter(NamedTuple):
     """An adapter that imprompt brings itself.
 
     Attributes:
@@ -45,8 +45,8 @@ class Embedded(NamedTuple):
 
 
 EMBEDDED = {
-    "mini": Embedded("base", "ip-adapter.safetensors"),
-    "mini-plus": Embedded("plus", "ip-adapter-plus.safetensors"),
+    "mini": EmbeddedAdapter("base", "ip-adapter.safetensors"),
+    "mini-plus": EmbeddedAdapter("plus", "ip-adapter-plus.safetensors"),
 }
 """Name → what it is."""
 
@@ -66,8 +66,8 @@ _LORA = "with LoRA inside the file"
 _FIVE_FACES = "made for about five faces of one person, side by side"
 
 PUBLISHED = {
-    "sd15": Published(_OFFICIAL, "models/ip-adapter_sd15.safetensors", "base", _SD, VIT_H, _APACHE),
-    "sd15-light": Published(
+    "sd15": PublishedAdapter(_OFFICIAL, "models/ip-adapter_sd15.safetensors", "base", _SD, VIT_H, _APACHE),
+    "sd15-light": PublishedAdapter(
         _OFFICIAL,
         "models/ip-adapter_sd15_light.safetensors",
         "base",
@@ -76,11 +76,13 @@ PUBLISHED = {
         _APACHE,
         note="follows the text more than sd15",
     ),
-    "sd15-vit-G": Published(
+    "sd15-vit-G": PublishedAdapter(
         _OFFICIAL, "models/ip-adapter_sd15_vit-G.safetensors", "base", _SD, VIT_BIGG, _APACHE
     ),
-    "sd15-plus": Published(_OFFICIAL, "models/ip-adapter-plus_sd15.safetensors", "plus", _SD, VIT_H, _APACHE),
-    "sd15-plus-face": Published(
+    "sd15-plus": PublishedAdapter(
+        _OFFICIAL, "models/ip-adapter-plus_sd15.safetensors", "plus", _SD, VIT_H, _APACHE
+    ),
+    "sd15-plus-face": PublishedAdapter(
         _OFFICIAL,
         "models/ip-adapter-plus-face_sd15.safetensors",
         "plus",
@@ -89,7 +91,7 @@ PUBLISHED = {
         _APACHE,
         note="takes the cropped face",
     ),
-    "sd15-full-face": Published(
+    "sd15-full-face": PublishedAdapter(
         _OFFICIAL,
         "models/ip-adapter-full-face_sd15.safetensors",
         "full-face",
@@ -98,7 +100,7 @@ PUBLISHED = {
         _APACHE,
         note="takes the cropped face",
     ),
-    "sd15-composition": Published(
+    "sd15-composition": PublishedAdapter(
         _COMPOSITION,
         "ip_plus_composition_sd15.safetensors",
         "plus",
@@ -107,14 +109,16 @@ PUBLISHED = {
         _APACHE,
         note="the layout of a picture without its style and content",
     ),
-    "sdxl": Published(_OFFICIAL, "sdxl_models/ip-adapter_sdxl.safetensors", "base", _XL, VIT_BIGG, _APACHE),
-    "sdxl-vit-h": Published(
+    "sdxl": PublishedAdapter(
+        _OFFICIAL, "sdxl_models/ip-adapter_sdxl.safetensors", "base", _XL, VIT_BIGG, _APACHE
+    ),
+    "sdxl-vit-h": PublishedAdapter(
         _OFFICIAL, "sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "base", _XL, VIT_H, _APACHE
     ),
-    "sdxl-plus": Published(
+    "sdxl-plus": PublishedAdapter(
         _OFFICIAL, "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors", "plus", _XL, VIT_H, _APACHE
     ),
-    "sdxl-plus-face": Published(
+    "sdxl-plus-face": PublishedAdapter(
         _OFFICIAL,
         "sdxl_models/ip-adapter-plus-face_sdxl_vit-h.safetensors",
         "plus",
@@ -123,7 +127,7 @@ PUBLISHED = {
         _APACHE,
         note="takes the cropped face",
     ),
-    "sdxl-composition": Published(
+    "sdxl-composition": PublishedAdapter(
         _COMPOSITION,
         "ip_plus_composition_sdxl.safetensors",
         "plus",
@@ -132,8 +136,10 @@ PUBLISHED = {
         _APACHE,
         note="the layout of a picture without its style and content; its shapes were not checked",
     ),
-    "sd15-faceid": Published(_FACE, "ip-adapter-faceid_sd15.bin", "faceid", _SD, None, _RESEARCH, note=_LORA),
-    "sd15-faceid-plus": Published(
+    "sd15-faceid": PublishedAdapter(
+        _FACE, "ip-adapter-faceid_sd15.bin", "faceid", _SD, None, _RESEARCH, note=_LORA
+    ),
+    "sd15-faceid-plus": PublishedAdapter(
         _FACE,
         "ip-adapter-faceid-plus_sd15.bin",
         "faceid-plus",
@@ -143,7 +149,7 @@ PUBLISHED = {
         face_plus_version=1,
         note=_LORA,
     ),
-    "sd15-faceid-plusv2": Published(
+    "sd15-faceid-plusv2": PublishedAdapter(
         _FACE,
         "ip-adapter-faceid-plusv2_sd15.bin",
         "faceid-plus",
@@ -153,7 +159,7 @@ PUBLISHED = {
         face_plus_version=2,
         note=_LORA,
     ),
-    "sd15-faceid-portrait": Published(
+    "sd15-faceid-portrait": PublishedAdapter(
         _FACE,
         "ip-adapter-faceid-portrait_sd15.bin",
         "faceid-portrait",
@@ -162,8 +168,10 @@ PUBLISHED = {
         _RESEARCH,
         note=_FIVE_FACES,
     ),
-    "sdxl-faceid": Published(_FACE, "ip-adapter-faceid_sdxl.bin", "faceid", _XL, None, _RESEARCH, note=_LORA),
-    "sdxl-faceid-plusv2": Published(
+    "sdxl-faceid": PublishedAdapter(
+        _FACE, "ip-adapter-faceid_sdxl.bin", "faceid", _XL, None, _RESEARCH, note=_LORA
+    ),
+    "sdxl-faceid-plusv2": PublishedAdapter(
         _FACE,
         "ip-adapter-faceid-plusv2_sdxl.bin",
         "faceid-plus",
@@ -173,7 +181,7 @@ PUBLISHED = {
         face_plus_version=2,
         note=_LORA,
     ),
-    "sdxl-faceid-portrait": Published(
+    "sdxl-faceid-portrait": PublishedAdapter(
         _FACE,
         "ip-adapter-faceid-portrait_sdxl.bin",
         "faceid-portrait",
@@ -182,7 +190,7 @@ PUBLISHED = {
         _RESEARCH,
         note=_FIVE_FACES,
     ),
-    "kolors-plus": Published(
+    "kolors-plus": PublishedAdapter(
         _KOLORS,
         "ip_adapter_plus_general.bin",
         "plus",
@@ -218,7 +226,7 @@ ENCODERS: dict[tuple[Input, int], Encoder] = {
 """What a projection takes, and its width → what gives that."""
 
 
-def encoder_of(input: Input, width: int) -> Encoder:
+def describe_encoder(input: Input, width: int) -> Encoder:
     """Name what gives an input of a width, known or not."""
     unknown = "a face embedder" if input == "face_embedding" else "an image encoder"
     return ENCODERS.get((input, width), Encoder(f"{unknown} that we do not know"))

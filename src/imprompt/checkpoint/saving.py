@@ -7,9 +7,9 @@ from pathlib import Path
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint.files import TensorFile, read_tensors, write_tensors
 from imprompt.checkpoint.names import to_official
-from imprompt.checkpoint.recognise import Description, recognise
+from imprompt.checkpoint.recognize import Description, recognize
 from imprompt.errors import CheckpointError
-from imprompt.inputs.encoder import unconditional
+from imprompt.inputs.encoder import describe_unconditional
 from imprompt.projection import FacePlusProjection, ImageProjection, PatchProjection, PerceiverShape
 from imprompt.projection.perceiver import PerceiverAttention
 from imprompt.runtime.output import check_output
@@ -30,13 +30,13 @@ def save_adapter(
         OutputError: another suffix, a missing folder, a full disk
     """
     path, tensors = Path(path), to_official(adapter.state_dict())
-    needed = _untold(adapter.projection)
-    described = recognise(TensorFile(tensors, needed, "safetensors")).description
+    needed = _metadata_needed_to_reload(adapter.projection)
+    described = recognize(TensorFile(tensors, needed, "safetensors")).description
     facts = _facts(described) | needed
     if metadata and path.suffix == ".bin":
         raise CheckpointError(f"{path}: a .bin file has no place for metadata; save as .safetensors")
     if path.suffix == ".bin":
-        check_told_without_metadata(path, facts)
+        check_loadable_without_metadata(path, facts)
     if taken := sorted({*facts, "format"} & set(metadata or {})):
         raise CheckpointError(f"{path}: the metadata key {taken[0]!r} is written by imprompt itself")
     write_tensors(tensors, path, {**facts, **(metadata or {})})
@@ -58,10 +58,10 @@ def convert_adapter(source: str | os.PathLike[str], destination: str | os.PathLi
     source, destination = Path(source), Path(destination)
     check_output(destination, ".safetensors", ".bin")
     file = read_tensors(source)
-    found = recognise(file)
+    found = recognize(file)
     check_sound(source, found.description)
     if destination.suffix == ".bin":
-        check_told_without_metadata(destination, file.metadata)
+        check_loadable_without_metadata(destination, file.metadata)
     write_tensors(found.tensors, destination, file.metadata)
     if not found.description.repairs:
         return "nothing had to be repaired"
@@ -80,7 +80,7 @@ def check_sound(source: Path | str, described: Description) -> None:
         raise CheckpointError(f"{source}: {described.problems[0]}{rest}")
 
 
-def check_told_without_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+def check_loadable_without_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     """Refuse to write a file that could not be read again.
 
     Raises:
@@ -104,11 +104,11 @@ def _facts(described: Description) -> dict[str, str]:
         "tokens": str(described.tokens),
         "takes": takes,
         "context_dim": str(described.context_dim),
-        "unconditional": unconditional(described.takes),
+        "unconditional": describe_unconditional(described.takes),
     }
 
 
-def _untold(projection: ImageProjection) -> dict[str, str]:
+def _metadata_needed_to_reload(projection: ImageProjection) -> dict[str, str]:
     """What the tensors of a projection do not tell."""
     return dict(_each_untold(projection))
 

@@ -114,9 +114,9 @@ def layers(
 
     with interrupted_at_once():
         from imprompt.cli.drawing import drawn_layers
-        from imprompt.runtime.output import written_whole
+        from imprompt.runtime.output import write_atomically
 
     picture = drawn_layers(mode, base, convention)
-    with written_whole(output) as part:
+    with write_atomically(output) as part:
         picture.save(part, format="PNG")
     typer.echo(f"wrote {one_line(str(output))}")

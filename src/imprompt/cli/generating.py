@@ -16,7 +16,7 @@ from imprompt.cli.terminal import (
     silence_loading,
 )
 from imprompt.errors import OutputError
-from imprompt.runtime.output import check_output, written_whole
+from imprompt.runtime.output import check_output, write_atomically
 
 if TYPE_CHECKING:
     from imprompt.generation.job import Job
@@ -242,7 +242,7 @@ def _write_seen(inputs: "Inputs", models: "Models", path: Path) -> None:
     from imprompt.generation.run import what_is_seen
 
     seen = what_is_seen(inputs, models)
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         seen.save(part, format="PNG")
     _say_written(path)
 

@@ -23,8 +23,10 @@ _SUITES = {
     "mini": _Suite("lab.suite", "evaluate_mini", ("adapter", "small", "against")),
     "figures": _Suite("lab.figures", "evaluate_figures", ("small",)),
     "study": _Suite("lab.study", "evaluate_study", ("runs", "small"), "runs"),
-    "coco": _Suite("evaluation.benchmarks", "evaluate_coco", ("config", "settings"), "config"),
-    "dreambench": _Suite("evaluation.benchmarks", "evaluate_dreambench", ("config", "settings"), "config"),
+    "coco": _Suite("evaluation.suites.coco", "evaluate_coco", ("config", "settings"), "config"),
+    "dreambench": _Suite(
+        "evaluation.suites.dreambench", "evaluate_dreambench", ("config", "settings"), "config"
+    ),
 }
 _TYPED = {
     "config": "CONFIG",

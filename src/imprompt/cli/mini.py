@@ -9,7 +9,7 @@ import typer
 from imprompt.cli.terminal import optional
 from imprompt.errors import ConfigError
 from imprompt.runtime.output import check_output, save_picture
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 
 app = typer.Typer(help="Remake the embedded model from public packages.", no_args_is_help=True)
 
@@ -91,7 +91,7 @@ def build_data(
 ) -> None:
     """Draw the characters that the embedded model is trained on: five minutes on two cores."""
     dataset = optional("imprompt.lab.making.dataset", "mini")
-    folder = in_cache(output)
+    folder = resolve_in_cache(output)
     held_out = min(count, 2_000)
     counts = {"training": count, "combinations": held_out, "parts": held_out, "styles": held_out}
     dataset.build_data(folder, counts, size=size)
@@ -167,5 +167,5 @@ def ship(
     imprompt mini ship --adapter runs/mini-adapter/adapter.safetensors
     """
     shipping = optional("imprompt.lab.making.shipping", "mini")
-    written = shipping.ship(in_cache(model), output, adapter=adapter)
+    written = shipping.ship(resolve_in_cache(model), output, adapter=adapter)
     typer.echo(f"wrote {written / 1e6:.1f} MB to {output}")

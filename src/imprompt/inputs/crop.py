@@ -6,7 +6,7 @@
     (x, y)                      where the square stands in its room: (0, 0) top left, (1, 1) bottom right
     "pad"                       the whole picture, made square with white beside it
     "stretch"                   the whole picture, made square by squeezing its longer side
-    "tiles"                     several squares that cover it, each a picture of its own: see `tiles`
+    "tiles"                     several squares that cover it, one view each: see `split_into_tiles`
 
 Of a square picture all of these show the same. A crop keeps all of the shorter side, so "top" of a wide
 picture is its "centre".
@@ -113,7 +113,7 @@ def encoder_pixels(
     return ((values - channels[0]) / channels[1]).float()
 
 
-def tiles(picture: Image.Image) -> list[Tile]:
+def split_into_tiles(picture: Image.Image) -> list[Tile]:
     """Cover a picture with as few overlapping squares as will do, evenly spaced along its longer side.
 
     n = ⌈longer / shorter⌉ squares; a square picture is its own single tile. The areas partition the picture:

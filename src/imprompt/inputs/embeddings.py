@@ -21,10 +21,10 @@ from torch import Tensor
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
 from imprompt.inputs.encoder import Input
 from imprompt.runtime.files import file_fault, header_fault
-from imprompt.runtime.output import check_output, written_whole
+from imprompt.runtime.output import check_output, write_atomically
 
 Combine = Literal["concat", "average", "add", "subtract", "normalised average", "interpolate"]
-"""What becomes of several pictures in one reference, see `combined`."""
+"""What becomes of several pictures in one reference, see `combine_embeddings`."""
 
 VERSION = "1"
 """Of the file format."""
@@ -82,7 +82,7 @@ class ImageEmbeddings:
         tensors = _named(self.inputs, "inputs.") | _named(self.blank, "blank.")
         ours = {"kind": _KIND, "version": VERSION, "inputs": _shapes(self.inputs)}
         metadata = {**self.metadata, **{_OURS + key: value for key, value in ours.items()}, "format": "pt"}
-        with written_whole(path) as part:
+        with write_atomically(path) as part:
             try:
                 safetensors.torch.save_file(tensors, part, metadata)
             except safetensors.SafetensorError as error:  # how it reports a full disk
@@ -140,7 +140,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> ImageEmbeddings:
     return ImageEmbeddings(inputs, blank, theirs)
 
 
-def combined(
+def combine_embeddings(
     inputs: Float[Tensor, "images ..."], how: Combine | str, weights: Sequence[float | int] | None = None
 ) -> Float[Tensor, "images_out ..."]:
     """Make one picture of several, as encoders' outputs; x_i: one picture's vectors, w_i: its weight.

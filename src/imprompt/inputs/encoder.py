@@ -16,7 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 from imprompt.errors import AdapterMismatch, UnknownModel
 from imprompt.inputs.crop import Crop, encoder_pixels
 from imprompt.runtime.files import name_fault, shorten
-from imprompt.runtime.hub import fetch_those_there
+from imprompt.runtime.hub import fetch_existing_files
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -32,7 +32,7 @@ Input = Literal["image_embedding", "image_features", "face_embedding"]
 class token first), or the embedding "d" of the face in it, which a face model makes."""
 
 
-def unconditional(takes: Collection[Input]) -> str:
+def describe_unconditional(takes: Collection[Input]) -> str:
     """Say what "no image" is for a projection that takes these inputs: adapter files hold this sentence.
 
     Training drops images by it, and the negative branch of guidance stands on it.
@@ -72,7 +72,7 @@ class ImageEncoder:
         self.image_size = int(model.config.image_size)  # pyright: ignore[reportArgumentType]
         self.embedding_dim = model.config.projection_dim
         self.feature_dim = model.config.hidden_size
-        self.name = name or without_folders(model.name_or_path or "") or _shape(model)
+        self.name = name or strip_folders(model.name_or_path or "") or _shape(model)
         self._blanks: dict[tuple[Input, torch.device, torch.dtype], Tensor] = {}
 
     @property
@@ -204,7 +204,7 @@ def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> Im
     repository, _, subfolder = ("", "", "") if Path(source).is_dir() else str(source).partition(":")
     try:
         if repository:  # within a stated time, and checked; transformers finds them in the cache
-            fetch_those_there(repository, [f"{subfolder}/{name}".lstrip("/") for name in _FILES])
+            fetch_existing_files(repository, [f"{subfolder}/{name}".lstrip("/") for name in _FILES])
         if not repository:
             model = CLIPVisionModelWithProjection.from_pretrained(source)
         else:
@@ -213,10 +213,10 @@ def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> Im
     except Exception as error:  # foreign files and a network: this may fail in any way
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnknownModel(f"no image encoder at {source}: {reason}") from error
-    return ImageEncoder(model, mean=mean, std=std, name=without_folders(str(source)))
+    return ImageEncoder(model, mean=mean, std=std, name=strip_folders(str(source)))
 
 
-def without_folders(source: str) -> str:
+def strip_folders(source: str) -> str:
     """Return a hub id as it is, of a local folder its last name: where it lies is nobody's business."""
     return Path(source).resolve().name if source and Path(source).is_dir() else source
 

@@ -17,7 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from imprompt.checkpoint import EMBEDDED_WEIGHTS, embedded_part, load_embedded_adapter
+from imprompt.checkpoint import EMBEDDED_WEIGHTS, find_embedded_part, load_embedded_adapter
 from imprompt.errors import MissingExtra, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.mini.edges import edge_picture
@@ -56,7 +56,7 @@ def pipeline(
         UnknownModel: the weights are not there, or not that style
         MissingExtra: a style needs peft
     """
-    base = embedded_part(weights / "base")
+    base = find_embedded_part(weights / "base")
     pipe = assemble(
         cast(PatchAutoencoder, PatchAutoencoder.from_pretrained(base / "vae", torch_dtype=dtype)),
         CLIPTextModel.from_pretrained(base / "text_encoder", dtype=dtype),
@@ -115,7 +115,7 @@ def controlnet(*, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -
     Raises:
         UnknownModel: the weights are not there
     """
-    folder = embedded_part(weights / "control")
+    folder = find_embedded_part(weights / "control")
     return cast(ControlNetModel, ControlNetModel.from_pretrained(folder, torch_dtype=dtype))
 
 

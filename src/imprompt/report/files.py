@@ -15,8 +15,8 @@ from imprompt.errors import OutputError
 from imprompt.report.blocks import Report
 from imprompt.report.page import small_page, whole_page
 from imprompt.report.summary import plain, report_data
-from imprompt.runtime.environment import environment
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.environment import describe_environment
+from imprompt.runtime.output import write_atomically
 
 PAGE_FILE, SMALL_PAGE_FILE, SUMMARY_FILE = "index.html", "index-small.html", "summary.json"
 SCORES_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
@@ -42,11 +42,11 @@ def write_report(report: Report, folder: Path, summary: Mapping[str, Any]) -> Pa
         OutputError: the folder or a file in it cannot be written
     """
     make_folder(folder)
-    facts = {name: fact for name, fact in environment().items() if name in _PAGE_FACTS}
+    facts = {name: fact for name, fact in describe_environment().items() if name in _PAGE_FACTS}
     report = dataclasses.replace(report, facts={**report.facts, **facts})
     write_summary({**summary, "page": report_data(report)}, folder / SUMMARY_FILE)
     for name, text in ((SMALL_PAGE_FILE, small_page(report)), (PAGE_FILE, whole_page(report))):
-        with written_whole(folder / name) as part:
+        with write_atomically(folder / name) as part:
             part.write_text(text, encoding="utf-8")
     return folder / PAGE_FILE
 
@@ -70,7 +70,7 @@ def write_scores(rows: Sequence[Any], folder: Path) -> list[Path]:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(values)
-    with written_whole(folder / SCORES_FILE) as part:
+    with write_atomically(folder / SCORES_FILE) as part:
         part.write_text(text.getvalue(), encoding="utf-8")
     return [folder / SCORES_FILE, *_write_parquet(values, folder / PARQUET_FILE)]
 
@@ -83,16 +83,16 @@ def _write_parquet(values: Sequence[Mapping[str, Any]], path: Path) -> list[Path
     except ImportError:
         path.unlink(missing_ok=True)
         return []
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         parquet.write_table(pyarrow.Table.from_pylist(list(values)), part)
     return [path]
 
 
 def write_summary(summary: Mapping[str, Any], path: Path) -> None:
     """Write the summary as JSON, with the versions, the commit, the device and the command that made it."""
-    facts = environment()
+    facts = describe_environment()
     versions = {name: facts.pop(name) for name in _PACKAGES if name in facts}
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         text = json.dumps(
             plain({**summary, "versions": versions, "environment": facts}), indent=1, ensure_ascii=False
         )
@@ -113,5 +113,5 @@ def make_folder(folder: Path) -> None:
 
 def write_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture as a PNG file."""
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         picture.save(part, format="PNG", optimize=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """What this process runs on: versions, commit if it is a checkout, device, threads, command.
 
     No name of a user or a machine, and no absolute path, gets into it: it goes into pages.

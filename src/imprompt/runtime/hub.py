@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from imprompt.errors import UnknownModel
 from imprompt.runtime.files import shorten
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 PATIENCE = 10.0
 """Seconds without a byte after which a connection counts as lost."""
@@ -69,7 +69,7 @@ def fetch_file(repository: str, file: str) -> Path:
         ) from error
 
 
-def fetch_those_there(repository: str, files: Sequence[str]) -> list[Path]:
+def fetch_existing_files(repository: str, files: Sequence[str]) -> list[Path]:
     """Fetch those of several files that the repository has, as `fetch_file` does.
 
     Raises:
@@ -151,7 +151,7 @@ def _fetch_blob(repository: str, digest: str, size: int, url: str) -> None:
         return
     blob.parent.mkdir(parents=True, exist_ok=True)
     part = blob.with_name(f"{digest}.imprompt-part")
-    with counted(f"fetching {repository}", size) as advance:
+    with show_progress(f"fetching {repository}", size) as advance:
         _download(url, part, size, advance)
     if not _has_digest(part, digest):
         part.unlink()

@@ -38,7 +38,7 @@ def check_output(path: Path, *suffixes: str) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; move what is written there to `path` if the block ends well.
 
     Whatever happens in the block (an error, a full disk, Ctrl-C), `path` holds the old content or the new
@@ -77,5 +77,5 @@ def save_picture(picture: "Image.Image", path: str | os.PathLike[str], settings:
     check_output(path, ".png")
     text = PngInfo()
     text.add_text(SETTINGS_KEY, json.dumps(settings))
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         picture.save(part, format="PNG", pnginfo=text)

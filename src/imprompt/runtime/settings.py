@@ -25,7 +25,7 @@ _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_KEY_PARTS},}}")
 
 
-class Closed(BaseModel):
+class ClosedSettings(BaseModel):
     """A frozen group of settings that knows all its keys."""
 
     # The docstring below a field is its description; tables in docs are made of these.
@@ -143,11 +143,11 @@ def explain(
         given = fault.get("input")
         said = f" (it is {given!r})" if isinstance(given, str | int | float) and place else ""
         return f"{'.'.join(place)}: {message}{said}" if place else message
-    key, known = place[-1], list(known_keys(kind))
+    key, known = place[-1], list(list_keys(kind))
     unknown = f"unknown key {shorten(key)!r}"
     if (meaning := counterpart(key)) and key not in dict(known):
         return f"{unknown}: {meaning}"
-    near = nearest(key, (name for name, _ in known))
+    near = find_nearest(key, (name for name, _ in known))
     meant = " or ".join(repr(full) for name, full in known if name == near)
     return unknown + (f"; did you mean {meant}?" if meant else "")
 
@@ -156,7 +156,7 @@ ALLOWED_SLIPS = 2
 """Letters that a misspelling of a long word gets wrong; one of a word of fewer than six letters."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def find_nearest(word: str, known: Iterable[str]) -> str | None:
     """Find the word that this one is a misspelling of; None if it resembles none.
 
     A guess at what only sounds alike would send people to the wrong setting.
@@ -182,16 +182,16 @@ def _count_slips(first: str, second: str) -> int:
     return before[-1]
 
 
-def known_keys(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str]]:
+def list_keys(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str]]:
     """Every key that settings know, those of groups too, and what to write for it: `group.key`."""
     for name, field in kind.model_fields.items():
         yield name, f"{group}{name}"
         for inner in (field.annotation, *get_args(field.annotation)):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from known_keys(inner, f"{group}{name}.")
+                yield from list_keys(inner, f"{group}{name}.")
 
 
-def in_cache(folder: str) -> Path:
+def resolve_in_cache(folder: str) -> Path:
     """Where a recipe's folder is: as it stands if it begins with `/` or `.`, else in the cache."""
     if folder.startswith(("/", ".")):
         return Path(folder)

@@ -24,7 +24,7 @@ from imprompt.projection import (
 )
 from imprompt.runtime.files import name_fault, shorten
 from imprompt.runtime.precision import fastest_precision
-from imprompt.runtime.progress import followed
+from imprompt.runtime.progress import show_running_total
 from imprompt.training.batches import PromptBatch, PromptBatches, loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
 from imprompt.training.config import AdapterSettings, TrainingConfig, Variant
@@ -100,7 +100,7 @@ def cache_alone(config: TrainingConfig) -> str:
 
 def cached(config: TrainingConfig, base: FrozenBase) -> CachedSamples | LiveSamples:
     """The run's samples; what is missing of the cache is made, which may take long."""
-    with followed("caching") as progress:
+    with show_running_total("caching") as progress:
         return build_cache(config, base, progress, check=this_process().is_local_main_process)
 
 

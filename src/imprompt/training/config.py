@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import Closed, explain, read_toml
+from imprompt.runtime.settings import ClosedSettings, explain, read_toml
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.presets import PRESETS, overlaid, preset_named
 from imprompt.training.settings import LoopSettings
@@ -29,7 +29,7 @@ Injection = Literal["decoupled", "concatenated", "replaced", "unclip", "two-stre
 FACES = ("faceid", "faceid-plus", "faceid-plusv2")
 
 
-class BaseSettings(Closed):
+class BaseSettings(ClosedSettings):
     """The frozen model."""
 
     model: str = "mini"
@@ -38,7 +38,7 @@ class BaseSettings(Closed):
     """A folder or "owner/name:subfolder"; "known": the one that a preset names, or the embedded model's."""
 
 
-class AdapterSettings(Closed):
+class AdapterSettings(ClosedSettings):
     """What is trained."""
 
     variant: Variant = "base"
@@ -57,7 +57,7 @@ class AdapterSettings(Closed):
     "owner/name:file"."""
 
 
-class Columns(Closed):
+class Columns(ClosedSettings):
     """What the data calls its columns (in a WebDataset: the files' suffixes)."""
 
     image: str = "image"
@@ -72,7 +72,7 @@ class Columns(Closed):
     """A face embedding: a list of numbers, or a .npy file; needed by FaceID adapters."""
 
 
-class DataSettings(Closed):
+class DataSettings(ClosedSettings):
     """Pictures and captions."""
 
     source: str = ""
@@ -98,7 +98,7 @@ class DataSettings(Closed):
     """No more than this many are looked at."""
 
 
-class CacheSettings(Closed):
+class CacheSettings(ClosedSettings):
     """What frozen models make of the data, computed once."""
 
     enabled: bool = True
@@ -119,7 +119,7 @@ class CacheSettings(Closed):
     """Processes, or Ray tasks at a time."""
 
 
-class LossSettings(Closed):
+class LossSettings(ClosedSettings):
     """The base's own loss, with conditions dropped now and then so that guidance can be used."""
 
     image_drop: float = Field(default=0.05, ge=0, le=1)
@@ -164,7 +164,7 @@ class AdapterLoop(LoopSettings):
     """Steps between looks at the held-out loss."""
 
 
-class WatchSettings(Closed):
+class WatchSettings(ClosedSettings):
     """What is looked at while it trains."""
 
     references: int = Field(default=8, ge=1)
@@ -184,7 +184,7 @@ class WatchSettings(Closed):
     """A Weights & Biases project to report to, beside TensorBoard and the log."""
 
 
-class TrainingConfig(Closed):
+class TrainingConfig(ClosedSettings):
     """One run of `imprompt train`."""
 
     preset: str

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt import mini
-from imprompt.checkpoint import embedded_part
+from imprompt.checkpoint import find_embedded_part
 from imprompt.errors import AdapterMismatch, ConfigError
 from imprompt.generation.models import load_base
 from imprompt.generation.pipeline_results import remove_safety_checker
@@ -250,7 +250,7 @@ def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
     if base.image_encoder != "known":
         return load_image_encoder(base.image_encoder)
     if base.model.partition(":")[0] == "mini":
-        return load_image_encoder(embedded_part(mini.WEIGHTS / "image_encoder"))
+        return load_image_encoder(find_embedded_part(mini.WEIGHTS / "image_encoder"))
     if config.adapter.variant == "faceid":
         return None
     raise ConfigError(

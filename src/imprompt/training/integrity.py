@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.output import write_atomically
 
 DIGEST_KEY = "sha256"
 """Under which a file holds its own digest."""
@@ -68,7 +68,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     if _holds(path, data):
         return
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         part.write_bytes(data)
 
 

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from imprompt.runtime.settings import Closed
+from imprompt.runtime.settings import ClosedSettings
 
 
-class LoopSettings(Closed):
+class LoopSettings(ClosedSettings):
     """What the loop needs to know, whatever is trained."""
 
     seed: int = 0

@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.judges.judge import Judge, load_whole, loaded, place_of
 from imprompt.inputs.crop import encoder_pixels
-from imprompt.inputs.encoder import CLIP_MEAN, CLIP_STD, RGB, without_folders
+from imprompt.inputs.encoder import CLIP_MEAN, CLIP_STD, RGB, strip_folders
 
 PAPER_JUDGE = "openai/clip-vit-large-patch14"
 
@@ -84,7 +84,7 @@ def load_clip_judge(source: str | Path = PAPER_JUDGE) -> ClipJudge:
     network = load_whole("CLIP model", source, CLIPModel.from_pretrained, model_type="clip")
     tokenizer = load_tokenizer(source, network.config.text_config.vocab_size)
     mean, std = load_normalisation(source, int(network.config.vision_config.image_size))
-    return ClipJudge(network, tokenizer, mean=mean, std=std, name=without_folders(str(source)))
+    return ClipJudge(network, tokenizer, mean=mean, std=std, name=strip_folders(str(source)))
 
 
 def load_normalisation(source: str | Path, image_size: int) -> tuple[RGB, RGB]:

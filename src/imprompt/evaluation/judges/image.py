@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.judges.judge import Judge, load_config, load_whole, loaded, place_of
-from imprompt.inputs.encoder import without_folders
+from imprompt.inputs.encoder import strip_folders
 
 DINO = "facebook/dino-vits16"
 """What DreamBooth's DINO metric uses (arXiv 2208.12242, section 4.1)."""
@@ -77,4 +77,4 @@ def load_image_judge(source: str | Path = DINO) -> ImageJudge:
     processor = loaded(
         "image processor", source, lambda: AutoImageProcessor.from_pretrained(place, backend="pil", **where)
     )
-    return ImageJudge(network, processor, name=without_folders(str(source)))
+    return ImageJudge(network, processor, name=strip_folders(str(source)))

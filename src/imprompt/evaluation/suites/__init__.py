@@ -4,8 +4,3 @@
 
 Everything resumes: a picture that is drawn, and a part of features that is computed, is not made again.
 """
-
-from imprompt.evaluation.suites.coco import evaluate_coco
-from imprompt.evaluation.suites.dreambench import evaluate_dreambench
-
-__all__ = ["evaluate_coco", "evaluate_dreambench"]

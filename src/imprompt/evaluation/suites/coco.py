@@ -26,7 +26,7 @@ from imprompt.evaluation.suites.scoring import Likeness, Seen, likeness
 from imprompt.evaluation.suites.settings import CocoSettings, load_settings
 from imprompt.evaluation.suites.tasks import Task, seed_of
 from imprompt.report import make_folder, write_report, write_scores
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def evaluate_coco(*, output: Path, config: Path, settings: Sequence[str] = ()) -
     images = read_coco(Path(asked.data.folder), asked.data.images)
     make_folder(output)
     folder = BenchmarkFolder(output)
-    with counted("reading references", len(images)) as advance:
+    with show_progress("reading references", len(images)) as advance:
         good, bad = readable([image.path for image in images], advance)
     folder.note("unreadable", bad)
     check_share(bad, len(images), output / "unreadable.jsonl")
@@ -109,7 +109,7 @@ def see(seat: Seat, images: Sequence[Captioned], drawn: Drawn, folder: Benchmark
     places = {str(image.path): place for place, image in enumerate(images)}
     pictures = [folder.picture(task.key) for task in drawn.tasks]
     references, kept = [image.path for image in images], folder.path / "features"
-    with counted(f"judging by {seat.judge.name}", len(pictures) + 3 * len(images)) as advance:
+    with show_progress(f"judging by {seat.judge.name}", len(pictures) + 3 * len(images)) as advance:
         return Seen(
             drawn=features_of(seat.judge, pictures, "drawn", kept, advance),
             owner=torch.tensor([places[task.reference] for task in drawn.tasks]),

@@ -19,7 +19,7 @@ from imprompt.evaluation.suites.folder import BenchmarkFolder, first_of, too_man
 from imprompt.evaluation.suites.settings import DrawingSettings, MethodSettings
 from imprompt.evaluation.suites.tasks import Group, Task, grouped
 from imprompt.inputs.image import load_image
-from imprompt.runtime.workers import Crew, Lost, done_elsewhere
+from imprompt.runtime.workers import LostTask, WorkerSpec, run_tasks
 
 Progress = Callable[[int], None]
 """Told how many more pictures are done."""
@@ -153,8 +153,8 @@ def draw_groups(groups: Sequence[Group], job: Job) -> Iterator[Outcome]:
         yield from (Outcome(number, paint(group)) for number, group in enumerate(groups))
         return
     there = replace(job, folder=BenchmarkFolder(job.folder.path.resolve()))
-    for number, fault in done_elsewhere(groups, Crew(_painter, there, job.device, job.workers), engine):
-        lost = isinstance(fault, Lost)
+    for number, fault in run_tasks(groups, WorkerSpec(_painter, there, job.device, job.workers), engine):
+        lost = isinstance(fault, LostTask)
         yield Outcome(number, f"{fault.reason} while they drew it (out of memory?)" if lost else fault)
 
 

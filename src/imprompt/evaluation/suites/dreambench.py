@@ -27,7 +27,7 @@ from imprompt.evaluation.suites.runs import draw_and_seat
 from imprompt.evaluation.suites.settings import DreamBenchSettings, load_settings
 from imprompt.evaluation.suites.tasks import Task, seed_of
 from imprompt.report import make_folder, write_report, write_scores
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def usable(listed: Sequence[Subject], output: Path) -> tuple[list[Subject], dict
         DataError: more than 1 % of the pictures cannot be read, or a subject has fewer than two left
     """
     every = [path for subject in listed for path in subject.pictures]
-    with counted("reading references", len(every)) as advance:
+    with show_progress("reading references", len(every)) as advance:
         good, bad = readable(every, advance)
     check_share(bad, len(every), output / "unreadable.jsonl")
     subjects = []
@@ -155,7 +155,7 @@ def rows_of(
 ) -> list[SubjectScore]:
     """A judge's scores, picture by picture."""
     files = [folder.picture(shot.task.key) for shot in shots]
-    with counted(f"judging by {seat.judge.name}", len(files)) as advance:
+    with show_progress(f"judging by {seat.judge.name}", len(files)) as advance:
         seen = features_of(seat.judge, files, "drawn", folder.path / "features", advance)
     following = prompt_following(seat, shots, seen)
     rows = []

@@ -20,7 +20,7 @@ from imprompt.evaluation.judges import Judge
 from imprompt.evaluation.suites.drawing import one_thread
 from imprompt.inputs.crop import encoder_view
 from imprompt.inputs.image import load_image
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.output import write_atomically
 
 PART = 64
 """Pictures in a part."""
@@ -69,7 +69,7 @@ def _part(judge: Judge, paths: Sequence[Path], view: View, folder: Path) -> Floa
         return load(file.read_bytes())["features"]
     with one_thread(str(judge.device)):
         features = judge.features([seen(path, view) for path in paths])
-    with written_whole(file) as part:
+    with write_atomically(file) as part:
         part.write_bytes(save({"features": features.contiguous()}))
     return features
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from imprompt.errors import ConfigError, OutputError
 from imprompt.evaluation.suites.tasks import Task
-from imprompt.runtime.output import save_picture, written_whole
+from imprompt.runtime.output import save_picture, write_atomically
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class BenchmarkFolder:
         path = self.path / f"{name}.jsonl"
         lines = [json.dumps({"name": key, "reason": why}, ensure_ascii=False) for key, why in faults.items()]
         if lines:
-            with written_whole(path) as part:
+            with write_atomically(path) as part:
                 part.write_text("\n".join(lines) + "\n", encoding="utf-8")
         else:
             path.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ class BenchmarkFolder:
         return json.loads(self._about.read_text(encoding="utf-8")).get(name) if self._about.exists() else None
 
     def _say(self, values: Mapping[str, Any]) -> None:
-        with written_whole(self._about) as part:
+        with write_atomically(self._about) as part:
             part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from imprompt.evaluation.suites.settings import (
     MethodSettings,
 )
 from imprompt.evaluation.suites.tasks import Task
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 HOW_MANY = ("workers", "engine")
 """Keys of `[drawing]` that pictures do not follow from."""
@@ -43,7 +43,7 @@ def draw_and_seat(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder.begin(what_pictures_follow_from(asked, suite, device))
     job = Job(asked.method, asked.drawing, folder, device)
-    with counted("drawing", len(tasks)) as advance:
+    with show_progress("drawing", len(tasks)) as advance:
         failed = draw_all(tasks, job, advance)
     return Drawn([task for task in tasks if task.key not in failed], failed, seats)
 

@@ -16,12 +16,12 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import Closed, explain, read_toml
+from imprompt.runtime.settings import ClosedSettings, explain, read_toml
 
-Settings = TypeVar("Settings", bound=Closed)
+Settings = TypeVar("Settings", bound=ClosedSettings)
 
 
-class MethodSettings(Closed):
+class MethodSettings(ClosedSettings):
     """What draws."""
 
     name: str = "ip-adapter"
@@ -37,7 +37,7 @@ class MethodSettings(Closed):
     """What a baseline needs beside its pipeline: Kandinsky's prior, the ControlNet. Empty: the published."""
 
 
-class DrawingSettings(Closed):
+class DrawingSettings(ClosedSettings):
     """How pictures are drawn."""
 
     steps: int = Field(default=50, ge=1)
@@ -60,7 +60,7 @@ class DrawingSettings(Closed):
     """Who draws: processes of this machine, or tasks of a Ray cluster that shares the output and the data."""
 
 
-class JudgingSettings(Closed):
+class JudgingSettings(ClosedSettings):
     """Who scores."""
 
     clip: str = "openai/clip-vit-large-patch14"
@@ -71,7 +71,7 @@ class JudgingSettings(Closed):
     """How many of the best, of the median and of the worst cases the page shows."""
 
 
-class CocoData(Closed):
+class CocoData(ClosedSettings):
     """Pictures and captions of COCO2017 val."""
 
     folder: str
@@ -84,7 +84,7 @@ class CocoData(Closed):
     """λ."""
 
 
-class CocoSettings(Closed):
+class CocoSettings(ClosedSettings):
     """The paper's Table 1."""
 
     data: CocoData
@@ -93,7 +93,7 @@ class CocoSettings(Closed):
     judging: JudgingSettings = JudgingSettings()
 
 
-class DreamBenchData(Closed):
+class DreamBenchData(ClosedSettings):
     """Subjects and prompts of DreamBench."""
 
     folder: str
@@ -106,7 +106,7 @@ class DreamBenchData(Closed):
     """Every λ to be drawn at, rising."""
 
 
-class DreamBenchSettings(Closed):
+class DreamBenchSettings(ClosedSettings):
     """Subjects in new scenes."""
 
     data: DreamBenchData

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from imprompt.errors import ConfigError, ImageError
 from imprompt.generation.job.model import Job, JobControl, JobReference, Move
 from imprompt.runtime.files import file_fault
-from imprompt.runtime.output import SETTINGS_KEY, check_output, written_whole
+from imprompt.runtime.output import SETTINGS_KEY, check_output, write_atomically
 from imprompt.runtime.settings import read_toml
 
 _ALWAYS_TOLD = (
@@ -56,7 +56,7 @@ def save_job(job: Job, path: str | os.PathLike[str]) -> None:
         return file if os.path.isabs(file) else os.path.relpath(file, path.parent)
 
     values = _dumped(job, moved, exclude_defaults=True)
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         part.write_text(_toml(values), encoding="utf-8", errors="backslashreplace")
 
 

@@ -27,7 +27,7 @@ from imprompt.lab.suite.scoring import mean_of
 from imprompt.lab.suite.showcase import CONTACTS, write_showcase
 from imprompt.lab.suite.subjects import CHANGES, sample_subjects
 from imprompt.report import make_folder
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 __all__ = ["FigureSettings", "evaluate_figures", "make_figures"]
 
@@ -85,7 +85,7 @@ def make_figures(models: SuiteModels, settings: FigureSettings, *, output: Path)
     # The overview shows this text beside every row.
     studio = Studio(models, settings, [CHANGES["red ground"]])
     figures: list[Figure] = []
-    with counted("figures", len(PANELS)) as advance:
+    with show_progress("figures", len(PANELS)) as advance:
         for panel in PANELS:
             figures.append(panel(studio))
             advance(1)

@@ -7,7 +7,7 @@ from imprompt.lab.figures.figure import Criterion, Figure
 from imprompt.lab.figures.studio import FigureSettings
 from imprompt.lab.suite.page import percent
 from imprompt.report import Interval
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.output import write_atomically
 
 PAGE_FILE = "README.md"
 
@@ -54,7 +54,7 @@ def write_figures(
         folder: of all files; files of other names in it stay
     """
     for figure in figures:
-        with written_whole(folder / f"{figure.name}.jpg") as part:
+        with write_atomically(folder / f"{figure.name}.jpg") as part:
             figure.sheet(settings.shown).save(part, format="JPEG", quality=QUALITY)
     introduction = INTRODUCTION.format(
         subjects=settings.subjects,
@@ -65,7 +65,7 @@ def write_figures(
         verdicts="\n".join(f"| {figure.texts['title']} | {figure.verdict} |" for figure in figures),
     )
     sections = [section(figure) for figure in figures]
-    with written_whole(folder / PAGE_FILE) as part:
+    with write_atomically(folder / PAGE_FILE) as part:
         part.write_text("\n".join([introduction, *sections]), encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ from imprompt.lab.making.recipe import (
     Recipe,
     StyleRecipe,
 )
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.loop import Run
 
 
@@ -37,7 +37,7 @@ def train_stage(recipe: Recipe, *, resume: bool = False) -> Path:
     Raises:
         ConfigError: nothing to resume
     """
-    output = in_cache(recipe.output)
+    output = resolve_in_cache(recipe.output)
     if isinstance(recipe, CodecRecipe):
         return fit_codec(recipe, output)
     run = build_run(recipe, output)

@@ -45,7 +45,7 @@ from imprompt.report import (
     write_report,
     write_scores,
 )
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 __all__ = [
     "BASE_ALONE",
@@ -132,7 +132,7 @@ def measure_runs(study: Study, runs: Sequence[StudyRun], folder: Path) -> Result
             missing.append((run, place, key))
         else:
             results[name_run(run)] = stored
-    with counted("pictures", sum(study.count_pictures(run) for run, _, _ in missing)) as advance:
+    with show_progress("pictures", sum(study.count_pictures(run) for run, _, _ in missing)) as advance:
         for run, place, key in missing:
             results[name_run(run)] = measure_run(study, run, advance)
             save_result(place, key, results[name_run(run)])

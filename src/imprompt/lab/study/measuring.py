@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt import mini
-from imprompt.checkpoint import embedded_part
+from imprompt.checkpoint import find_embedded_part
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
@@ -67,7 +67,7 @@ class Study:
     @cached_property
     def embeddings(self) -> list[ImageEmbeddings]:
         """Of the subjects' drawings, by the encoder that all runs were trained with."""
-        encoder = load_image_encoder(embedded_part(self.weights / "image_encoder"))
+        encoder = load_image_encoder(find_embedded_part(self.weights / "image_encoder"))
         blank = encoder.blank("image_embedding").float()
         pixels = encoder.pixels([subject.picture for subject in self.subjects])
         rows = encoder.encode(pixels).float().split(1)

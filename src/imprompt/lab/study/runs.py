@@ -17,7 +17,7 @@ from imprompt.errors import ConfigError
 from imprompt.lab.study.settings import StudySettings
 from imprompt.lab.suite.scoring import Score
 from imprompt.report import make_folder
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.output import write_atomically
 from imprompt.training.mechanisms import MECHANISMS, read_metadata
 
 ADAPTER_FILE, CONFIG_FILE = "adapter.safetensors", "config.json"
@@ -207,10 +207,10 @@ def save_result(folder: Path, key: str, result: RunResult) -> None:
     arrays: dict[str, Any] = {
         name: np.stack([*map(np.asarray, some)]) for name, some in result.pictures.items()
     }
-    with written_whole(folder / PICTURES_FILE) as part, part.open("wb") as file:
+    with write_atomically(folder / PICTURES_FILE) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
     values = {"key": key, "scores": [asdict(score) for score in result.scores]}
-    with written_whole(folder / RESULT_FILE) as part:
+    with write_atomically(folder / RESULT_FILE) as part:
         part.write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from imprompt.evaluation.metrics import copy_ratios, is_copy
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.suite.scoring import mean_of, read_pictures
 from imprompt.report import Interval
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 
 DATA = "characters-128"
 """The drawings' folder in the cache, as `imprompt mini build-data` names it."""
@@ -52,7 +52,7 @@ def count_copies(
     Returns:
         None if the training drawings are not on this machine
     """
-    path = (in_cache(DATA) if folder is None else folder) / "training" / "pictures.npy"
+    path = (resolve_in_cache(DATA) if folder is None else folder) / "training" / "pictures.npy"
     if not path.is_file():
         return None
     drawings = np.load(path, mmap_mode="r")[:MOST]

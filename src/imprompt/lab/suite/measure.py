@@ -46,7 +46,7 @@ from imprompt.report import (
     write_report,
     write_scores,
 )
-from imprompt.runtime.progress import counted
+from imprompt.runtime.progress import show_progress
 
 Pictures = dict[tuple[str, str], list[Image.Image]]
 """(split or text, condition) → a picture of each subject."""
@@ -139,7 +139,7 @@ def paint_all(
         few = suited(subjects["combinations"], change)[: settings.text_subjects]
         jobs += [(name, few, Condition(scale, change)) for scale in CURVE_SCALES]  # type: ignore[list-item]
     pictures: Pictures = {}
-    with counted("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
+    with show_progress("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
         for name, several, condition in jobs:
             made = paint(models, several, condition, settings.paint, advance)
             pictures[name, name_scale(condition.scale)] = made

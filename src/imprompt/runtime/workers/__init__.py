@@ -1,10 +1,10 @@
-"""Tasks done elsewhere, one at a time by each worker: by other processes of this machine, or by Ray.
+"""Run tasks in worker processes: on this machine, or by Ray. Each worker does one task at a time.
 
-    crew            what workers do, and how many there are
-    processes       on this machine; several GPUs are shared out
-    ray_tasks       on one machine, or on many that share the files
+    spec            what workers do, and how many there are
+    processes       processes of this machine, which share out its GPUs
+    ray_tasks       Ray, on one machine or on several that share the files
 
-A worker that is killed loses the task that it was on; another takes its place and does that task again.
+A worker that dies loses its current task. Another worker takes its place and does that task again.
 """
 
 import importlib.util
@@ -12,24 +12,24 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from imprompt.errors import MissingExtra
-from imprompt.runtime.workers.crew import Crew, Lost, Made, Task
-from imprompt.runtime.workers.processes import done_by_processes
-from imprompt.runtime.workers.ray_tasks import done_by_ray
+from imprompt.runtime.workers.processes import run_in_processes
+from imprompt.runtime.workers.ray_tasks import run_with_ray
+from imprompt.runtime.workers.spec import LostTask, Result, Task, WorkerSpec
 
-__all__ = ["Crew", "Lost", "done_elsewhere"]
+__all__ = ["LostTask", "WorkerSpec", "run_tasks"]
 
 
-def done_elsewhere(
-    tasks: Sequence[Task], crew: Crew[Task, Made], engine: Literal["processes", "ray"]
-) -> Iterator[tuple[int, Made | Lost]]:
-    """Do all tasks; yields the number of each as it is done, in any order, and what was made.
+def run_tasks(
+    tasks: Sequence[Task], spec: WorkerSpec[Task, Result], engine: Literal["processes", "ray"]
+) -> Iterator[tuple[int, Result | LostTask]]:
+    """Run all tasks; yield the number of each task and its result as it finishes, in any order.
 
     Raises:
         MissingExtra: Ray is not installed
-        ImpromptError: what a worker could not do
+        ImpromptError: a task raised it
     """
     if engine == "processes":
-        return done_by_processes(tasks, crew)
+        return run_in_processes(tasks, spec)
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
-    return done_by_ray(tasks, crew)
+    return run_with_ray(tasks, spec)

@@ -1,4 +1,4 @@
-"""Tasks done by several processes of this machine."""
+"""Run tasks in several processes of this machine."""
 
 import contextlib
 import multiprocessing
@@ -13,79 +13,81 @@ from typing import Any, Generic
 import torch
 
 from imprompt.errors import ImpromptError
-from imprompt.runtime.workers.crew import Crew, Lost, Made, Task
+from imprompt.runtime.workers.spec import LostTask, Result, Task, WorkerSpec
 
-DEATHS = 3
-"""How many processes may die on one task."""
+MAX_CRASHES = 3
+"""Number of processes that may die on one task before it is given up."""
 
 
-def done_by_processes(tasks: Sequence[Task], crew: Crew[Task, Made]) -> Iterator[tuple[int, Made | Lost]]:
-    """Do all tasks in `crew.size` processes; yields the number of each as it is done, and what was made.
+def run_in_processes(
+    tasks: Sequence[Task], spec: WorkerSpec[Task, Result]
+) -> Iterator[tuple[int, Result | LostTask]]:
+    """Run all tasks in `spec.size` processes; yield the number of each task and its result as it finishes.
 
     Raises:
-        ImpromptError: what a process could not do
+        ImpromptError: a task raised it
     """
-    pool = _Pool(crew)
+    pool = _Pool(spec)
     try:
-        yield from pool.done(tasks)
+        yield from pool.run(tasks)
     finally:
         pool.stop()
 
 
-class _Pool(Generic[Task, Made]):
-    """Processes and the tasks they are on."""
+class _Pool(Generic[Task, Result]):
+    """Worker processes, and the task that each is doing."""
 
-    def __init__(self, crew: Crew[Task, Made]) -> None:
-        self._crew = crew
+    def __init__(self, spec: WorkerSpec[Task, Result]) -> None:
+        self._spec = spec
         self._workers: dict[Connection, _Worker] = {}
         self._busy: dict[Connection, int] = {}
-        self._deaths: Counter[int] = Counter()
+        self._crashes: Counter[int] = Counter()
         self._started = 0
 
-    def done(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Made | Lost]]:
-        """Do all tasks."""
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result | LostTask]]:
+        """Run all tasks."""
         waiting = list(reversed(range(len(tasks))))
         while waiting or self._busy:
-            while waiting and len(self._busy) < self._crew.size:
+            while waiting and len(self._busy) < self._spec.size:
                 number = waiting.pop()
-                self._give(number, tasks[number])
+                self._send(number, tasks[number])
             for connection in wait(list(self._busy)):
                 assert isinstance(connection, Connection)
                 number = self._busy.pop(connection)
-                made = self._received(connection, number)
-                if isinstance(made, Lost) and self._deaths[number] < DEATHS:
+                result = self._receive(connection, number)
+                if isinstance(result, LostTask) and self._crashes[number] < MAX_CRASHES:
                     waiting.append(number)
                 else:
-                    yield number, made
+                    yield number, result
 
-    def _give(self, number: int, task: Task) -> None:
-        """Send a task to an idle process, or to a new one."""
+    def _send(self, number: int, task: Task) -> None:
+        """Send a task to an idle process, or start one for it."""
         idle = next((one for one in self._workers if one not in self._busy), None)
         connection = idle or self._start()
         self._busy[connection] = number
-        with contextlib.suppress(BrokenPipeError):  # it is dead, which we find when we wait for its answer
+        with contextlib.suppress(BrokenPipeError):  # a dead process is noticed when its result is awaited
             connection.send(task)
 
     def _start(self) -> Connection:
-        worker = _Worker(self._crew, self._started)
+        worker = _Worker(self._spec, self._started)
         self._started += 1
         self._workers[worker.connection] = worker
         return worker.connection
 
-    def _received(self, connection: Connection, number: int) -> Made | Lost:
-        """What a process has made; if it is dead, it is buried."""
+    def _receive(self, connection: Connection, number: int) -> Result | LostTask:
+        """Return the result of a process; if the process is dead, remove it."""
         try:
-            said = connection.recv()
+            answer = connection.recv()
         except (EOFError, OSError):
             self._workers.pop(connection).stop()
-            self._deaths[number] += 1
-            return Lost(f"{DEATHS} processes died")
-        if isinstance(said, BaseException):
-            raise said
-        return said
+            self._crashes[number] += 1
+            return LostTask(f"{MAX_CRASHES} processes died")
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     def stop(self) -> None:
-        """End all processes."""
+        """Stop all processes."""
         for worker in self._workers.values():
             worker.stop()
 
@@ -93,26 +95,26 @@ class _Pool(Generic[Task, Made]):
 class _Worker:
     """A process that does tasks until it is stopped."""
 
-    def __init__(self, crew: Crew[Any, Any], number: int) -> None:
-        device = f"cuda:{number % torch.cuda.device_count()}" if crew.needs_gpu else crew.device
-        context = _context(crew.prepare.__module__)
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(crew, device, theirs), daemon=True)
+    def __init__(self, spec: WorkerSpec[Any, Any], number: int) -> None:
+        device = f"cuda:{number % torch.cuda.device_count()}" if spec.needs_gpu else spec.device
+        context = _start_context(spec.prepare.__module__)
+        self.connection, child_end = context.Pipe()
+        self._process = context.Process(target=_work, args=(spec, device, child_end), daemon=True)
         self._process.start()
-        theirs.close()  # so that its death ends the connection
+        child_end.close()  # so that the connection ends when the process dies
 
     def stop(self) -> None:
-        """End the process; what it is writing is not left behind."""
+        """Stop the process; it removes the file that it was writing."""
         self.connection.close()
         self._process.terminate()
         self._process.join()
         self._process.close()
 
 
-def _context(module: str) -> Any:
-    """How processes start: where it can be, as copies of one that has imported `module` and done nothing.
+def _start_context(module: str) -> Any:
+    """Return how processes start: where possible, as forks of a process that only has imported `module`.
 
-    That takes a tenth of a second in place of several; a copy of this process could not use its GPU.
+    Such a start takes a tenth of a second instead of several. A fork of this process could not use its GPU.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -121,12 +123,14 @@ def _context(module: str) -> Any:
     return context
 
 
-def _work(crew: Crew[Any, Any], device: str, connection: Connection) -> None:
-    """Do what comes, until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to us too; the parent decides
+def _work(spec: WorkerSpec[Any, Any], device: str, connection: Connection) -> None:
+    """Do the tasks that arrive until the other end of the connection is closed."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the terminal signals this process too, but the parent decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that unfinished files are removed
     try:
-        do = crew.prepare(crew.job, device)
+        do = spec.prepare(spec.job, device)
         while True:
             connection.send(do(connection.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -1,6 +1,6 @@
-"""Tasks done by Ray, on one machine or on many that share the files.
+"""Run tasks with Ray, on one machine or on several that share the files.
 
-A task whose process or machine dies is started again by Ray.
+Ray starts a task again if its process or machine dies.
 """
 
 import importlib
@@ -10,65 +10,69 @@ from pathlib import Path
 from typing import Any
 
 from imprompt.errors import ImpromptError
-from imprompt.runtime.workers.crew import Crew, Lost, Made, Task
+from imprompt.runtime.workers.spec import LostTask, Result, Task, WorkerSpec
 
 RETRIES = 3
-"""How often Ray starts a task again whose process has died."""
+"""Number of times that Ray starts a task again after its process has died."""
 
-_prepared: dict[Crew[Any, Any], Callable[[Any], Any]] = {}
-"""Of this process: its models are loaded for its first task only."""
+_prepared: dict[WorkerSpec[Any, Any], Callable[[Any], Any]] = {}
+"""The prepared function of this process: its models are loaded for the first task only."""
 
 
-def done_by_ray(tasks: Sequence[Task], crew: Crew[Task, Made]) -> Iterator[tuple[int, Made | Lost]]:
-    """Do all tasks, `crew.size` at a time; yields the number of each as it is done, and what was made.
+def run_with_ray(
+    tasks: Sequence[Task], spec: WorkerSpec[Task, Result]
+) -> Iterator[tuple[int, Result | LostTask]]:
+    """Run all tasks, `spec.size` at a time; yield the number of each task and its result as it finishes.
 
-    Uses the Ray that is running: the one this process is connected to, else that of RAY_ADDRESS, else it
-    starts one for the time being.
+    This uses the Ray that this process is connected to, else the one of RAY_ADDRESS; else it starts one and
+    shuts it down at the end.
 
     Raises:
-        ImpromptError: what a task could not do
+        ImpromptError: a task raised it
     """
     ray: Any = importlib.import_module("ray")
-    ours = not ray.is_initialized()
-    if ours:
+    started_here = not ray.is_initialized()
+    if started_here:
         ray.init(log_to_driver=False)
     try:
-        yield from _done(ray, tasks, crew)
+        yield from _run(ray, tasks, spec)
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
 
 
-def _done(ray: Any, tasks: Sequence[Task], crew: Crew[Task, Made]) -> Iterator[tuple[int, Made | Lost]]:
-    remote = ray.remote(num_cpus=1, num_gpus=int(crew.needs_gpu), max_retries=RETRIES)(_do)
-    told = ray.put((crew, Path.cwd()))
+def _run(
+    ray: Any, tasks: Sequence[Task], spec: WorkerSpec[Task, Result]
+) -> Iterator[tuple[int, Result | LostTask]]:
+    remote = ray.remote(num_cpus=1, num_gpus=int(spec.needs_gpu), max_retries=RETRIES)(_do)
+    shared = ray.put((spec, Path.cwd()))
     waiting = list(reversed(range(len(tasks))))
     running: dict[Any, int] = {}
     while waiting or running:
-        while waiting and len(running) < crew.size:
+        while waiting and len(running) < spec.size:
             number = waiting.pop()
-            running[remote.remote(told, tasks[number])] = number
+            running[remote.remote(shared, tasks[number])] = number
         done, _ = ray.wait(list(running))
         for reference in done:
-            yield running.pop(reference), _received(ray, reference)
+            yield running.pop(reference), _receive(ray, reference)
 
 
-def _received(ray: Any, reference: Any) -> Any:
+def _receive(ray: Any, reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, ImpromptError) else error from None
     except ray.exceptions.RayError as error:
-        return Lost(f"{RETRIES + 1} Ray tasks died ({type(error).__name__})")
+        return LostTask(f"{RETRIES + 1} Ray tasks died ({type(error).__name__})")
 
 
-def _do(told: tuple[Crew[Any, Any], Path], task: Any) -> Any:
-    """In a process of Ray's: do one task."""
-    crew, here = told
-    if here.is_dir():
-        os.chdir(here)  # the data's paths are as the command was given them
-    if crew not in _prepared:
+def _do(shared: tuple[WorkerSpec[Any, Any], Path], task: Any) -> Any:
+    """Do one task, in a process of Ray."""
+    spec, folder = shared
+    if folder.is_dir():
+        os.chdir(folder)  # the paths of the data are relative to where the command ran
+    if spec not in _prepared:
         _prepared.clear()
-        _prepared[crew] = crew.prepare(crew.job, crew.device)
-    return _prepared[crew](task)
+        _prepared[spec] = spec.prepare(spec.job, spec.device)
+    return _prepared[spec](task)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from imprompt.errors import TrainingError
-from imprompt.runtime.workers import Crew, Lost, done_elsewhere
+from imprompt.runtime.workers import LostTask, WorkerSpec, run_tasks
 from imprompt.training.cache.folder import Receipt
 from imprompt.training.cache.making import Job, ShardMaker, maker_for
 from imprompt.training.frozen import FrozenBase
@@ -30,8 +30,8 @@ def make_all(parts: Sequence[Part], job: Job, frozen: FrozenBase) -> Iterator[tu
         yield from ((number, make(part)) for number, part in enumerate(parts))
         return
     there = replace(job, folder=replace(job.folder, cache=job.folder.cache.resolve()))
-    for number, made in done_elsewhere(parts, Crew(_maker, there, job.device, cache.workers), cache.engine):
-        if isinstance(made, Lost):
+    for number, made in run_tasks(parts, WorkerSpec(_maker, there, job.device, cache.workers), cache.engine):
+        if isinstance(made, LostTask):
             raise TrainingError(
                 f"{made.reason} while they encoded the same samples (out of memory?); set cache.workers or "
                 "cache.batch_size lower and run again: what is done stays"

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from imprompt.errors import DataError
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.output import write_atomically
 from imprompt.training.cache.encoding import Row
 from imprompt.training.integrity import DIGEST_KEY, tensors_digest, tensors_with_digest
 
@@ -42,7 +42,7 @@ def write_shard(path: Path, rows: Sequence[Row], skipped: Sequence[tuple[int, st
         OutputError: the file cannot be written
     """
     data = save(_packed(rows), {_METADATA: json.dumps({"skipped": skipped})})
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         part.write_bytes(tensors_with_digest(data, path.stem))
 
 

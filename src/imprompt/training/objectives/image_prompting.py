@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import Input, without_folders
+from imprompt.inputs.encoder import Input, strip_folders
 from imprompt.runtime.precision import Precision
 from imprompt.training.batches import Draws, PromptBatch, fixed_batch
 from imprompt.training.config import TrainingConfig
@@ -260,11 +260,11 @@ class ImagePromptObjective(Objective):
     def metadata(self) -> dict[str, str]:
         """What the file says of its training; where things lay is nobody's business."""
         base, encoder = self.config.base, self.base.image_encoder
-        named = "mini" if base.image_encoder == "known" else without_folders(base.image_encoder)
+        named = "mini" if base.image_encoder == "known" else strip_folders(base.image_encoder)
         return {
             "steps": str(self.steps_taken()),
             "seed": str(self.config.training.seed),
-            "base": without_folders(base.model),
+            "base": strip_folders(base.model),
             "prediction": self.noising.prediction,
             "preset": self.config.preset,
             **({"image_encoder": named, "encoder": encoder.name} if encoder else {}),

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from imprompt.errors import TrainingError
 from imprompt.report import format_short
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.output import write_atomically
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.watching.commands import is_decoupled, model_options
 from imprompt.training.watching.history import History, duration, read_history
@@ -39,7 +39,7 @@ def write_card(folder: Path) -> Path:
     if history.adapter_file is None:
         raise TrainingError(f"{folder} has no adapter.safetensors; a model card is written of a finished run")
     path = folder / CARD_FILE
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         part.write_text(card_of(history), encoding="utf-8")
     return path
 

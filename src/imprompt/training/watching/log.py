@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, PngImagePlugin
 
 from imprompt.errors import ConfigError, MissingExtra, OutputError
-from imprompt.runtime.environment import environment
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.environment import describe_environment
+from imprompt.runtime.output import write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -70,7 +70,7 @@ class RunLog:
         path = self.folder / SAMPLES_FOLDER / f"{step:06d}.png"
         facts = PngImagePlugin.PngInfo()
         facts.add_itxt("Description", caption)
-        with written_whole(path) as part:
+        with write_atomically(path) as part:
             picture.save(part, format="PNG", pnginfo=facts)
         # Height, width, channels: TensorBoard takes an array, and a copy of it, for its own thread.
         self._board.add_image("samples", _as_array(picture), step, dataformats="HWC")
@@ -130,8 +130,8 @@ def write_environment(folder: Path) -> Path:
     No name of a user or a machine, and no absolute path, gets into it: it goes into the run's page.
     """
     path = folder / ENVIRONMENT_FILE
-    with written_whole(path) as part:
-        text = json.dumps(environment(), indent=1, ensure_ascii=False) + "\n"
+    with write_atomically(path) as part:
+        text = json.dumps(describe_environment(), indent=1, ensure_ascii=False) + "\n"
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
@@ -141,7 +141,7 @@ def _keep_until(folder: Path, step: int) -> None:
     path = folder / LOG_FILE
     if path.exists():
         kept = [line for line in read_lines(path) if step and line["step"] <= step]
-        with written_whole(path) as part:
+        with write_atomically(path) as part:
             lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
             part.write_text("".join(lines), encoding="utf-8")
     for picture in (folder / SAMPLES_FOLDER).glob("*.png"):

@@ -23,7 +23,7 @@ from imprompt.report import (
     format_value,
     page_html,
 )
-from imprompt.runtime.output import written_whole
+from imprompt.runtime.output import write_atomically
 from imprompt.training.config import parse_config
 from imprompt.training.watching.commands import generate_command, resume_command
 from imprompt.training.watching.curves import run_charts
@@ -53,7 +53,7 @@ def write_page(folder: Path, *, small: bool = False) -> Path:
     # In base64 a picture is a third larger.
     room = max(SMALL_BYTES - words, 0) * 3 // 4 if small else None
     whole = build_page(history, embed_grids(history.pictures, room))
-    with written_whole(path) as part:
+    with write_atomically(path) as part:
         part.write_text(whole, encoding="utf-8")
     return path
 

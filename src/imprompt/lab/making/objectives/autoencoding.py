@@ -17,7 +17,7 @@ from imprompt.lab.making.batches import Batch, batches, to_pixels
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.recipe import CodecRecipe, DecoderRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
@@ -29,7 +29,7 @@ SHOWN = 12
 
 def fit_codec(recipe: CodecRecipe, output: Path) -> Path:
     """Fit the linear code on `steps` batches, into `<output>/vae`; its figures into `<output>/runs/codec`."""
-    drawings = Drawings(in_cache(recipe.data), "training")
+    drawings = Drawings(resolve_in_cache(recipe.data), "training")
     steps = batches(len(drawings), recipe.batch_size, recipe.seed, range(recipe.steps))
     pixels = torch.cat([to_pixels(drawings.pictures[batch.rows]) for [batch] in steps])
     codec = PatchAutoencoder.fit(pixels, latent_channels=recipe.latent_channels, patch_size=recipe.patch_size)
@@ -53,7 +53,7 @@ class DecoderObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.drawings = Drawings(in_cache(recipe.data), "training")
+        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
         self.held_out_pictures = held_out_pixels(recipe.data)
         self.codec = load_with_detail(output / "vae", recipe.widths)
         self.detail = cast(nn.Module, self.codec.detail).requires_grad_(True)
@@ -115,7 +115,7 @@ def load_with_detail(folder: Path, widths: Sequence[int]) -> Any:
 
 def held_out_pixels(data: str) -> Float[Tensor, "batch 3 size size"]:
     """Fixed pictures of unseen combinations."""
-    return to_pixels(Drawings(in_cache(data), "combinations").pictures[:LOOK])
+    return to_pixels(Drawings(resolve_in_cache(data), "combinations").pictures[:LOOK])
 
 
 @torch.no_grad()

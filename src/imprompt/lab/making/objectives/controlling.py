@@ -34,7 +34,7 @@ from imprompt.lab.making.objectives.denoising import (
 )
 from imprompt.lab.making.recipe import ControlRecipe
 from imprompt.mini.edges import edges
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
@@ -51,7 +51,7 @@ class ControlObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.drawings = Drawings(in_cache(recipe.data), "training")
+        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
         self.base: Any = load_frozen_base(output)
         self.controlnet: Any = build_controlnet(self.base.unet, recipe).train()
         self.pipe: Any = StableDiffusionControlNetPipeline(

@@ -29,7 +29,7 @@ from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.recipe import BaseRecipe
 from imprompt.lab.making.tokenizer import train_tokenizer
 from imprompt.mini import PatchAutoencoder, assemble
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
@@ -71,7 +71,7 @@ class BaseObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.drawings = Drawings(in_cache(recipe.data), "training")
+        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
         codec: Any = PatchAutoencoder.from_pretrained(output / "vae")
         self.codec = codec.requires_grad_(False)
         self.latents = encode_all(self.codec, self.drawings)
@@ -190,7 +190,7 @@ def encode_all(codec: PatchAutoencoder, drawings: Drawings) -> Float[Tensor, "dr
 
 def held_out_pictures(data: str) -> tuple[Float[Tensor, "batch 3 size size"], list[str]]:
     """Pixels and full captions of fixed unseen combinations."""
-    drawings = Drawings(in_cache(data), "combinations")
+    drawings = Drawings(resolve_in_cache(data), "combinations")
     captions = [full_caption(character) for character in drawings.characters[:LOOK]]
     return to_pixels(drawings.pictures[:LOOK]), captions
 

@@ -19,7 +19,7 @@ from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import attribute_loss, to_labels
 from imprompt.lab.making.objectives.recognising import held_out_figures, load_held_out, shake
 from imprompt.lab.making.recipe import JudgeRecipe
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
@@ -36,7 +36,7 @@ class JudgeObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.drawings = Drawings(in_cache(recipe.data), "training")
+        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
         self.labels = to_labels(self.drawings.characters)
         size = self.drawings.pictures.shape[1]
         network = build_network(recipe.widths, recipe.depths, recipe.patch_size, size)

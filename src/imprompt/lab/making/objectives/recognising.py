@@ -24,7 +24,7 @@ from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import accuracies, attribute_loss, to_labels
 from imprompt.lab.making.recipe import EncoderRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
@@ -44,7 +44,7 @@ class EncoderObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.drawings = Drawings(in_cache(recipe.data), "training")
+        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
         self.labels = to_labels(self.drawings.characters)
         size = self.drawings.pictures.shape[1]
         self.encoder = build_encoder(recipe, size)
@@ -110,7 +110,7 @@ def held_out_figures(
 def load_held_out(data: str) -> dict[Split, Drawings]:
     """The splits that training never sees."""
     splits: tuple[Split, ...] = "combinations", "parts", "styles"
-    return {split: Drawings(in_cache(data), split) for split in splits}
+    return {split: Drawings(resolve_in_cache(data), split) for split in splits}
 
 
 def pixel_chunks(drawings: Drawings, device: torch.device, size: int = 250) -> Iterator[Tensor]:

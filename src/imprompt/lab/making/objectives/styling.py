@@ -33,7 +33,7 @@ from imprompt.lab.making.objectives.denoising import (
     velocity_error,
 )
 from imprompt.lab.making.recipe import StyleRecipe
-from imprompt.runtime.settings import in_cache
+from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
@@ -53,7 +53,7 @@ class StyleObjective(Objective):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.drawings = Drawings(in_cache(recipe.data), "training")
+        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
         self.base: Any = load_frozen_base(output)
         self.unet: Any = self.base.unet
         change = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=list(CHANGED_LAYERS))

@@ -18,16 +18,16 @@ from imprompt.attention.layers import FAMILIES
 from imprompt.attention.processor import Place
 from imprompt.attention.weights import LoraShapes
 from imprompt.checkpoint.files import TensorFile, read_tensors
-from imprompt.checkpoint.layouts import Layout, official_layout
+from imprompt.checkpoint.layouts import Layout, convert_layout
 from imprompt.checkpoint.projections import (
     PREFIX,
     Kind,
     UnreadableSize,
-    kind_of,
-    projection_of,
-    shape_words,
+    build_projection,
+    find_kind,
+    format_shape,
 )
-from imprompt.checkpoint.published import encoder_of
+from imprompt.checkpoint.published import describe_encoder
 from imprompt.projection import ImageProjection, Input
 
 Tensors = Mapping[str, Tensor]
@@ -92,7 +92,7 @@ _LORA = re.compile(r"ip_adapter\.(0|[1-9][0-9]*)\.to_(q|k|v|out)_lora\.(down|up)
 
 
 @dataclasses.dataclass(frozen=True)
-class Recognised:
+class RecognizedFile:
     """A file in the official layout, its kind, its projection (on the meta device), and what it is."""
 
     tensors: Tensors
@@ -107,15 +107,15 @@ def describe(path: str | Path) -> Description:
     Raises:
         CheckpointError: the file cannot be read at all, or holds things that are no tensors.
     """
-    return recognise(read_tensors(Path(path))).description
+    return recognize(read_tensors(Path(path))).description
 
 
-def recognise(file: TensorFile) -> Recognised:
+def recognize(file: TensorFile) -> RecognizedFile:
     """As `describe`, for a file that has been read already; gives the tensors their official names."""
-    layout = official_layout(file.tensors)
-    tensors, kind = layout.tensors, kind_of(layout.tensors)
+    layout = convert_layout(file.tensors)
+    tensors, kind = layout.tensors, find_kind(layout.tensors)
     projection = _projection(tensors, file.metadata, kind)
-    layers = layer_shapes_of(tensors)
+    layers = read_layer_shapes(tensors)
     variant = _variant(tensors, kind, projection)
     takes = dict(projection.takes) if projection else {}
     description = Description(
@@ -134,10 +134,10 @@ def recognise(file: TensorFile) -> Recognised:
         metadata=file.metadata,
         problems=tuple(_problems(layout, file.metadata, kind, variant)),
     )
-    return Recognised(tensors, kind, projection, description)
+    return RecognizedFile(tensors, kind, projection, description)
 
 
-def layer_shapes_of(tensors: Tensors) -> dict[int, tuple[int, int]]:
+def read_layer_shapes(tensors: Tensors) -> dict[int, tuple[int, int]]:
     """Return (context_dim, inner_dim) of each cross-attention layer, by official number."""
     keys = ((_LAYER.fullmatch(name), tensor) for name, tensor in tensors.items())
     found = {
@@ -148,7 +148,7 @@ def layer_shapes_of(tensors: Tensors) -> dict[int, tuple[int, int]]:
     return dict(sorted(found.items()))
 
 
-def lora_shapes_of(tensors: Tensors) -> dict[int, LoraShapes]:
+def read_lora_shapes(tensors: Tensors) -> dict[int, LoraShapes]:
     """Return (in, out, rank) of the low-rank change to "q", "k", "v", "out" of each attention layer."""
     found: dict[int, dict[Place, tuple[int, int, int]]] = {}
     for name, down in tensors.items():
@@ -163,7 +163,7 @@ def lora_shapes_of(tensors: Tensors) -> dict[int, LoraShapes]:
 
 def _projection(tensors: Tensors, metadata: Mapping[str, str], kind: Kind | None) -> ImageProjection | None:
     try:
-        return projection_of(tensors, metadata, kind) if kind else None
+        return build_projection(tensors, metadata, kind) if kind else None
     except UnreadableSize:  # said among the problems
         return None
 
@@ -195,14 +195,14 @@ def _base_family(layers: Mapping[int, tuple[int, int]], projection: ImageProject
 def _encoder(takes: Mapping[Input, int], metadata: Mapping[str, str]) -> str | None:
     said = metadata.get("encoder")
     phrases = [
-        f"{said if said and name != 'face_embedding' else encoder_of(name, width).name}, {width} wide"
+        f"{said if said and name != 'face_embedding' else describe_encoder(name, width).name}, {width} wide"
         for name, width in takes.items()
     ]
     return ", and ".join(phrases) or None
 
 
 def _lora_rank(tensors: Tensors) -> int | None:
-    ranks = {rank for parts in lora_shapes_of(tensors).values() for _, _, rank in parts.values()}
+    ranks = {rank for parts in read_lora_shapes(tensors).values() for _, _, rank in parts.values()}
     return max(ranks, default=None)
 
 
@@ -226,7 +226,7 @@ def _problems(
 def _why_no_adapter(tensors: Tensors) -> str:
     if any(name.startswith(PREFIX) for name in tensors):
         return "its projection (image_proj) is of no kind that we know"
-    if layer_shapes_of(tensors):
+    if read_layer_shapes(tensors):
         return "it has attention layers but no projection (image_proj)"
     first = min(tensors, default=None)
     return f"it is no image-prompt adapter: it has no image_proj tensors (its first tensor is {first})"
@@ -261,7 +261,7 @@ def _wrong_projection(
         yield from (f"{name} is missing" for name in missing)
         return
     try:
-        wanted = projection_of(tensors, metadata, kind).state_dict(prefix=PREFIX)
+        wanted = build_projection(tensors, metadata, kind).state_dict(prefix=PREFIX)
     except UnreadableSize as error:
         yield str(error)
         return
@@ -299,7 +299,7 @@ def _wrong_layer(layer: str, tensors: Tensors, context_dim: int | None) -> Itera
             yield f"{name} is missing"
             return
     if context_dim and (tensors[key].ndim != 2 or tensors[key].shape[1] != context_dim):
-        yield f"{key} has shape {shape_words(tensors[key])}, but the image tokens are {context_dim} wide"
+        yield f"{key} has shape {format_shape(tensors[key])}, but the image tokens are {context_dim} wide"
     yield from _wrong_shape(value, tensors, tuple(tensors[key].shape))
 
 
@@ -311,7 +311,7 @@ def _wrong_lora(layer: str, tensors: Tensors) -> Iterator[str]:
         if missing:
             return
         if tensors[down].ndim != 2 or tensors[up].ndim != 2 or len(tensors[down]) != tensors[up].shape[1]:
-            shapes = f"{shape_words(tensors[down])} and {shape_words(tensors[up])}"
+            shapes = f"{format_shape(tensors[down])} and {format_shape(tensors[up])}"
             yield f"{down} and {up} have shapes {shapes}, which is no low-rank change"
             return
     yield from _unfitting_lora(
@@ -320,7 +320,7 @@ def _wrong_lora(layer: str, tensors: Tensors) -> Iterator[str]:
 
 
 def _unfitting_lora(layer: str, tensors: Tensors) -> Iterator[str]:
-    (shapes,) = lora_shapes_of(tensors).values()
+    (shapes,) = read_lora_shapes(tensors).values()
     widths = {part: shape[:2] for part, shape in shapes.items()}
     outer, inner = widths["q"]
     if widths["k"] != widths["v"] or widths["k"][1] != inner or widths["out"] != (inner, outer):
@@ -330,4 +330,4 @@ def _unfitting_lora(layer: str, tensors: Tensors) -> Iterator[str]:
 
 def _wrong_shape(name: str, tensors: Tensors, shape: tuple[int, ...]) -> Iterator[str]:
     if tensors[name].shape != shape:
-        yield f"{name} has shape {shape_words(tensors[name])}, not {' × '.join(map(str, shape))}"
+        yield f"{name} has shape {format_shape(tensors[name])}, not {' × '.join(map(str, shape))}"

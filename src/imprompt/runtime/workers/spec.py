@@ -7,22 +7,22 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 Task = TypeVar("Task")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Crew(Generic[Task, Made]):
+class WorkerSpec(Generic[Task, Result]):
     """Workers of one kind; picklable and hashable.
 
     Attributes:
-        prepare: (job, device) → what does a task; called once by each worker, it may load models. A module's
-            own function, so that workers find it
-        job: what a worker must know; equal jobs are prepared for once
+        prepare: (job, device) → the function that does a task. Each worker calls it once, so it may load
+            models. It must be a function of a module, so that workers can import it
+        job: what every worker needs to know; workers prepare once for equal jobs
         device: where models compute; several GPUs are shared out
-        size: how many work at a time
+        size: the number of workers
     """
 
-    prepare: Callable[[Any, str], Callable[[Task], Made]]
+    prepare: Callable[[Any, str], Callable[[Task], Result]]
     job: Hashable
     device: str
     size: int
@@ -33,7 +33,7 @@ class Crew(Generic[Task, Made]):
         return torch.device(self.device).type == "cuda"
 
 
-class Lost(NamedTuple):
-    """A task that was given up: whoever took it on died."""
+class LostTask(NamedTuple):
+    """A task that was given up because every worker that tried it died."""
 
     reason: str

@@ -10,7 +10,7 @@ import adapter_files
 import tiny
 from imprompt.checkpoint import PUBLISHED, Description, to_official
 from imprompt.checkpoint.files import TensorFile
-from imprompt.checkpoint.recognise import recognise
+from imprompt.checkpoint.recognize import recognize
 from imprompt.checkpoint.variants import meta_adapter
 
 UNKNOWN = "an image encoder that we do not know"
@@ -32,7 +32,7 @@ OTHER_ENCODERS = {
 
 
 def described(tensors: dict[str, Tensor], **metadata: str) -> Description:
-    return recognise(TensorFile(tensors, metadata, "safetensors")).description
+    return recognize(TensorFile(tensors, metadata, "safetensors")).description
 
 
 def of_shapes(shapes: dict[str, tuple[int, ...]]) -> Description:
