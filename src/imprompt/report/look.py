@@ -5,7 +5,8 @@ and the slider through the sample grids of a run.
 """
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf7;--ink:#1d1d20;--quiet:#67686f;--line:#e2e0da;--accent:#2d55c8;
+:root{color-scheme:light dark;--strength:1;--paper:#fbfaf7;--ink:#1d1d20;--quiet:#67686f;
+--line:#e2e0da;--accent:#2d55c8;
 --tint:#2d55c81c;--behind:#2d55c83d;--code:#f1efe9}
 @media(prefers-color-scheme:dark){:root{--paper:#141518;--ink:#ececea;--quiet:#9b9ca5;--line:#2c2e34;
 --accent:#8fb0ff;--tint:#8fb0ff1f;--behind:#8fb0ff47;--code:#1d1f24}}
@@ -110,7 +111,7 @@ var(--paper) calc(100%/var(--n) - 3px) calc(100%/var(--n)))}
 .pair.wide{grid-template-columns:1fr}
 .pair figcaption{font-size:.875rem;color:var(--quiet);margin-bottom:.4rem}
 .pair b{color:var(--ink);font-weight:600}
-.wide img{min-width:34rem}
+.pair.wide img{min-width:34rem}
 .slide{display:none;align-items:center;gap:1rem;margin-top:1rem;font-size:.875rem;color:var(--quiet)}
 .js .slide{display:flex}
 input[type=range]{flex:1;accent-color:var(--accent);height:1.75rem;min-width:0}
