@@ -9,7 +9,6 @@ from typing import Any
 from imprompt.report.blocks import Block, Cell, Grid, Report, Table
 from imprompt.report.charts import Chart, Ends
 from imprompt.report.dots import DotPlot
-from imprompt.report.numbers import Interval
 
 
 def report_data(report: Report) -> dict[str, Any]:
@@ -76,9 +75,16 @@ def _ends(prefix: str, ends: Ends | None) -> dict[str, Cell]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: intervals by name, paths as text, None for what is not finite."""
-    if isinstance(value, Interval):
-        return {name: plain(part) for name, part in value._asdict().items()}
+    """Return a value as JSON can hold it: text for paths, None for what is not finite, objects for classes.
+
+    A class with a method `to_json` chooses its names itself.
+    """
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
+    if dataclasses.is_dataclass(value):
+        return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
