@@ -123,7 +123,7 @@ def duel(case: Case, precision: str) -> Iterator[Duel]:
         reference = Reference(base, trained_adapter(run), pictures, config)
         with contextlib.redirect_stderr(io.StringIO()), run.reported():
             yield Duel(run, reference, base, PromptBatches(samples, order, config.loss))
-        run.objective.injection.attachment.detach()  # pyright: ignore
+        run.objective.mechanism.attachment.detach()  # pyright: ignore
 
 
 def trained_adapter(run: Run) -> ImagePromptAdapter:

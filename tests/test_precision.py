@@ -88,7 +88,7 @@ def test_a_base_whose_weights_learn_is_float32_under_auto() -> None:
         "preset": "mini",
         "output": "o",
         "data": {"source": "x"},
-        "adapter": {"injection": "unclip"},
+        "adapter": {"mechanism": "unclip"},
         "training": {"precision": "auto"},
     }
     config = parse_config(values, "test")

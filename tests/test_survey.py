@@ -106,8 +106,8 @@ def test_missing_faces_are_counted_where_they_are_needed(tmp_path: Path) -> None
 
 
 @functools.cache
-def work_of(injection: str) -> Work:
-    run = config("x", adapter={"injection": injection})
+def work_of(mechanism: str) -> Work:
+    run = config("x", adapter={"mechanism": mechanism})
     return count_work(run, read_shapes(run))
 
 
@@ -135,14 +135,14 @@ def test_bfloat16_halves_the_frozen_weights_and_the_activations(monkeypatch: pyt
     assert wide == 2 * narrow
 
 
-@pytest.mark.parametrize("injection", ["two-stream", "concatenated"])
-def test_what_learns_of_the_u_net_is_all_or_nothing_beside_the_method(injection: str) -> None:
-    work, decoupled = work_of(injection), work_of("decoupled")
-    learns = decoupled.frozen if injection == "two-stream" else 0
+@pytest.mark.parametrize("mechanism", ["two-stream", "concatenated"])
+def test_what_learns_of_the_u_net_is_all_or_nothing_beside_the_method(mechanism: str) -> None:
+    work, decoupled = work_of(mechanism), work_of("decoupled")
+    learns = decoupled.frozen if mechanism == "two-stream" else 0
     assert (work.frozen, work.trained) == (decoupled.frozen - learns, learns)
     assert work.operations * 2 == decoupled.operations * (3 if learns else 2)
     # A trained parameter is there six times: gradient, two moments, average, and as it was before.
-    run = config("x", adapter={"injection": injection})
+    run = config("x", adapter={"mechanism": mechanism})
     taken = step_memory(run, work, on_cpu=True) - 4 * 64 * work.activations
     assert taken == 24 * learns + 4 * work.frozen
 

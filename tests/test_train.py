@@ -33,7 +33,7 @@ from imprompt.training.adapters import adapter_run
 from imprompt.training.batches import fixed_batch
 from imprompt.training.frozen import weights_fingerprint
 from imprompt.training.loop import Run
-from imprompt.training.mechanisms import DecoupledInjection
+from imprompt.training.mechanisms import DecoupledMechanism
 from imprompt.training.objectives import image_prompting
 
 
@@ -112,11 +112,11 @@ def assert_every_checkpoint_draws(run: Run) -> None:
     reference = objective.embeddings(int(objective.samples.held_out[0]))
     with run.descent.averages_in_place():
         shown = np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0])
-    objective.injection.attachment.detach()
+    objective.mechanism.attachment.detach()
     drawn = []
     for one in run.checkpoints.every():
         adapter = load_adapter(one.folder / "adapter.safetensors", image_encoder=None)
-        objective.injection = DecoupledInjection(adapter, objective.base.pipe)
+        objective.mechanism = DecoupledMechanism(adapter, objective.base.pipe)
         drawn.append(np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0]))
         adapter.detach()
     assert len(drawn) == STEPS + 1
@@ -209,7 +209,7 @@ def test_a_dropped_image_is_what_inference_takes_for_no_image(home: Path, varian
     objective: Any = run.objective
     batch = fixed_batch(objective.samples, objective.samples.train[:3])
     dropped = objective.inputs_of(batch, torch.tensor([True, False, True]))
-    adapter: ImagePromptAdapter = objective.injection.trained
+    adapter: ImagePromptAdapter = objective.mechanism.trained
     adapter.image_encoder = base.image_encoder
     face = tiny_bases.numbers(1, 512) if variant.startswith("faceid") else None
     blank = adapter.encode(Reference(tiny.picture(), face=face)).blank

@@ -21,7 +21,7 @@ from imprompt.inputs.encoder import ImageEncoder
 from imprompt.lab.making.exporting import encode_png
 from imprompt.training.adapters import adapter_run
 from imprompt.training.frozen import FrozenBase, weights_fingerprint
-from imprompt.training.mechanisms import DecoupledInjection
+from imprompt.training.mechanisms import DecoupledMechanism
 from imprompt.training.objectives import image_prompting
 from imprompt.training.samples.writing import EncodedSample, Layout, write_samples
 from test_watching import StandIn
@@ -78,7 +78,7 @@ def test_three_layouts_give_the_same_features_and_the_same_first_fifty_losses(tm
 
 def test_the_simple_adapter_trains_its_projection_alone(home: Path) -> None:
     base = frozen()
-    run = adapter_run(config(home, "simple", adapter__injection="concatenated"), base)
+    run = adapter_run(config(home, "simple", adapter__mechanism="concatenated"), base)
     before = weights_fingerprint(base.unet)
     assert run.go()
     assert weights_fingerprint(base.unet) == before
@@ -110,7 +110,7 @@ def files(home: Path) -> Callable[..., Path]:
 
     def written(name: str, kind: str = "SD", suffix: str = ".safetensors", **changes: Any) -> Path:
         run = adapter_run(config(home, f"start-{name}", **changes), frozen(kind))
-        adapter: ImagePromptAdapter = run.objective.injection.trained  # pyright: ignore
+        adapter: ImagePromptAdapter = run.objective.mechanism.trained  # pyright: ignore
         for weight in adapter.parameters():
             torch.nn.init.normal_(weight, std=0.1)
         path = home / f"{name}{suffix}"
@@ -126,7 +126,7 @@ def test_fine_tuning_begins_with_the_files_weights_and_changes_them_all(
     path = files("faced", adapter__variant="faceid", **FACE)
     start = {"adapter__variant": "faceid", "adapter__start": str(path)}
     run = adapter_run(config(home, "tuned", **start), frozen())
-    adapter: ImagePromptAdapter = run.objective.injection.trained  # pyright: ignore
+    adapter: ImagePromptAdapter = run.objective.mechanism.trained  # pyright: ignore
     given = load_adapter(path, image_encoder=None).state_dict()
     assert all(torch.equal(value, given[name]) for name, value in adapter.state_dict().items())
     assert run.go()
@@ -141,7 +141,7 @@ def test_the_variant_says_which_version_of_faceid_plus_a_file_is(
     start = files(variant, suffix=".bin", adapter__variant=variant)
     changes = {"adapter__variant": variant, "adapter__start": str(start)}
     adapter: Any = adapter_run(config(home, f"{variant}-on", **changes), frozen()).objective
-    assert adapter.injection.trained.projection.version == 3 - other
+    assert adapter.mechanism.trained.projection.version == 3 - other
     contrary = files(f"not-{variant}", adapter__variant=f"faceid-plus{'v2' if other == 2 else ''}")
     with pytest.raises(CheckpointError, match=f"is FaceID-Plus version {other}, not {3 - other}"):
         adapter_run(config(home, f"{variant}-no", **changes | {"adapter__start": str(contrary)}), frozen())
@@ -184,13 +184,13 @@ def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_we
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", told := StandIn())
     drawn: list[tuple[Sequence[str], float]] = []
-    pictures = DecoupledInjection.pictures
+    pictures = DecoupledMechanism.pictures
 
     def noted(self: Any, pipe: Any, images: Any, scale: float, call: Mapping[str, Any]) -> Any:
         drawn.append((call["prompt"], scale))
         return pictures(self, pipe, images, scale, call)
 
-    monkeypatch.setattr(DecoupledInjection, "pictures", noted)
+    monkeypatch.setattr(DecoupledMechanism, "pictures", noted)
     asked = {
         "watch__references": 2,
         "watch__prompts": ["", "own"],

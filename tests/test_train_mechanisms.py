@@ -13,12 +13,12 @@ from imprompt.errors import ConfigError
 from imprompt.training.adapters import adapter_run, check_folder, frozen_modules, write_config
 from imprompt.training.frozen import weights_fingerprint
 from imprompt.training.loop import Run
-from imprompt.training.mechanisms import MECHANISMS, load_injection, read_metadata
+from imprompt.training.mechanisms import MECHANISMS, load_mechanism, read_metadata
 from imprompt.training.objectives import image_prompting
 
 WAYS: dict[str, dict[str, Any]] = {
-    **{name: {"adapter__injection": name} for name in MECHANISMS if name != "decoupled"},
-    "concatenated": {"adapter__injection": "concatenated", "adapter__hidden": 5},
+    **{name: {"adapter__mechanism": name} for name in MECHANISMS if name != "decoupled"},
+    "concatenated": {"adapter__mechanism": "concatenated", "adapter__hidden": 5},
 }
 
 
@@ -69,7 +69,7 @@ def assert_it_draws_what_the_run_draws(run: Run) -> None:
     with run.descent.averages_in_place():
         shown = np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0])
     objective.base = frozen()
-    objective.injection = load_injection(run.folder / "adapter.safetensors", objective.base.pipe)
+    objective.mechanism = load_mechanism(run.folder / "adapter.safetensors", objective.base.pipe)
     assert np.array_equal(np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0]), shown)
 
 
@@ -116,7 +116,7 @@ def test_a_run_goes_on_as_the_mechanism_that_it_began_as(home: Path) -> None:
     settings: Any = run.objective.config  # pyright: ignore[reportAttributeAccessIssue]
     write_config(settings, run.folder)
     run.save()
-    changed = config(home, "replaced-changed", adapter__injection="two-stream")
+    changed = config(home, "replaced-changed", adapter__mechanism="two-stream")
     with pytest.raises(ConfigError, match=r"adapter was .* when the run in"):
         check_folder(changed, resume=True)
     check_folder(settings, resume=True)

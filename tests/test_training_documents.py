@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,12 @@ from imprompt import cli
 from imprompt.training.config import parse_config
 from imprompt.training.objectives import image_prompting
 from imprompt.training.presets import overlaid
-from imprompt.training.settings_tables import BEGIN, END, tables, with_tables
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from settings_tables import BEGIN, END, build_tables, insert_tables  # noqa: E402 - it stands in scripts/
+
 GUIDE = (ROOT / "docs" / "training.md").read_text()
 PAGES = [GUIDE, (ROOT / "docs" / "scale.md").read_text(), (ROOT / "README.md").read_text()]
 
@@ -25,16 +29,16 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_the_guides_table_of_settings_is_current() -> None:
-    assert with_tables(GUIDE) == GUIDE, "python -m imprompt.training.settings_tables docs/training.md"
+    assert insert_tables(GUIDE) == GUIDE, "python scripts/settings_tables.py docs/training.md"
 
 
 def test_the_table_replaces_what_stands_between_the_marks_only() -> None:
-    page = with_tables(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert page == f"before\n{BEGIN}\n\n{tables()}\n{END}\nafter\n"
+    page = insert_tables(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert page == f"before\n{BEGIN}\n\n{build_tables()}\n{END}\nafter\n"
 
 
 def test_every_setting_says_what_it_is() -> None:
-    rows = [line for line in tables().splitlines() if line.startswith("| `")]
+    rows = [line for line in build_tables().splitlines() if line.startswith("| `")]
     assert len(rows) > 60
     assert not [row for row in rows if row.endswith("|  |")]
 

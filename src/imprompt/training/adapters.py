@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from imprompt.adapter.module import ImagePromptAdapter
@@ -33,10 +34,10 @@ from imprompt.training.integrity import read_json, write_json
 from imprompt.training.loop import Run
 from imprompt.training.mechanisms import (
     MECHANISMS,
-    DecoupledInjection,
-    Injection,
+    DecoupledMechanism,
+    Mechanism,
     TimeProjection,
-    UnclipInjection,
+    UnclipMechanism,
     time_width,
 )
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
@@ -150,11 +151,11 @@ def config_before(folder: Path) -> dict[str, Any]:
     before = read_json(folder / CONFIG_FILE)
     try:
         if before is not None:
-            before["adapter"] = AdapterSettings().model_dump(mode="json") | before["adapter"]
+            before["adapter"] = AdapterSettings.model_validate(before["adapter"]).model_dump(mode="json")
             for name in UNCHANGEABLE:
                 value_at(before, name)
             return before
-    except (KeyError, TypeError):  # of no run
+    except (KeyError, TypeError, ValidationError):  # of no run
         pass
     raise ConfigError(
         f"{folder / CONFIG_FILE} is not as it was written, so nothing tells whether these are the settings "
@@ -196,10 +197,10 @@ def adapter_run(config: TrainingConfig, base: FrozenBase) -> Run:
 
     In this order, for an adapter that does not fit its base should not be found out after days of caching.
     """
-    processes, injection = this_process(), build_injection(config, base)
+    processes, mechanism = this_process(), build_mechanism(config, base)
     with processes.main_process_first():  # one builds the cache, the others find it there
         samples = cached(config, base)
-    objective = ImagePromptObjective(config, base, injection, samples)
+    objective = ImagePromptObjective(config, base, mechanism, samples)
     training = config.training
     if processes.device.type == "cpu" and training.precision == "auto":
         objective.precision = main_process_value(fastest_precision())
@@ -242,7 +243,7 @@ MOST_TOLD = 20
 """How many samples that cannot be used are named in the log."""
 
 
-def build_injection(config: TrainingConfig, base: FrozenBase) -> Injection:
+def build_mechanism(config: TrainingConfig, base: FrozenBase) -> Mechanism:
     """What is trained: new, or from a file, in float32 on the base's device.
 
     Raises:
@@ -250,22 +251,22 @@ def build_injection(config: TrainingConfig, base: FrozenBase) -> Injection:
     """
     adapter = config.adapter
     if adapter.start:
-        return DecoupledInjection(started_adapter(config, base).to(base.device), base.pipe)
-    if adapter.injection != "decoupled":
-        made_by: Any = MECHANISMS[adapter.injection]
+        return DecoupledMechanism(started_adapter(config, base).to(base.device), base.pipe)
+    if adapter.mechanism != "decoupled":
+        made_by: Any = MECHANISMS[adapter.mechanism]
         return made_by(build_token_maker(config, base).to(base.device), base.pipe)
     projection = build_projection(config, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         made = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
-    return DecoupledInjection(made, base.pipe)
+    return DecoupledMechanism(made, base.pipe)
 
 
 def build_token_maker(config: TrainingConfig, base: FrozenBase) -> nn.Module:
     """A new projection for a mechanism that is there to be compared with."""
     adapter, random = config.adapter, torch.Generator().manual_seed(config.training.seed)
     embedding_dim = input_widths(base).get("image_embedding", 0)
-    if adapter.injection == UnclipInjection.name:
+    if adapter.mechanism == UnclipMechanism.name:
         return TimeProjection(embedding_dim, time_width(base.unet))
     if adapter.hidden:
         context_dim = int(base.unet.config.cross_attention_dim)

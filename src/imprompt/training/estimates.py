@@ -209,7 +209,7 @@ def _trainable(unet: nn.Module, config: TrainingConfig) -> int:
         for name, parameter in unet.named_parameters()
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
     ]
-    return sum(parameter.numel() for parameter in layers) if config.adapter.injection == "decoupled" else 0
+    return sum(parameter.numel() for parameter in layers) if config.adapter.mechanism == "decoupled" else 0
 
 
 def _lora(unet: nn.Module, config: TrainingConfig) -> int:

@@ -18,28 +18,28 @@ Diffusion (Xu et al. 2022) take a picture. Each class says where we differ from 
     files           adapter files → the mechanism in its place
 """
 
-from imprompt.training.mechanisms.base import Denoise, Injection, Inputs
-from imprompt.training.mechanisms.concatenated import ConcatenatedInjection
-from imprompt.training.mechanisms.decoupled import DecoupledInjection
-from imprompt.training.mechanisms.files import MECHANISMS, load_injection, read_metadata
-from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
-from imprompt.training.mechanisms.replaced import ReplacedInjection
-from imprompt.training.mechanisms.two_stream import TwoStreamInjection
-from imprompt.training.mechanisms.unclip import TimeProjection, UnclipInjection, time_width
+from imprompt.training.mechanisms.base import Denoise, Inputs, Mechanism
+from imprompt.training.mechanisms.concatenated import ConcatenatedMechanism
+from imprompt.training.mechanisms.decoupled import DecoupledMechanism
+from imprompt.training.mechanisms.files import MECHANISMS, load_mechanism, read_metadata
+from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
+from imprompt.training.mechanisms.replaced import ReplacedMechanism
+from imprompt.training.mechanisms.two_stream import TwoStreamMechanism
+from imprompt.training.mechanisms.unclip import TimeProjection, UnclipMechanism, time_width
 
 __all__ = [
     "MECHANISMS",
-    "ConcatenatedInjection",
-    "DecoupledInjection",
+    "ConcatenatedMechanism",
+    "DecoupledMechanism",
     "Denoise",
-    "FineTunedInjection",
-    "Injection",
+    "FineTunedMechanism",
     "Inputs",
-    "ReplacedInjection",
+    "Mechanism",
+    "ReplacedMechanism",
     "TimeProjection",
-    "TwoStreamInjection",
-    "UnclipInjection",
-    "load_injection",
+    "TwoStreamMechanism",
+    "UnclipMechanism",
+    "load_mechanism",
     "read_metadata",
     "time_width",
 ]

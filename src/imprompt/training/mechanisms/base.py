@@ -18,7 +18,7 @@ Denoise = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 """(x_t "batch channels height width", times " batch", text embeddings, added conditions) → prediction."""
 
 
-class Injection:
+class Mechanism:
     """A way for an image prompt into a base, in its place on a pipeline's U-Net.
 
     Attributes:

@@ -14,11 +14,11 @@ from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.projection import ImageProjection
 from imprompt.training.mechanisms.base import Denoise, Inputs, denoised, put_in_place
-from imprompt.training.mechanisms.projected import PREFIX, ProjectedInjection
+from imprompt.training.mechanisms.projected import PREFIX, ProjectedMechanism
 from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, text_embeddings, without_prompts
 
 
-class ConcatenatedInjection(ProjectedInjection):
+class ConcatenatedMechanism(ProjectedMechanism):
     """output = Attn(Q, [K, K_i], [V, V_i]); the projection alone is trained.
 
     Args:

@@ -14,10 +14,10 @@ from imprompt.checkpoint.files import read_tensors
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.reference import Reference
-from imprompt.training.mechanisms.base import Denoise, Injection, Inputs, denoised, put_in_place
+from imprompt.training.mechanisms.base import Denoise, Inputs, Mechanism, denoised, put_in_place
 
 
-class DecoupledInjection(Injection):
+class DecoupledMechanism(Mechanism):
     """output = Attn(Q, K, V) + λ Attn(Q, K', V'); projection and every W'_k, W'_v are trained.
 
     Args:

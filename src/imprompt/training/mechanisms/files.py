@@ -11,22 +11,22 @@ from imprompt.checkpoint import load_adapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.errors import AdapterMismatch, CheckpointError
 from imprompt.projection import HiddenProjection, LinearProjection
-from imprompt.training.mechanisms.base import Injection
-from imprompt.training.mechanisms.concatenated import ConcatenatedInjection
-from imprompt.training.mechanisms.decoupled import DecoupledInjection
+from imprompt.training.mechanisms.base import Mechanism
+from imprompt.training.mechanisms.concatenated import ConcatenatedMechanism
+from imprompt.training.mechanisms.decoupled import DecoupledMechanism
 from imprompt.training.mechanisms.projected import PREFIX
-from imprompt.training.mechanisms.replaced import ReplacedInjection
-from imprompt.training.mechanisms.two_stream import TwoStreamInjection
-from imprompt.training.mechanisms.unclip import TimeProjection, UnclipInjection, time_width
+from imprompt.training.mechanisms.replaced import ReplacedMechanism
+from imprompt.training.mechanisms.two_stream import TwoStreamMechanism
+from imprompt.training.mechanisms.unclip import TimeProjection, UnclipMechanism, time_width
 
-MECHANISMS: Mapping[str, type[Injection]] = {
+MECHANISMS: Mapping[str, type[Mechanism]] = {
     kind.name: kind
     for kind in (
-        DecoupledInjection,
-        ConcatenatedInjection,
-        ReplacedInjection,
-        UnclipInjection,
-        TwoStreamInjection,
+        DecoupledMechanism,
+        ConcatenatedMechanism,
+        ReplacedMechanism,
+        UnclipMechanism,
+        TwoStreamMechanism,
     )
 }
 """Every mechanism by its name."""
@@ -38,10 +38,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         CheckpointError: no such file, or damaged
     """
-    return {"injection": DecoupledInjection.name, **read_tensors(Path(path)).metadata}
+    return {"injection": DecoupledMechanism.name, **read_tensors(Path(path)).metadata}
 
 
-def load_injection(path: str | os.PathLike[str], pipe: Any) -> Injection:
+def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
     """Put what a file holds in its place on a pipeline.
 
     Of a mechanism that trains the base, the file's U-Net goes into the pipeline's.
@@ -56,20 +56,20 @@ def load_injection(path: str | os.PathLike[str], pipe: Any) -> Injection:
     """
     path = Path(path)
     file = read_tensors(path)
-    name = file.metadata.get("injection", DecoupledInjection.name)
+    name = file.metadata.get("injection", DecoupledMechanism.name)
     if name not in MECHANISMS:
         raise CheckpointError(f"{path} is of a mechanism {name!r}; those known are: {', '.join(MECHANISMS)}")
-    if name == DecoupledInjection.name:
-        return DecoupledInjection(load_adapter(path, image_encoder=None).float().to(pipe.device), pipe)
+    if name == DecoupledMechanism.name:
+        return DecoupledMechanism(load_adapter(path, image_encoder=None).float().to(pipe.device), pipe)
     projection = _projection(path, file.tensors, name, pipe)
     made: Any = MECHANISMS[name]
-    injection: Injection = made(projection.to(pipe.device), pipe)
+    mechanism: Mechanism = made(projection.to(pipe.device), pipe)
     try:
-        injection.restore(path)
+        mechanism.restore(path)
     except CheckpointError:
-        injection.detach()
+        mechanism.detach()
         raise
-    return injection
+    return mechanism
 
 
 def _projection(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any) -> nn.Module:
@@ -78,7 +78,7 @@ def _projection(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any)
     if first not in tensors or tensors[first].ndim != 2:
         raise CheckpointError(f"{path} says that it is {name}, but has no {PREFIX}proj.weight: it is damaged")
     outputs, embedding_dim = tensors[first].shape
-    if name == UnclipInjection.name:
+    if name == UnclipMechanism.name:
         _check_width(path, "time embedding", outputs, time_width(pipe.unet))
         return TimeProjection(embedding_dim, outputs)
     last, norm = tensors.get(f"{PREFIX}proj.2.weight", tensors[first]), tensors.get(f"{PREFIX}norm.weight")

@@ -10,13 +10,13 @@ from torch import nn
 from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.errors import AdapterMismatch
 from imprompt.training.mechanisms.base import put_in_place
-from imprompt.training.mechanisms.projected import PREFIX, ProjectedInjection
+from imprompt.training.mechanisms.projected import PREFIX, ProjectedMechanism
 
 UNET_PREFIX = "unet."
 """Of the U-Net's tensors in a file."""
 
 
-class FineTunedInjection(ProjectedInjection):
+class FineTunedMechanism(ProjectedMechanism):
     """A projection, and the whole U-Net with it. A copy of the U-Net's weights is kept for `detach`.
 
     Its file holds both: the projection under `image_proj.`, the U-Net under `unet.`.

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from imprompt.errors import InvalidReference
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Injection, Inputs
+from imprompt.training.mechanisms.base import Inputs, Mechanism
 
 PREFIX = "image_proj."
 """Of a projection's tensors in a file, as in the official layout."""
 
 
-class ProjectedInjection(Injection):
+class ProjectedMechanism(Mechanism):
     """A projection of image embeddings, trained from new.
 
     Attributes:

@@ -11,11 +11,11 @@ from torch import Tensor
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.training.mechanisms.base import Denoise, Inputs, denoised
-from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
+from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, without_prompts
 
 
-class ReplacedInjection(FineTunedInjection):
+class ReplacedMechanism(FineTunedMechanism):
     """output = Attn(Q, K_i, V_i): no text at all; projection and the whole U-Net are trained.
 
     As lambdalabs/sd-image-variations-diffusers does it, with two differences: its U-Net reads the CLIP

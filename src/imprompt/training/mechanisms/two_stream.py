@@ -13,13 +13,13 @@ from imprompt.errors import AmbiguousBatch
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.training.mechanisms.base import Denoise, Inputs, denoised
-from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
+from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 
 TRAINED_SHARE = 0.5
 """α in training: half of each."""
 
 
-class TwoStreamInjection(FineTunedInjection):
+class TwoStreamMechanism(FineTunedMechanism):
     """output = (1-α) Attn(Q, K, V) + α Attn(Q, K_i, V_i); projection and the whole U-Net are trained.
 
     Versatile Diffusion (Xu et al. 2022) has cross-attention layers of their own for pictures, trained from

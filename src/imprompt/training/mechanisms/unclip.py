@@ -14,7 +14,7 @@ from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import Input
 from imprompt.training.mechanisms.base import Denoise, Inputs, denoised
-from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
+from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 
 
 class TimeProjection(nn.Module):
@@ -38,7 +38,7 @@ class TimeProjection(nn.Module):
         return self.proj(image_embedding)
 
 
-class UnclipInjection(FineTunedInjection):
+class UnclipMechanism(FineTunedMechanism):
     """time embedding + W e; the text stays; W and the whole U-Net are trained. At first it is the base.
 
     As stabilityai/stable-diffusion-2-1-unclip does it, with two differences: there noise is added to e, and

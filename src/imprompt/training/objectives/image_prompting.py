@@ -26,7 +26,7 @@ from imprompt.training.batches import Draws, PromptBatch, fixed_batch
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen import FrozenBase
 from imprompt.training.likeness import Likeness
-from imprompt.training.mechanisms import Injection
+from imprompt.training.mechanisms import Mechanism
 from imprompt.training.noising import Noising
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
@@ -49,7 +49,7 @@ class ImagePromptObjective(Objective):
     Args:
         config: of the run
         base: the frozen models
-        injection: what is trained, in its place
+        mechanism: what is trained, attached to the base
         samples: the cache, with its held-out rows
 
     Attributes:
@@ -58,10 +58,10 @@ class ImagePromptObjective(Objective):
 
     restores = True
 
-    def __init__(self, config: TrainingConfig, base: FrozenBase, injection: Injection, samples: Any) -> None:
+    def __init__(self, config: TrainingConfig, base: FrozenBase, mechanism: Mechanism, samples: Any) -> None:
         super().__init__()
-        self.config, self.base, self.injection, self.samples = config, base, injection, samples
-        self.trained = injection.trained
+        self.config, self.base, self.mechanism, self.samples = config, base, mechanism, samples
+        self.trained = mechanism.trained
         self.precision: Precision = "fp32"
         self.steps_taken: Callable[[], int] = lambda: 0
         self.noising = Noising(base.scheduler, config.loss, base.device)
@@ -76,7 +76,7 @@ class ImagePromptObjective(Objective):
         """The projection, all that stands in the layers, and the base's own weights where those learn."""
         projection = getattr(self.trained, "projection", self.trained)
         parts = {"projection": list(projection.parameters()), "layers": [], "base": []}
-        rest = "base" if self.injection.trains_base else "layers"
+        rest = "base" if self.mechanism.trains_base else "layers"
         known = {id(p) for p in parts["projection"]}
         parts[rest] = [p for p in self.trained.parameters() if id(p) not in known]
         rate = self.config.training.learning_rate
@@ -97,7 +97,7 @@ class ImagePromptObjective(Objective):
         text = self.text_of(batch, dropped=batch.draws.no_text)
         inputs = self.inputs_of(batch, dropped=batch.draws.no_image)
         times = self.noising.times(batch.draws.uniform, batch.draws.normal)
-        with self.injection.prompted(inputs) as denoise:
+        with self.mechanism.prompted(inputs) as denoise:
             errors = self.errors(denoise, batch, text, times)
             loss = (errors * self.noising.weights(times)).mean()
             backward(loss)
@@ -193,7 +193,7 @@ class ImagePromptObjective(Objective):
             text = self.text_of(batch, dropped=~every if with_text else every)
             times = torch.full((len(every),), level, device=self.base.device)
             inputs = self.inputs_of(batch, dropped=~every if with_image else every)
-            with self.injection.prompted(inputs) as denoise:
+            with self.mechanism.prompted(inputs) as denoise:
                 total += self.errors(denoise, batch, text, times).sum()
         return float(total) / sum(len(batch.moments) for batch in batches)
 
@@ -241,17 +241,17 @@ class ImagePromptObjective(Objective):
             "height": size,
             "width": size,
         }
-        return self.injection.pictures(self.base.pipe, images, scale, call)
+        return self.mechanism.pictures(self.base.pipe, images, scale, call)
 
     # Writing
 
     def save(self, folder: Path) -> None:
         """An adapter file that generates at once."""
-        self.injection.save(folder / ADAPTER_FILE, self.metadata())
+        self.mechanism.save(folder / ADAPTER_FILE, self.metadata())
 
     def restore(self, folder: Path) -> None:
         """The weights of a checkpoint's adapter file."""
-        self.injection.restore(folder / ADAPTER_FILE)
+        self.mechanism.restore(folder / ADAPTER_FILE)
 
     def export(self, output: Path) -> None:
         """The finished adapter."""

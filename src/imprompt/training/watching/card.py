@@ -95,10 +95,10 @@ def _what(history: History) -> str:
 def _compared(history: History, seen: str) -> str:
     """What an adapter is that was made to be compared with the decoupled one."""
     size, count = _size(history)
-    injection = history.setting("adapter.injection")
-    base = "trained too, and in the file" if MECHANISMS[injection].trains_base else "not changed"
+    mechanism = history.mechanism
+    base = "trained too, and in the file" if MECHANISMS[mechanism].trains_base else "not changed"
     return (
-        f"Pictures as prompts for `{history.setting('base.model', '?')}` by the mechanism “{injection}”, "
+        f"Pictures as prompts for `{history.setting('base.model', '?')}` by the mechanism “{mechanism}”, "
         f"made to be compared with the decoupled one; by {seen}; {count:,} trained parameters, "
         f"{size / 1e6:.1f} MB. The encoder is not changed, the U-Net is {base}."
     )
@@ -119,11 +119,11 @@ def _with_imprompt(history: History) -> str:
         return "`imprompt generate` takes decoupled adapters only.\n\n" + _code(
             "python",
             "import imprompt",
-            "from imprompt.training.mechanisms import load_injection",
+            "from imprompt.training.mechanisms import load_mechanism",
             "",
             f"pipe = imprompt.load_base({model})",
-            f'injection = load_injection("{ADAPTER_FILE}", pipe)',
-            'pictures = injection.pictures(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
+            f'mechanism = load_mechanism("{ADAPTER_FILE}", pipe)',
+            'pictures = mechanism.pictures(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
         )
     options = model_options(history)
     options[options.index("--adapter") + 1] = ADAPTER_FILE

@@ -21,7 +21,7 @@ def generate_command(history: History) -> str:
 
 def is_decoupled(history: History) -> bool:
     """Whether the run's adapter is of the kind that `imprompt generate` takes."""
-    return history.setting("adapter.injection", "decoupled") == "decoupled"
+    return history.mechanism == "decoupled"
 
 
 def model_options(history: History) -> list[str]:

@@ -87,6 +87,11 @@ class History:
             value = value.get(part) if isinstance(value, dict) else None
         return otherwise if value is None else value
 
+    @property
+    def mechanism(self) -> str:
+        """The mechanism of the run's adapter; earlier versions of imprompt called the setting `injection`."""
+        return self.setting("adapter.mechanism") or self.setting("adapter.injection", "decoupled")
+
     def finite(self, name: str) -> list[tuple[int, float]]:
         """The points of a figure that have a value."""
         return [(step, value) for step, value in self.series.get(name, []) if value is not None]
