@@ -20,10 +20,10 @@ from cache_parts import Sources, config, face, png, sample
 from imprompt.errors import DataError, OutputError
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
-from imprompt.training.cache.encoding import Batches, Row
+from imprompt.training.cache.encode import Batches, CacheRow
 from imprompt.training.cache.shards import Shard, write_shard
 from imprompt.training.cache.split import split, split_between
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.samples import Unreadable
 from imprompt.training.targets import make_target
 
@@ -369,7 +369,7 @@ def test_a_shard_gives_back_its_rows(
     tmp_path_factory: pytest.TempPathFactory, made: list[tuple[str, int, int]]
 ) -> None:
     rows = [
-        Row(
+        CacheRow(
             key=bytes([number]) * 32,
             picture=bytes([255 - number]) * 32,
             caption=caption,

@@ -66,7 +66,7 @@ from imprompt.training.mechanisms import (
     ReplacedMechanism,
     TimeProjection,
     UnclipMechanism,
-    time_width,
+    time_embedding_width,
 )
 from test_making import ORDER, SIZE, SMALL
 
@@ -136,7 +136,7 @@ def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "decoupled-1", DecoupledMechanism(adapter, pipe), config())
     write_run(folder / "concatenated-1", ConcatenatedMechanism(linear, pipe), config())
     write_run(folder / "replaced-1", ReplacedMechanism(linear, pipe), config())
-    time_projection = TimeProjection(32, time_width(pipe.unet))
+    time_projection = TimeProjection(32, time_embedding_width(pipe.unet))
     write_run(folder / "unclip-1", UnclipMechanism(time_projection, pipe), config())
     (folder / "unclip-2").mkdir()
     (folder / "unclip-2" / "config.json").write_text(json.dumps(config(2)))

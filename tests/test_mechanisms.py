@@ -31,7 +31,7 @@ from imprompt.training.mechanisms import (
     UnclipMechanism,
     load_mechanism,
     read_metadata,
-    time_width,
+    time_embedding_width,
 )
 
 Make = Callable[[Any], Mechanism]
@@ -54,7 +54,7 @@ def made(kind: str, pipe: Any) -> Mechanism:
         hidden = HiddenProjection(*sizes, hidden=5, generator=torch.Generator().manual_seed(1))
         return ConcatenatedMechanism(hidden, pipe)
     if kind == "unclip":
-        added = TimeProjection(tiny.EMBEDDING_DIM, time_width(pipe.unet))
+        added = TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet))
         nn.init.normal_(added.proj.weight, std=0.5, generator=torch.Generator().manual_seed(2))
         return UnclipMechanism(added, pipe)
     kind_of: Any = MECHANISMS[kind]
@@ -136,7 +136,7 @@ def test_the_text_acts_beside_the_image_where_it_is_said_to(kind: str, pipe: Any
 
 def test_unclip_begins_as_the_base_bit_for_bit(pipe: Any) -> None:
     base = plain(pipe, "a cat", "")
-    mechanism = UnclipMechanism(TimeProjection(tiny.EMBEDDING_DIM, time_width(pipe.unet)), pipe)
+    mechanism = UnclipMechanism(TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet)), pipe)
     pictures = mechanism.pictures(pipe, images(1, 2), 1.0, call("a cat", ""))
     assert np.array_equal(pixels(pictures), base)
 
@@ -160,7 +160,7 @@ def test_two_streams_are_the_mean_of_two_attentions(pipe: Any) -> None:
     image = tiny_bases.numbers(1, 3, tiny.SD_CONTEXT, seed=2)
     with torch.no_grad():
         wanted = (attn(hidden, text) + attn(hidden, image)) / 2
-        with mechanism._mixed(image, 0.5):  # pyright: ignore[reportAttributeAccessIssue]
+        with mechanism._mix(image, 0.5):  # pyright: ignore[reportAttributeAccessIssue]
             assert torch.allclose(attn(hidden, text), wanted, atol=1e-6)
 
 
@@ -174,7 +174,7 @@ def test_gradients_reach_exactly_what_is_said_to_be_trained(kind: str, pipe: Any
     mechanism = made(kind, pipe)
     inputs: Any = {"image_embedding": tiny.embedding(2, 1, seed=1)}
     given: dict[str, Any] = tiny.unet_input(pipe.unet)
-    with mechanism.prompted(inputs) as denoise:
+    with mechanism.condition_on(inputs) as denoise:
         made_of = denoise(given["sample"], given["timestep"], given["encoder_hidden_states"], None)
         made_of.square().sum().backward()
     assert [n for n, p in mechanism.trained.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -197,7 +197,7 @@ def test_training_and_drawing_see_the_same(kind: str, pipe: Any) -> None:
     hook.remove()
     (args, _, output), *_ = seen
     text = pipe.encode_prompt(["a cat"], pipe.device, 1, False)[0]
-    with torch.no_grad(), mechanism.prompted({"image_embedding": embedding[:, None]}) as denoise:
+    with torch.no_grad(), mechanism.condition_on({"image_embedding": embedding[:, None]}) as denoise:
         by_hand = denoise(args[0], torch.tensor([int(args[1])]), text, None)
     assert torch.allclose(by_hand, output[0], atol=1e-5)
 
@@ -219,7 +219,10 @@ def test_what_is_trained_on_the_embedded_base_is_counted() -> None:
     assert counted(ConcatenatedMechanism, linear) == inside
     assert abs(counted(ConcatenatedMechanism, hidden) / 775_296 - 1) < 0.01  # what scripts/study compares
     assert counted(ReplacedMechanism, linear) == counted(TwoStreamMechanism, linear) == base + inside
-    assert counted(UnclipMechanism, TimeProjection(embedding_dim, time_width(pipe.unet))) == base + 256 * 640
+    assert (
+        counted(UnclipMechanism, TimeProjection(embedding_dim, time_embedding_width(pipe.unet)))
+        == base + 256 * 640
+    )
 
 
 # Files, and what is left behind
@@ -315,7 +318,10 @@ def test_image_prompts_that_are_not_as_many_as_prompts_are_refused(kind: str, pi
 
 @pytest.mark.parametrize("kind", ["unclip", "two-stream"])
 def test_a_batch_of_another_size_is_refused(kind: str, pipe: Any) -> None:
-    with made(kind, pipe).prompted({"image_embedding": tiny.embedding(2, 1)}), pytest.raises(AmbiguousBatch):
+    with (
+        made(kind, pipe).condition_on({"image_embedding": tiny.embedding(2, 1)}),
+        pytest.raises(AmbiguousBatch),
+    ):
         pipe.unet(**tiny.unet_input(pipe.unet, batch=3))
 
 
@@ -331,7 +337,7 @@ def damaged(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], An
 FAULTS: dict[str, tuple[str, Callable[[dict[str, Tensor], dict[str, str]], Any], str]] = {
     "unknown": (
         "unclip",
-        lambda t, m: m.update(mechanism="magic"),
+        lambda t, m: m.update(injection="magic"),
         "of a mechanism 'magic'; those known are",
     ),
     "no projection": (

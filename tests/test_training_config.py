@@ -7,7 +7,7 @@ import pytest
 
 from imprompt.errors import ConfigError
 from imprompt.training.config import TrainingConfig, load_config, parse_config
-from imprompt.training.presets import PRESETS, overlaid
+from imprompt.training.presets import PRESETS, merge_settings
 
 RECIPES = sorted(
     path
@@ -18,7 +18,7 @@ LEAST: dict[str, Any] = {"preset": "sd15", "output": "run", "data": {"source": "
 
 
 def config(**changes: Any) -> TrainingConfig:
-    return parse_config(overlaid(LEAST, changes), "cats.toml")
+    return parse_config(merge_settings(LEAST, changes), "cats.toml")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ import pytest
 from imprompt import cli
 from imprompt.training.config import parse_config
 from imprompt.training.objectives import image_prompting
-from imprompt.training.presets import overlaid
+from imprompt.training.presets import merge_settings
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -46,7 +46,7 @@ def test_every_setting_says_what_it_is() -> None:
 @pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
 def test_configurations_in_documents_are_sound(text: str) -> None:
     least = {"preset": "sd15", "output": "run", "data": {"source": "pictures"}}
-    parse_config(overlaid(least, tomllib.loads(text)), "a document")
+    parse_config(merge_settings(least, tomllib.loads(text)), "a document")
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def train(
         survey = optional("imprompt.training.survey", "train")
         survey.print_survey(survey.survey(asked))
     elif cache_only:
-        typer.echo(optional("imprompt.training.adapters", "train").cache_alone(asked))
+        typer.echo(optional("imprompt.training.adapters", "train").build_cache_only(asked))
     else:
         folder = optional("imprompt.training.adapters", "train").train_adapter(
             asked, resume=resume == "latest"

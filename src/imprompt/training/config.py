@@ -19,7 +19,7 @@ from pydantic import AliasChoices, Field, ValidationError, model_validator
 from imprompt.errors import ConfigError
 from imprompt.runtime.settings import ClosedSettings, explain, read_toml
 from imprompt.training.mechanisms import MECHANISMS
-from imprompt.training.presets import PRESETS, overlaid, preset_named
+from imprompt.training.presets import PRESETS, find_preset, merge_settings
 from imprompt.training.settings import LoopSettings
 from imprompt.training.synonyms import counterpart
 
@@ -298,6 +298,6 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainingConfig:
     if "preset" not in values:
         raise ConfigError(f"{source}: preset is missing; the presets are: {', '.join(PRESETS)}")
     try:
-        return TrainingConfig.model_validate(overlaid(preset_named(values["preset"], source), values))
+        return TrainingConfig.model_validate(merge_settings(find_preset(values["preset"], source), values))
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error.errors()[0], TrainingConfig, counterpart)}") from error

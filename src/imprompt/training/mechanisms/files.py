@@ -1,4 +1,4 @@
-"""Adapter files: each says in its metadata which mechanism it is of; one that does not is decoupled."""
+"""Adapter files: their metadata name the mechanism; a file without a name is decoupled."""
 
 import os
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from imprompt.projection import HiddenProjection, LinearProjection
 from imprompt.training.mechanisms.base import Mechanism
 from imprompt.training.mechanisms.concatenated import ConcatenatedMechanism
 from imprompt.training.mechanisms.decoupled import DecoupledMechanism
-from imprompt.training.mechanisms.projected import PREFIX
+from imprompt.training.mechanisms.projection import PREFIX
 from imprompt.training.mechanisms.replaced import ReplacedMechanism
 from imprompt.training.mechanisms.two_stream import TwoStreamMechanism
-from imprompt.training.mechanisms.unclip import TimeProjection, UnclipMechanism, time_width
+from imprompt.training.mechanisms.unclip import TimeProjection, UnclipMechanism, time_embedding_width
 
 MECHANISMS: Mapping[str, type[Mechanism]] = {
     kind.name: kind
@@ -33,7 +33,7 @@ MECHANISMS: Mapping[str, type[Mechanism]] = {
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What an adapter file says of itself; "injection" always.
+    """Read an adapter file's metadata; "injection", the mechanism, is always among them.
 
     Raises:
         CheckpointError: no such file, or damaged
@@ -42,7 +42,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
-    """Put what a file holds in its place on a pipeline.
+    """Attach the mechanism in a file to a pipeline.
 
     Of a mechanism that trains the base, the file's U-Net goes into the pipeline's.
 
@@ -73,13 +73,13 @@ def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
 
 
 def _projection(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any) -> nn.Module:
-    """A projection as wide as the file's."""
+    """Return a projection as wide as the file's."""
     first = f"{PREFIX}proj.weight" if f"{PREFIX}proj.weight" in tensors else f"{PREFIX}proj.0.weight"
     if first not in tensors or tensors[first].ndim != 2:
         raise CheckpointError(f"{path} says that it is {name}, but has no {PREFIX}proj.weight: it is damaged")
     outputs, embedding_dim = tensors[first].shape
     if name == UnclipMechanism.name:
-        _check_width(path, "time embedding", outputs, time_width(pipe.unet))
+        _check_width(path, "time embedding", outputs, time_embedding_width(pipe.unet))
         return TimeProjection(embedding_dim, outputs)
     last, norm = tensors.get(f"{PREFIX}proj.2.weight", tensors[first]), tensors.get(f"{PREFIX}norm.weight")
     if norm is None or norm.ndim != 1 or last.shape[0] % len(norm):

@@ -1,4 +1,4 @@
-"""The page of a run: one file that shows how it went, to look at while it runs, to keep and to send around.
+"""The page of a run: a single file to look at while it runs, to keep and to share.
 
 It has no parts outside itself, works without its script, and is remade from the run's folder at any time,
 also for a run that was stopped or failed.
@@ -16,10 +16,10 @@ from imprompt.runtime.output import write_atomically
 from imprompt.training.config import parse_config
 from imprompt.training.watching.commands import generate_command, resume_command
 from imprompt.training.watching.curves import run_charts
-from imprompt.training.watching.grids import Grid, embedded, legend
-from imprompt.training.watching.history import Event, History, duration, read_history
+from imprompt.training.watching.grids import SampleGrid, describe_grid, embed_grids
+from imprompt.training.watching.history import Event, History, format_duration, read_history
 from imprompt.training.watching.look import SCRIPT, STYLE
-from imprompt.training.watching.verdict import GAP, Verdict, judge
+from imprompt.training.watching.verdict import GAP, Verdict, judge_adapter
 
 PAGE_FILE = "index.html"
 SMALL_PAGE_FILE = "index-small.html"
@@ -43,15 +43,15 @@ def write_page(folder: Path, *, small: bool = False) -> Path:
     words = len(page_of(history, []).encode())
     # In base64 a picture is a third larger.
     room = max(SMALL_BYTES - words, 0) * 3 // 4 if small else None
-    whole = page_of(history, embedded(history.pictures, room))
+    whole = page_of(history, embed_grids(history.pictures, room))
     with write_atomically(path) as part:
         part.write_text(whole, encoding="utf-8")
     return path
 
 
-def page_of(history: History, grids: list[Grid]) -> str:
-    """The page as HTML."""
-    verdict = judge(history)
+def page_of(history: History, grids: list[SampleGrid]) -> str:
+    """Return the page as HTML."""
+    verdict = judge_adapter(history)
     sections = [
         _header(history, verdict),
         _samples(grids, history),
@@ -79,7 +79,7 @@ def _header(history: History, verdict: Verdict) -> str:
 
 
 def _about(history: History) -> str:
-    """The overline: what is trained on what."""
+    """Return the line above the title: what is trained on what."""
     variant, model = history.setting("adapter.variant"), history.setting("base.model")
     if not variant or not model:
         return "Image-prompt adapter"
@@ -88,12 +88,12 @@ def _about(history: History) -> str:
 
 
 def _state(history: History) -> str:
-    """How far it is, for how long it ran and on what."""
-    said = [f"{'Finished: step' if history.finished else 'Step'} {history.step:,}"]
+    """Return how far the run is, how long it took, and on which device."""
+    said = [f"{'Finished: step' if history.is_finished else 'Step'} {history.step:,}"]
     if total := history.total_steps:
         said[0] += f" of {total:,}"
     if history.seconds:
-        said.append(duration(history.seconds))
+        said.append(format_duration(history.seconds))
     if device := history.environment.get("device"):
         processes = history.environment.get("processes", 1)
         said.append(f"{processes} × {device}" if processes > 1 else str(device))
@@ -103,7 +103,7 @@ def _state(history: History) -> str:
 
 
 def _tiles(history: History, verdict: Verdict) -> Iterable[str]:
-    """The key figures, each with its unit and what to compare it with."""
+    """Yield the key figures, each with its unit and a value to compare it with."""
     if verdict.share is not None and (gap := history.last(GAP)) is not None:
         percent = f"{100 * verdict.share:.1f}<small>%</small>".replace("-", "−")
         yield tile(percent, "gap to shuffled", f"of the held-out loss ({short(_three(gap))})", first=True)
@@ -124,7 +124,7 @@ def _tiles(history: History, verdict: Verdict) -> Iterable[str]:
         yield tile(f"{skipped:g}", "skipped steps", "their gradients were not finite")
 
 
-def _samples(grids: list[Grid], history: History) -> str:
+def _samples(grids: list[SampleGrid], history: History) -> str:
     if not grids:
         return ""
     first, last = grids[0], grids[-1]
@@ -133,12 +133,12 @@ def _samples(grids: list[Grid], history: History) -> str:
     drawn = len(history.pictures)
     shown = f" {len(grids)} of {drawn} grids are here." if len(grids) < drawn else ""
     return (
-        f"<h2>Samples</h2><p>{safe(legend(history))}{shown}</p>"
+        f"<h2>Samples</h2><p>{safe(describe_grid(history))}{shown}</p>"
         f'<div class="pair{wide}">{"".join(pair)}</div>{_slider(grids)}'
     )
 
 
-def _grid(grid: Grid, kind: str) -> str:
+def _grid(grid: SampleGrid, kind: str) -> str:
     name = f' class="{kind.strip()}-step"' if kind else ""
     return (
         f"<figure><figcaption><b{name}>step {grid.step:,}</b></figcaption>"
@@ -147,8 +147,8 @@ def _grid(grid: Grid, kind: str) -> str:
     )
 
 
-def _slider(grids: list[Grid]) -> str:
-    """Through all grids; without the script those between the first and the last are listed."""
+def _slider(grids: list[SampleGrid]) -> str:
+    """Return a slider through all grids; without the script, those between first and last are listed."""
     if len(grids) < 3:
         return ""
     between = "".join(_grid(grid, "") for grid in grids[1:-1])
@@ -171,7 +171,7 @@ def _events(events: list[Event]) -> str:
     note = "Times are UTC." + (f" {earlier:,} earlier ones are in log.jsonl." if earlier > 0 else "")
     lines = "".join(
         f"<li><b>step {event.step:,}</b><span>{_when(event.time)}</span>"
-        f"<p>{safe(_upper(event.sentence))}</p></li>"
+        f"<p>{safe(_capitalize(event.sentence))}</p></li>"
         for event in events[-MOST_EVENTS:]
     )
     return f'<h2>Events</h2><p>{note}</p><ol class="events">{lines}</ol>'
@@ -179,7 +179,7 @@ def _events(events: list[Event]) -> str:
 
 def _commands(history: History) -> str:
     parts = ["<h2>Commands</h2>"]
-    if not history.finished:
+    if not history.is_finished:
         parts.append(f"<p>Go on where it stopped.</p><pre>{safe(resume_command(history))}</pre>")
     if command := generate_command(history):
         parts.append(f'<p class="note">Draw with it.</p><pre>{safe(command)}</pre>')
@@ -187,11 +187,11 @@ def _commands(history: History) -> str:
 
 
 def _configuration(config: Mapping[str, Any]) -> str:
-    """What the run was told; all else it knew, folded away."""
+    """Return the settings that differ from the preset, and all others folded."""
     if not config:
         return ""
-    told = _told(config)
-    said = {key: value for key, value in _flat(config).items() if key in told}
+    changed = _changed_settings(config)
+    said = {key: value for key, value in _flat(config).items() if key in changed}
     alone = {key: value for key, value in config.items() if not isinstance(value, dict)}
     groups = {"run": alone} | {key: value for key, value in config.items() if isinstance(value, dict)}
     tables = "".join(facts_table(name, _flat(group)) for name, group in groups.items())
@@ -209,15 +209,15 @@ def _environment(environment: Mapping[str, Any]) -> str:
 
 
 def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of a group, those of its inner groups by dotted keys."""
+    """Flatten groups of settings to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in group.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
-def _told(config: Mapping[str, Any]) -> set[str]:
-    """Dotted keys whose values are not those of the preset; none if the preset is not known any more."""
+def _changed_settings(config: Mapping[str, Any]) -> set[str]:
+    """Return the dotted keys that differ from the preset; none if the preset is unknown."""
     named = {key: config[key] for key in ("preset", "output") if key in config}
     try:
         usual = _flat(parse_config(named, "config.json").model_dump(mode="json"))
@@ -227,7 +227,7 @@ def _told(config: Mapping[str, Any]) -> set[str]:
 
 
 def _three(value: float | int) -> float | int:
-    """Three significant digits."""
+    """Round to three significant digits."""
     return float(f"{value:.3g}")
 
 
@@ -236,5 +236,5 @@ def _when(time: float | int, *, year: bool = False) -> str:
     return f"{moment.day} {moment:%b %Y, %H:%M} UTC" if year else f"{moment.day} {moment:%b, %H:%M}"
 
 
-def _upper(sentence: str) -> str:
+def _capitalize(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
