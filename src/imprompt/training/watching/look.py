@@ -1,7 +1,6 @@
 """The styles and the script of a run's page: progress, the slider through its grids, events."""
 
-STYLE =
-"""
+STYLE = """
 .bar{height:3px;background:var(--line);margin:2rem 0 .6rem}
 .bar i{display:block;height:100%;background:var(--accent)}
 .state{color:var(--quiet);font-size:.875rem}
@@ -25,8 +24,7 @@ gap:.1rem 1rem}ol.events p{grid-column:1/-1}}
 @media print{.slide{display:none!important}.rest{display:block!important}}
 """
 
-SCRIPT =
-"""
+SCRIPT = """
 const range=document.querySelector('.slide input');
 if(range){const view=document.querySelector('.now'),name=document.querySelector('.now-step'),grids=[
   ...document.querySelectorAll('.grid')].map(
