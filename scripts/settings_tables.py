@@ -1,6 +1,6 @@
 """Write the settings of `imprompt train` as Markdown tables, from the classes that read them.
 
-python scripts/settings_tables.py docs/training.md      replaces what is between the two marks of the page
+python scripts/settings_tables.py docs/training-settings.md      replaces the tables in the page
 """
 
 import json
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from imprompt.training.config import TrainingConfig, parse_config
 from imprompt.training.presets import PRESETS
 
-BEGIN = "<!-- made by python scripts/settings_tables.py docs/training.md -->"
+BEGIN = "<!-- made by python scripts/settings_tables.py docs/training-settings.md -->"
 END = "<!-- end of what is made -->"
 COLUMNS = ("mini", "sd15")
 """Presets whose values stand in the tables."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imprompt.report.pictures import as_jpeg, data_uri
+from imprompt.report import data_uri, encode_jpeg
 from imprompt.training.watching.history import History
 
 MOST_GRIDS = 24
@@ -47,7 +47,7 @@ def _join_words(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
-def pick_evenly(pictures: dict[int, Path], most: int) -> dict[int, Path]:
+def choose_evenly(pictures: dict[int, Path], most: int) -> dict[int, Path]:
     """Return at most `most` images, evenly spread, the first and the last included."""
     steps = list(pictures)
     if len(steps) <= most:
@@ -59,7 +59,7 @@ def pick_evenly(pictures: dict[int, Path], most: int) -> dict[int, Path]:
 def embed_grids(pictures: dict[int, Path], room: int | None = None) -> list[SampleGrid]:
     """Return grids as data URIs: unchanged, or as JPEGs that fit into `room` bytes together."""
     small = room is not None
-    few = pick_evenly(pictures, SMALL_MOST_GRIDS if small else MOST_GRIDS)
+    few = choose_evenly(pictures, SMALL_MOST_GRIDS if small else MOST_GRIDS)
     each = room // max(len(few), 1) if small else LARGEST_WHOLE
     return [_embed_grid(step, path, each, small=small) for step, path in few.items()]
 
@@ -69,5 +69,5 @@ def _embed_grid(step: int, path: Path, room: int, *, small: bool) -> SampleGrid:
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if small or len(data) > room:
-        data, kind = as_jpeg(picture, room), "jpeg"
+        data, kind = encode_jpeg(picture, room), "jpeg"
     return SampleGrid(step, data_uri(data, kind), *picture.size)
