@@ -121,7 +121,7 @@ def duel(case: Case, precision: str) -> Iterator[Duel]:
         samples: Any = run.objective.samples
         order = BatchOrder(samples.buckets, config.training.batch_size, config.training.seed)
         reference = Reference(base, trained_adapter(run), pictures, config)
-        with contextlib.redirect_stderr(io.StringIO()), run.reported():
+        with contextlib.redirect_stderr(io.StringIO()), run.open_log():
             yield Duel(run, reference, base, PromptBatches(samples, order, config.loss))
         run.objective.mechanism.attachment.detach()  # pyright: ignore
 
