@@ -199,7 +199,7 @@ BAD: dict[str, tuple[str, int, str]] = {
         "strength is about init_image, and there is none; give the picture to start from",
     ),
     "an unknown mode": ("cat.png --mode styel", 1, "*"),
-    "an unknown crop": ("cat.png --crop middle", 1, "references[0].crop must be 'centre', *"),
+    "an unknown crop": ("cat.png --crop middle", 1, "references[0].crop must be 'center', *"),
     "a span that ends before it begins": (
         "cat.png --from 0.5 --until 0.2",
         1,

@@ -86,7 +86,7 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="<crop>",
-            help="What the encoder sees: centre, top, left, ..., pad, stretch, tiles, or a position x,y.",
+            help="What the encoder sees: center, top, left, ..., pad, stretch, tiles, or a position x,y.",
             rich_help_panel=EACH,
         ),
     ] = None,

@@ -12,12 +12,12 @@ Paths are as they stand, from the folder in which the command runs.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import ClosedSettings, explain, read_toml
+from imprompt.runtime.settings import ClosedSettings, explain, normalize_spelling, read_toml
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.presets import PRESETS, overlaid, preset_named
 from imprompt.training.settings import LoopSettings
@@ -90,7 +90,9 @@ class DataSettings(ClosedSettings):
     """Sides of buckets are multiples of this, in pixels."""
     longest: float = Field(default=2.0, ge=1)
     """The longest bucket's longer side over its shorter one."""
-    reference_crop: Literal["centre", "pad", "stretch"] = "centre"
+    reference_crop: Annotated[Literal["center", "pad", "stretch"], BeforeValidator(normalize_spelling)] = (
+        "center"
+    )
     """How the image encoder's square is cut from a reference."""
     held_out: float | str = 0.01
     """A share of the samples, chosen by their content, or another source, for looking at how it goes."""
@@ -135,7 +137,7 @@ class LossSettings(ClosedSettings):
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
     """How noise levels are drawn."""
     timestep_location: float = 0.0
-    """Centre of logit-normal times; above 0 is towards noise."""
+    """Center of logit-normal times; above 0 is towards noise."""
     noise_offset: float = Field(default=0.0, ge=0)
     """How much of one number for each channel is added to the noise."""
 
