@@ -180,18 +180,18 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a scale for some of the references": (
         "cat.png cat.png cat.png --scale 1 --scale 2",
         2,
-        "--scale is given 2 times for 3 references; give it once, for all, or 3 times "
+        "--scale is given 2 times for 3 references; give it once for all, or 3 times "
         "(see imprompt generate --help)",
     ),
     "an option beside a job": (
         "--job x.toml --scale 1",
         2,
-        "beside --job stand only --output, --seed and --count, not *",
+        "--job can only be combined with --output, --seed and --count, not with *",
     ),
     "a control model alone": (
         "cat.png --control-model mini",
         2,
-        "--control-model is about --control, which is missing (see imprompt generate --help)",
+        "--control-model needs --control, which is missing (see imprompt generate --help)",
     ),
     "a strength alone": (
         "cat.png --strength 0.5",

@@ -89,7 +89,7 @@ class Reference:
     crop: Crop | str = "center"
     negative: Pictures | Tensor | ImageEmbeddings | None = None
     noise: tuple[Noise | str, float | int] | None = None
-    combine: Combine = "concat"
+    combine: Combine | str = "concat"
     weights: Sequence[float | int] | None = None
     without: str = ""
     scaling: Scaling = "value"
