@@ -59,7 +59,7 @@ from imprompt.lab.suite.painting import PaintSettings
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, suited
 from imprompt.projection import HiddenProjection, LinearProjection
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 from imprompt.training.mechanisms import (
     ConcatenatedInjection,
     DecoupledInjection,

@@ -14,9 +14,12 @@ from imprompt.training.config import parse_config
 from imprompt.training.objectives import image_prompting
 from imprompt.training.presets import overlaid
 from imprompt.training.settings_tables import BEGIN, END, tables, with_tables
+from imprompt.training.synonyms import COUNTERPARTS
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "training.md").read_text()
+SETTINGS = (ROOT / "docs" / "training-settings.md").read_text()
+MESSAGES = (ROOT / "docs" / "training-messages.md").read_text()
 PAGES = [GUIDE, (ROOT / "docs" / "scale.md").read_text(), (ROOT / "README.md").read_text()]
 
 
@@ -24,8 +27,9 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def test_the_guides_table_of_settings_is_current() -> None:
-    assert with_tables(GUIDE) == GUIDE, "python -m imprompt.training.settings_tables docs/training.md"
+def test_the_page_of_settings_is_current() -> None:
+    command = "python -m imprompt.training.settings_tables docs/training-settings.md"
+    assert with_tables(SETTINGS) == SETTINGS, command
 
 
 def test_the_table_replaces_what_stands_between_the_marks_only() -> None:
@@ -37,6 +41,15 @@ def test_every_setting_says_what_it_is() -> None:
     rows = [line for line in tables().splitlines() if line.startswith("| `")]
     assert len(rows) > 60
     assert not [row for row in rows if row.endswith("|  |")]
+
+
+def test_the_page_has_the_words_of_other_trainers_right() -> None:
+    table = SETTINGS.partition("## In the words")[2]
+    rows = re.findall(r"^\| (`.+`) \| (`.+`) \|$", table, re.MULTILINE)
+    assert len(rows) > 20
+    for ours, theirs in rows:
+        keys = re.findall(r"`([\w.]+)`", ours)
+        assert all(COUNTERPARTS[word] in keys for word in re.findall(r"`(\w+)`", theirs)), theirs
 
 
 @pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
@@ -51,7 +64,7 @@ def test_the_quick_start_runs_in_order(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(image_prompting, "BANDS", (0.5,))  # how a look is taken is tested elsewhere
-    (block,) = blocks(GUIDE, "sh in order")
+    (block,) = blocks(GUIDE, "shell")
     for line in block.splitlines():
         assert cli.main(shlex.split(line)[1:]) == 0, line
     assert (tmp_path / "blue-hair.png").exists()
@@ -74,10 +87,9 @@ def sentences() -> Iterator[str]:
                 )
 
 
-def test_messages_that_the_guide_explains_are_those_of_the_code() -> None:
+def test_messages_that_their_page_explains_are_those_of_the_code() -> None:
     said = list(sentences())
-    table = GUIDE.partition("| message |")[2].partition("##")[0]
-    messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    messages = re.findall(r"^\| `([^`]+)` \|", MESSAGES, re.MULTILINE)
     assert len(messages) > 10
     missing = [m for m in messages if not any(words_in_order(m, sentence) for sentence in said)]
     assert not missing

@@ -91,7 +91,7 @@ def generate_each(
         on_step: called after every denoising step
 
     Raises:
-        See `generate`; those about references come with the first picture.
+        ImpromptError: as `generate`; those about references come with the first picture.
     """
     check_settings(pipe, settings, seeds)
     called = pipeline_for(pipe, settings)

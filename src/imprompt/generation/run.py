@@ -133,7 +133,7 @@ def run_job(
         on_step: called after every denoising step
 
     Raises:
-        See `generate_each`, `read_inputs` and `load_models`.
+        ImpromptError: as `generate_each`, `read_inputs` and `load_models`.
     """
     inputs = inputs or read_inputs(job)
     models = models or load_models(job)

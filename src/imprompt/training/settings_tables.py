@@ -1,6 +1,6 @@
 """The settings of `imprompt train` as Markdown tables, made from the classes that read them.
 
-python -m imprompt.training.settings_tables docs/training.md      puts them between the page's two marks
+python -m imprompt.training.settings_tables docs/training-settings.md   puts them between the page's two marks
 """
 
 import json
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from imprompt.training.config import TrainingConfig, parse_config
 from imprompt.training.presets import PRESETS
 
-BEGIN = "<!-- made by python -m imprompt.training.settings_tables docs/training.md -->"
+BEGIN = "<!-- made by python -m imprompt.training.settings_tables docs/training-settings.md -->"
 END = "<!-- end of what is made -->"
 SHOWN = ("mini", "sd15")
 """Presets whose values stand in the tables."""

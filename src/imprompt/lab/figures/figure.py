@@ -20,8 +20,11 @@ from PIL import Image
 
 from imprompt.evaluation.metrics import bootstrap_difference, bootstrap_interval
 from imprompt.lab.suite.page import percent
-from imprompt.report.interval import Interval
-from imprompt.report.sheets import Row, titled_sheet
+from imprompt.report import (
+    Interval,
+    PictureRow,
+    draw_sheet,
+)
 
 Verdict = Literal["no", "partly", "yes"]
 WORST_FIRST: tuple[Verdict, ...] = ("no", "partly", "yes")
@@ -115,8 +118,10 @@ class Figure:
 
     def sheet(self, shown: int) -> Image.Image:
         """The first `shown` rows under their titles."""
-        rows = [Row(row) for row in zip(*(column[:shown] for column in self.columns.values()), strict=True)]
-        return titled_sheet(list(self.columns), rows)
+        rows = [
+            PictureRow(row) for row in zip(*(column[:shown] for column in self.columns.values()), strict=True)
+        ]
+        return draw_sheet(list(self.columns), rows)
 
 
 def build_figure(name: str, columns: Columns, numbers: Mapping[str, tuple[Values, Values]]) -> Figure:

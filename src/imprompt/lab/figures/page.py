@@ -6,7 +6,7 @@ from pathlib import Path
 from imprompt.lab.figures.figure import Criterion, Figure
 from imprompt.lab.figures.studio import FigureSettings
 from imprompt.lab.suite.page import percent
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 from imprompt.runtime.output import write_atomically
 
 PAGE_FILE = "README.md"

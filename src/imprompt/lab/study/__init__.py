@@ -37,8 +37,14 @@ from imprompt.lab.study.runs import (
 from imprompt.lab.study.settings import SMALL, StudySettings
 from imprompt.lab.study.tradeoff import measure_tradeoff
 from imprompt.lab.suite.findings import DRAWING
-from imprompt.report import Grid, make_folder, write_picture, write_report, write_scores
-from imprompt.report.sheets import titled_sheet
+from imprompt.report import (
+    Grid,
+    draw_sheet,
+    make_folder,
+    write_picture,
+    write_report,
+    write_scores,
+)
 from imprompt.runtime.progress import show_progress
 
 __all__ = [
@@ -146,7 +152,7 @@ def write_findings(study: Study, findings: StudyFindings, results: Results, outp
     grids = [block for section in report.sections for block in section.blocks if isinstance(block, Grid)]
     for grid in grids:
         name = re.sub(r"\W+", "-", grid.title.lower()).strip("-")
-        write_picture(titled_sheet(grid.titles, grid.rows), output / f"{name}.png")
+        write_picture(draw_sheet(grid.titles, grid.rows), output / f"{name}.png")
     write_scores(findings.scores.scores, output)
     write_report(report, output, summarize(study, findings))
 

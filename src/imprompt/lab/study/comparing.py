@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float
 
 from imprompt.evaluation.metrics import RESAMPLES
-from imprompt.evaluation.metrics.intervals import draws, spread
+from imprompt.evaluation.metrics.intervals import draw_resamples, quantile_interval
 from imprompt.lab.study.runs import StudyScore
 from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 from imprompt.training.mechanisms import DecoupledInjection
 
 DECOUPLED = DecoupledInjection.name
@@ -139,9 +139,9 @@ class StudyScores:
 
 def bootstrap_both(values: Table, *, seed: int = 0) -> Interval:
     """The mean, with its bootstrap interval over characters and seeds of training, both drawn anew."""
-    means = np.concatenate([values[rows].mean(axis=1) for rows in draws(len(values), seed)])
+    means = np.concatenate([values[rows].mean(axis=1) for rows in draw_resamples(len(values), seed)])
     runs = np.random.default_rng([seed, 1]).integers(values.shape[1], size=(RESAMPLES, values.shape[1]))
-    return spread(float(values.mean()), np.take_along_axis(means, runs, axis=1).mean(axis=1))
+    return quantile_interval(float(values.mean()), np.take_along_axis(means, runs, axis=1).mean(axis=1))
 
 
 def group_verdicts(verdicts: Mapping[str, str]) -> str:

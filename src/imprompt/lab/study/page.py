@@ -18,8 +18,15 @@ from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT, Task
 from imprompt.lab.study.tradeoff import AREA, TradeOff, tradeoff_section
 from imprompt.lab.suite.findings import DRAWING
 from imprompt.lab.suite.subjects import CHANGES
-from imprompt.report import Cell, Column, Grid, Report, Section, Table
-from imprompt.report.sheets import Row
+from imprompt.report import (
+    Cell,
+    Column,
+    Grid,
+    PictureRow,
+    Report,
+    Section,
+    Table,
+)
 
 SHOWN = 6
 """Characters in a grid: the first ones, chosen by nobody."""
@@ -70,7 +77,9 @@ def build_report(study: Study, findings: StudyFindings, results: Results) -> Rep
         "pictures": f"{settings.paint.steps} steps, guidance {settings.paint.guidance_scale:g}",
         "time": f"{findings.seconds:.0f} s",
     }
-    return Report("Mechanisms on one base", findings.verdict, sections, facts, over="imprompt evaluate study")
+    return Report(
+        "Mechanisms on one base", findings.verdict, sections, facts, overline="imprompt evaluate study"
+    )
 
 
 # Tables
@@ -209,7 +218,7 @@ def contact_sheet(study: Study, columns: Mapping[str, RunResult], task: Task, ti
         pictures["edges"] = study.controls
     pictures |= {name: list(result.pictures[task.key]) for name, result in columns.items()}
     rows = [
-        Row([several[place] for several in pictures.values()], full_caption(subject.character))
+        PictureRow([several[place] for several in pictures.values()], full_caption(subject.character))
         for place, subject in enumerate(subjects)
     ]
     return Grid(list(pictures), rows, title=title)

@@ -71,9 +71,9 @@ def tradeoff_section(tradeoff: TradeOff) -> Section:
         "Text followed against the other attributes kept",
         "A dot for each scale. Best is the upper right.",
         [draw_curve(name, tradeoff.curves[name]) for name in ordered],
-        across="others kept",
-        up="text followed",
-        free=True,
+        x_label="others kept",
+        y_label="text followed",
+        is_scatter=True,
     )
     rows: list[list[Cell]] = [
         [name, curve.area, curve.scales[curve.best], curve.prompt[curve.best], curve.reference[curve.best]]

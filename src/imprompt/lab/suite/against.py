@@ -19,8 +19,12 @@ from imprompt.evaluation.metrics import bootstrap_difference
 from imprompt.lab.suite.findings import Comparison, SuiteSettings, name_scale
 from imprompt.lab.suite.scoring import Score
 from imprompt.lab.suite.subjects import CHANGES, SPLITS
-from imprompt.report.files import SCORES_FILE, SUMMARY_FILE, plain
-from imprompt.report.interval import Interval
+from imprompt.report import (
+    SCORES_FILE,
+    SUMMARY_FILE,
+    Interval,
+    plain,
+)
 
 PROMPTED = name_scale(1.0)
 

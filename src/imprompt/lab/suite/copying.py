@@ -18,7 +18,7 @@ from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.evaluation.metrics import copy_ratios, is_copy
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.suite.scoring import mean_of, read_pictures
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 from imprompt.runtime.settings import resolve_in_cache
 
 DATA = "characters-128"

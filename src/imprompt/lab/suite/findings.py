@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.painting import PaintSettings
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 
 SCALES = (0.0, 0.5, 1.0)
 """λ without text."""

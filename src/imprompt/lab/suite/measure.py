@@ -40,8 +40,12 @@ from imprompt.lab.suite.scoring import (
     seed_distances,
 )
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_gallery, sample_subjects, suited
-from imprompt.report import make_folder, write_report, write_scores
-from imprompt.report.interval import Interval
+from imprompt.report import (
+    Interval,
+    make_folder,
+    write_report,
+    write_scores,
+)
 from imprompt.runtime.progress import show_progress
 
 Pictures = dict[tuple[str, str], list[Image.Image]]

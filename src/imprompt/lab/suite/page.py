@@ -26,15 +26,15 @@ from imprompt.report import (
     Chart,
     Column,
     Grid,
+    Interval,
+    KeyFigure,
     Line,
+    PictureRow,
     Report,
     Section,
     Table,
-    Tile,
     best_median_worst,
 )
-from imprompt.report.interval import Interval
-from imprompt.report.sheets import Row
 
 SPLIT_TITLES: Mapping[Split, str] = {
     "combinations": "Unseen combinations of hair, skin and hairdo",
@@ -64,12 +64,14 @@ def build_report(
         lead=write_lead(findings),
         sections=sections,
         facts=list_facts(findings),
-        over="imprompt evaluate mini",
-        tiles=[
-            Tile(combinations.kept[PROMPTED], "of the attributes kept", "unseen combinations", percent=True),
-            Tile(findings.splits["parts"].kept[PROMPTED], "kept", "unseen parts", percent=True),
-            Tile(findings.splits["styles"].kept[PROMPTED], "kept", "unseen styles", percent=True),
-            Tile(combinations.found[PROMPTED], "found first", among(findings), percent=True),
+        overline="imprompt evaluate mini",
+        key_figures=[
+            KeyFigure(
+                combinations.kept[PROMPTED], "of the attributes kept", "unseen combinations", percent=True
+            ),
+            KeyFigure(findings.splits["parts"].kept[PROMPTED], "kept", "unseen parts", percent=True),
+            KeyFigure(findings.splits["styles"].kept[PROMPTED], "kept", "unseen styles", percent=True),
+            KeyFigure(combinations.found[PROMPTED], "found first", among(findings), percent=True),
         ],
     )
 
@@ -148,7 +150,7 @@ def split_grid(
     places = best_median_worst([score.kept for score in prompted], SHOWN // 3)
     conditions = [name_scale(scale) for scale in SCALES]
     rows = [
-        Row(
+        PictureRow(
             [subjects[place].picture, *(pictures[split, name][place] for name in conditions)],
             f"{100 * prompted[place].kept:.0f} %: {full_caption(subjects[place].character)}"
             + (f"; read otherwise: {prompted[place].wrong}" if prompted[place].wrong else ""),
@@ -178,7 +180,7 @@ def text_section(
 def text_chart(found: TextFindings) -> Chart:
     """Both over λ."""
     lines = [draw_line("asked", found.asked, "ink"), draw_line("kept", found.kept, "accent")]
-    return Chart(f"“{found.text}”", f"{found.subjects} characters.", lines, zero=True, across="λ")
+    return Chart(f"“{found.text}”", f"{found.subjects} characters.", lines, zero=True, x_label="λ")
 
 
 def draw_line(label: str, values: Sequence[Interval], tone: str) -> Line:
@@ -203,7 +205,7 @@ def text_grid(
     """The first subjects at every λ."""
     conditions = [condition for key, condition in pictures if key == name]
     rows = [
-        Row(
+        PictureRow(
             [subject.picture, *(pictures[name, condition][place] for condition in conditions)],
             subject.character.style,
         )

@@ -14,7 +14,7 @@ from imprompt.evaluation.metrics import bootstrap_interval, mean_distance, retri
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.making.labels import LABELS
 from imprompt.lab.suite.subjects import Subject, TextChange
-from imprompt.report.interval import Interval
+from imprompt.report import Interval
 
 BATCH = 100
 """Pictures that the judge reads at once."""

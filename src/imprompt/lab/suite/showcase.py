@@ -14,8 +14,11 @@ from PIL import Image
 from imprompt import mini
 from imprompt.lab.suite.painting import Condition, PaintSettings, SuiteModels, paint
 from imprompt.lab.suite.subjects import CHANGES, Subject
-from imprompt.report import write_picture
-from imprompt.report.sheets import Row, titled_sheet
+from imprompt.report import (
+    PictureRow,
+    draw_sheet,
+    write_picture,
+)
 
 FEATURED = 8
 """Characters in the README's picture."""
@@ -80,10 +83,10 @@ def build_sheet(
 ) -> Image.Image:
     """References, and beside each its picture of every column."""
     rows = [
-        Row([subject.picture, *(column[place] for column in columns)])
+        PictureRow([subject.picture, *(column[place] for column in columns)])
         for place, subject in enumerate(subjects)
     ]
-    return titled_sheet(titles, rows, blocks=blocks)
+    return draw_sheet(titles, rows, blocks=blocks)
 
 
 def paint_column(

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from imprompt.errors import TrainingError
-from imprompt.report.axes import short
+from imprompt.report import format_short
 from imprompt.runtime.output import write_atomically
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.watching.commands import is_decoupled, model_options
@@ -254,8 +254,8 @@ def _figures(history: History) -> str:
             said = "–"
             if name in best:
                 step, value = best[name](points, key=lambda point: point[1])
-                said = f"{short(_four(value))}, at step {step:,}"
-            rows.append([name, short(_four(points[-1][1])), said])
+                said = f"{format_short(_four(value))}, at step {step:,}"
+            rows.append([name, format_short(_four(points[-1][1])), said])
     sentence = judge(history).sentence
     table = _table(("on held-out samples", "at the end", "best"), rows)
     return f"{sentence}\n\n{table}" if rows else sentence

@@ -2,7 +2,7 @@
 
 import re
 
-from imprompt.report.charts import Chart, Line, Tone, smoothed, thinned
+from imprompt.report import Chart, Line, Tone, smooth_points, thin_points
 from imprompt.training.watching.history import History
 
 _LEVEL = re.compile(r"held-out loss at (\d+)")
@@ -85,7 +85,7 @@ def _loss(history: History) -> Chart:
         "Mean squared error. Training: as logged, and smoothed; held-out: the same noise at every look.",
         (
             Line("", training, "faint"),
-            Line("training", smoothed(thinned(training)), "ink"),
+            Line("training", smooth_points(thin_points(training)), "ink"),
             _line(history, "held-out loss", "held-out"),
         ),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imprompt.report.pictures import as_jpeg, data_uri
+from imprompt.report import data_uri, encode_jpeg
 from imprompt.training.watching.history import History
 
 MOST_GRIDS = 24
@@ -16,7 +16,7 @@ SMALL_MOST_GRIDS = 8
 
 
 @dataclass(frozen=True)
-class Grid:
+class SampleGrid:
     """A sample grid inside a page; `source` is a data URI, width and height are in pixels."""
 
     step: int
@@ -47,7 +47,7 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
-def chosen(pictures: dict[int, Path], most: int) -> dict[int, Path]:
+def choose_evenly(pictures: dict[int, Path], most: int) -> dict[int, Path]:
     """At most `most` pictures, evenly spread, the first and the last among them."""
     steps = list(pictures)
     if len(steps) <= most:
@@ -56,18 +56,18 @@ def chosen(pictures: dict[int, Path], most: int) -> dict[int, Path]:
     return {steps[place]: pictures[steps[place]] for place in sorted(places)}
 
 
-def embedded(pictures: dict[int, Path], room: int | None = None) -> list[Grid]:
+def embed_grids(pictures: dict[int, Path], room: int | None = None) -> list[SampleGrid]:
     """The grids as data URIs: as they are, or, with `room` bytes for all, as JPEGs that fit into that."""
     small = room is not None
-    few = chosen(pictures, SMALL_MOST_GRIDS if small else MOST_GRIDS)
+    few = choose_evenly(pictures, SMALL_MOST_GRIDS if small else MOST_GRIDS)
     each = room // max(len(few), 1) if small else LARGEST_WHOLE
     return [_embed(step, path, each, small=small) for step, path in few.items()]
 
 
-def _embed(step: int, path: Path, room: int, *, small: bool) -> Grid:
+def _embed(step: int, path: Path, room: int, *, small: bool) -> SampleGrid:
     data, kind = path.read_bytes(), "png"
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if small or len(data) > room:
-        data, kind = as_jpeg(picture, room), "jpeg"
-    return Grid(step, data_uri(data, kind), *picture.size)
+        data, kind = encode_jpeg(picture, room), "jpeg"
+    return SampleGrid(step, data_uri(data, kind), *picture.size)

@@ -8,7 +8,7 @@ first.
 from dataclasses import dataclass
 from typing import Literal
 
-from imprompt.report.axes import short
+from imprompt.report import format_value
 from imprompt.training.watching.history import History
 
 GAP = "gap to shuffled"
@@ -67,7 +67,7 @@ _AT_THE_END: dict[Trend, str] = {
 
 
 def _changes(gap: float | int) -> str:
-    return f"{'raises' if gap > 0 else 'lowers'} the loss by {short(float(f'{abs(gap):.3g}'))}"
+    return f"{'raises' if gap > 0 else 'lowers'} the loss by {format_value(abs(gap))}"
 
 
 def _percent(share: float | int) -> str:
