@@ -12,12 +12,12 @@ Relative paths begin at the folder in which the command runs.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import ClosedSettings, explain, read_toml
+from imprompt.runtime.settings import ClosedSettings, explain, normalize_spelling, read_toml
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.presets import PRESETS, find_preset, merge_settings
 from imprompt.training.settings import LoopSettings
@@ -92,7 +92,9 @@ class DataSettings(ClosedSettings):
     """Sides of buckets are multiples of this number of pixels."""
     longest: float = Field(default=2.0, ge=1)
     """Largest aspect ratio of a bucket, longer side over shorter side."""
-    reference_crop: Literal["centre", "pad", "stretch"] = "centre"
+    reference_crop: Annotated[Literal["center", "pad", "stretch"], BeforeValidator(normalize_spelling)] = (
+        "center"
+    )
     """How a reference is made square for the image encoder."""
     held_out: float | str = 0.01
     """Share of the samples to hold out for evaluation, chosen by their content, or a separate source."""

@@ -149,7 +149,7 @@ class FrozenBase:
         return {"text_embeddings": made[0], **pooled}
 
     def image_inputs(
-        self, pictures: Sequence[Image.Image], names: Collection[Input], crop: Crop | str = "centre"
+        self, pictures: Sequence[Image.Image], names: Collection[Input], crop: Crop | str = "center"
     ) -> dict[Input, Float[Tensor, "batch ..."]]:
         """Encode upright RGB images to the inputs of a projection.
 

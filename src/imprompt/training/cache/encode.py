@@ -83,7 +83,8 @@ def make_recipe(config: TrainingConfig, frozen: FrozenBase) -> CacheRecipe:
             "inputs": list(takes),
             "size": data.size,
             "buckets": [data.bucket_step, data.longest] if data.buckets else None,
-            "reference crop": data.reference_crop,
+            # The spelling of the first caches, so that they are found again.
+            "reference crop": {"center": "centre"}.get(data.reference_crop, data.reference_crop),
             "size condition": frozen.needs_size,
             "text": config.cache.text,
             "precision": config.cache.precision,
