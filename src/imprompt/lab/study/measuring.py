@@ -36,7 +36,7 @@ from imprompt.lab.suite.painting import Condition, paint_groups
 from imprompt.lab.suite.scoring import Galleries, Readings, read_pictures, score_pictures, seed_distances
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_gallery, sample_subjects, suited
-from imprompt.training.mechanisms import Injection, load_injection
+from imprompt.training.mechanisms import Mechanism, load_mechanism
 
 BASE_ALONE = "no image prompt"
 """What tables call the base alone, which is measured like a run."""
@@ -132,8 +132,8 @@ def measure_run(study: Study, run: StudyRun | None, advance: Callable[[int], Non
     tasks = study.tasks(run)
     pictures: dict[str, list[Image.Image]] = {}
     for base, some in itertools.groupby(tasks, key=lambda task: task.base):
-        pipe, injection = load_pipeline(study, run, base)
-        pictures |= {task.key: paint_task(study, pipe, injection, task, advance) for task in some}
+        pipe, mechanism = load_pipeline(study, run, base)
+        pictures |= {task.key: paint_task(study, pipe, mechanism, task, advance) for task in some}
     return RunResult(score_tasks(study, name_run(run), tasks, pictures), pictures)
 
 
@@ -159,7 +159,7 @@ def measure_drawings(study: Study) -> RunResult:
 # Drawing
 
 
-def load_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[Any, Injection | None]:
+def load_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[Any, Mechanism | None]:
     """The pipeline that draws a condition, with the run's mechanism on it.
 
     The fine-tuned base of a mechanism that trains the U-Net is that U-Net with the style's low-rank change
@@ -169,25 +169,25 @@ def load_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[Any, I
     style = study.settings.style if base == STYLE else None
     pipe: Any = mini.pipeline(style=None if trains_base else style, weights=study.weights)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    injection = None if run is None else load_injection(run.path, pipe)
+    mechanism = None if run is None else load_mechanism(run.path, pipe)
     if style is not None and trains_base:
         mini.fine_tune(pipe, style, study.weights)
     if base == CONTROL:
         controlnet = mini.controlnet(weights=study.weights).to(pipe.device)
         pipe = mini.as_pipeline(StableDiffusionControlNetPipeline, pipe, controlnet=controlnet)
-    return pipe, injection
+    return pipe, mechanism
 
 
 def paint_task(
-    study: Study, pipe: Any, injection: Injection | None, task: Task, advance: Callable[[int], None]
+    study: Study, pipe: Any, mechanism: Mechanism | None, task: Task, advance: Callable[[int], None]
 ) -> list[Image.Image]:
     """One picture of each subject of a task, from the same noise in every run and condition."""
 
     def call(group: Sequence[Subject], arguments: dict[str, Any]) -> list[Image.Image]:
-        if injection is None:
+        if mechanism is None:
             return call_pipeline(pipe, arguments)
         embeddings = [study.embeddings[subject.number] for subject in group]
-        return injection.pictures(pipe, embeddings, task.scale, arguments)
+        return mechanism.pictures(pipe, embeddings, task.scale, arguments)
 
     subjects = study.select(task)
     edges = study.controls if task.condition == CONTROL else []

@@ -79,7 +79,7 @@ class StudyRun:
     metadata: Mapping[str, str]
 
     @property
-    def injection(self) -> str:
+    def kind(self) -> str:
         """How the image prompt reaches the base, a key of `MECHANISMS`."""
         return self.metadata["injection"]
 
@@ -90,9 +90,9 @@ class StudyRun:
 
     @property
     def mechanism(self) -> str:
-        """What tables call it: the injection, and the hidden layer that makes it another one."""
+        """What tables call it: the mechanism, and the hidden layer that makes it another one."""
         hidden = self.config["adapter"].get("hidden", 0)
-        return f"{self.injection}, hidden {hidden}" if hidden else self.injection
+        return f"{self.kind}, hidden {hidden}" if hidden else self.kind
 
     @property
     def seed(self) -> int:
@@ -107,12 +107,12 @@ class StudyRun:
     @property
     def reads_text(self) -> bool:
         """Whether a text can act beside the image prompt."""
-        return MECHANISMS[self.injection].works_with_text
+        return MECHANISMS[self.kind].works_with_text
 
     @property
     def trains_base(self) -> bool:
         """Whether the U-Net's own weights were trained too."""
-        return MECHANISMS[self.injection].trains_base
+        return MECHANISMS[self.kind].trains_base
 
     @cached_property
     def digest(self) -> str:
@@ -140,7 +140,7 @@ def find_runs(folder: Path) -> tuple[list[StudyRun], list[str]]:
                 f"{other.folder.name} and {run.folder.name} in {folder} are both {run.mechanism} with seed "
                 f"{run.seed}: move one away"
             )
-    runs.sort(key=lambda run: (run.injection != "decoupled", run.parameters, run.mechanism, run.seed))
+    runs.sort(key=lambda run: (run.kind != "decoupled", run.parameters, run.mechanism, run.seed))
     return runs, [path.name for path in places if not (path / ADAPTER_FILE).is_file()]
 
 
