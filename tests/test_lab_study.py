@@ -63,12 +63,12 @@ from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, selec
 from imprompt.projection import HiddenProjection, LinearProjection
 from imprompt.report import Interval
 from imprompt.training.mechanisms import (
-    ConcatenatedInjection,
-    DecoupledInjection,
-    ReplacedInjection,
+    ConcatenatedMechanism,
+    DecoupledMechanism,
+    ReplacedMechanism,
     TimeProjection,
-    UnclipInjection,
-    time_width,
+    UnclipMechanism,
+    time_embedding_width,
 )
 from test_making import ORDER, SIZE, SMALL
 
@@ -94,10 +94,10 @@ def config(seed: int = 1, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def write_run(folder: Path, injection: Any, settings: dict[str, Any]) -> None:
+def write_run(folder: Path, mechanism: Any, settings: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    injection.save(folder / "adapter.safetensors", {"seed": str(settings["training"]["seed"])})
-    injection.detach()
+    mechanism.save(folder / "adapter.safetensors", {"seed": str(settings["training"]["seed"])})
+    mechanism.detach()
     (folder / "config.json").write_text(json.dumps(settings))
 
 
@@ -135,11 +135,11 @@ def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, pipe = tmp_path_factory.mktemp("runs"), mini.pipeline(weights=model)
     linear = LinearProjection(32, 64, 2, generator=torch.Generator().manual_seed(0))
     adapter = ImagePromptAdapter.for_unet(pipe.unet, linear)
-    write_run(folder / "decoupled-1", DecoupledInjection(adapter, pipe), config())
-    write_run(folder / "concatenated-1", ConcatenatedInjection(linear, pipe), config())
-    write_run(folder / "replaced-1", ReplacedInjection(linear, pipe), config())
-    time_projection = TimeProjection(32, time_width(pipe.unet))
-    write_run(folder / "unclip-1", UnclipInjection(time_projection, pipe), config())
+    write_run(folder / "decoupled-1", DecoupledMechanism(adapter, pipe), config())
+    write_run(folder / "concatenated-1", ConcatenatedMechanism(linear, pipe), config())
+    write_run(folder / "replaced-1", ReplacedMechanism(linear, pipe), config())
+    time_projection = TimeProjection(32, time_embedding_width(pipe.unet))
+    write_run(folder / "unclip-1", UnclipMechanism(time_projection, pipe), config())
     (folder / "unclip-2").mkdir()
     (folder / "unclip-2" / "config.json").write_text(json.dumps(config(2)))
     return folder
@@ -213,7 +213,7 @@ def test_every_condition_is_scored_in_its_own_way(findings: StudyFindings) -> No
 def test_a_fine_tuned_base_keeps_what_a_mechanism_has_learned(runs: Path, model: Path) -> None:
     """The style's change of weights is added to the run's own U-Net, not put in its place."""
     study = study_module.load_study(QUICK, model)
-    run = next(one for one in find_runs(runs)[0] if one.injection == "unclip")
+    run = next(one for one in find_runs(runs)[0] if one.mechanism == "unclip")
     styled, _ = load_study_pipeline(study, run, STYLE)
     own, _ = load_study_pipeline(study, run, ALONE)
     plain, fine_tuned = mini.pipeline(weights=model), mini.pipeline(style="lines", weights=model)
@@ -331,9 +331,9 @@ def test_mechanisms_are_listed_by_what_can_be_said() -> None:
     assert describe_verdicts(verdicts) == "better than “a”, “c” and “d”, not to be told from “b, hidden 9”"
 
 
-def run(injection: str, parameters: int, **changes: Any) -> StudyRun:
-    metadata = {"injection": injection, "parameters": str(parameters)}
-    return StudyRun(Path(injection), config(**changes), metadata)
+def run(mechanism: str, parameters: int, **changes: Any) -> StudyRun:
+    metadata = {"injection": mechanism, "parameters": str(parameters)}
+    return StudyRun(Path(mechanism), config(**changes), metadata)
 
 
 def test_the_verdict_says_whether_parameters_are_equal() -> None:

@@ -71,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe_of(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], StageRecipe]:
+def make_recipe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], StageRecipe]:
     output = tmp_path_factory.mktemp("model")
 
     def build(stage: str, **more: Any) -> StageRecipe:
@@ -83,12 +83,12 @@ def recipe_of(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 @pytest.fixture(scope="module")
-def model(recipe_of: Callable[..., StageRecipe]) -> Path:
+def model(make_recipe: Callable[..., StageRecipe]) -> Path:
     """Every part, after two steps."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (denoising, controlling, styling):
             patch.setattr(module, "SHOWN_STEPS", 1)
-        folders = {train_stage(recipe_of(stage)) for stage in ORDER}
+        folders = {train_stage(make_recipe(stage)) for stage in ORDER}
     assert len(folders) == 1
     return folders.pop()
 
@@ -175,20 +175,20 @@ def test_the_style_is_a_lora_that_changes_the_base(model: Path) -> None:
 
 
 def test_a_stage_goes_on_where_it_stopped(
-    recipe_of: Callable[..., StageRecipe], model: Path, tmp_path: Path
+    make_recipe: Callable[..., StageRecipe], model: Path, tmp_path: Path
 ) -> None:
-    whole = train_stage(recipe_of("judge", output=str(tmp_path / "whole")))
-    train_stage(recipe_of("judge", output=str(tmp_path / "half"), steps=1, cooldown_steps=0))
-    half = train_stage(recipe_of("judge", output=str(tmp_path / "half")), resume=True)
+    whole = train_stage(make_recipe("judge", output=str(tmp_path / "whole")))
+    train_stage(make_recipe("judge", output=str(tmp_path / "half"), steps=1, cooldown_steps=0))
+    half = train_stage(make_recipe("judge", output=str(tmp_path / "half")), resume=True)
     one, other = (load_file(folder / "judge" / "heads.safetensors") for folder in (whole, half))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_nothing_to_resume_is_said(
-    recipe_of: Callable[..., StageRecipe], model: Path, tmp_path: Path
+    make_recipe: Callable[..., StageRecipe], model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="nothing to resume"):
-        train_stage(recipe_of("judge", output=str(tmp_path)), resume=True)
+        train_stage(make_recipe("judge", output=str(tmp_path)), resume=True)
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,7 @@ def split_tiles(reference: Reference) -> list[Reference]:
         raise InvalidReference('crop="tiles" takes one picture; use a reference for each')
     parts = split_into_tiles(load_image(reference.pictures[0]))
     return [
-        replace(reference, images=part.picture, crop="centre", mask=_part_of(reference.area, part.area))
+        replace(reference, images=part.picture, crop="center", mask=_part_of(reference.area, part.area))
         for part in parts
     ]
 
@@ -327,7 +327,7 @@ def _stacked(rows: Sequence[Mapping[Input, Tensor]]) -> dict[Input, Tensor]:
 
 def _check_sense(reference: Reference, takes: Mapping[Input, int]) -> None:
     """Refuse settings that would have no effect."""
-    if not reference.pictures and reference.crop != "centre":
+    if not reference.pictures and reference.crop != "center":
         raise InvalidReference(f"crop={reference.crop!r} has no effect on embeddings")
     if reference.noise is not None and "face_embedding" in takes:
         raise InvalidReference(f"noise={reference.noise}: there is no face in noise; give a negative")

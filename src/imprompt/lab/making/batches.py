@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
-from imprompt.training.order import Order
+from imprompt.training.batch_order import BatchOrder
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class DrawingBatch:
 
 def batches(count: int, batch_size: int, seed: int, steps: range) -> Iterator[list[DrawingBatch]]:
     """The batches of these steps over `count` drawings, one a step."""
-    order = Order({"all": range(count)}, batch_size, seed)
+    order = BatchOrder({"all": range(count)}, batch_size, seed)
     for step in steps:
         yield [DrawingBatch(order.batch(step), seed * 1_000_003 + step)]
 

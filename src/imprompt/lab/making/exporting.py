@@ -30,7 +30,7 @@ from imprompt.lab.making.characters import (
 from imprompt.lab.making.dataset import BLOCK
 from imprompt.lab.making.drawing import SIZE, draw
 from imprompt.lab.making.vocabulary import load_vocabulary
-from imprompt.training.samples.writing import EncodedSample, Layout, write_samples
+from imprompt.training.samples.layouts import EncodedSample, Layout, write_samples
 
 CHANGES = {
     "": 0.5,

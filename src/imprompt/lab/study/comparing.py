@@ -16,9 +16,9 @@ from imprompt.evaluation.metrics.intervals import draw_resamples, quantile_inter
 from imprompt.lab.study.runs import StudyScore
 from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT
 from imprompt.report import Interval
-from imprompt.training.mechanisms import DecoupledInjection
+from imprompt.training.mechanisms import DecoupledMechanism
 
-DECOUPLED = DecoupledInjection.name
+DECOUPLED = DecoupledMechanism.name
 
 Table = Float[np.ndarray, "characters seeds"]
 

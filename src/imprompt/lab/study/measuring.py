@@ -42,7 +42,7 @@ from imprompt.lab.suite.scoring import (
 )
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_gallery, sample_subjects, select_suitable
-from imprompt.training.mechanisms import Injection, load_injection
+from imprompt.training.mechanisms import Mechanism, load_mechanism
 
 BASE_ALONE = "no image prompt"
 """The name in tables of the base alone, which is measured like a run."""
@@ -138,8 +138,8 @@ def measure_run(study: Study, run: StudyRun | None, advance: Callable[[int], Non
     tasks = study.tasks(run)
     pictures: dict[str, list[Image.Image]] = {}
     for base, some in itertools.groupby(tasks, key=lambda task: task.base):
-        pipe, injection = load_study_pipeline(study, run, base)
-        pictures |= {task.key: paint_task(study, pipe, injection, task, advance) for task in some}
+        pipe, mechanism = load_study_pipeline(study, run, base)
+        pictures |= {task.key: paint_task(study, pipe, mechanism, task, advance) for task in some}
     return RunResult(score_tasks(study, name_run(run), tasks, pictures), pictures)
 
 
@@ -165,7 +165,7 @@ def measure_drawings(study: Study) -> RunResult:
 # Drawing
 
 
-def load_study_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[Any, Injection | None]:
+def load_study_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[Any, Mechanism | None]:
     """Return the pipeline that draws a condition, and the run's mechanism on it.
 
     If the mechanism trains the U-Net, its fine-tuned base is that U-Net with the style's low-rank change
@@ -175,27 +175,27 @@ def load_study_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[
     style = study.settings.style if base == STYLE else None
     pipe: Any = mini.pipeline(style=None if trains_base else style, weights=study.weights)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    injection = None if run is None else load_injection(run.path, pipe)
+    mechanism = None if run is None else load_mechanism(run.path, pipe)
     if style is not None and trains_base:
         mini.fine_tune(pipe, style, study.weights)
     if base == CONTROL:
         controlnet = mini.controlnet(weights=study.weights).to(pipe.device)
         pipe = mini.as_pipeline(StableDiffusionControlNetPipeline, pipe, controlnet=controlnet)
-    return pipe, injection
+    return pipe, mechanism
 
 
 def paint_task(
-    study: Study, pipe: Any, injection: Injection | None, task: StudyTask, advance: Callable[[int], None]
+    study: Study, pipe: Any, mechanism: Mechanism | None, task: StudyTask, advance: Callable[[int], None]
 ) -> list[Image.Image]:
     """Generate one image of each subject of a task, with the same noise in every run and condition."""
 
     subjects = study.select(task)
 
     def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
-        if injection is None:
+        if mechanism is None:
             return call_pipeline(pipe, arguments)
         embeddings = [study.embeddings[subject.number] for subject in subjects[rows]]
-        return injection.pictures(pipe, embeddings, task.scale, arguments)
+        return mechanism.pictures(pipe, embeddings, task.scale, arguments)
 
     inputs = {"image": study.controls} if task.condition == CONTROL else {}
     condition = SuiteCondition(task.scale, task.change, task.seed)

@@ -79,8 +79,8 @@ class StudyRun:
     metadata: Mapping[str, str]
 
     @property
-    def injection(self) -> str:
-        """How the image prompt reaches the base, a key of `MECHANISMS`."""
+    def kind(self) -> str:
+        """The key of its mechanism in `MECHANISMS`."""
         return self.metadata["injection"]
 
     @property
@@ -90,9 +90,9 @@ class StudyRun:
 
     @property
     def mechanism(self) -> str:
-        """What tables call it: the injection, and the hidden layer that makes it another one."""
+        """The name in tables: the mechanism and, if there is one, the width of its hidden layer."""
         hidden = self.config["adapter"].get("hidden", 0)
-        return f"{self.injection}, hidden {hidden}" if hidden else self.injection
+        return f"{self.kind}, hidden {hidden}" if hidden else self.kind
 
     @property
     def seed(self) -> int:
@@ -107,12 +107,12 @@ class StudyRun:
     @property
     def reads_text(self) -> bool:
         """Whether a text can act together with the image prompt."""
-        return MECHANISMS[self.injection].works_with_text
+        return MECHANISMS[self.kind].works_with_text
 
     @property
     def trains_base(self) -> bool:
         """Whether the U-Net's own weights were trained too."""
-        return MECHANISMS[self.injection].trains_base
+        return MECHANISMS[self.kind].trains_base
 
     @cached_property
     def digest(self) -> str:
@@ -140,7 +140,7 @@ def find_runs(folder: Path) -> tuple[list[StudyRun], list[str]]:
                 f"{other.folder.name} and {run.folder.name} in {folder} are both {run.mechanism} with seed "
                 f"{run.seed}: move one away"
             )
-    runs.sort(key=lambda run: (run.injection != "decoupled", run.parameters, run.mechanism, run.seed))
+    runs.sort(key=lambda run: (run.kind != "decoupled", run.parameters, run.mechanism, run.seed))
     return runs, [path.name for path in places if not (path / ADAPTER_FILE).is_file()]
 
 

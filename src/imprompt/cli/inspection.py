@@ -1,4 +1,4 @@
-"""What a file is, and where a mode acts; imports the library, so commands import this late."""
+"""What a file is; this imports the library, so the command imports it late."""
 
 import dataclasses
 import json
@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 
 from imprompt.checkpoint import describe
 from imprompt.checkpoint.files import read_tensors
-from imprompt.cli.pictures import picture_facts
+from imprompt.cli.pictures import read_picture_facts
 from imprompt.errors import CheckpointError
 from imprompt.generation.job import EMBEDDINGS_SUFFIX, has_settings, load_job, read_settings
 from imprompt.inputs.image import is_picture
 from imprompt.runtime.files import file_fault
 
 
-class Findings(NamedTuple):
-    """What a file is, and why it is no use, a sentence each."""
+class Inspection(NamedTuple):
+    """What a file is, and what makes it unusable as an image prompt, a sentence each."""
 
     facts: Mapping[str, Any]
     problems: Sequence[str] = ()
 
 
-_FOREIGN = {
+_OTHER_KINDS = {
     "a LoRA, not an image-prompt adapter; load it with pipe.load_lora_weights": (
         "lora_unet_",
         "lora_te",
@@ -50,11 +50,11 @@ _FOREIGN = {
     "a text encoder, not an image-prompt adapter": ("text_model.",),
     "a textual inversion, not an image-prompt adapter": ("emb_params", "clip_l", "clip_g"),
 }
-"""What else a file of tensors may be → beginnings or parts of its tensors' names, the most telling first."""
+"""What another file of tensors may be → parts of its tensors' names, the most specific first."""
 
 
-def findings(file: Path) -> Findings:
-    """Say what a file or folder is.
+def inspect_file(file: Path) -> Inspection:
+    """Report what a file or folder is.
 
     Raises:
         ImageError, CheckpointError, ConfigError: it cannot be read
@@ -62,44 +62,44 @@ def findings(file: Path) -> Findings:
     if fault := file_fault(file):
         raise CheckpointError(fault)
     if file.is_dir():
-        return _folder(file)
-    if is_picture(_head(file)):
-        return Findings(read_settings(file) if has_settings(file) else picture_facts(file))
+        return _inspect_folder(file)
+    if is_picture(_read_head(file)):
+        return Inspection(read_settings(file) if has_settings(file) else read_picture_facts(file))
     if file.suffix == ".toml":
-        return Findings(load_job(file).model_dump(mode="json", exclude_defaults=True))
-    if file.suffix == EMBEDDINGS_SUFFIX and (embeddings := _embeddings(file)) is not None:
-        return Findings(embeddings)
-    return _tensors(file)
+        return Inspection(load_job(file).model_dump(mode="json", exclude_defaults=True))
+    if file.suffix == EMBEDDINGS_SUFFIX and (embeddings := _inspect_embeddings(file)) is not None:
+        return Inspection(embeddings)
+    return _inspect_tensors(file)
 
 
-def _folder(folder: Path) -> Findings:
-    """A model in diffusers' or transformers' format, by its index; anything else is no adapter."""
+def _inspect_folder(folder: Path) -> Inspection:
+    """Recognize a model in diffusers' or transformers' format by its index file."""
     for index, key in (("model_index.json", "_class_name"), ("config.json", "_class_name")):
-        content = _json(folder / index)
+        content = _read_json(folder / index)
         kind = content.get(key) or next(iter(content.get("architectures", ())), None)
         if kind:
-            return Findings({"kind": "a model in a folder", "class": str(kind)})
+            return Inspection({"kind": "a model in a folder", "class": str(kind)})
     raise CheckpointError(f"{folder} is a folder, not an adapter file")
 
 
-def _tensors(file: Path) -> Findings:
+def _inspect_tensors(file: Path) -> Inspection:
     description = describe(file)
-    if description.variant is None and (foreign := _foreign(read_tensors(file).tensors)):
-        facts = {"kind": foreign.partition(",")[0], "parameters": description.parameters}
-        return Findings(facts | {"metadata": description.metadata}, [f"it is {foreign}"])
-    return Findings({**dataclasses.asdict(description), "limit": description.limit}, description.problems)
+    if description.variant is None and (other := _recognize_other_kind(read_tensors(file).tensors)):
+        facts = {"kind": other.partition(",")[0], "parameters": description.parameters}
+        return Inspection(facts | {"metadata": description.metadata}, [f"it is {other}"])
+    return Inspection({**dataclasses.asdict(description), "limit": description.limit}, description.problems)
 
 
-def _foreign(names: Iterable[str]) -> str | None:
+def _recognize_other_kind(names: Iterable[str]) -> str | None:
     names = list(names)
-    for kind, parts in _FOREIGN.items():
+    for kind, parts in _OTHER_KINDS.items():
         if any(part in name for name in names for part in parts):
             return kind
     return None
 
 
-def _head(file: Path) -> bytes:
-    """Its first bytes; none of a safetensors file, whose length may look like the beginning of a picture."""
+def _read_head(file: Path) -> bytes:
+    """Return the first bytes; none of a safetensors file, whose length may look like a picture's start."""
     try:
         with file.open("rb") as content:
             head = content.read(64)
@@ -108,7 +108,7 @@ def _head(file: Path) -> bytes:
         return b""
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = {} if file_fault(file) else json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
@@ -116,8 +116,8 @@ def _json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _embeddings(file: Path) -> dict[str, Any] | None:
-    """What an embedding file holds; None if it is another kind of file."""
+def _inspect_embeddings(file: Path) -> dict[str, Any] | None:
+    """Report what an embedding file holds; return None if it is another kind of file."""
     from imprompt.inputs.embeddings import load_embeddings
 
     try:

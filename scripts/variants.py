@@ -1,7 +1,9 @@
-"""The published variants on their true architectures: how large they are, and the names in their files.
+"""Write docs/variants.md: the published adapters on their true architectures, their sizes and tensor names.
 
-Everything is built on the meta device, without memory: the bases from their configurations, the adapters by
-this package's own classes. docs/variants.md is the output of `imprompt variants --page`.
+    python scripts/variants.py > docs/variants.md
+
+The script builds everything on the meta device, without memory: the bases from their configurations, the
+adapters by imprompt's own classes. tests/test_variants.py compares the counts with the published ones.
 
 Sizes: tencent-ailab/IP-Adapter at 62e4af9 (`ip_adapter.py`, `resampler.py`, `ip_adapter_faceid.py`); Kolors
 as readers of its file expect it. Bases: the `unet/config.json` of stable-diffusion-v1-5,
@@ -9,19 +11,16 @@ stable-diffusion-xl-base-1.0 and Kolors-diffusers, where they differ from diffus
 """
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.layers import cross_attention_layers, layer_shapes
-from imprompt.attention.processor import Place
-from imprompt.attention.weights import LoraShapes
+from imprompt.attention.weights import attention_shapes
 from imprompt.checkpoint.names import to_official
 from imprompt.checkpoint.published import ENCODERS, PUBLISHED
 from imprompt.projection import (
@@ -65,7 +64,7 @@ _LORA_RANK = 128
 
 
 class Architecture(NamedTuple):
-    """What a published adapter is made of, beside its base."""
+    """The projection of a published adapter, and the rank of its LoRA if it has one."""
 
     projection: Callable[[], ImageProjection]
     lora_rank: int | None = None
@@ -97,13 +96,13 @@ ARCHITECTURES = {
 
 
 class Variant(NamedTuple):
-    """A published adapter, counted."""
+    """A published adapter with its parameter counts."""
 
     name: str
     variant: str
     base: str
     encoders: str
-    """What gives its inputs, as a phrase."""
+    """The models that make its inputs, as a phrase."""
     tokens: int
     key_value: int
     """Parameters of all W'_k and W'_v."""
@@ -116,13 +115,13 @@ class Variant(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """The number of all parameters."""
         return self.key_value + self.projection + self.lora
 
 
 def variants_table() -> list[Variant]:
-    """Build every published adapter without memory, and count."""
-    return [_counted(name) for name in ARCHITECTURES]
+    """Build every published adapter without memory and count its parameters."""
+    return [_count_parameters(name) for name in ARCHITECTURES]
 
 
 @functools.cache
@@ -136,26 +135,13 @@ def meta_adapter(name: str) -> ImagePromptAdapter:
     """Build a published adapter on the meta device."""
     architecture, unet = ARCHITECTURES[name], meta_unet(PUBLISHED[name].base_family)
     layers = layer_shapes(cross_attention_layers(unet))
-    lora = lora_shapes(unet, architecture.lora_rank) if architecture.lora_rank else None
+    lora = attention_shapes(unet, architecture.lora_rank) if architecture.lora_rank else None
     with torch.device("meta"):
         return ImagePromptAdapter(architecture.projection(), layers, lora)
 
 
-def lora_shapes(unet: UNet2DConditionModel, rank: int) -> dict[int, LoraShapes]:
-    """Return (in, out, rank) of "q", "k", "v", "out" of every attention of a U-Net, by official number."""
-    names = [name.removesuffix(".processor") for name in unet.attn_processors]
-    attentions = {number: cast(Attention, unet.get_submodule(name)) for number, name in enumerate(names)}
-    return {number: _attention_lora(attn, rank) for number, attn in attentions.items()}
-
-
-def _attention_lora(attn: Attention, rank: int) -> LoraShapes:
-    to_out = cast(torch.nn.ModuleList, attn.to_out)
-    places: dict[Place, Any] = {"q": attn.to_q, "k": attn.to_k, "v": attn.to_v, "out": to_out[0]}
-    return {place: (linear.in_features, linear.out_features, rank) for place, linear in places.items()}
-
-
 @functools.cache
-def _counted(name: str) -> Variant:
+def _count_parameters(name: str) -> Variant:
     adapter, published = meta_adapter(name), PUBLISHED[name]
     tensors = to_official(adapter.state_dict())
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -177,16 +163,8 @@ def _counted(name: str) -> Variant:
     )
 
 
-# Rendering
-
-
-def variants_json() -> str:
-    """Write the table as JSON: a list of objects, with all names and shapes."""
-    return json.dumps([{**row._asdict(), "total": row.total} for row in variants_table()], indent=1)
-
-
 def variants_markdown() -> str:
-    """Write docs/variants.md: the table, then the names and shapes of each kind of file."""
+    """Return docs/variants.md: the table, then the names and shapes of each kind of file."""
     rows = variants_table()
     return "\n".join([*_head(), *_counts(rows), *_sources(rows), *_key_lists(rows)])
 
@@ -195,9 +173,9 @@ def _head() -> Iterator[str]:
     yield from (
         "# The published adapters",
         "",
-        "Written by `imprompt variants --page > docs/variants.md`, which builds every adapter without",
-        "memory on the true architecture of its base and counts. A test compares the counts with the",
-        "published ones, and this page with the command's output.",
+        "`python scripts/variants.py` writes this page. It builds every adapter without memory on the true",
+        "architecture of its base and counts its parameters. A test compares the counts with the published",
+        "ones.",
         "",
     )
 
@@ -216,13 +194,13 @@ def _sources(rows: list[Variant]) -> Iterator[str]:
     yield from (
         "## Where they are",
         "",
-        "| short name | file | image encoder | licence | |",
+        "| short name | file | image encoder | license | |",
         "|---|---|---|---|---|",
     )
     for row in rows:
         one = PUBLISHED[row.name]
         encoder = f"`{one.encoder}`" if one.encoder else "–"
-        yield f"| `{row.name}` | `{one.repository}:{one.file}` | {encoder} | {one.licence} | {one.note} |"
+        yield f"| `{row.name}` | `{one.repository}:{one.file}` | {encoder} | {one.license} | {one.note} |"
     yield ""
 
 
@@ -240,7 +218,7 @@ def _key_lists(rows: list[Variant]) -> Iterator[str]:
 
 
 def _key_lines(keys: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """One line for all names that differ in a number only."""
+    """Yield one line for all names that differ only in a number."""
     groups: dict[str, list[tuple[int, ...]]] = {}
     for key, shape in keys.items():
         pattern = re.sub(r"^ip_adapter\.\d+\.", "ip_adapter.N.", re.sub(r"\blayers\.\d+\.", "layers.i.", key))
@@ -249,3 +227,7 @@ def _key_lines(keys: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
         different = sorted(set(shapes))
         words = ", ".join(" × ".join(map(str, shape)) for shape in different)
         yield f"| `{pattern}` | {words} | {len(shapes)} |"
+
+
+if __name__ == "__main__":
+    print(variants_markdown())
