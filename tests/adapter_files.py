@@ -10,8 +10,8 @@ from torch import Tensor
 import tiny
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.layers import cross_attention_layers, layer_shapes
+from imprompt.attention.weights import attention_shapes
 from imprompt.checkpoint import to_official
-from imprompt.checkpoint.variants import lora_shapes
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,
@@ -51,7 +51,7 @@ def _face_plus(context: int, version: Any) -> ImageProjection:
 def adapter(unet: UNet2DConditionModel, variant: str, *, seed: int = 0) -> ImagePromptAdapter:
     """An adapter as if trained: all weights random."""
     projection = PROJECTIONS[variant](unet.config["cross_attention_dim"])
-    lora = lora_shapes(unet, 3) if variant in WITH_LORA else None
+    lora = attention_shapes(unet, 3) if variant in WITH_LORA else None
     made = ImagePromptAdapter(projection, layer_shapes(cross_attention_layers(unet)), lora)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -10,11 +10,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 import tiny
 from conftest import ToyModel
+from imprompt.evaluation.settings import CocoSettings, load_settings
 from imprompt.evaluation.suites.data import read_coco
-from imprompt.evaluation.suites.drawing import Job
+from imprompt.evaluation.suites.drawing import DrawingJob
 from imprompt.evaluation.suites.folder import BenchmarkFolder
-from imprompt.evaluation.suites.settings import CocoSettings, load_settings
-from imprompt.evaluation.suites.tasks import Task, seed_of
+from imprompt.evaluation.suites.tasks import Task, derive_seed
 
 SHAPE: Any = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
 IMAGES = 8
@@ -132,15 +132,15 @@ def drawn(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((output / "pictures").glob("*.png"))}
 
 
-def job_of(stand_in: StandIn, config: Path, output: Path, *more: str) -> tuple[list[Task], Job]:
+def job_of(stand_in: StandIn, config: Path, output: Path, *more: str) -> tuple[list[Task], DrawingJob]:
     """What `evaluate_coco` draws, without its judges."""
     asked = load_settings(CocoSettings, config, coco_settings(stand_in, *more))
     folder = BenchmarkFolder(output)
     folder.begin({})
     images = read_coco(stand_in.coco, IMAGES)
     tasks = [
-        Task(f"{image.name}-{k}", str(image.path), "", 1.0, seed_of("coco", image.id, k))
+        Task(f"{image.name}-{k}", str(image.path), "", 1.0, derive_seed("coco", image.id, k))
         for image in images
         for k in range(SAMPLES)
     ]
-    return tasks, Job(asked.method, asked.drawing, folder, "cpu")
+    return tasks, DrawingJob(asked.method, asked.drawing, folder, "cpu")

@@ -180,18 +180,18 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a scale for some of the references": (
         "cat.png cat.png cat.png --scale 1 --scale 2",
         2,
-        "--scale is given 2 times for 3 references; give it once, for all, or 3 times "
+        "--scale is given 2 times for 3 references; give it once for all, or 3 times "
         "(see imprompt generate --help)",
     ),
     "an option beside a job": (
         "--job x.toml --scale 1",
         2,
-        "beside --job stand only --output, --seed and --count, not *",
+        "--job can only be combined with --output, --seed and --count, not with *",
     ),
     "a control model alone": (
         "cat.png --control-model mini",
         2,
-        "--control-model is about --control, which is missing (see imprompt generate --help)",
+        "--control-model needs --control, which is missing (see imprompt generate --help)",
     ),
     "a strength alone": (
         "cat.png --strength 0.5",
@@ -199,7 +199,7 @@ BAD: dict[str, tuple[str, int, str]] = {
         "strength is about init_image, and there is none; give the picture to start from",
     ),
     "an unknown mode": ("cat.png --mode styel", 1, "*"),
-    "an unknown crop": ("cat.png --crop middle", 1, "references[0].crop must be 'centre', *"),
+    "an unknown crop": ("cat.png --crop middle", 1, "references[0].crop must be 'center', *"),
     "a span that ends before it begins": (
         "cat.png --from 0.5 --until 0.2",
         1,

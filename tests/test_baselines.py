@@ -12,8 +12,8 @@ import tiny_baselines
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import AdapterMismatch, OutputError
-from imprompt.evaluation.methods import METHODS, Method, image_encoder_of, load_method
-from imprompt.evaluation.suites.settings import DrawingSettings, MethodSettings
+from imprompt.evaluation.methods import METHODS, Method, load_conditioning_encoder, load_method
+from imprompt.evaluation.settings import DrawingSettings, MethodSettings
 from imprompt.projection import FaceProjection
 
 NAMES = list(tiny_baselines.BASELINES)
@@ -49,7 +49,7 @@ def test_a_baseline_draws_what_follows_from_reference_and_seed(
         assert np.array_equal(first, pixels(method.draw(cat, "", 1.0, [3, 4])))
         assert not np.array_equal(first[0], first[1])
         assert not np.array_equal(first, pixels(method.draw(dog, "", 1.0, [3, 4])))
-    assert (image_encoder_of(methods[name]) is None) == (name == "controlnet-shuffle")
+    assert (load_conditioning_encoder(methods[name]) is None) == (name == "controlnet-shuffle")
 
 
 DECODERS = ("vae", "movq", "super_res_last")
@@ -74,4 +74,4 @@ def test_an_adapter_that_reads_faces_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "face.safetensors"
     save_adapter(ImagePromptAdapter.for_unet(tiny.sd_unet(), projection), path)
     with pytest.raises(AdapterMismatch, match="is of a FaceID variant"):
-        image_encoder_of(MethodSettings(name="ip-adapter", adapter=str(path)))
+        load_conditioning_encoder(MethodSettings(name="ip-adapter", adapter=str(path)))

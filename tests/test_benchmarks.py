@@ -19,14 +19,15 @@ from imprompt import cli
 from imprompt.errors import ConfigError, DataError
 from imprompt.evaluation import methods
 from imprompt.evaluation.methods.adapters import AdapterMethod
-from imprompt.evaluation.methods.shuffle import shuffled_content, smooth_field
+from imprompt.evaluation.methods.shuffle import shuffle_content, smooth_field
 from imprompt.evaluation.suites.coco import evaluate_coco
+from imprompt.evaluation.suites.coco_report import CocoResult
 from imprompt.evaluation.suites.data import parse_prompts, read_coco
 from imprompt.evaluation.suites.drawing import draw_all, draw_groups
 from imprompt.evaluation.suites.dreambench import evaluate_dreambench
 from imprompt.evaluation.suites.folder import BenchmarkFolder
-from imprompt.evaluation.suites.scoring import Seen, floor_and_ceiling, likeness
-from imprompt.evaluation.suites.tasks import Task, grouped, seed_of
+from imprompt.evaluation.suites.scoring import JudgeFeatures, score_bounds, score_images
+from imprompt.evaluation.suites.tasks import Task, derive_seed, group_tasks
 from imprompt.generation.job import read_settings
 from stand_in import (
     IDS,
@@ -58,7 +59,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Whole:
     """A run that nothing disturbed."""
 
-    def __init__(self, output: Path, summary: dict[str, Any]) -> None:
+    def __init__(self, output: Path, summary: CocoResult) -> None:
         self.output, self.summary = output, summary
 
 
@@ -77,15 +78,15 @@ def rows(output: Path) -> list[dict[str, str]]:
 
 
 def test_seeds_follow_from_names_alone_and_fit_a_generator() -> None:
-    seeds = {seed_of("coco", image, k) for image in range(50) for k in range(4)}
+    seeds = {derive_seed("coco", image, k) for image in range(50) for k in range(4)}
     assert len(seeds) == 200
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert seed_of("coco", 139, 0) == seed_of("coco", 139, 0) != seed_of("coco", 13, 90)
+    assert derive_seed("coco", 139, 0) == derive_seed("coco", 139, 0) != derive_seed("coco", 13, 90)
 
 
 def test_groups_keep_the_order_and_hold_only_what_one_call_can_draw() -> None:
     tasks = [Task(f"{r}-{s}-{k}", r, "", s, k) for r in "ab" for s in (0.5, 1.0) for k in range(3)]
-    groups = grouped(tasks, 2)
+    groups = group_tasks(tasks, 2)
     assert [task for group in groups for task in group] == tasks
     assert [len(group) for group in groups] == [2, 1] * 4
     assert all(len({(t.reference, t.scale) for t in group}) == 1 for group in groups)
@@ -96,24 +97,24 @@ def test_a_reference_scores_the_ceiling_and_another_one_the_floor() -> None:
     references = torch.nn.functional.normalize(torch.randn(9, 6), dim=-1)
     captions = list(references[:, None].repeat(1, 2, 1))
     places = torch.arange(9)
-    seen = Seen(references, places, references, references, references, captions)
-    perfect, found = likeness(seen, references, places), floor_and_ceiling(seen)
+    seen = JudgeFeatures(references, places, references, references, references, captions)
+    perfect, found = score_images(seen, references, places), score_bounds(seen)
     assert torch.allclose(perfect.square, torch.ones(9, dtype=torch.float64))
     assert perfect.rank.tolist() == [0] * 9
-    assert perfect.first is not None
-    assert perfect.mean is not None
-    assert torch.allclose(perfect.mean, perfect.first)
+    assert perfect.first_caption is not None
+    assert perfect.all_captions is not None
+    assert torch.allclose(perfect.all_captions, perfect.first_caption)
     assert torch.allclose(perfect.gap, 1 - found["another reference"].square)
     assert (found["another reference"].square < 0.999).all()
     assert (found["another reference"].rank > 0).all()
 
 
-def test_shuffled_content_is_the_pictures_own_and_another_for_each_seed() -> None:
+def test_shuffle_content_is_the_pictures_own_and_another_for_each_seed() -> None:
     picture = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
-    first, second = (np.asarray(shuffled_content(picture, 48, seed)) for seed in (1, 2))
+    first, second = (np.asarray(shuffle_content(picture, 48, seed)) for seed in (1, 2))
     assert first.shape == (48, 48, 3)
     assert not np.array_equal(first, second)
-    assert np.array_equal(first, np.asarray(shuffled_content(picture, 48, 1)))
+    assert np.array_equal(first, np.asarray(shuffle_content(picture, 48, 1)))
     assert np.asarray(picture).min() <= first.min() < first.max() <= np.asarray(picture).max()
     field = smooth_field(512, torch.Generator().manual_seed(0))
     assert (field.min(), field.max()) == (0, 1)
@@ -126,17 +127,17 @@ def test_shuffled_content_is_the_pictures_own_and_another_for_each_seed() -> Non
 def test_coco_scores_every_picture_by_every_judge(whole: Whole, stand_in: StandIn) -> None:
     scores, summary = rows(whole.output), whole.summary
     assert len(scores) == 2 * IMAGES * SAMPLES
-    assert summary["pictures"] == IMAGES * SAMPLES
-    clip, other = summary["judges"]["clip"], summary["judges"]["self"]
-    assert not clip["is self"]
-    assert other["is self"]
-    names = list(clip["conditions"])
+    assert summary.pictures == IMAGES * SAMPLES
+    clip, other = summary.judges["clip"], summary.judges["self"]
+    assert not clip.is_self
+    assert other.is_self
+    names = list(clip.conditions)
     assert names[1:] == ["another reference", "light copy", "the reference"]
-    assert clip["conditions"]["the reference"]["similarity"].mean == pytest.approx(1)
-    assert clip["conditions"]["the reference"]["retrieval@1"].mean == 1
+    assert clip.conditions["the reference"].similarity.mean == pytest.approx(1)
+    assert clip.conditions["the reference"].retrieval_1.mean == 1
     mine = [row for row in scores if row["judge"] == "clip"]
     first = np.mean([float(row["similarity"]) for row in mine])
-    assert clip["conditions"][names[0]]["similarity"].mean == pytest.approx(first)
+    assert clip.conditions[names[0]].similarity.mean == pytest.approx(first)
     assert float(mine[0]["clip_score"]) == 2.5 * max(float(mine[0]["text"]), 0)
     assert {row["text"] for row in scores if row["judge"] == "self"} == {""}
 
@@ -145,9 +146,9 @@ def test_coco_writes_a_page_that_says_self_and_pictures_that_say_how(whole: Whol
     page = (whole.output / "index.html").read_text()
     assert "(self)" in page
     assert "another reference" in page
-    assert json.loads((whole.output / "summary.json").read_text())["method"] == whole.summary["method"]
+    assert json.loads((whole.output / "summary.json").read_text())["method"] == whole.summary.method
     said = read_settings(whole.output / "pictures" / f"{IDS[0]:012d}-1.png")
-    assert (said["seed"], said["scale"], said["prompt"]) == (seed_of("coco", IDS[0], 1), 1.0, "")
+    assert (said["seed"], said["scale"], said["prompt"]) == (derive_seed("coco", IDS[0], 1), 1.0, "")
 
 
 def test_the_first_caption_is_the_first_by_id(stand_in: StandIn) -> None:
@@ -191,7 +192,7 @@ def test_two_processes_draw_what_one_does_though_one_of_them_is_killed(
     whole: Whole, stand_in: StandIn, config: Path, tmp_path: Path
 ) -> None:
     tasks, job = job_of(stand_in, config, tmp_path / "two", "drawing.workers=2")
-    outcomes = draw_groups(grouped(tasks, 2), job)
+    outcomes = draw_groups(group_tasks(tasks, 2), job)
     done = [next(outcomes)]
     victim = next(child for child in multiprocessing.active_children() if child.name.startswith("ForkServer"))
     assert victim.pid is not None
@@ -245,7 +246,7 @@ def test_an_unreadable_picture_is_named_and_left_out(stand_in: StandIn, config: 
     (tmp_path / "coco" / "val2017" / f"{IDS[1]:012d}.jpg").write_bytes(b"\xff\xd8\xff no picture")
     settings = stand_in.settings(tmp_path / "coco", images=4, samples=1)
     summary = evaluate_coco(output=tmp_path / "out", config=config, settings=settings)
-    assert (summary["references"], summary["unreadable"], summary["pictures"]) == (3, 1, 3)
+    assert (summary.references, summary.unreadable, summary.pictures) == (3, 1, 3)
     assert f"{IDS[1]:012d}.jpg" in (tmp_path / "out" / "unreadable.jsonl").read_text()
     (tmp_path / "coco" / "val2017" / f"{IDS[2]:012d}.jpg").unlink()
     with pytest.raises(DataError, match="2 of 4 pictures cannot be read, more than 1 %"):
@@ -259,7 +260,7 @@ def test_a_folder_of_other_settings_or_weights_is_refused(
     with pytest.raises(ConfigError, match=r"drawn with drawing.steps 2, not 3; give another --output"):
         evaluate_coco(output=whole.output, config=config, settings=more)
     with pytest.raises(ConfigError, match="other weights drew"):
-        BenchmarkFolder(whole.output).same_models("others")
+        BenchmarkFolder(whole.output).check_models("others")
 
 
 @pytest.mark.parametrize(
@@ -321,15 +322,16 @@ def test_dreambench_scores_fidelity_and_prompts_at_every_scale(
     settings = [s for s in settings if not s.startswith("data.scales")] + ["data.scales=[0.0, 1.0]"]
     summary = evaluate_dreambench(output=tmp_path / "db", config=config, settings=settings)
     scores = rows(tmp_path / "db")
-    assert summary["pictures"] == 3 * 2 * 2
+    assert summary.pictures == 3 * 2 * 2
     assert {row["prompt"] for row in scores if row["subject"] == "dog"} == {
         "a dog wearing a red hat",
         "a wet dog",
     }
     assert len({row["seed"] for row in scores}) == 6  # the same noise at every λ
-    assert set(summary["judges"]["clip"]) == {"λ 0", "λ 1", "real pictures", "is self"}
-    assert summary["curve"]["scales"] == [0.0, 1.0]
-    assert 0 < summary["judges"]["clip"]["real pictures"].mean <= 1
+    assert set(summary.judges["clip"].to_json()) == {"λ 0", "λ 1", "real pictures", "is self"}
+    assert summary.curve is not None
+    assert summary.curve.scales == [0.0, 1.0]
+    assert 0 < summary.judges["clip"].real.mean <= 1
     assert "CP · PF" in (tmp_path / "db" / "index.html").read_text()
 
 

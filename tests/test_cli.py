@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import tiny
 from conftest import Result, ToyModel
-from imprompt import cli
+from imprompt import __version__, cli
 from imprompt.checkpoint.published import PUBLISHED
 from imprompt.generation.job import DEFAULT_STEPS, read_settings
 from imprompt.inputs.embeddings import ImageEmbeddings
@@ -305,6 +305,16 @@ def test_variants_lists_every_short_name(imprompt: Imprompt) -> None:
     assert all(name in output for name in PUBLISHED)
 
 
+def test_variants_as_json_name_the_files(imprompt: Imprompt) -> None:
+    rows = json.loads(imprompt("variants", "--json").output)
+    assert [row["name"] for row in rows] == list(PUBLISHED)
+    assert rows[0]["file"] == "models/ip-adapter_sd15.safetensors"
+
+
+def test_the_version_is_printed(imprompt: Imprompt) -> None:
+    assert imprompt("--version") == Result(0, f"imprompt {__version__}\n", "")
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -337,7 +347,7 @@ def test_an_adapter_for_a_suite_that_measures_none_is_refused(imprompt: Imprompt
 def test_help_of_generate_teaches_by_example(imprompt: Imprompt) -> None:
     text = " ".join(imprompt("generate", "--help").output.split())
     assert "imprompt generate cat.png --prompt" in text
-    assert f"{DEFAULT_STEPS} if left" in text
+    assert f"Default: {DEFAULT_STEPS}." in text
 
 
 def test_options_of_generate_are_exactly_these(imprompt: Imprompt) -> None:

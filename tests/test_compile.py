@@ -103,7 +103,7 @@ def random_reference(rng: random.Random) -> Reference:
         layers=rng.choice(["full", "ease in", "weak middle", {"mid": 1.0}, {"up": 0.5, "down": -1.0}]),
         mask=rng.choice(masks),
         steps=rng.choice([(0.0, 1.0), (0.0, 0.5), (0.5, 1.0), [0.3, 0.7]]),
-        crop=rng.choice(["centre", "stretch", "pad"]),
+        crop=rng.choice(["center", "stretch", "pad"]),
         scaling=rng.choice(["value", "key and value", "key and mean value"]),
     )
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from variants import UNETS
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.layers import cross_attention_layers, describe_base, layer_shapes
-from imprompt.checkpoint.variants import UNETS
 from imprompt.projection import LinearProjection
 
 SD15, SDXL = UNETS["SD1.5"], UNETS["SDXL"]

@@ -22,7 +22,7 @@ from imprompt.inputs.crop import (
 )
 from imprompt.inputs.encoder import CLIP_MEAN, CLIP_STD
 
-WINDOWS = {"centre": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
+WINDOWS = {"center": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
 EVERY_NAME: list[Crop] = [*WINDOWS, "pad", "stretch", "tiles"]  # pyright: ignore[reportAssignmentType]
 KINDS: list[Noise] = ["fade", "dissolve", "gaussian", "shuffle"]
 
@@ -92,9 +92,9 @@ def test_the_named_windows_are_positions(width: int, height: int, size: int) -> 
 @given(sides, sizes)
 def test_of_a_square_picture_every_crop_shows_the_same(side: int, size: int) -> None:
     picture = random_picture(side, side)
-    centre = encoder_view(picture, size)
+    center = encoder_view(picture, size)
     for crop in (*EVERY_NAME, (0, 0), (0.3, 1)):
-        assert same(encoder_view(picture, size, crop), centre), crop
+        assert same(encoder_view(picture, size, crop), center), crop
 
 
 @settings(max_examples=30)
@@ -289,10 +289,15 @@ def test_the_source_stays_as_it_was() -> None:
     assert picture.tobytes() == before
 
 
+def test_the_earlier_spelling_of_center_is_accepted() -> None:
+    picture = random_picture(40, 30)
+    assert same(encoder_view(picture, 28, "centre"), encoder_view(picture, 28, "center"))
+
+
 def test_an_unknown_name_is_refused_and_the_known_ones_are_told() -> None:
     with pytest.raises(InvalidReference) as raised:
         encoder_view(random_picture(2, 3), 28, "middle")
-    known = "centre, top, bottom, left, right, pad, stretch, tiles or a position (x, y) of two numbers 0–1"
+    known = "center, top, bottom, left, right, pad, stretch, tiles or a position (x, y) of two numbers 0–1"
     assert str(raised.value) == f"crop must be {known}, not 'middle'"
 
 

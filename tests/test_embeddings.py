@@ -20,7 +20,7 @@ from imprompt.inputs.encoder import ImageEncoder, Input
 
 seeds = st.integers(0, 2**31)
 counts = st.integers(1, 5)
-WEIGHTED: list[Combine] = ["average", "add", "subtract", "normalised average"]
+WEIGHTED: list[Combine] = ["average", "add", "subtract", "normalized average"]
 
 
 def vectors(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +43,7 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
 
 
 @settings(max_examples=30)
-@given(seeds, counts, st.sampled_from(["average", "normalised average"]), st.booleans())
+@given(seeds, counts, st.sampled_from(["average", "normalized average"]), st.booleans())
 def test_the_average_of_equal_pictures_is_the_picture(
     seed: int, images: int, how: str, features: bool
 ) -> None:
@@ -95,7 +95,7 @@ def test_the_order_of_pictures_says_nothing_but_who_is_first_in_a_subtraction(
 
 
 @settings(max_examples=30)
-@given(seeds, st.floats(0.1, 10), st.sampled_from(["average", "normalised average"]))
+@given(seeds, st.floats(0.1, 10), st.sampled_from(["average", "normalized average"]))
 def test_an_average_knows_only_the_proportions_of_its_weights(seed: int, factor: float, how: str) -> None:
     x, weights = vectors(3, 6, seed=seed), [0.5, 2.0, 1.0]
     close(
@@ -108,7 +108,7 @@ def test_an_average_knows_only_the_proportions_of_its_weights(seed: int, factor:
 @given(seeds)
 def test_a_normalised_average_is_as_long_as_its_pictures_on_average(seed: int) -> None:
     x = vectors(3, 4, 6, seed=seed)
-    close(combine_embeddings(x, "normalised average").norm(dim=-1), x.norm(dim=-1).mean(0, keepdim=True))
+    close(combine_embeddings(x, "normalized average").norm(dim=-1), x.norm(dim=-1).mean(0, keepdim=True))
 
 
 @settings(max_examples=30)
@@ -117,8 +117,8 @@ def test_no_picture_prevails_in_a_normalised_average_by_being_long(seed: int, fa
     x = vectors(2, 6, seed=seed)
     longer = torch.stack([factor * x[0], x[1]])
     plain, prevailing = (
-        combine_embeddings(x, "normalised average")[0],
-        combine_embeddings(longer, "normalised average")[0],
+        combine_embeddings(x, "normalized average")[0],
+        combine_embeddings(longer, "normalized average")[0],
     )
     assert angle(plain, prevailing) < 1e-3
 
@@ -129,7 +129,7 @@ def test_pictures_side_by_side_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("how", ["average", "add", "subtract", "normalised average", "interpolate"])
+@pytest.mark.parametrize("how", ["average", "add", "subtract", "normalized average", "interpolate"])
 def test_combining_keeps_the_type_and_the_shape(how: str, dtype: torch.dtype) -> None:
     made = combine_embeddings(vectors(2, 4, 6).to(dtype), how)
     assert made.dtype == dtype
@@ -151,12 +151,12 @@ THREE = [[5.0, 0.0], [1.0, 2.0], [0.0, 0.0]]
         ("add", SIX_AND_TWO, [2, -1], [12, -2]),
         ("subtract", THREE, None, [4.5, -1]),
         ("subtract", THREE, [2, 0.5, 4], [9.75, -0.5]),
-        ("normalised average", SIX_AND_TWO, None, [8**0.5, 8**0.5]),  # along (1, 1), 4 long
-        ("normalised average", SIX_AND_TWO, [3, 1], [15 / 10**0.5, 5 / 10**0.5]),  # along (3, 1), 5 long
+        ("normalized average", SIX_AND_TWO, None, [8**0.5, 8**0.5]),  # along (1, 1), 4 long
+        ("normalized average", SIX_AND_TWO, [3, 1], [15 / 10**0.5, 5 / 10**0.5]),  # along (3, 1), 5 long
         ("interpolate", SIX_AND_TWO, [2 / 3, 1 / 3], [14 / 3 * 0.75**0.5, 14 / 3 / 2]),  # 30°, 14/3 long
         ("interpolate", [[6.0, 0.0], [0.0, 0.0]], None, [3, 0]),  # a zero vector has no angle
-        ("normalised average", [[6.0, 0.0], [0.0, 0.0]], None, [3, 0]),
-        ("normalised average", [[0.0, 0.0], [0.0, 0.0]], None, [0, 0]),
+        ("normalized average", [[6.0, 0.0], [0.0, 0.0]], None, [3, 0]),
+        ("normalized average", [[0.0, 0.0], [0.0, 0.0]], None, [0, 0]),
         ("interpolate", [[1.0, 1e-9], [3.0, 0.0]], None, [2, 5e-10]),
     ],
 )
@@ -184,7 +184,7 @@ def test_golden_values(
         ("average", 3, [1, 2], r"3 pictures need as many weights, not 2: \[1, 2\]"),
         ("add", 2, [1, float("nan")], r"finite numbers, not \[1, nan\]"),
         ("average", 2, [1, -1], "sum to 0"),
-        ("normalised average", 2, [1, -1], "sum to 0"),
+        ("normalized average", 2, [1, -1], "sum to 0"),
     ],
 )
 def test_what_cannot_be_combined(
@@ -194,7 +194,7 @@ def test_what_cannot_be_combined(
         combine_embeddings(vectors(images, 6), how, weights)
 
 
-@pytest.mark.parametrize("how", ["normalised average", "interpolate"])
+@pytest.mark.parametrize("how", ["normalized average", "interpolate"])
 def test_between_opposite_pictures_there_is_no_direction(how: str) -> None:
     with pytest.raises(InvalidReference, match="opposite"):
         combine_embeddings(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), how)

@@ -103,7 +103,7 @@ def test_the_crop_decides_what_is_seen(encoder: ImageEncoder) -> None:
     top = encoder_view(tall, 28, "top")
     assert torch.equal(encoder.pixels([tall], "top"), encoder.pixels([top]))
     assert not torch.equal(encoder.pixels([tall], "top"), encoder.pixels([tall]))
-    assert torch.equal(encoder.pixels([tall], crop="centre"), encoder.pixels([tall]))
+    assert torch.equal(encoder.pixels([tall], crop="center"), encoder.pixels([tall]))
 
 
 def test_its_name_is_given_or_where_it_came_from_or_its_shape(tmp_path: Path) -> None:

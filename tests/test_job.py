@@ -53,6 +53,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Laws
 
 
+def test_earlier_spellings_are_read() -> None:
+    values = {"images": ["a.png", "b.png"], "crop": "centre", "combine": "normalised average"}
+    (reference,) = parse_job({"references": [values]}).references
+    assert (reference.crop, reference.combine) == ("center", "normalized average")
+    direct = Reference(["a.png", "b.png"], crop="centre", combine="normalised average")  # pyright: ignore
+    assert (direct.crop, direct.combine) == ("center", "normalized average")
+
+
 def test_a_saved_job_is_the_same_job(folder: Path) -> None:
     job = parse_job(FULL)
     save_job(job, "job.toml")
@@ -209,7 +217,7 @@ def test_references_are_grouped_by_adapter() -> None:
         ({"references": [{"images": "a", "scale": True}]}, "references[0].scale must be a number, not True"),
         (
             {"references": [{"images": "a", "crop": "middle"}]},
-            "references[0].crop must be 'centre', 'top', *",
+            "references[0].crop must be 'center', 'top', *",
         ),
         (
             {"references": [{"images": "a", "layers": {"6": "x"}}]},

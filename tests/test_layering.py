@@ -1,14 +1,9 @@
 """The import order is the flow: a room knows earlier rooms only, and those on top of it not each other."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import rooms  # noqa: E402 - it stands in scripts/
+import rooms
 
 FLOW, ON_TOP = (list(names) for names in rooms.read_rooms())
 
@@ -63,7 +58,7 @@ def test_no_room_reaches_itself_through_another() -> None:
 
 
 def test_contributing_lists_the_rooms_in_their_order() -> None:
-    assert rooms.rooms_block() in (ROOT / "CONTRIBUTING.md").read_text()
+    assert rooms.rooms_block() in (rooms.ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_no_file_is_named_after_nothing() -> None:

@@ -36,12 +36,12 @@ from imprompt.evaluation.metrics import (
     distributions,
     dominated_area,
     fid,
-    found_within,
     intervals,
     is_copy,
+    is_retrieved,
     kid,
     mean_distance,
-    normalised,
+    normalize_score,
     paired_cosine,
     retrieval_ranks,
     scale_curve,
@@ -96,7 +96,7 @@ def test_ranks_do_not_depend_on_the_order_of_the_gallery(seed: int) -> None:
 def test_a_thing_is_found_among_others_by_itself(seed: int) -> None:
     gallery = features(11, seed=seed)
     ranks = retrieval_ranks(cosine_similarity(gallery, gallery), torch.arange(11))
-    assert found_within(ranks, 1).all()
+    assert is_retrieved(ranks, 1).all()
 
 
 def test_a_tie_counts_against() -> None:
@@ -108,7 +108,7 @@ def test_random_features_are_found_by_chance() -> None:
     for k in (1, 5):
         chance = chance_within(20, k)
         deviation = (chance * (1 - chance) / 4000) ** 0.5
-        assert abs(float(found_within(ranks, k).double().mean()) - chance) < 4 * deviation
+        assert abs(float(is_retrieved(ranks, k).double().mean()) - chance) < 4 * deviation
 
 
 def test_chance_is_never_more_than_certainty() -> None:
@@ -145,8 +145,8 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_a_score_between_floor_and_ceiling_is_a_share() -> None:
-    assert normalised(0.4, floor=0.2, ceiling=0.6) == pytest.approx(0.5)
-    assert np.isnan(normalised(0.4, floor=0.2, ceiling=0.2))
+    assert normalize_score(0.4, floor=0.2, ceiling=0.6) == pytest.approx(0.5)
+    assert np.isnan(normalize_score(0.4, floor=0.2, ceiling=0.2))
 
 
 @pytest.mark.parametrize("values", [np.array([]), np.array([1.0, np.nan])])
@@ -400,9 +400,9 @@ def test_a_pairs_metric_gives_the_reference_the_ceiling_another_the_floor_and_no
     assert 1 > ceiling > 0.95
     assert 0.3 < floor < 0.7
     assert below < 0.1
-    assert normalised(ceiling, floor=floor, ceiling=ceiling) == 1
-    assert normalised(floor, floor=floor, ceiling=ceiling) == 0
-    assert normalised(below, floor=floor, ceiling=ceiling) < 0
+    assert normalize_score(ceiling, floor=floor, ceiling=ceiling) == 1
+    assert normalize_score(floor, floor=floor, ceiling=ceiling) == 0
+    assert normalize_score(below, floor=floor, ceiling=ceiling) < 0
 
 
 def test_retrieval_and_gap_find_the_reference_and_of_the_others_no_more_than_chance(world: World) -> None:
@@ -410,7 +410,7 @@ def test_retrieval_and_gap_find_the_reference_and_of_the_others_no_more_than_cha
     found, gaps = [], []
     for pictures in (world.itself, world.shuffled, world.noise):
         similarity = cosine_similarity(pictures, world.references)
-        found.append(float(found_within(retrieval_ranks(similarity, right), 1).double().mean()))
+        found.append(float(is_retrieved(retrieval_ranks(similarity, right), 1).double().mean()))
         gaps.append(bootstrap_interval(shuffled_gap(similarity, right, (right + 11) % 60).numpy()))
     assert found[0] == 1
     assert found[1] == 0
@@ -482,7 +482,7 @@ def test_cosines_and_hit_rates_against_torchmetrics() -> None:
     assert torch.allclose(paired_cosine(left, right), expected, atol=1e-6)
     similarity, own = cosine_similarity(left, right), torch.arange(12)
     for k in (1, 3, 5):
-        found = found_within(retrieval_ranks(similarity, own), k)
+        found = is_retrieved(retrieval_ranks(similarity, own), k)
         hits = [retrieval_hit_rate(row, own == n, top_k=k) for n, row in enumerate(similarity)]
         assert found.tolist() == [bool(hit) for hit in hits]
 

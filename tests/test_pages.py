@@ -10,9 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imprompt.report import Chart, Dot, DotPlot, Line, draw, draw_dots, embed
-from imprompt.report.axes import round_step, short, spread, value_axis
-from imprompt.report.charts import MOST_POINTS, smoothed, thinned
+from imprompt.report import (
+    Chart,
+    Dot,
+    DotPlot,
+    Line,
+    draw_chart,
+    draw_dots,
+    embed_picture,
+    format_short,
+    smooth_points,
+    thin_points,
+)
+from imprompt.report.axes import move_apart, round_step, value_axis
+from imprompt.report.charts import MOST_POINTS
 from page_reading import HOSTILE
 
 FINITE = st.floats(-1e12, 1e12, allow_subnormal=False)
@@ -31,7 +42,7 @@ POINTS = st.lists(st.tuples(st.integers(0, 10**7), VALUES), max_size=400).map(
     distance=st.floats(1, 14),
 )
 def test_labels_are_moved_apart_in_order_and_stay_inside(places: list[float], distance: float) -> None:
-    moved = spread(places, distance, 0, 200)
+    moved = move_apart(places, distance, 0, 200)
     assert all(later - earlier >= distance - 1e-6 for earlier, later in itertools.pairwise(moved))
     assert all(-1e-6 <= place <= 200 + 1e-6 for place in moved)
     if all(later - earlier >= distance for earlier, later in itertools.pairwise(places)):
@@ -59,7 +70,9 @@ def test_an_axis_holds_all_values_and_has_few_ticks(values: list[float], zero: b
 @settings(max_examples=40)
 @given(points=POINTS, zero=st.booleans())
 def test_any_curve_is_drawn_inside_its_picture(points: list[tuple[int, float | None]], zero: bool) -> None:
-    drawn = draw(Chart("Loss <&>", "", (Line("a", points, filled=zero), Line("b", points, "ink")), zero=zero))
+    drawn = draw_chart(
+        Chart("Loss <&>", "", (Line("a", points, filled=zero), Line("b", points, "ink")), zero=zero)
+    )
     if all(value is None for _, value in points):
         assert drawn == ""
         return
@@ -77,7 +90,7 @@ def test_any_curve_is_drawn_inside_its_picture(points: list[tuple[int, float | N
 def test_a_thinned_curve_is_short_ends_where_it_ended_and_invents_nothing(
     points: list[tuple[int, float | None]],
 ) -> None:
-    thin = thinned(points)
+    thin = thin_points(points)
     assert len(thin) <= MOST_POINTS
     if len(points) <= MOST_POINTS:
         assert thin == points
@@ -91,13 +104,13 @@ def test_a_thinned_curve_is_short_ends_where_it_ended_and_invents_nothing(
 @given(value=FINITE, count=st.integers(1, 300))
 def test_smoothing_leaves_a_straight_line_alone(value: float, count: int) -> None:
     line = [(step, value + step) for step in range(count)]
-    smooth = smoothed(line)
+    smooth = smooth_points(line)
     assert [step for step, _ in smooth] == list(range(count))
     assert [y for _, y in smooth] == pytest.approx([y for _, y in line], rel=1e-6, abs=1e-3)
 
 
 def test_a_curve_is_broken_where_a_value_was_not_finite() -> None:
-    drawn = draw(Chart("Loss", "", (Line("", [(0, 1.0), (10, 2.0), (20, None), (30, 1.0)]),)))
+    drawn = draw_chart(Chart("Loss", "", (Line("", [(0, 1.0), (10, 2.0), (20, None), (30, 1.0)]),)))
     assert drawn.count('<path class="accent"') == 2
 
 
@@ -114,7 +127,7 @@ def test_a_curve_is_broken_where_a_value_was_not_finite() -> None:
     ],
 )
 def test_values_are_short(value: float, words: str) -> None:
-    assert short(value) == words
+    assert format_short(value) == words
 
 
 # Points and rows
@@ -138,9 +151,9 @@ def test_a_dot_plot_keeps_its_dots_in_the_picture_and_their_order() -> None:
 def test_points_with_intervals_lie_inside_their_axes() -> None:
     points = [(0.9, 0.1), (0.2, 0.8)]
     line = Line(
-        "", points, intervals=[(-0.4, 0.3), (0.7, 1.9)], sideways=[(0.5, 1.4), (-0.3, 0.4)], names="ab"
+        "", points, intervals=[(-0.4, 0.3), (0.7, 1.9)], x_intervals=[(0.5, 1.4), (-0.3, 0.4)], names="ab"
     )
-    drawn = draw(Chart("Both", "", [line], across="reference", free=True))
+    drawn = draw_chart(Chart("Both", "", [line], x_label="reference", is_scatter=True))
     for left, right in re.findall(r"M([\d.-]+) [\d.-]+H([\d.-]+)", drawn):
         assert 52 <= float(left) <= float(right) <= 342
     for low, high in re.findall(r"M[\d.-]+ ([\d.-]+)V([\d.-]+)", drawn):
@@ -151,7 +164,9 @@ def test_points_with_intervals_lie_inside_their_axes() -> None:
 def test_names_of_points_that_are_close_do_not_lie_on_one_another() -> None:
     names = [f"λ = {k}" for k in range(4)]
     points = [(0.1, 0.5), (0.11, 0.5), (0.12, 0.5), (0.9, 0.5)]
-    drawn = draw(Chart("Both", "", [Line("", points, names=names)], across="reference", free=True))
+    drawn = draw_chart(
+        Chart("Both", "", [Line("", points, names=names)], x_label="reference", is_scatter=True)
+    )
     found = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)"[^>]*>λ', drawn)
     places = [(float(x), float(y)) for x, y in found]
     assert len(places) == 4
@@ -160,10 +175,10 @@ def test_names_of_points_that_are_close_do_not_lie_on_one_another() -> None:
 
 
 def test_a_chart_over_something_else_than_steps_says_what_for_eyes_and_script() -> None:
-    drawn = draw(Chart("Both", "", [Line("text", [(0.0, 1.0), (1.0, 0.5)])], across="λ"))
+    drawn = draw_chart(Chart("Both", "", [Line("text", [(0.0, 1.0), (1.0, 0.5)])], x_label="λ"))
     assert ">λ</text>" in drawn
-    assert 'data-across="λ"' in drawn
-    assert "data-across" not in draw(Chart("Loss", "", [Line("", [(0, 1.0), (10, 0.5)])]))
+    assert 'data-x_label="λ"' in drawn
+    assert "data-across" not in draw_chart(Chart("Loss", "", [Line("", [(0, 1.0), (10, 0.5)])]))
 
 
 # Pictures
@@ -172,7 +187,7 @@ def test_a_chart_over_something_else_than_steps_says_what_for_eyes_and_script() 
 @pytest.mark.parametrize("room", [3_000, 20_000, 10**6])
 def test_an_embedded_picture_fits_into_its_room(room: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
-    picture = embed(Image.fromarray(noise), room)
+    picture = embed_picture(Image.fromarray(noise), room)
     assert picture.source.startswith("data:image/jpeg;base64,")
     assert len(picture.source) <= room * 4 / 3 + 40
     assert (picture.width, picture.height) == (200, 120)

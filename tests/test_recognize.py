@@ -5,13 +5,13 @@ import re
 import pytest
 import torch
 from torch import Tensor
+from variants import meta_adapter
 
 import adapter_files
 import tiny
 from imprompt.checkpoint import PUBLISHED, Description, to_official
 from imprompt.checkpoint.files import TensorFile
 from imprompt.checkpoint.recognize import recognize
-from imprompt.checkpoint.variants import meta_adapter
 
 UNKNOWN = "an image encoder that we do not know"
 VIT_H = "CLIP ViT-H/14 penultimate features, 1280 wide"

@@ -9,13 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+from variants import UNETS, meta_unet
 
 import adapter_files
 import tiny
 from imprompt.checkpoint import convert_adapter, describe, load_adapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.checkpoint.layouts import convert_layout
-from imprompt.checkpoint.variants import UNETS, meta_unet
 from imprompt.errors import CheckpointError
 
 Tensors = dict[str, Tensor]

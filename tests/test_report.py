@@ -23,18 +23,18 @@ from imprompt.report import (
     Dot,
     DotPlot,
     Grid,
+    Interval,
+    KeyFigure,
     Line,
+    PictureRow,
     Report,
     Section,
     Table,
-    Tile,
     best_median_worst,
     write_report,
     write_scores,
 )
-from imprompt.report.interval import Interval
-from imprompt.report.markup import strip
-from imprompt.report.sheets import Row
+from imprompt.report.pictures import join_pictures
 from page_reading import HOSTILE, read_page
 
 
@@ -63,20 +63,22 @@ def report_of(*, rows: int = 3, size: int = 16, name: str = "cat") -> Report:
         "",
         [(0.1, 0.9), (0.62, 0.315)],
         intervals=[(0.8, 0.95), (0.2, 0.4)],
-        sideways=[(0.0, 0.2), (0.5, 0.7)],
+        x_intervals=[(0.0, 0.2), (0.5, 0.7)],
         names=["0", "1"],
     )
-    curve = Chart("Both", "λ beside each point.", [line], across="reference", up="text", free=True)
+    curve = Chart(
+        "Both", "λ beside each point.", [line], x_label="reference", y_label="text", is_scatter=True
+    )
     dots = [Dot(name, 0.467, (0.413, 0.518), "accent"), Dot("floor", -0.003)]
     plot = DotPlot("Gap", "A dot is a mean.", dots, [("ceiling", 0.748)])
     grid = Grid(
         ["reference", f"{name} 1"],
-        [Row([noise(size, size, seed=k), noise(size, size)], f"{name} {k}") for k in range(rows)],
+        [PictureRow([noise(size, size, seed=k), noise(size, size)], f"{name} {k}") for k in range(rows)],
     )
     sections = [Section("Scores", f"All of {name}.", [table, curve, plot]), Section("Pictures", "", [grid])]
     tiles = [
-        Tile(Interval(0.4671, 0.4132, 0.5183), "gap", "0.748 at best"),
-        Tile(0.155, "first", percent=True),
+        KeyFigure(Interval(0.4671, 0.4132, 0.5183), "gap", "0.748 at best"),
+        KeyFigure(0.155, "first", percent=True),
     ]
     return Report(
         name, f"{name} is followed.", sections, {"concepts": 207, "guidance_scale": 7.5}, name, tiles
@@ -165,11 +167,11 @@ def test_a_row_that_does_not_fit_its_headings_is_refused(rows: Any) -> None:
     with pytest.raises(ValueError, match="under"):
         Table(["", "gap"], rows)
     with pytest.raises(ValueError, match="under"):
-        Grid(["a", "b"], [Row([noise(4, 4)])])
+        Grid(["a", "b"], [PictureRow([noise(4, 4)])])
 
 
 def test_pictures_keep_their_shape_in_a_row() -> None:
-    row = np.asarray(strip([Image.new("RGB", (64, 64), "navy"), Image.new("RGB", (300, 150), "red")]))
+    row = np.asarray(join_pictures([Image.new("RGB", (64, 64), "navy"), Image.new("RGB", (300, 150), "red")]))
     assert row.shape == (256, 512, 3)
     assert (row[:, :256] == (0, 0, 128)).all()
     assert (row[64:192, 256:] == (255, 0, 0)).all()

@@ -147,7 +147,7 @@ def test_a_run_does_not_go_on_as_another_one(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ((), 2, "name a configuration; imprompt train --presets shows"),
+        ((), 2, "name a configuration file; imprompt train --presets lists"),
         (("none.toml",), 1, "none.toml: no such"),
         (("CONFIG", "--resume", "best"), 1, "--resume takes latest, not 'best'"),
         (("CONFIG", "--set", "steps"), 1, "--set takes key=value, not 'steps'"),

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from variants import (
+    ARCHITECTURES,
+    Variant,
+    variants_markdown,
+    variants_table,
+)
 
 import adapter_files
 import tiny
@@ -20,13 +25,6 @@ import tiny_pipelines
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import PUBLISHED
 from imprompt.checkpoint.published import describe_encoder
-from imprompt.checkpoint.variants import (
-    ARCHITECTURES,
-    Variant,
-    variants_json,
-    variants_markdown,
-    variants_table,
-)
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import Input
 from imprompt.projection import FacePlusProjection
@@ -87,14 +85,8 @@ def test_the_table_of_short_names_names_the_encoder_that_the_shapes_ask_for(name
     assert sources == ({PUBLISHED[name].encoder} - {None})
 
 
-def test_the_page_is_what_the_command_prints() -> None:
+def test_the_page_is_what_the_script_prints() -> None:
     assert PAGE.read_text() == variants_markdown() + "\n"
-
-
-def test_the_table_is_json_too(table: Mapping[str, Variant]) -> None:
-    rows = json.loads(variants_json())
-    assert {row["name"]: row["total"] for row in rows} == {row.name: row.total for row in table.values()}
-    assert rows[0]["keys"]["ip_adapter.31.to_k_ip.weight"] == [1280, 768]
 
 
 # Parity with diffusers, through whole pipelines

@@ -18,6 +18,7 @@ from imprompt.errors import InvalidReference
 from imprompt.inputs.crop import Crop, Noise, check_crop, check_noise
 from imprompt.inputs.embeddings import Combine, ImageEmbeddings, load_embeddings
 from imprompt.inputs.image import ImagePrompt, load_image
+from imprompt.runtime.settings import normalize_spelling
 
 Scaling = Literal["value", "key and value", "key and mean value"]
 """Where λ goes, see `Reference.scaling`."""
@@ -85,10 +86,10 @@ class Reference:
     steps: tuple[float | int, float | int] | list[float | int] = (0.0, 1.0)
     measured_in: Axis = "steps"
     mask: Mask | None = None
-    crop: Crop | str = "centre"
+    crop: Crop | str = "center"
     negative: Pictures | Tensor | ImageEmbeddings | None = None
     noise: tuple[Noise | str, float | int] | None = None
-    combine: Combine = "concat"
+    combine: Combine | str = "concat"
     weights: Sequence[float | int] | None = None
     without: str = ""
     scaling: Scaling = "value"
@@ -98,6 +99,8 @@ class Reference:
     lora_scale: float | int = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("crop", "combine"):
+            object.__setattr__(self, name, normalize_spelling(getattr(self, name)))
         for name in ("scale", "face_scale", "lora_scale", *(() if self.boost is None else ("boost",))):
             _check_number(name, getattr(self, name))
         for name, kind in (

@@ -301,7 +301,7 @@ def split_tiles(reference: Reference) -> list[Reference]:
         raise InvalidReference('crop="tiles" takes one picture; use a reference for each')
     parts = split_into_tiles(load_image(reference.pictures[0]))
     return [
-        replace(reference, images=part.picture, crop="centre", mask=_mask_area(reference.area, part.area))
+        replace(reference, images=part.picture, crop="center", mask=_mask_area(reference.area, part.area))
         for part in parts
     ]
 
@@ -324,7 +324,7 @@ def _stack(rows: Sequence[Mapping[Input, Tensor]]) -> dict[Input, Tensor]:
 
 def _check_effects(reference: Reference, takes: Mapping[Input, int]) -> None:
     """Refuse settings that would have no effect on this adapter."""
-    if not reference.pictures and reference.crop != "centre":
+    if not reference.pictures and reference.crop != "center":
         raise InvalidReference(f"crop={reference.crop!r} has no effect on embeddings")
     if reference.noise is not None and "face_embedding" in takes:
         raise InvalidReference(f"noise={reference.noise}: there is no face in noise; give a negative")

@@ -24,7 +24,7 @@ class PublishedAdapter(NamedTuple):
     """As `Description.base_family`."""
     encoder: str | None
     """Hub id and folder of the image encoder, "owner/name:folder"; None if it takes no pictures."""
-    licence: str
+    license: str
     """Of the weights; "not checked" where we have not seen it."""
     face_plus_version: Literal[1, 2] | None = None
     """Of FaceID-Plus."""

@@ -1,18 +1,20 @@
 """The command line: a thin shell over the library.
 
-An error that we know is one line on standard error and exit code 1; wrong usage one line and 2; Ctrl-C, 130.
+A known error is one line on standard error and exit code 1. Wrong usage gives 2, and Ctrl-C gives 130.
 Nothing heavy is imported before a command needs it, so that `imprompt --help` is quick.
 """
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from imprompt.cli import files, generating, measuring, mini, training
-from imprompt.cli.terminal import WrongUsage, one_line
+from imprompt.cli import evaluate, files, generate, mini, train
+from imprompt.cli.terminal import WrongUsage, join_lines
 from imprompt.errors import ImpromptError
 
 __all__ = ["app", "main"]
@@ -24,37 +26,55 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (generating, files, training, measuring):
+for part in (generate, files, train, evaluate):
     part.add_to(app)
 app.add_typer(mini.app, name="mini")
+
+
+def print_version(wanted: bool) -> bool:
+    """Print the version of imprompt and exit, if that is wanted; return `wanted` otherwise."""
+    if wanted:
+        typer.echo(f"imprompt {importlib.metadata.version('imprompt')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def accept_version(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Image prompts for diffusion models."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
-        arguments: what stands after `imprompt`; those of this process if not given
+        arguments: the words after `imprompt`; by default those of this process
     """
-    # transformers says at every import that torchvision is missing; we do not use it.
+    # At every import transformers warns that torchvision is missing, which imprompt does not use.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return app(arguments, prog_name="imprompt", standalone_mode=False) or 0
     except TyperException as error:
-        command = _command(error)
-        message = error.format_message()  # empty where the help has been shown
-        return _fail(f"{message} (see {command} --help)", error.exit_code) if message else error.exit_code
+        message = error.format_message()  # empty if the help has been printed
+        usage = f"{message} (see {_command_path(error)} --help)"
+        return _fail(usage, error.exit_code) if message else error.exit_code
     except ImpromptError as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         return 130
 
 
-def _command(error: TyperException) -> str:
+def _command_path(error: TyperException) -> str:
     if isinstance(error, WrongUsage):
         return "imprompt generate"
     return getattr(getattr(error, "ctx", None), "command_path", "imprompt")
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"imprompt: {one_line(message)}\n")
+    sys.stderr.write(f"imprompt: {join_lines(message)}\n")
     return code

@@ -1,16 +1,17 @@
 """Commands about files and models: `inspect`, `convert`, `variants`, `layers`."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imprompt.cli.terminal import interrupted_at_once, one_line, print_facts, print_rows
+from imprompt.cli.terminal import exit_on_interrupt, print_facts, print_rows, print_written
 from imprompt.errors import CheckpointError
 from imprompt.runtime.output import check_output
 
 if TYPE_CHECKING:
-    from imprompt.cli.inspecting import Findings
+    from imprompt.cli.inspection import Inspection
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,14 +24,14 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
-            help="An adapter, a picture or job of ours, embeddings, or anything else.", show_default=False
+            help="An adapter, a picture, a job, embeddings, or any other file.", show_default=False
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a file is: what an adapter needs and what is wrong with it, or how a picture was made.
+    """Report what a file is: what an adapter needs, what is wrong with it, how a picture was made.
 
-    Of a picture that is not ours: what it is, and what A1111's web UI or ComfyUI wrote into it.
+    For a picture of another program, show its format and what A1111's web UI or ComfyUI wrote into it.
 
     [bold]Examples[/bold]
 
@@ -38,25 +39,25 @@ def inspect(
 
     imprompt inspect out.png --json
 
-    A file that is no use as an image prompt, and an adapter with something wrong in it, give exit code 1.
+    The exit code is 1 for a file that is no image prompt, and for an adapter with a problem.
     """
-    with interrupted_at_once():
-        from imprompt.cli.inspecting import findings
+    with exit_on_interrupt():
+        from imprompt.cli.inspection import inspect_file
 
-    found: Findings = findings(file)
-    print_facts(found.facts, as_json=as_json)
-    if found.problems:
-        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        raise CheckpointError(f"{file}: {found.problems[0]}{more}")
+    inspection: Inspection = inspect_file(file)
+    print_facts(inspection.facts, as_json=as_json)
+    if problems := inspection.problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise CheckpointError(f"{file}: {problems[0]}{more}")
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="An adapter file.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Adapter file to read.", show_default=False)],
     destination: Annotated[
-        Path, typer.Argument(help="Its new name: .safetensors or .bin.", show_default=False)
+        Path, typer.Argument(help="File to write: .safetensors or .bin.", show_default=False)
     ],
 ) -> None:
-    """Write an adapter file in another layout; repairs training checkpoints.
+    """Write an adapter file in the official layout; repair training checkpoints.
 
     [bold]Example[/bold]
 
@@ -64,47 +65,49 @@ def convert(
     """
     check_output(destination, ".safetensors", ".bin")
 
-    with interrupted_at_once():
+    with exit_on_interrupt():
         from imprompt.checkpoint import convert_adapter
 
     convert_adapter(source, destination)
-    typer.echo(f"wrote {one_line(str(destination))}")
+    print_written(destination)
 
 
 def variants(
-    page: Annotated[
-        bool, typer.Option("--page", help="With files, sizes and all tensor names, as Markdown.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with repositories and files.")] = False,
 ) -> None:
     """List every published adapter by its short name, for --adapter.
 
-    [bold]Examples[/bold]
+    [bold]Example[/bold]
 
     imprompt variants
-
-    imprompt variants --page > variants.md
     """
-    with interrupted_at_once():
-        from imprompt.checkpoint import published, variants
+    with exit_on_interrupt():
+        from imprompt.checkpoint.published import PUBLISHED
 
-    if page or as_json:
-        typer.echo(variants.variants_json() if as_json else variants.variants_markdown())
+    if as_json:
+        table = [{"name": name, **adapter._asdict()} for name, adapter in PUBLISHED.items()]
+        typer.echo(json.dumps(table, indent=1))
         return
     rows = [
-        (name, one.variant, one.base_family, one.licence, one.note)
-        for name, one in published.PUBLISHED.items()
+        (name, adapter.variant, adapter.base_family, adapter.license, adapter.note)
+        for name, adapter in PUBLISHED.items()
     ]
-    print_rows(("short name", "variant", "base", "licence", "note"), rows)
+    print_rows(("short name", "variant", "base", "license", "note"), rows)
 
 
 def layers(
-    mode: Annotated[str, typer.Argument(help='"style", "composition", "ease in", ...', show_default=False)],
-    base: Annotated[str, typer.Option(help="mini, sd15 or sdxl.")] = "mini",
-    convention: Annotated[str, typer.Option(help="Whose sets: comfy, invoke or instantstyle.")] = "comfy",
-    output: Annotated[Path, typer.Option(help="A PNG.")] = Path("layers.png"),
+    mode: Annotated[
+        str, typer.Argument(help='Mode to draw: "style", "composition", "ease in", ...', show_default=False)
+    ],
+    base: Annotated[
+        str, typer.Option(help="Base model: mini, sd15, sdxl, or a folder in diffusers' format.")
+    ] = "mini",
+    convention: Annotated[
+        str, typer.Option(help="Convention that defines the mode: comfy, invoke or instantstyle.")
+    ] = "comfy",
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("layers.png"),
 ) -> None:
-    """Draw where in the U-Net a mode lets a reference act.
+    """Draw the U-Net layers on which a mode lets a reference act.
 
     [bold]Example[/bold]
 
@@ -112,11 +115,11 @@ def layers(
     """
     check_output(output, ".png")
 
-    with interrupted_at_once():
-        from imprompt.cli.drawing import drawn_layers
+    with exit_on_interrupt():
+        from imprompt.cli.layer_plot import plot_mode
         from imprompt.runtime.output import write_atomically
 
-    picture = drawn_layers(mode, base, convention)
+    picture = plot_mode(mode, base, convention)
     with write_atomically(output) as part:
         picture.save(part, format="PNG")
-    typer.echo(f"wrote {one_line(str(output))}")
+    print_written(output)

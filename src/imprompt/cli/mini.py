@@ -1,4 +1,4 @@
-"""`imprompt mini`: remake the embedded model."""
+"""`imprompt mini`: draw characters; rebuild the embedded model."""
 
 import random
 from pathlib import Path
@@ -6,42 +6,49 @@ from typing import Annotated, Literal
 
 import typer
 
-from imprompt.cli.terminal import optional
+from imprompt.cli.terminal import import_with_extra
 from imprompt.errors import ConfigError
 from imprompt.runtime.output import check_output, save_picture
 from imprompt.runtime.settings import resolve_in_cache
 
-app = typer.Typer(help="Remake the embedded model from public packages.", no_args_is_help=True)
+app = typer.Typer(
+    help="Draw reference characters, or rebuild the embedded model from public packages.",
+    no_args_is_help=True,
+)
 
 
 @app.command()
 def draw(
-    output: Annotated[Path, typer.Argument(help="The picture to write; its name ends in .png.")],
+    output: Annotated[Path, typer.Argument(help="PNG file to write.")],
     style: Annotated[
         str | None,
-        typer.Option(help="adventurer, pixel-art, ...; lorelei and notionists are never trained on."),
+        typer.Option(
+            help="Style: adventurer, pixel-art, ...; lorelei and notionists are held out of training."
+        ),
     ] = None,
-    hair: Annotated[str | None, typer.Option(help="The hair's color: pink, black, ...")] = None,
+    hair: Annotated[str | None, typer.Option(help="Color of the hair: pink, black, ...")] = None,
     hairdo: Annotated[
-        str | None, typer.Option(help="long, short, bob, curly, mohawk, bald, hat, ...")
+        str | None, typer.Option(help="Hairdo: long, short, bob, curly, mohawk, bald, hat, ...")
     ] = None,
-    skin: Annotated[str | None, typer.Option(help="pale, light, tan, brown or dark.")] = None,
-    clothes: Annotated[str | None, typer.Option(help="The clothes' color.")] = None,
-    expression: Annotated[str | None, typer.Option(help="smiling, laughing, sad, surprised, ...")] = None,
-    ground: Annotated[str | None, typer.Option(help="The background's color.")] = None,
+    skin: Annotated[str | None, typer.Option(help="Skin: pale, light, tan, brown or dark.")] = None,
+    clothes: Annotated[str | None, typer.Option(help="Color of the clothes.")] = None,
+    expression: Annotated[
+        str | None, typer.Option(help="Expression: smiling, laughing, sad, surprised, ...")
+    ] = None,
+    ground: Annotated[str | None, typer.Option(help="Color of the background.")] = None,
     robot: Annotated[str | None, typer.Option(help="Draw a robot of this color.")] = None,
-    glasses: Annotated[bool, typer.Option("--glasses", help="With glasses.")] = False,
-    sunglasses: Annotated[bool, typer.Option("--sunglasses", help="With sunglasses.")] = False,
-    beard: Annotated[bool, typer.Option("--beard", help="With a beard.")] = False,
-    moustache: Annotated[bool, typer.Option("--moustache", help="With a moustache.")] = False,
+    glasses: Annotated[bool, typer.Option("--glasses", help="Draw glasses.")] = False,
+    sunglasses: Annotated[bool, typer.Option("--sunglasses", help="Draw sunglasses.")] = False,
+    beard: Annotated[bool, typer.Option("--beard", help="Draw a beard.")] = False,
+    moustache: Annotated[bool, typer.Option("--moustache", help="Draw a moustache.")] = False,
     size: Annotated[int, typer.Option(min=8, max=4096, help="Width and height in pixels.")] = 128,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed, the same picture; random if left out.")
+        int | None, typer.Option(help="The same seed gives the same picture. Default: a random one.")
     ] = None,
 ) -> None:
-    """Draw a character that no model has seen: a reference to try image prompts with.
+    """Draw a character that no model was trained on, as a reference to try.
 
-    What is not asked for is random. The picture keeps its attributes: imprompt inspect FILE shows them.
+    Attributes that are not set are random. `imprompt inspect FILE` shows those of a picture.
 
     [bold]Examples[/bold]
 
@@ -49,29 +56,29 @@ def draw(
 
     imprompt mini draw reference.png --style pixel-art --hair pink --glasses --seed 7
     """
-    wanted = {"hair": hair, "hairdo": hairdo, "skin": skin, "clothes": clothes, "expression": expression}
-    wanted |= {"ground": ground, "robot": robot}
-    wanted |= {"glasses": one_of(glasses=glasses, sunglasses=sunglasses)}
-    wanted |= {"beard": one_of(beard=beard, moustache=moustache)}
+    attributes = {"hair": hair, "hairdo": hairdo, "skin": skin, "clothes": clothes, "expression": expression}
+    attributes |= {"ground": ground, "robot": robot}
+    attributes |= {"glasses": choose_flag(glasses=glasses, sunglasses=sunglasses)}
+    attributes |= {"beard": choose_flag(beard=beard, moustache=moustache)}
     characters, drawing = (
-        optional(f"imprompt.lab.making.{name}", "draw") for name in ("characters", "drawing")
+        import_with_extra(f"imprompt.lab.making.{name}", "draw") for name in ("characters", "drawing")
     )
     check_output(output, ".png")
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
-    words = {attribute: word for attribute, word in wanted.items() if word is not None}
+    words = {attribute: word for attribute, word in attributes.items() if word is not None}
     character = characters.find_character(words, random.Random(seed), style)
     picture = drawing.draw(character, size)
     settings = {"kind": "a character drawn by imprompt mini draw", **character.to_json(), "draw_seed": seed}
     save_picture(picture, output, settings)
-    described = ", ".join(f"{attribute} {word}" for attribute, word in character.attributes.items())
-    typer.echo(f"wrote {output}: {character.style}, {described} (seed {seed})")
+    summary = ", ".join(f"{attribute} {word}" for attribute, word in character.attributes.items())
+    typer.echo(f"wrote {output}: {character.style}, {summary} (seed {seed})")
 
 
-def one_of(**flags: bool) -> str | None:
-    """The word whose flag is set.
+def choose_flag(**flags: bool) -> str | None:
+    """Return the word whose flag is set.
 
     Raises:
-        ConfigError: more than one is
+        ConfigError: more than one flag is set
     """
     words = [word for word, is_set in flags.items() if is_set]
     if len(words) > 1:
@@ -82,15 +89,18 @@ def one_of(**flags: bool) -> str | None:
 @app.command()
 def build_data(
     output: Annotated[
-        str, typer.Option(help="A folder; a bare name is in the cache, as in recipes.")
+        str, typer.Option(help="Folder to write; a bare name is a folder in the cache, as in recipes.")
     ] = "characters-128",
     count: Annotated[
-        int, typer.Option(min=1, help="Drawings to train on; 2,000 more of each held-out split.")
+        int,
+        typer.Option(
+            min=1, help="Number of drawings to train on; each held-out split gets up to 2,000 more."
+        ),
     ] = 100_000,
-    size: Annotated[int, typer.Option(min=8, help="Width and height of a picture.")] = 128,
+    size: Annotated[int, typer.Option(min=8, help="Width and height of a picture in pixels.")] = 128,
 ) -> None:
-    """Draw the characters that the embedded model is trained on: five minutes on two cores."""
-    dataset = optional("imprompt.lab.making.dataset", "mini")
+    """Draw the characters that the embedded model is trained on (five minutes on two cores)."""
+    dataset = import_with_extra("imprompt.lab.making.dataset", "mini")
     folder = resolve_in_cache(output)
     held_out = min(count, 2_000)
     counts = {"training": count, "combinations": held_out, "parts": held_out, "styles": held_out}
@@ -100,25 +110,23 @@ def build_data(
 
 @app.command()
 def export(
-    output: Annotated[
-        Path, typer.Argument(help="A folder that is not there yet, for the training pictures.")
-    ],
+    output: Annotated[Path, typer.Argument(help="Folder to create for the training pictures.")],
     layout: Annotated[
-        Literal["folder", "official", "webdataset"], typer.Option(help="How the files are laid out.")
+        Literal["folder", "official", "webdataset"], typer.Option(help="Layout of the files.")
     ] = "webdataset",
-    count: Annotated[int, typer.Option(min=1, help="Samples to train on.")] = 60_000,
-    held_out: Annotated[
-        int, typer.Option(min=1, help="Samples of combinations that no model has seen.")
-    ] = 500,
-    seed: Annotated[int, typer.Option(help="The same seed, the same samples.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of samples to train on.")] = 60_000,
+    held_out: Annotated[int, typer.Option(min=1, help="Number of samples of held-out combinations.")] = 500,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
 ) -> None:
-    """Draw characters with captions and references for `imprompt train`; held-out ones to OUTPUT-held-out.
+    """Draw characters with captions and references for `imprompt train`.
+
+    Held-out ones go to OUTPUT-held-out.
 
     [bold]Example[/bold]
 
     imprompt mini export characters
     """
-    exporting = optional("imprompt.lab.making.exporting", "mini")
+    exporting = import_with_extra("imprompt.lab.making.exporting", "mini")
     exporting.export_samples(output, layout=layout, count=count, held_out=held_out, seed=seed)
     typer.echo(f"wrote {count:,} samples to {output}, {held_out:,} to {output}-held-out")
 
@@ -128,14 +136,16 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            help="codec, decoder, base, encoder, judge, control or style; or a recipe's file.",
+            help="Stage: codec, decoder, base, encoder, judge, control or style; or the file of a recipe.",
             show_default=False,
         ),
     ],
-    resume: Annotated[str | None, typer.Option(help="latest: go on where the last run stopped.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe.")] = None,
+    resume: Annotated[str | None, typer.Option(help="'latest' resumes the last run.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting of the recipe: key=value.")
+    ] = None,
 ) -> None:
-    """Train one part of the embedded model, by recipes/mini-STAGE.toml.
+    """Train one part of the embedded model with recipes/mini-STAGE.toml.
 
     [bold]Examples[/bold]
 
@@ -145,7 +155,9 @@ def train(
     """
     if resume not in (None, "latest"):
         raise ConfigError(f"--resume takes latest, not {resume!r}")
-    stages, recipe = (optional(f"imprompt.lab.making.{name}", "mini") for name in ("stages", "recipe"))
+    stages, recipe = (
+        import_with_extra(f"imprompt.lab.making.{name}", "mini") for name in ("stages", "recipe")
+    )
     path = Path(stage) if stage.endswith(".toml") else Path("recipes", f"mini-{stage}.toml")
     folder = stages.train_stage(recipe.load_recipe(path, settings or ()), resume=resume == "latest")
     typer.echo(f"wrote {folder}")
@@ -153,12 +165,12 @@ def train(
 
 @app.command()
 def ship(
-    model: Annotated[str, typer.Option(help="Folder of the trained model, as in recipes.")] = "mini-128",
+    model: Annotated[str, typer.Option(help="Folder of the trained model, as in the recipes.")] = "mini-128",
     adapter: Annotated[
         Path | None,
-        typer.Option(help="An adapter for it, as `imprompt train` wrote it; others stay as they are."),
+        typer.Option(help="Adapter for it, written by `imprompt train`; the other adapters are kept."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where they go.")] = Path("src/imprompt/mini/weights"),
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("src/imprompt/mini/weights"),
 ) -> None:
     """Copy a trained model's parts into the package, in float16.
 
@@ -166,6 +178,6 @@ def ship(
 
     imprompt mini ship --adapter runs/mini-adapter/adapter.safetensors
     """
-    shipping = optional("imprompt.lab.making.shipping", "mini")
-    written = shipping.ship(resolve_in_cache(model), output, adapter=adapter)
-    typer.echo(f"wrote {written / 1e6:.1f} MB to {output}")
+    shipping = import_with_extra("imprompt.lab.making.shipping", "mini")
+    size = shipping.ship(resolve_in_cache(model), output, adapter=adapter)
+    typer.echo(f"wrote {size / 1e6:.1f} MB to {output}")

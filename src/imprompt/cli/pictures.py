@@ -1,4 +1,4 @@
-"""What a picture is that carries no settings of imprompt: its form, and what other programs wrote into it."""
+"""Facts about a picture without settings of imprompt: its format, and what other programs wrote into it."""
 
 import json
 from collections import Counter
@@ -11,18 +11,18 @@ from PIL import Image
 from imprompt.inputs.image import load_image, open_image
 from imprompt.runtime.files import shorten
 
-LINES_SHOWN = 40
-"""Of another program's text; more are counted."""
+VISIBLE_LINES = 40
+"""Lines of another program's text that are shown; the rest is counted."""
 
 _EXIF, _USER_COMMENT = 0x8769, 0x9286
-"""Where JPEG and WebP files hold a text (EXIF 2.3)."""
+"""Tags under which JPEG and WebP files hold a text (EXIF 2.3)."""
 
 
-def picture_facts(file: Path) -> dict[str, Any]:
-    """Say what a picture is, and what A1111's web UI or ComfyUI say of how they made it.
+def read_picture_facts(file: Path) -> dict[str, Any]:
+    """Return a picture's format and size, and the settings that A1111's web UI or ComfyUI wrote into it.
 
     Raises:
-        ImageError: no picture, one that is damaged, or one that is larger than a reference may be
+        ImageError: the file is no picture, is damaged, or is larger than a reference may be
     """
     with open_image(file) as picture:
         load_image(picture)
@@ -35,20 +35,20 @@ def picture_facts(file: Path) -> dict[str, Any]:
         }
         if (frames := getattr(picture, "n_frames", 1)) > 1:
             facts["frames"] = f"{frames}, of which the first is used"
-        return facts | _web_ui(picture) | _comfyui(picture.info)
+        return facts | _read_web_ui(picture) | _read_comfyui(picture.info)
 
 
-def _web_ui(picture: Image.Image) -> dict[str, Any]:
-    """The "parameters" that A1111's web UI and its descendants write, line by line."""
-    text = picture.info.get("parameters") or _user_comment(picture)
+def _read_web_ui(picture: Image.Image) -> dict[str, Any]:
+    """Return the "parameters" that A1111's web UI and its descendants write, line by line."""
+    text = picture.info.get("parameters") or _read_user_comment(picture)
     if not isinstance(text, str) or not text.strip():
         return {}
     lines = [shorten(line) for line in text.splitlines() if line.strip()]
-    more = [f"... and {len(lines) - LINES_SHOWN} more lines"] if len(lines) > LINES_SHOWN else []
-    return {"parameters_of_A1111": [*lines[:LINES_SHOWN], *more]}
+    more = [f"... and {len(lines) - VISIBLE_LINES} more lines"] if len(lines) > VISIBLE_LINES else []
+    return {"parameters_of_A1111": [*lines[:VISIBLE_LINES], *more]}
 
 
-def _user_comment(picture: Image.Image) -> str:
+def _read_user_comment(picture: Image.Image) -> str:
     comment = picture.getexif().get_ifd(_EXIF).get(_USER_COMMENT)
     if not isinstance(comment, bytes) or not comment.startswith(b"UNICODE\0"):
         return ""
@@ -56,9 +56,9 @@ def _user_comment(picture: Image.Image) -> str:
     return comment.removeprefix(b"UNICODE\0").decode("utf-16-be", errors="replace")
 
 
-def _comfyui(info: Mapping[Any, Any]) -> dict[str, Any]:
-    """How many nodes of each class ComfyUI's graph has."""
-    nodes = _json(info.get("prompt"))
+def _read_comfyui(info: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return how many nodes of each class ComfyUI's graph has."""
+    nodes = _parse_json(info.get("prompt"))
     if not isinstance(nodes, dict):
         return {}
     classes = Counter(
@@ -66,11 +66,11 @@ def _comfyui(info: Mapping[Any, Any]) -> dict[str, Any]:
         for node in nodes.values()
         if isinstance(node, dict) and isinstance(node.get("class_type"), str)
     )
-    listed = [f"{count} × {shorten(name)}" for name, count in sorted(classes.items())[:LINES_SHOWN]]
+    listed = [f"{count} × {shorten(name)}" for name, count in sorted(classes.items())[:VISIBLE_LINES]]
     return {"graph_of_ComfyUI": listed} if listed else {}
 
 
-def _json(text: object) -> object:
+def _parse_json(text: object) -> object:
     try:
         return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What all commands share: options, tables, progress, interruption."""
+"""Shared by all commands: options, tables, progress, interruption."""
 
 import contextlib
 import importlib
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class WrongUsage(TyperException):
-    """Options that do not go together; one line, exit code 2."""
+    """Options that exclude each other; reported on one line, with exit code 2."""
 
     exit_code = 2
 
 
-def number(description: str, panel: str | None = None, *names: str) -> Any:
-    """Return a number option whose error, unlike typer's own, says what was typed."""
+def number_option(description: str, panel: str | None = None, *names: str) -> Any:
+    """Return a number option whose error names the value, which typer's own error does not."""
 
     def parse(text: str | float) -> float:
         try:
@@ -37,10 +38,10 @@ def number(description: str, panel: str | None = None, *names: str) -> Any:
 
 
 @contextlib.contextmanager
-def interrupted_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process then and there.
+def exit_on_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process immediately, inside this context.
 
-    An import may swallow a KeyboardInterrupt or turn it into another error; and nothing is written yet.
+    An import may swallow a KeyboardInterrupt or turn it into another error. Nothing is written yet.
     """
     before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
@@ -49,11 +50,11 @@ def interrupted_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def silence_loading() -> None:
-    """Leave standard error to us.
+def quiet_libraries() -> None:
+    """Keep the messages of other libraries off standard error.
 
-    diffusers and transformers draw a bar for every folder of weights, and the hub tells of every attempt to
-    reach it; a download keeps its bar.
+    diffusers and transformers draw a bar for every folder of weights, and the hub's client reports every
+    attempt to reach it. The bar of a download stays.
     """
     import diffusers.utils.logging
     import huggingface_hub.utils.logging
@@ -66,7 +67,7 @@ def silence_loading() -> None:
 
 @contextlib.contextmanager
 def progress_bar(steps: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error, if that is a terminal; gives what advances it by one step."""
+    """Show a bar on standard error, if that is a terminal; yield a function that advances it one step."""
     from rich.progress import Progress
 
     console = error_console()
@@ -76,7 +77,7 @@ def progress_bar(steps: int) -> Iterator[Callable[[], None]]:
 
 
 def error_console() -> "Console":
-    """The console on standard error."""
+    """Return the console on standard error."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -93,7 +94,7 @@ def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
 
     table = Table(show_header=False)
     for name, value in facts.items():
-        for line in _lines(name, value):
+        for line in _format_lines(name, value):
             table.add_row(name.replace("_", " "), Text(line))
             name = ""
     Console().print(table)
@@ -105,36 +106,40 @@ def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
 
     table = Table(*titles, box=None)
-    # The first column is what will be typed: whole, however narrow the terminal.
+    # The first column holds words to be typed, so it is never cut, however narrow the terminal is.
     table.columns[0].min_width = max(len(row[0]) for row in rows)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
 
 
-def _lines(name: str, value: Any) -> list[str]:
-    """What a table shows of a fact; nothing that a file holds may send codes to the terminal."""
+def _format_lines(name: str, value: Any) -> list[str]:
+    """Return the lines that a table shows of a fact, without control codes that a file may hold."""
     if name == "layers":
         return [f"{len(value)} cross-attention layers"]
     if name == "parameters":
         return [f"{value:,}"]
     if isinstance(value, Mapping):
-        return [f"{key}: {_item(inner)}" for key, inner in value.items()]
+        return [f"{key}: {_format_item(inner)}" for key, inner in value.items()]
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_item(item) for item in value]
-    return [_item(value)]
+        return [_format_item(item) for item in value]
+    return [_format_item(value)]
 
 
-def _item(value: Any) -> str:
+def _format_item(value: Any) -> str:
     if isinstance(value, Mapping):
-        return one_line(", ".join(f"{key}: {_item(inner)}" for key, inner in value.items()))
+        return join_lines(", ".join(f"{key}: {_format_item(inner)}" for key, inner in value.items()))
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_item, value))
-    return "" if value is None else one_line(str(value))
+        return ", ".join(map(_format_item, value))
+    return "" if value is None else join_lines(str(value))
 
 
-def optional(module: str, extra: str) -> ModuleType:
-    """Import a module of ours whose dependencies an extra brings."""
+def import_with_extra(module: str, extra: str) -> ModuleType:
+    """Import a module of imprompt whose dependencies come with an extra.
+
+    Raises:
+        MissingExtra: a dependency is not installed
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -143,6 +148,11 @@ def optional(module: str, extra: str) -> ModuleType:
         raise MissingExtra(error.name, extra) from error
 
 
-def one_line(text: str) -> str:
-    """Printable, on one line, whatever is in a file name."""
+def print_written(path: Path) -> None:
+    """Report that a file was written."""
+    typer.echo(f"wrote {join_lines(str(path))}")
+
+
+def join_lines(text: str) -> str:
+    """Return a text on one line, with '?' for every character that is not printable."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

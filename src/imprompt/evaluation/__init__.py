@@ -1,1 +1,1 @@
-"""Measuring: metrics over features, an independent judge, suites that make pictures and score them."""
+"""Measure how well image prompts are followed: judges, metrics, methods, and the suites."""

@@ -1,20 +1,20 @@
-"""What floor and ceiling of a score are made of: another's reference, and a light copy of the right one."""
+"""The images behind a score's floor and ceiling: another reference, and a light copy of the right one."""
 
 from jaxtyping import Int
 from PIL import Image, ImageFilter
 from torch import Tensor
 
 SHIFT = 53
-"""A shuffled reference is the one this many places on in its gallery."""
+"""The shuffled reference of an image is the one this many places later in the gallery."""
 
 
 def shuffled_place(place: Int[Tensor, " queries"], count: int) -> Int[Tensor, " queries"]:
-    """The shuffled references' places in a gallery of two or more."""
+    """Return the place of the shuffled reference for each place in a gallery of two or more."""
     return (place + (SHIFT % count or 1)) % count
 
 
 def light_copy(picture: Image.Image) -> Image.Image:
-    """The same picture a little larger, shifted and softer: what nobody would call another picture."""
+    """Return the same picture a little larger, shifted and softer: an almost perfect answer."""
     width, height = picture.size
     zoom = 0.94
     matrix = (zoom, 0, 0.05 * width, 0, zoom, 0.01 * height)

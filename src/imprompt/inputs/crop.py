@@ -1,6 +1,6 @@
 """What of a picture the encoder sees: one square cut from it, the whole of it, or a row of overlapping tiles.
 
-    "centre"                    the middle square, as CLIP's own preprocessing takes it
+    "center"                    the middle square, as CLIP's own preprocessing takes it
     "top" "bottom"              the square at that end of a tall picture
     "left" "right"              the square at that end of a wide one
     (x, y)                      where the square stands in its room: (0, 0) top left, (1, 1) bottom right
@@ -9,7 +9,7 @@
     "tiles"                     several squares that cover it, one view each: see `split_into_tiles`
 
 Of a square picture all of these show the same. A crop keeps all of the shorter side, so "top" of a wide
-picture is its "centre".
+picture is its "center". The spelling "centre" is also accepted.
 """
 
 import itertools
@@ -24,8 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt.errors import InvalidReference
+from imprompt.runtime.settings import normalize_spelling
 
-CropName = Literal["centre", "top", "bottom", "left", "right", "pad", "stretch", "tiles"]
+CropName = Literal["center", "top", "bottom", "left", "right", "pad", "stretch", "tiles"]
 Crop = CropName | tuple[float | int, float | int]
 """A name, or the position (x, y) of the crop window, each 0–1."""
 
@@ -39,7 +40,7 @@ MAX_PROPORTION = 16
 """How many times as long as its shorter side a picture may be: a longer reference is cut to that first, and a
 picture to start from, its mask and a control picture are refused."""
 
-_POSITIONS = {"centre": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
+_POSITIONS = {"center": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
 _WHITE = (255, 255, 255)
 
 
@@ -59,7 +60,7 @@ def check_crop(crop: object) -> None:
     Raises:
         InvalidReference: an unknown name, or a pair that is not two numbers from 0 to 1
     """
-    if isinstance(crop, str) and crop in get_args(CropName):
+    if isinstance(crop, str) and normalize_spelling(crop) in get_args(CropName):
         return
     pair = isinstance(crop, tuple) and len(crop) == 2 and all(_is_share(number) for number in crop)
     if not pair:
@@ -67,11 +68,11 @@ def check_crop(crop: object) -> None:
         raise InvalidReference(f"crop must be {names} or a position (x, y) of two numbers 0–1, not {crop!r}")
 
 
-def encoder_view(picture: Image.Image, size: int, crop: Crop | str = "centre") -> Image.Image:
+def encoder_view(picture: Image.Image, size: int, crop: Crop | str = "center") -> Image.Image:
     """Return the square RGB picture, `size` pixels wide, that an encoder sees of a picture.
 
     Resizing is bicubic. A crop window is cut after the shorter side has become `size`, its position rounded
-    down to whole pixels; "centre" is equal to transformers' CLIPImageProcessorPil, bit for bit. A picture
+    down to whole pixels; "center" is equal to transformers' CLIPImageProcessorPil, bit for bit. A picture
     longer than 16:1 is first cut to that, at the same position. A tile is square, so of a tile "tiles" is the
     tile.
 
@@ -98,7 +99,7 @@ def encoder_pixels(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    crop: Crop | str = "centre",
+    crop: Crop | str = "center",
 ) -> Float[Tensor, "3 {size} {size}"]:
     """Return a picture as an image encoder's input: what `encoder_view` shows, normalised.
 

@@ -22,8 +22,9 @@ from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, 
 from imprompt.inputs.encoder import Input
 from imprompt.runtime.files import file_fault, header_fault
 from imprompt.runtime.output import check_output, write_atomically
+from imprompt.runtime.settings import normalize_spelling
 
-Combine = Literal["concat", "average", "add", "subtract", "normalised average", "interpolate"]
+Combine = Literal["concat", "average", "add", "subtract", "normalized average", "interpolate"]
 """What becomes of several pictures in one reference, see `combine_embeddings`."""
 
 VERSION = "1"
@@ -149,7 +150,7 @@ def combine_embeddings(
         average             Σ w_i x_i / Σ w_i
         add                 Σ w_i x_i
         subtract            w_1 x_1 - mean of w_i x_i over the others
-        normalised average  the direction of Σ w_i x_i/|x_i|, as long as the average Σ w_i |x_i| / Σ w_i
+        normalized average  the direction of Σ w_i x_i/|x_i|, as long as the average Σ w_i |x_i| / Σ w_i
         interpolate         of two, weights (1 - t, t): along the arc from x_1/|x_1| to x_2/|x_2|, the share t
                             of its angle, as long as (1 - t) |x_1| + t |x_2|
 
@@ -160,6 +161,7 @@ def combine_embeddings(
         InvalidReference: an unknown way, too few or too many pictures or weights, weights that are no finite
             numbers or sum to 0 (of "interpolate": to anything but 1), opposite pictures without a direction
     """
+    how = str(normalize_spelling(how))
     if how not in get_args(Combine):
         raise InvalidReference(f"combine must be {', '.join(get_args(Combine))}, not {how!r}")
     if how == "concat":
@@ -189,7 +191,7 @@ def _subtracted(x: Tensor, w: Tensor) -> Tensor:
     return weighted[:1] - weighted[1:].mean(0, keepdim=True)
 
 
-def _normalised_mean(x: Tensor, w: Tensor) -> Tensor:
+def _normalized_mean(x: Tensor, w: Tensor) -> Tensor:
     length = x.norm(dim=-1, keepdim=True)
     return _directed(_mean(_unit(x), w), _mean(length, w))
 
@@ -209,7 +211,7 @@ _WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "average": _mean,
     "add": _added,
     "subtract": _subtracted,
-    "normalised average": _normalised_mean,
+    "normalized average": _normalized_mean,
     "interpolate": _interpolated,
 }
 

@@ -104,9 +104,9 @@ class ImageEncoder:
         return self
 
     def pixels(
-        self, pictures: Sequence[Image.Image], crop: Crop | str = "centre"
+        self, pictures: Sequence[Image.Image], crop: Crop | str = "center"
     ) -> Float[Tensor, "batch 3 size size"]:
-        """Crop and normalise upright RGB pictures, on the CPU; "centre" is CLIP's own preprocessing.
+        """Crop and normalize upright RGB pictures, on the CPU; "center" is CLIP's own preprocessing.
 
         Raises:
             InvalidReference: no `Crop`, or "tiles" for pictures that are not square

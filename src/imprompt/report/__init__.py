@@ -1,55 +1,85 @@
-"""Reports: a page that holds everything, a small one to be kept, its figures as JSON, scores as a table.
+"""Reports: a whole page, a small one for a repository, their numbers as JSON, scores as a table.
 
-report = Report("COCO", "IP-Adapter follows its image prompts.", [Section("Scores", "", [Table(...)])], {})
+report = Report("COCO", "IP-Adapter follows its image prompts.", [Section("Scores", "", [Table(...)])])
 write_report(report, folder, summary)
 write_scores(scores, folder)
+
+blocks      what a page is made of
+charts      lines as SVG          dots    rows with intervals as SVG          axes    their axes
+pictures    sheets and pictures inside a page
+numbers     numbers in words, and the interval
+page        a report as HTML      look    its style sheet and script
+summary     a report as data      files   the files of a report
 """
 
 from imprompt.report.blocks import (
     Block,
     Cell,
+    Code,
     Column,
+    Facts,
     Grid,
+    KeyFigure,
+    Markup,
     Report,
     Section,
     Table,
-    Tile,
     best_median_worst,
 )
-from imprompt.report.charts import Chart, Line, draw
+from imprompt.report.charts import Chart, Line, Tone, draw_chart, smooth_points, thin_points
 from imprompt.report.dots import Dot, DotPlot, draw_dots
 from imprompt.report.files import (
+    SCORES_FILE,
+    SUMMARY_FILE,
     make_folder,
     write_picture,
     write_report,
     write_scores,
-    write_summary,
 )
-from imprompt.report.interval import Interval
-from imprompt.report.pictures import Embedded, embed
+from imprompt.report.numbers import Interval, format_mean, format_short, format_value
+from imprompt.report.page import SMALL_BYTES, escape, page_html
+from imprompt.report.pictures import PictureRow, data_uri, draw_sheet, embed_picture, encode_jpeg
+from imprompt.report.summary import plain
 
 __all__ = [
+    "SCORES_FILE",
+    "SMALL_BYTES",
+    "SUMMARY_FILE",
     "Block",
     "Cell",
     "Chart",
+    "Code",
     "Column",
     "Dot",
     "DotPlot",
-    "Embedded",
+    "Facts",
     "Grid",
     "Interval",
+    "KeyFigure",
     "Line",
+    "Markup",
+    "PictureRow",
     "Report",
     "Section",
     "Table",
-    "Tile",
+    "Tone",
     "best_median_worst",
-    "draw",
+    "data_uri",
+    "draw_chart",
     "draw_dots",
-    "embed",
+    "draw_sheet",
+    "embed_picture",
+    "encode_jpeg",
+    "escape",
+    "format_mean",
+    "format_short",
+    "format_value",
     "make_folder",
+    "page_html",
+    "plain",
+    "smooth_points",
+    "thin_points",
     "write_picture",
     "write_report",
     "write_scores",
-    "write_summary",
 ]

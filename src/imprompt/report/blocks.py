@@ -1,4 +1,4 @@
-"""What a report is made of: sections of tables, charts and grids of pictures."""
+"""What a page is made of: sections of tables, charts, grids of pictures, and lists of facts."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 from imprompt.report.charts import Chart
 from imprompt.report.dots import DotPlot
-from imprompt.report.interval import Interval
-from imprompt.report.sheets import Row
+from imprompt.report.numbers import Interval
+from imprompt.report.pictures import PictureRow
 
 Cell = str | float | int | Interval | None
 """Words, a number, a number with its interval, or nothing."""
@@ -16,12 +16,12 @@ Cell = str | float | int | Interval | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, and how its numbers are written.
+    """The heading of a table's column, and how its numbers are written.
 
     Attributes:
         name: the heading
-        percent: whether numbers are shares, shown in percent
-        digits: behind the point
+        percent: whether numbers are shares, written in percent
+        digits: digits behind the point
     """
 
     name: str
@@ -34,11 +34,11 @@ class Table:
     """Rows under headings; the first cell of a row is its name.
 
     Attributes:
-        columns: headings; a plain name is a column of numbers with three digits behind the point
-        rows: as many cells each as there are columns
-        note: how to read it; a sentence
-        title: what stands above it
-        strong: the rows that matter, by their places
+        columns: the headings; a plain name is a column of numbers with three digits behind the point
+        rows: each has as many cells as there are columns
+        note: a sentence that says how to read it
+        title: the heading above it
+        strong: the places of the rows that matter, which are bold
     """
 
     columns: Sequence[str | Column]
@@ -55,23 +55,23 @@ class Table:
 
     @property
     def headings(self) -> list[Column]:
-        """The columns, plain names made whole."""
+        """The columns, with a `Column` in place of each plain name."""
         return [Column(one) if isinstance(one, str) else one for one in self.columns]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of pictures under titles, each with what it shows.
+    """Rows of pictures under column titles, each with a label.
 
     Attributes:
         titles: of the columns; as many as there are pictures in a row
         rows: pictures and label
-        note: what is to be seen; a sentence
-        title: what stands above it
+        note: a sentence that says what to look for
+        title: the heading above it
     """
 
     titles: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[PictureRow]
     note: str = ""
     title: str = ""
 
@@ -82,7 +82,35 @@ class Grid:
                 raise ValueError(f"{len(row.pictures)} pictures under {len(self.titles)} titles")
 
 
-Block = Table | Chart | DotPlot | Grid
+@dataclass(frozen=True)
+class Facts:
+    """Groups of names and values, in columns.
+
+    Attributes:
+        groups: title of a group → its facts; a title may be empty
+        summary: if it is given, the groups are folded away under this line
+    """
+
+    groups: Mapping[str, Mapping[str, Any]]
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A command or another text that readers copy, with a note above it."""
+
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Markup:
+    """HTML that stands in the page as it is; its author escapes every text in it."""
+
+    html: str
+
+
+Block = Table | Chart | DotPlot | Grid | Facts | Code | Markup
 
 
 @dataclass(frozen=True)
@@ -95,14 +123,24 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A key figure: its number, its name, and what to compare it with."""
+class KeyFigure:
+    """A number in the page's head.
 
-    value: float | int | Interval
+    Attributes:
+        value: the number, or its text
+        name: what the number is
+        comparison: what to compare it with
+        percent: whether it is a share, written in percent
+        digits: digits behind the point
+        unit: written behind the number, smaller
+    """
+
+    value: float | int | Interval | str
     name: str
-    beside: str = ""
+    comparison: str = ""
     percent: bool = False
     digits: int = 3
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,29 +149,37 @@ class Report:
 
     Attributes:
         title: what was measured
-        lead: what came of it, in one plain sentence
+        lead: the result in one plain sentence
         sections: in their order
-        facts: how it was made, by name, for people
-        over: what stands above the title
-        tiles: key figures, the first one the most important
+        facts: how it was made, by name
+        overline: the line above the title
+        key_figures: the first one is the most important
+        progress: the share of a run that is done, 0 to 1, for a bar; None for no bar
+        state: the line under the lead, or under the bar
+        author: the command that wrote the page
+        source: where the page's numbers are, beside the page
     """
 
     title: str
     lead: str
     sections: Sequence[Section]
     facts: Mapping[str, Any] = field(default_factory=dict)
-    over: str = ""
-    tiles: Sequence[Tile] = ()
+    overline: str = ""
+    key_figures: Sequence[KeyFigure] = ()
+    progress: float | None = None
+    state: str = ""
+    author: str = "imprompt evaluate"
+    source: str = "summary.json"
 
 
 def best_median_worst(scores: Sequence[float | int], count: int = 1) -> list[int]:
-    """Places of the `count` best scores, of `count` around the median, and of the `count` worst, best first.
+    """Return the places of the `count` best, the `count` middle and the `count` worst scores, best first.
 
-    None comes twice: of fewer than 3 × `count` scores all are given. Of equal scores the first is the better
-    one.
+    No place is returned twice: of fewer than 3 × `count` scores all places are returned. Of equal scores the
+    first one counts as the better one.
 
     Raises:
-        ValueError: a score is not a number
+        ValueError: a score is NaN
     """
     if any(math.isnan(score) for score in scores):
         raise ValueError("scores that are not numbers have no order")

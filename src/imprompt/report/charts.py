@@ -1,7 +1,7 @@
-"""Charts as inline SVG: axes with labels, each line named at its end, colours from the page's style sheet.
+"""Line charts as inline SVG: axes with labels, and the name of each line at its end.
 
-A chart is drawn in its own units, 460 × 232, and scaled by the page; strokes and words take their colours
-from classes, so that one drawing serves a light page and a dark one.
+A chart is drawn in its own units, 460 × 232, and the page scales it. Strokes and words take their colors from
+classes of the page's style sheet, so one drawing serves a light page and a dark one.
 """
 
 import html
@@ -11,39 +11,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from imprompt.report.axes import Axis, short, shown, spread, step_axis, tick, value_axis
+from imprompt.report.axes import Axis, move_apart, step_axis, value_axis
+from imprompt.report.numbers import format_short, format_value
 
 WIDTH, HEIGHT = 460, 232
 LEFT, RIGHT, TOP, BOTTOM = 52, 118, 12, 34
 MOST_POINTS = 160
-"""A longer line is drawn as means of equal stretches of steps: a curve is not wider than its pixels."""
+"""A line with more points is drawn as the means of equal stretches of steps."""
 
 _LABEL_HEIGHT = 14.0
 
 Tone = Literal["accent", "ink", "faint"]
 
 Points = Sequence[tuple[float | int, float | int | None]]
-"""(x, y), in the order in which they are joined; None where the value was not finite."""
+"""(x, y) in the order in which they are joined; y is None where the value was not finite."""
 
 Ends = tuple[float | int, float | int]
-"""Low and high end of an interval."""
+"""The low and the high end of an interval."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve.
+    """One line of a chart.
+
+    Points with intervals or with names are drawn as dots.
 
     Attributes:
-        label: what stands at its end, before its last value; empty for the value alone
+        label: the text at the line's end, before its last value; "" for the value alone
         points: (x, y or None)
-        tone: accent for what matters, ink for what it is compared with, faint, without a label, for what
-            lies behind
-        strength: of the colour, 0–1
+        tone: "accent" for what matters, "ink" for what it is compared with, "faint", which has no label, for
+            the background
+        strength: how strong the color is, 0 to 1
         filled: whether the area down to zero is tinted
-        intervals: of each point's y, in their order; none: the points are exact. Points with intervals, or
-            with names, are drawn as dots
-        sideways: of each point's x
-        names: what stands beside each point
+        intervals: the interval of each point's y; empty where points are exact
+        x_intervals: the interval of each point's x; empty where points are exact
+        names: the text at each point
     """
 
     label: str
@@ -52,28 +54,28 @@ class Line:
     strength: float | int = 1.0
     filled: bool = False
     intervals: Sequence[Ends] = ()
-    sideways: Sequence[Ends] = ()
+    x_intervals: Sequence[Ends] = ()
     names: Sequence[str] = ()
 
     @property
-    def dotted(self) -> bool:
-        """Whether each point stands for itself."""
-        return bool(self.intervals or self.sideways or self.names)
+    def has_dots(self) -> bool:
+        """Whether each point is drawn as a dot."""
+        return bool(self.intervals or self.x_intervals or self.names)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Some curves.
+    """A chart of lines.
 
     Attributes:
-        title: what is drawn, with its unit
-        note: how to read it; a sentence
-        lines: the curves, the last one on top
-        zero: whether zero belongs to the upright axis, with a line of its own
-        percent: whether values are shares, shown in percent
-        across: name of the level axis, which goes from zero to its last value
-        up: name of the upright axis, where the title is not enough
-        free: whether the level axis, too, lies around its values and not from zero
+        title: what the chart shows, with its unit
+        note: a sentence that says how to read it
+        lines: the last one is on top
+        zero: whether the y axis includes zero, with a line of its own
+        percent: whether values are shares, written in percent
+        x_label: the name of the x axis, which goes from zero to its last value
+        y_label: the name of the y axis, where the title is not enough
+        is_scatter: whether the x axis, too, lies around its values and does not begin at zero
     """
 
     title: str
@@ -81,35 +83,37 @@ class Chart:
     lines: Sequence[Line] = field(default_factory=tuple)
     zero: bool = False
     percent: bool = False
-    across: str = "step"
-    up: str = ""
-    free: bool = False
+    x_label: str = "step"
+    y_label: str = ""
+    is_scatter: bool = False
 
 
-def draw(chart: Chart) -> str:
-    """A chart as an SVG element; without any finite point an empty string."""
-    lines = [replace(line, points=thinned(line.points)) if not line.dotted else line for line in chart.lines]
+def draw_chart(chart: Chart) -> str:
+    """Draw a chart as an SVG element; return "" if no point is finite."""
+    lines = [
+        replace(line, points=thin_points(line.points)) if not line.has_dots else line for line in chart.lines
+    ]
     values = [value for line in lines for _, value in line.points if value is not None]
     if not values:
         return ""
     values += [end for line in lines for ends in line.intervals for end in ends]
-    x = _level_axis(chart, lines)
-    y = value_axis(values, HEIGHT - BOTTOM, TOP, zero=chart.zero, powers=not chart.free)
-    parts = [_grid(x, y, chart), *(_curve(line, x, y) for line in lines), _labels(lines, chart, x, y)]
+    x = _x_axis(chart, lines)
+    y = value_axis(values, HEIGHT - BOTTOM, TOP, zero=chart.zero, powers=not chart.is_scatter)
+    parts = [_rules(x, y, chart), *(_curve(line, x, y) for line in lines), _labels(lines, chart, x, y)]
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(chart.title)}" '
-        f'data-axis="{x.low:g} {x.high:g} {x.start:g} {x.end:.1f}" data-lines="{_data(lines, chart)}"'
-        f"{_across(chart)}>{''.join(parts)}</svg>"
+        f'data-axis="{x.low:g} {x.high:g} {x.start:g} {x.end:.1f}" data-lines="{_pointer_data(lines, chart)}"'
+        f"{_x_label_data(chart)}>{''.join(parts)}</svg>"
     )
 
 
-def _across(chart: Chart) -> str:
-    """The name of the level axis for the script, which knows steps."""
-    return "" if chart.across == "step" else f' data-across="{html.escape(chart.across)}"'
+def _x_label_data(chart: Chart) -> str:
+    """Return the name of the x axis for the script, whose default is "step"."""
+    return "" if chart.x_label == "step" else f' data-across="{html.escape(chart.x_label)}"'
 
 
-def thinned(points: Points) -> Points:
-    """At most MOST_POINTS points: means of equal stretches; where a value is missing in one, the others'."""
+def thin_points(points: Points) -> Points:
+    """Return at most `MOST_POINTS` points: the means of the finite values of equal stretches."""
     if len(points) <= MOST_POINTS:
         return points
     size = math.ceil(len(points) / MOST_POINTS)
@@ -121,8 +125,8 @@ def thinned(points: Points) -> Points:
     return thin
 
 
-def smoothed(points: Points) -> Points:
-    """A running mean over about a fifteenth of the curve, centred; narrower at the ends, so none is lost."""
+def smooth_points(points: Points) -> Points:
+    """Return the centered running mean over about a fifteenth of the line; it is narrower at the ends."""
     known = [(step, value) for step, value in points if value is not None]
     half = len(known) // 30
     if not half:
@@ -135,89 +139,92 @@ def smoothed(points: Points) -> Points:
     return smooth
 
 
-def _level_axis(chart: Chart, lines: Sequence[Line]) -> Axis:
-    places = [step for line in lines for step, _ in line.points]
-    if chart.across == "step":
-        return step_axis(places, LEFT, WIDTH - RIGHT)
-    places += [end for line in lines for ends in line.sideways for end in ends]
-    return value_axis(places, LEFT, WIDTH - RIGHT, zero=not chart.free, powers=False)
+def _x_axis(chart: Chart, lines: Sequence[Line]) -> Axis:
+    values = [x for line in lines for x, _ in line.points]
+    if chart.x_label == "step":
+        return step_axis(values, LEFT, WIDTH - RIGHT)
+    values += [end for line in lines for ends in line.x_intervals for end in ends]
+    return value_axis(values, LEFT, WIDTH - RIGHT, zero=not chart.is_scatter, powers=False)
 
 
-def _grid(x: Axis, y: Axis, chart: Chart) -> str:
+def _rules(x: Axis, y: Axis, chart: Chart) -> str:
+    """Draw the axes' labels and the lines across the chart."""
     parts = []
     for value in y.ticks():
-        place = y.place(value)
+        top = y.position(value)
         kind = "zero" if chart.zero and abs(value) < 1e-12 else "rule"
-        parts.append(f'<path class="{kind}" d="M{x.start:g} {place:.1f}H{x.end:.1f}"/>')
-        parts.append(_text(x.start - 8, place + 4, tick(value, y, percent=chart.percent), "end"))
+        parts.append(f'<path class="{kind}" d="M{x.start:g} {top:.1f}H{x.end:.1f}"/>')
+        parts.append(draw_text(x.start - 8, top + 4, y.format_tick(value, percent=chart.percent), "end"))
     for value in x.ticks():
-        parts.append(_text(x.place(value), HEIGHT - BOTTOM + 18, short(value), "middle"))
-    across = chart.across + (", log scale" if y.logarithmic else "")
-    parts.append(_text(x.end, HEIGHT - 2, across, "end", "name"))
-    if chart.up:
-        parts.append(_text(x.start + 7, y.start - 7, f"↑ {chart.up}", "start", "name"))
+        parts.append(draw_text(x.position(value), HEIGHT - BOTTOM + 18, format_short(value), "middle"))
+    x_label = chart.x_label + (", log scale" if y.logarithmic else "")
+    parts.append(draw_text(x.end, HEIGHT - 2, x_label, "end", "name"))
+    if chart.y_label:
+        parts.append(draw_text(x.start + 7, y.start - 7, f"↑ {chart.y_label}", "start", "name"))
     return "".join(parts)
 
 
-def _text(x: float | int, y: float | int, words: str, anchor: str, kind: str = "tick") -> str:
+def draw_text(x: float | int, y: float | int, words: str, anchor: str, kind: str = "tick") -> str:
+    """Write words at a position of the SVG element, in the style of the class `kind`."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
 
 
 def _curve(line: Line, x: Axis, y: Axis) -> str:
-    """The line, broken where a value is missing; and a dot at its end, or at each of its points."""
+    """Draw the line, broken where a value is missing, and a dot at its end or at each of its points."""
     stretches = _stretches(line.points)
     style = f'class="{line.tone}" style="--strength:{line.strength:.2f}"'
     parts = []
     for stretch in stretches:
-        places = [f"{x.place(step):.1f} {y.place(value):.1f}" for step, value in stretch]
-        path = "M" + "L".join(places)
+        path = "M" + "L".join(f"{x.position(a):.1f} {y.position(b):.1f}" for a, b in stretch)
         if line.filled:
-            foot = y.place(0)
-            ends = f"{x.place(stretch[-1][0]):.1f} {foot:.1f}L{x.place(stretch[0][0]):.1f} {foot:.1f}"
+            foot = y.position(0)
+            ends = f"{x.position(stretch[-1][0]):.1f} {foot:.1f}L{x.position(stretch[0][0]):.1f} {foot:.1f}"
             parts.append(f'<path class="area" d="{path}L{ends}Z"/>')
         parts.append(f'<path {style} d="{path}"/>')
-    if line.dotted:
+    if line.has_dots:
         parts += [_dot(line, index, style, x, y) for index in range(len(line.points))]
         parts += _names(line, x, y)
     elif stretches and line.tone != "faint":
         step, value = stretches[-1][-1]
-        parts.append(f'<circle {style} cx="{x.place(step):.1f}" cy="{y.place(value):.1f}" r="2.6"/>')
+        parts.append(f'<circle {style} cx="{x.position(step):.1f}" cy="{y.position(value):.1f}" r="2.6"/>')
     return "".join(parts)
 
 
 def _dot(line: Line, index: int, style: str, x: Axis, y: Axis) -> str:
-    """One point that stands for itself: its intervals, a dot, its name."""
+    """Draw one point as a dot with its intervals."""
     step, value = line.points[index]
     if value is None:
         return ""
-    across, up, parts = x.place(step), y.place(value), []
+    left, top, parts = x.position(step), y.position(value), []
     if line.intervals:
-        low, high = (y.place(end) for end in line.intervals[index])
-        parts.append(f'<path {style} d="M{across:.1f} {low:.1f}V{high:.1f}"/>')
-    if line.sideways:
-        low, high = (x.place(end) for end in line.sideways[index])
-        parts.append(f'<path {style} d="M{low:.1f} {up:.1f}H{high:.1f}"/>')
-    parts.append(f'<circle {style} cx="{across:.1f}" cy="{up:.1f}" r="3.4"/>')
+        low, high = (y.position(end) for end in line.intervals[index])
+        parts.append(f'<path {style} d="M{left:.1f} {low:.1f}V{high:.1f}"/>')
+    if line.x_intervals:
+        low, high = (x.position(end) for end in line.x_intervals[index])
+        parts.append(f'<path {style} d="M{low:.1f} {top:.1f}H{high:.1f}"/>')
+    parts.append(f'<circle {style} cx="{left:.1f}" cy="{top:.1f}" r="3.4"/>')
     return "".join(parts)
 
 
 def _names(line: Line, x: Axis, y: Axis) -> list[str]:
-    """The points' names beside them, each where no earlier one stands."""
-    taken: list[tuple[float | int, float | int]] = []
+    """Write the points' names next to them, each where it does not overlap an earlier one."""
+    occupied: list[tuple[float | int, float | int]] = []
     parts = []
     for name, (step, value) in zip(line.names, line.points, strict=False):
         if value is None:
             continue
-        room = 7.0 * len(name)
-        places = [(x.place(step) + 7, y.place(value) + off) for off in (-7, 16, -20, 29, -33)]
-        free = [at for at in places if not any(_near(at, other, room) for other in taken)]
-        taken.append((free or places)[0])
-        parts.append(_text(*taken[-1], name, "start", "name"))
+        width = 7.0 * len(name)
+        corners = [(x.position(step) + 7, y.position(value) + off) for off in (-7, 16, -20, 29, -33)]
+        free = [at for at in corners if not any(_overlap(at, other, width) for other in occupied)]
+        occupied.append((free or corners)[0])
+        parts.append(draw_text(*occupied[-1], name, "start", "name"))
     return parts
 
 
-def _near(at: tuple[float | int, float | int], other: tuple[float | int, float | int], room: float) -> bool:
-    return abs(at[0] - other[0]) < room and abs(at[1] - other[1]) < _LABEL_HEIGHT - 2
+def _overlap(
+    at: tuple[float | int, float | int], other: tuple[float | int, float | int], width: float
+) -> bool:
+    return abs(at[0] - other[0]) < width and abs(at[1] - other[1]) < _LABEL_HEIGHT - 2
 
 
 def _stretches(points: Points) -> list[list[tuple[float | int, float | int]]]:
@@ -231,33 +238,40 @@ def _stretches(points: Points) -> list[list[tuple[float | int, float | int]]]:
 
 
 def _labels(lines: Sequence[Line], chart: Chart, x: Axis, y: Axis) -> str:
-    """Each line's name and last value at its end, moved apart where they would lie on one another."""
+    """Write each line's name and last value at its end, moved apart where they would overlap."""
     lasts = ((next((v for _, v in reversed(line.points) if v is not None), None), line) for line in lines)
-    ends = [(y.place(last), last, line) for last, line in lasts if last is not None and line.tone != "faint"]
+    ends = [
+        (y.position(last), last, line) for last, line in lasts if last is not None and line.tone != "faint"
+    ]
     ends.sort(key=lambda end: end[0])
-    places = spread([place for place, _, _ in ends], _LABEL_HEIGHT, TOP, HEIGHT - BOTTOM)
+    tops = move_apart([top for top, _, _ in ends], _LABEL_HEIGHT, TOP, HEIGHT - BOTTOM)
     return "".join(
         f'<text class="label {line.tone}" style="--strength:{line.strength:.2f}" '
-        f'x="{x.end + 9:.1f}" y="{place + 4:.1f}">{html.escape(line.label)}{_last(last, line, chart)}</text>'
-        for place, (_, last, line) in zip(places, ends, strict=True)
+        f'x="{x.end + 9:.1f}" y="{top + 4:.1f}">'
+        f"{html.escape(line.label)}{_last_value(last, line, chart)}</text>"
+        for top, (_, last, line) in zip(tops, ends, strict=True)
     )
 
 
-def _last(value: float | int, line: Line, chart: Chart) -> str:
-    """A line's last value, where the line goes somewhere."""
-    if chart.free:
+def _last_value(value: float | int, line: Line, chart: Chart) -> str:
+    """Write a line's last value; return "" in a scatter plot, which has no last one."""
+    if chart.is_scatter:
         return ""
-    return f'<tspan dx="{5 if line.label else 0}">{shown(value, percent=chart.percent)}</tspan>'
+    return f'<tspan dx="{5 if line.label else 0}">{format_value(value, percent=chart.percent)}</tspan>'
 
 
-def _data(lines: Sequence[Line], chart: Chart) -> str:
-    """What is shown under the pointer, as JSON in an attribute; nothing where x is no time."""
-    named = [
+def _pointer_data(lines: Sequence[Line], chart: Chart) -> str:
+    """Return the values under the pointer as JSON for the script; a scatter plot has none."""
+    values = [
         [
             line.label,
-            [[step, shown(value, percent=chart.percent)] for step, value in line.points if value is not None],
+            [
+                [step, format_value(value, percent=chart.percent)]
+                for step, value in line.points
+                if value is not None
+            ],
         ]
         for line in lines
-        if line.tone != "faint" and not chart.free
+        if line.tone != "faint" and not chart.is_scatter
     ]
-    return html.escape(json.dumps(named, ensure_ascii=False, separators=(",", ":")), quote=True)
+    return html.escape(json.dumps(values, ensure_ascii=False, separators=(",", ":")), quote=True)

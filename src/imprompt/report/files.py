@@ -1,11 +1,10 @@
-"""A report's files: `index.html`, `index-small.html`, `summary.json`, `scores.csv`, `scores.parquet`."""
+"""The files of a report: `index.html`, `index-small.html`, `summary.json`, `scores.csv`, `scores.parquet`."""
 
 import csv
 import dataclasses
 import importlib
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from PIL import Image
 
 from imprompt.errors import OutputError
 from imprompt.report.blocks import Report
-from imprompt.report.data import report_data
-from imprompt.report.html import small_page, whole_page
-from imprompt.report.interval import Interval
+from imprompt.report.page import small_page, whole_page
+from imprompt.report.summary import plain, report_data
 from imprompt.runtime.environment import describe_environment
 from imprompt.runtime.output import write_atomically
 
@@ -24,29 +22,28 @@ PAGE_FILE, SMALL_PAGE_FILE, SUMMARY_FILE = "index.html", "index-small.html", "su
 SCORES_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
 
 _PACKAGES = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
-_SHOWN = ("command", "commit", "device", "imprompt", "torch", "diffusers", "transformers")
-"""What the page says of where it was made, after the report's own facts."""
+_PAGE_FACTS = ("command", "commit", "device", "imprompt", "torch", "diffusers", "transformers")
+"""Facts of the environment that the page lists after the report's own facts."""
 
 
 def write_report(report: Report, folder: Path, summary: Mapping[str, Any]) -> Path:
     """Write the report's page, its small page and its summary to `folder`, and return the page's path.
 
-    `index.html` holds everything; `index-small.html` has fewer than 600 kB, with pictures as small as that
-    takes; `summary.json` has `summary`, what it was made with and on, and under "page" every number that the
-    page shows.
+    `index.html` holds everything. `index-small.html` has fewer than 600 kB, with smaller pictures.
+    `summary.json` holds `summary`, versions, environment, and under "page" every number of the page.
 
     Args:
-        report: what the pages show; what it was made with and on is added to its facts
-        folder: made if it is not there
-        summary: figures for programs, with "settings" and "seconds"; intervals are stored by name, numbers
-            that are not finite as null
+        report: the page; versions and environment are added to its facts
+        folder: created if it does not exist
+        summary: figures for programs, with "settings" and "seconds"; intervals are stored by name, and
+            numbers that are not finite as null
 
     Raises:
         OutputError: the folder or a file in it cannot be written
     """
     make_folder(folder)
-    made_with = {name: fact for name, fact in describe_environment().items() if name in _SHOWN}
-    report = dataclasses.replace(report, facts={**report.facts, **made_with})
+    facts = {name: fact for name, fact in describe_environment().items() if name in _PAGE_FACTS}
+    report = dataclasses.replace(report, facts={**report.facts, **facts})
     write_summary({**summary, "page": report_data(report)}, folder / SUMMARY_FILE)
     for name, text in ((SMALL_PAGE_FILE, small_page(report)), (PAGE_FILE, whole_page(report))):
         with write_atomically(folder / name) as part:
@@ -55,10 +52,10 @@ def write_report(report: Report, folder: Path, summary: Mapping[str, Any]) -> Pa
 
 
 def write_scores(rows: Sequence[Any], folder: Path) -> list[Path]:
-    """Write rows of one dataclass as `scores.csv`, and as `scores.parquet` if pyarrow is there.
+    """Write rows of one dataclass as `scores.csv`, and as `scores.parquet` if pyarrow is installed.
 
     Returns:
-        the files written
+        the files
 
     Raises:
         ValueError: no row
@@ -79,7 +76,7 @@ def write_scores(rows: Sequence[Any], folder: Path) -> list[Path]:
 
 
 def _write_parquet(values: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
-    """Nothing without pyarrow; then no file of an earlier run stays either."""
+    """Write the rows if pyarrow is installed; otherwise remove the file of an earlier run."""
     try:
         pyarrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
@@ -92,7 +89,7 @@ def _write_parquet(values: Sequence[Mapping[str, Any]], path: Path) -> list[Path
 
 
 def write_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """The summary as JSON, with the versions, the commit, the device and the command that made it."""
+    """Write the summary as JSON, with the versions, the commit, the device and the command that made it."""
     facts = describe_environment()
     versions = {name: facts.pop(name) for name in _PACKAGES if name in facts}
     with write_atomically(path) as part:
@@ -103,10 +100,10 @@ def write_summary(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the report's folder before any work is done.
+    """Create a report's folder, before any work is done.
 
     Raises:
-        OutputError: it cannot be made
+        OutputError: it cannot be created
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,19 +112,6 @@ def make_folder(folder: Path) -> None:
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """A sheet as PNG."""
+    """Write a picture as a PNG file."""
     with write_atomically(path) as part:
         picture.save(part, format="PNG", optimize=True)
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: intervals by name, paths as text, nothing that is not finite."""
-    if isinstance(value, Interval):
-        return {name: plain(part) for name, part in value._asdict().items()}
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value

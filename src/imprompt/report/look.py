@@ -1,11 +1,12 @@
-"""How our pages look and what moves on them: a style sheet and a short script, with nothing from outside.
+"""The style sheet and the script of every page: ink on paper and one accent, with nothing from outside.
 
-Ink on paper and one accent. Without the script everything can be read; it adds the full size of a grid, and
-values under the pointer.
+A page can be read without the script. The script adds the full size of a grid, the values under the pointer,
+and the slider through the sample grids of a run.
 """
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf7;--ink:#1d1d20;--quiet:#67686f;--line:#e2e0da;--accent:#2d55c8;
+:root{color-scheme:light dark;--strength:1;--paper:#fbfaf7;--ink:#1d1d20;--quiet:#67686f;
+--line:#e2e0da;--accent:#2d55c8;
 --tint:#2d55c81c;--behind:#2d55c83d;--code:#f1efe9}
 @media(prefers-color-scheme:dark){:root{--paper:#141518;--ink:#ececea;--quiet:#9b9ca5;--line:#2c2e34;
 --accent:#8fb0ff;--tint:#8fb0ff1f;--behind:#8fb0ff47;--code:#1d1f24}}
@@ -72,6 +73,58 @@ font-size:.8125rem}
 @media(max-width:46rem){.charts{grid-template-columns:1fr;gap:2.25rem}.charts .note{min-height:0}
 svg text,svg .label{font-size:13px}h2{margin-top:3rem}
 .figures{grid-template-columns:1fr 1fr}.figures dd{font-size:1.5rem}}
+.lead{max-width:46rem}
+section>p{text-wrap:pretty}
+h3{font-size:.975rem;font-weight:620}
+.block{margin-top:1.6rem}
+.block .note{margin:.1rem 0 .5rem}
+table.data{width:auto;min-width:min(100%,34rem);font-size:.875rem}
+.data th,.data td{padding:.34rem 0 .34rem 1.6rem;text-align:right;border-top:1px solid var(--line);
+white-space:nowrap;font-weight:400;color:var(--ink);width:auto;vertical-align:baseline}
+.data thead th{border-top:0;color:var(--quiet);font-size:.8125rem;vertical-align:bottom;white-space:normal}
+.data th:first-child,.data td:first-child{padding-left:0;text-align:left;white-space:normal;min-width:7rem}
+.data .words{text-align:left}
+.data small{color:var(--quiet);font-size:.78rem;display:inline-block}
+.data .ends small{min-width:var(--room);text-align:left;margin-left:.4em}
+.data .strong th,.data .strong td{font-weight:640}
+.data .strong td small{font-weight:400}
+.stacks{display:grid;grid-template-columns:repeat(var(--stacks),1fr);gap:.4rem 2.2rem;margin-top:.5rem}
+.titles{display:grid;grid-template-columns:repeat(var(--n),1fr);align-items:end;text-align:center;
+color:var(--quiet);font-size:.75rem;line-height:1.25;padding-bottom:.3rem}
+.titles span{padding:0 .2rem;overflow-wrap:break-word;min-width:0}
+.strip{margin-bottom:.75rem}
+.strip div{position:relative}
+.strip div::after{content:"";position:absolute;inset:0;pointer-events:none;background:
+repeating-linear-gradient(90deg,transparent 0 calc(100%/var(--n) - 3px),
+var(--paper) calc(100%/var(--n) - 3px) calc(100%/var(--n)))}
+.strip figcaption{font-size:.75rem;line-height:1.35;color:var(--quiet);padding-top:.2rem}
+.chart details{font-size:.8125rem}
+.chart summary,.more summary{font-size:.8125rem;color:var(--quiet)}
+.chart table.data{min-width:0;font-size:.8125rem}
+@media(max-width:46rem){.stacks{grid-template-columns:1fr}.wide .strip,.wide .titles{min-width:36rem}
+.data th,.data td{padding-left:1rem}
+.data small,.data .ends small{display:block;margin:0;min-width:0;text-align:right}}
+.bar{height:3px;background:var(--line);margin:2rem 0 .6rem}
+.bar i{display:block;height:100%;background:var(--accent)}
+.state{color:var(--quiet);font-size:.875rem}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:1.25rem;margin-top:1.25rem}
+.pair.wide{grid-template-columns:1fr}
+.pair figcaption{font-size:.875rem;color:var(--quiet);margin-bottom:.4rem}
+.pair b{color:var(--ink);font-weight:600}
+.pair.wide img{min-width:34rem}
+.slide{display:none;align-items:center;gap:1rem;margin-top:1rem;font-size:.875rem;color:var(--quiet)}
+.js .slide{display:flex}
+input[type=range]{flex:1;accent-color:var(--accent);height:1.75rem;min-width:0}
+.js .rest{display:none}
+.rest figure{margin-top:1rem}
+ol.events{list-style:none;margin-top:1rem}
+ol.events li{display:grid;grid-template-columns:6.5rem 8rem 1fr;gap:1rem;padding:.45rem 0;font-size:.9375rem;
+border-top:1px solid var(--line)}
+ol.events p{overflow-wrap:anywhere}
+ol.events span{color:var(--quiet);white-space:nowrap}
+@media(max-width:46rem){.pair{grid-template-columns:1fr}ol.events li{grid-template-columns:auto 1fr;
+gap:.1rem 1rem}ol.events p{grid-column:1/-1}}
+@media print{.slide{display:none!important}.rest{display:block!important}}
 """
 
 SCRIPT = """
@@ -98,4 +151,12 @@ for(const figure of document.querySelectorAll('.chart')){
       ([name,points])=>(name?name+' ':'')+near(points,step)[1]).reverse().join(', ')+'.';
     note.classList.add('at')};
   svg.onpointerleave=()=>{mark.remove();note.textContent=said;note.classList.remove('at')}}
+const range=document.querySelector('.slide input');
+if(range){const view=document.querySelector('.now'),name=document.querySelector('.now-step'),grids=[
+  ...document.querySelectorAll('.grid')].map(
+  image=>({source:image.getAttribute('src'),step:image.dataset.step}));
+  const order=grids.sort((a,b)=>a.step-b.step);
+  range.max=order.length-1;range.value=order.length-1;
+  range.oninput=()=>{const grid=order[range.value];view.src=grid.source;
+    name.textContent='step '+Number(grid.step).toLocaleString('en')}}
 """

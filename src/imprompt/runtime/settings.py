@@ -25,6 +25,15 @@ _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_KEY_PARTS},}}")
 
 
+_AMERICAN = {"centre": "center", "normalised average": "normalized average"}
+"""Earlier spellings of the values of options, which are still read."""
+
+
+def normalize_spelling(value: object) -> object:
+    """Return the American spelling of an option's value; other values are returned as they are."""
+    return _AMERICAN.get(value, value) if isinstance(value, str) else value
+
+
 class ClosedSettings(BaseModel):
     """A frozen group of settings that knows all its keys."""
 

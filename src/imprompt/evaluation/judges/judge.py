@@ -1,4 +1,4 @@
-"""What every judge has: features of pictures, of captions where it reads text, and who it is."""
+"""What every judge has: features of pictures, features of captions if it reads text, and a fingerprint."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,14 @@ CAPTIONS_AT_ONCE = 256
 
 
 class Judge:
-    """A frozen encoder of pictures, and perhaps of captions in the same space.
+    """A frozen image encoder, and perhaps a text encoder of the same space.
 
-    A kind of judge says how a picture becomes pixels (`pixels`) and pixels features (`encode`); one that
-    reads text, how captions become token ids and these features (`tokenize`, `encode_text`).
+    A subclass says how a picture becomes pixels (`pixels`) and pixels become features (`encode`). One that
+    reads text also says how captions become tokens (`tokenize`) and tokens become features (`encode_text`).
 
     Args:
-        network: what encodes pictures; put into evaluation mode and frozen, in place
-        name: what tables call it
+        network: encodes pictures; it is put into evaluation mode and frozen, in place
+        name: the judge's name in tables
 
     Attributes:
         cut_captions: how many captions so far were longer than the text encoder can read
@@ -44,25 +44,25 @@ class Judge:
     # Pictures
 
     def features(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures dim"]:
-        """Features of RGB pictures, of length one, float32 on the CPU.
+        """Return the features of RGB pictures, of length one, float32 on the CPU.
 
         Raises:
-            ValueError: no pictures
+            ValueError: there are no pictures
         """
         if not pictures:
             raise ValueError("there are no pictures to judge")
         pieces = []
         for start in range(0, len(pictures), PICTURES_AT_ONCE):
             pixels = [self.pixels(picture) for picture in pictures[start : start + PICTURES_AT_ONCE]]
-            pieces.append(self.unit(self.encode(self.placed(torch.stack(pixels)))))
+            pieces.append(self.normalize(self.encode(self.to_network(torch.stack(pixels)))))
         return torch.cat(pieces)
 
     def pixels(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
-        """One picture as the network takes it."""
+        """Return one picture as the network's input."""
         raise NotImplementedError
 
     def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """The network's features of pixels on its device, of any length."""
+        """Return the network's features of pixels on its device, of any length."""
         raise NotImplementedError
 
     # Captions
@@ -73,13 +73,14 @@ class Judge:
         return False
 
     def text_features(self, captions: Sequence[str]) -> Float[Tensor, "captions dim"]:
-        """Features of captions, of length one, float32 on the CPU, in the pictures' space.
+        """Return the features of captions in the pictures' space, of length one, float32 on the CPU.
 
-        What is longer than the text encoder can read is cut, counted in `cut_captions` and told in `remarks`.
+        A caption that is longer than the text encoder can read is cut, counted in `cut_captions`, and
+        reported by `remarks`.
 
         Raises:
             ConfigError: this judge reads no text
-            ValueError: no captions
+            ValueError: there are no captions
         """
         if not self.reads_text:
             raise ConfigError(f"the judge {self.name} reads no text; use a CLIP judge for it")
@@ -90,32 +91,32 @@ class Judge:
             tokens, cut = self.tokenize(list(captions[start : start + CAPTIONS_AT_ONCE]))
             self.cut_captions += cut
             tokens = {name: rows.to(self.device) for name, rows in tokens.items()}
-            pieces.append(self.unit(self.encode_text(tokens)))
+            pieces.append(self.normalize(self.encode_text(tokens)))
         return torch.cat(pieces)
 
     def tokenize(self, captions: list[str]) -> tuple[dict[str, Tensor], int]:
-        """The captions' `input_ids` and `attention_mask`, and how many captions had to be cut."""
+        """Return the captions' tokens by name, and how many captions had to be cut."""
         raise NotImplementedError
 
     def encode_text(self, tokens: dict[str, Tensor]) -> Float[Tensor, "captions dim"]:
-        """The features of token ids on the network's device, of any length."""
+        """Return the features of tokens on the network's device, of any length."""
         raise NotImplementedError
 
     def remarks(self) -> list[str]:
-        """What whoever reports this judge's figures must say beside them."""
+        """Return the sentences that a report of this judge's scores must contain."""
         if not self.cut_captions:
             return []
         return [f"{self.cut_captions:,} captions were longer than {self.name} reads and were cut"]
 
-    # Who and where it is
+    # Device and fingerprint
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> "Judge":
-        """Move the judge, in place; features come back on the CPU all the same."""
+        """Move the judge, in place; features are returned on the CPU all the same."""
         self.network.to(device)
         return self
 
@@ -128,38 +129,75 @@ class Judge:
             digest.update(weights.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def placed(self, pixels: Tensor) -> Tensor:
-        """Pixels where the network is, in its number format."""
+    def to_network(self, pixels: Tensor) -> Tensor:
+        """Move pixels to the network's device and number format."""
         return pixels.to(self.device, next(self.network.parameters()).dtype)
 
-    def unit(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """Features at length one, float32 on the CPU."""
+    def normalize(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Return features of length one, float32 on the CPU."""
         return F.normalize(features.detach().float(), dim=-1).cpu()
 
 
-def place_of(source: str | Path) -> tuple[str, dict[str, Any]]:
-    """A folder as it is; of "owner/name:subfolder" the repository, and the subfolder as an option."""
-    if Path(source).is_dir():
-        return str(source), {}
-    repository, _, subfolder = str(source).partition(":")
-    return repository, {"subfolder": subfolder} if subfolder else {}
+# Loading
 
 
-def loaded(kind: str, source: str | Path, load: Callable[[], Any]) -> Any:
-    """What `load` loads.
+def load_part(kind: str, source: str | Path, load: Callable[..., Any], **options: Any) -> Any:
+    """Load a model, or a part of one, with transformers.
+
+    Args:
+        kind: names the part in the error
+        source: a folder, or "owner/name[:subfolder]" on the hub
+        load: the `from_pretrained` of the part's class
+        **options: of `load`
 
     Raises:
-        UnknownModel: it cannot; the sentence names what was to be loaded, and whence
+        UnknownModel: it cannot be loaded; the message names the part and the source
     """
+    repository, _, subfolder = str(source).partition(":")
+    if Path(source).is_dir():
+        repository, subfolder = str(source), ""
     try:
-        return load()
+        return load(repository, **options, **({"subfolder": subfolder} if subfolder else {}))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnknownModel(f"no {kind} at {source}: {reason}") from error
 
 
+def load_config(kind: str, source: str | Path) -> Any:
+    """Load a model's configuration; see `load_part`."""
+    return load_part(kind, source, AutoConfig.from_pretrained)
+
+
+def load_complete_model(
+    kind: str, source: str | Path, load: Callable[..., Any], *, model_type: str | None = None, **options: Any
+) -> Any:
+    """Load a transformers model in float32, all of whose weights are in its file.
+
+    Args:
+        kind: names the model in the error
+        source: a folder, or "owner/name[:subfolder]" on the hub
+        load: the `from_pretrained` of the model's class
+        model_type: the only type that is accepted; None for any
+        **options: of `load`
+
+    Raises:
+        UnknownModel: it cannot be found, it is of another type, or weights are missing
+    """
+    found = load_config(kind, source).model_type
+    if model_type not in (None, found):
+        raise UnknownModel(f"no {kind} at {source}: what is there is of type {found}, not {model_type}")
+    options |= {"dtype": torch.float32, "output_loading_info": True}
+    with silence_transformers():  # it would print a table of missing weights; the error below has one line
+        model, report = load_part(kind, source, load, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise UnknownModel(
+            f"no {kind} at {source}: {len(missing)} of its weights are not there, {missing[0]} for one"
+        )
+    return model
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Let transformers log errors only."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -167,42 +205,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def load_config(kind: str, source: str | Path) -> Any:
-    """A model's configuration; see `load_whole`.
-
-    Raises:
-        UnknownModel: none there
-    """
-    place, where = place_of(source)
-    return loaded(kind, source, lambda: AutoConfig.from_pretrained(place, **where))
-
-
-def load_whole(
-    kind: str, source: str | Path, load: Callable[..., Any], *, model_type: str | None = None, **options: Any
-) -> Any:
-    """A transformers model, for float32, with all its weights from the file: none made up.
-
-    Args:
-        kind: what it is to be, for the error
-        source: a folder, or "owner/name[:subfolder]" on the hub
-        load: its class' `from_pretrained`
-        model_type: what the configuration must say, if only that will do
-        **options: for `load`
-
-    Raises:
-        UnknownModel: not there, not such a model, or weights are missing
-    """
-    found = load_config(kind, source).model_type
-    if model_type not in (None, found):
-        raise UnknownModel(f"no {kind} at {source}: what is there is of type {found}, not {model_type}")
-    place, where = place_of(source)
-    options |= {**where, "dtype": torch.float32, "output_loading_info": True}
-    with quiet():  # transformers' table of what is missing; the error below says it in a line
-        model, report = loaded(kind, source, lambda: load(place, **options))
-    if missing := sorted(report["missing_keys"]):
-        raise UnknownModel(
-            f"no {kind} at {source}: {len(missing)} of its weights are not there, {missing[0]} for one"
-        )
-    return model

@@ -1,4 +1,4 @@
-"""Methods: a reference, a text, λ and seeds in; pictures out, one for each seed."""
+"""Methods make images for a benchmark: from a reference, a prompt, λ and seeds, one image for each seed."""
 
 import difflib
 from typing import Any
@@ -7,46 +7,48 @@ import torch
 from transformers import CLIPVisionModelWithProjection
 
 from imprompt.errors import ConfigError
-from imprompt.evaluation.methods.adapters import AdapterMethod, adapter_encoder
+from imprompt.evaluation.methods.adapters import AdapterMethod, load_adapter_encoder
 from imprompt.evaluation.methods.baselines import BASELINES
-from imprompt.evaluation.methods.method import Method, loaded
-from imprompt.evaluation.methods.table import IP_ADAPTER, METHODS, REFUSED, Published
-from imprompt.evaluation.suites.settings import DrawingSettings, MethodSettings
+from imprompt.evaluation.methods.method import Method, load_pretrained
+from imprompt.evaluation.methods.table import IP_ADAPTER, METHODS, REFUSED, PublishedMethod
+from imprompt.evaluation.settings import DrawingSettings, MethodSettings
 
-__all__ = ["METHODS", "Method", "Published", "check_method", "image_encoder_of", "load_method"]
+__all__ = ["METHODS", "Method", "PublishedMethod", "check_method", "load_conditioning_encoder", "load_method"]
 
 
-def check_method(method: MethodSettings, drawing: DrawingSettings, *, scales: bool, text: bool) -> Published:
-    """Refuse, before anything is loaded, what a method cannot honour.
+def check_method(
+    method: MethodSettings, drawing: DrawingSettings, *, scales: bool, text: bool
+) -> PublishedMethod:
+    """Refuse what a method cannot honor, before anything is loaded.
 
     Args:
-        method: which one
-        drawing: how
-        scales: whether other λ than 1 are asked for
-        text: whether there are prompts
+        method: names the method and its models
+        drawing: says how it makes images
+        scales: whether the suite uses another λ than 1
+        text: whether the suite has prompts
 
     Raises:
-        ConfigError: an unknown method, one that diffusers cannot run, or a setting without effect on it
+        ConfigError: the method is unknown or cannot run in diffusers, or a setting has no effect on it
     """
-    known, is_adapter = _known(method.name), method.name == IP_ADAPTER
+    published, is_adapter = _find_method(method.name), method.name == IP_ADAPTER
     faults = [
         (is_adapter and not method.adapter, "method.adapter is missing: a file, a short name, or a hub id"),
         (is_adapter and bool(method.second), "method.second has no effect"),
         (not is_adapter and bool(method.adapter), "method.adapter has no effect"),
         (not is_adapter and method.image_encoder != "known", "method.image_encoder has no effect"),
-        (not is_adapter and bool(method.second) and not known.second, "method.second has no effect"),
+        (not is_adapter and bool(method.second) and not published.second, "method.second has no effect"),
         (not is_adapter and scales, "it has no λ: ask for 1 alone"),
-        (not known.takes_text and text, "it takes no text, and this suite has prompts"),
-        (not known.takes_text and bool(drawing.negative_prompt), "drawing.negative_prompt has no effect"),
-        (not known.takes_size and drawing.size > 0, "drawing.size has no effect; its size is its own"),
+        (not published.takes_text and text, "it takes no text, and this suite has prompts"),
+        (not published.takes_text and bool(drawing.negative_prompt), "drawing.negative_prompt has no effect"),
+        (not published.takes_size and drawing.size > 0, "drawing.size has no effect; its size is its own"),
     ]
     for impossible, why in faults:
         if impossible:
             raise ConfigError(f"method {method.name}: {why}")
-    return known
+    return published
 
 
-def _known(name: str) -> Published:
+def _find_method(name: str) -> PublishedMethod:
     if name in REFUSED:
         raise ConfigError(f"method {name}: diffusers 0.42 cannot run it: {REFUSED[name]}")
     if name not in METHODS:
@@ -57,20 +59,20 @@ def _known(name: str) -> Published:
 
 
 def load_method(method: MethodSettings, drawing: DrawingSettings, device: torch.device | str) -> Method:
-    """Load what draws.
+    """Load a method and its models.
 
     Raises:
-        UnknownModel, CheckpointError, AdapterMismatch: its models are not there, or do not go together
+        UnknownModel, CheckpointError, AdapterMismatch: its models cannot be found, or do not fit each other
     """
     kind: Any = AdapterMethod if method.name == IP_ADAPTER else BASELINES[method.name]
     return kind(method, drawing, torch.device(device))
 
 
-def image_encoder_of(method: MethodSettings) -> CLIPVisionModelWithProjection | None:
-    """The image encoder that conditions a method, alone, on the CPU; None if it has none (ControlNet)."""
+def load_conditioning_encoder(method: MethodSettings) -> CLIPVisionModelWithProjection | None:
+    """Load the image encoder that conditions a method, on the CPU; return None if it has none."""
     if method.name == IP_ADAPTER:
-        return adapter_encoder(method)
-    home = BASELINES[method.name].encoder_home(method)
-    if home is None:
+        return load_adapter_encoder(method)
+    source = BASELINES[method.name].encoder_source(method)
+    if source is None:
         return None
-    return loaded(CLIPVisionModelWithProjection, home, subfolder="image_encoder")
+    return load_pretrained(CLIPVisionModelWithProjection, source, subfolder="image_encoder")

@@ -1,4 +1,4 @@
-"""IP-Adapter: any base and any adapter that `imprompt generate` takes."""
+"""IP-Adapter as a method: any base and any adapter that `imprompt generate` takes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,45 +12,45 @@ from transformers import CLIPVisionModelWithProjection
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import AdapterMismatch
-from imprompt.evaluation.methods.method import Method, modules_of
+from imprompt.evaluation.methods.method import Method, iterate_modules
 from imprompt.evaluation.methods.table import IP_ADAPTER, METHODS
-from imprompt.evaluation.suites.settings import DrawingSettings, MethodSettings
+from imprompt.evaluation.settings import DrawingSettings, MethodSettings
 from imprompt.generation.models import load_base
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.reference import Reference
 
 
 class AdapterMethod(Method):
-    """A base with an adapter attached for good."""
+    """A base with an adapter that stays attached."""
 
     def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
         super().__init__(method, drawing, device)
         base = load_base(method.model or METHODS[IP_ADAPTER].model, device=device, dtype=self.dtype)
-        self.pipe = self.prepared(base)
+        self.pipe = self.prepare_pipeline(base)
         # K' and V' are made once a call, so full precision costs nothing.
-        self.adapter = reading_pictures(method.adapter, **_encoder(method)).to(device).float()
+        self.adapter = load_picture_adapter(method.adapter, **_encoder(method)).to(device).float()
         self._attached = self.adapter.attach(self.pipe)
 
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """As `Method.draw`; every variant that takes a picture."""
+        """Implement `Method.draw` for every variant that takes a picture."""
         with self.adapter.references(Reference(reference, scale=scale)):
-            return call_pipeline(self.pipe, self.arguments(text, seeds), seeds=seeds)
+            return call_pipeline(self.pipe, self.pipeline_arguments(text, seeds), seeds=seeds)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """As `Method.modules`."""
-        yield from modules_of(self.pipe)
+        """Implement `Method.modules`."""
+        yield from iterate_modules(self.pipe)
         yield "adapter", self.adapter
         if self.adapter.image_encoder is not None:
             yield "image prompt encoder", self.adapter.image_encoder.model
 
 
-def reading_pictures(name: str, **encoder: Any) -> ImagePromptAdapter:
-    """An adapter whose image prompt is a picture as a whole.
+def load_picture_adapter(name: str, **encoder: Any) -> ImagePromptAdapter:
+    """Load an adapter whose image prompt is a whole picture.
 
     Raises:
-        AdapterMismatch: it reads a face, which most references of a benchmark do not show
+        AdapterMismatch: it reads a face, and most references of a benchmark do not show one
     """
     adapter = load_adapter(name, **encoder)
     if "face_embedding" in adapter.projection.takes:
@@ -61,9 +61,13 @@ def reading_pictures(name: str, **encoder: Any) -> ImagePromptAdapter:
     return adapter
 
 
-def adapter_encoder(method: MethodSettings) -> CLIPVisionModelWithProjection:
-    """The image encoder of an adapter."""
-    encoder = reading_pictures(method.adapter, **_encoder(method)).image_encoder
+def load_adapter_encoder(method: MethodSettings) -> CLIPVisionModelWithProjection:
+    """Load the image encoder of an adapter.
+
+    Raises:
+        AdapterMismatch: the encoder is not known
+    """
+    encoder = load_picture_adapter(method.adapter, **_encoder(method)).image_encoder
     if encoder is None:
         raise AdapterMismatch(f"{method.adapter} has no image encoder that we know; set method.image_encoder")
     return encoder.model

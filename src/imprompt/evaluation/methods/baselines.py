@@ -1,4 +1,4 @@
-"""The published baselines of Table 1, each by the diffusers pipeline that was made for it."""
+"""The published baselines of Table 1, each in the diffusers pipeline that was made for it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -29,17 +29,17 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from imprompt.evaluation.methods.method import Method, generators, loaded, modules_of
-from imprompt.evaluation.methods.shuffle import shuffled_content
+from imprompt.evaluation.methods.method import Method, iterate_modules, load_pretrained
+from imprompt.evaluation.methods.shuffle import shuffle_content
 from imprompt.evaluation.methods.table import METHODS
-from imprompt.evaluation.suites.settings import DrawingSettings, MethodSettings
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.evaluation.settings import DrawingSettings, MethodSettings
+from imprompt.generation.pipeline_results import call_pipeline, make_generators
 
 _WITHOUT_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 
 
 class Baseline(Method):
-    """A pipeline that takes a picture for its image prompt."""
+    """A pipeline that takes a picture as its image prompt."""
 
     pipeline: ClassVar[Any]
     options: ClassVar[dict[str, Any]] = {}
@@ -47,37 +47,37 @@ class Baseline(Method):
     def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
         super().__init__(method, drawing, device)
         self.published = METHODS[method.name]
-        self.pipe = self.prepared(self.load())
+        self.pipe = self.prepare_pipeline(self.load_pipeline())
 
-    def load(self) -> Any:
-        """The pipeline, as it is published."""
-        return loaded(self.pipeline, self.model, dtype=self.dtype, **self.options)
+    def load_pipeline(self) -> Any:
+        """Load the pipeline as it is published."""
+        return load_pretrained(self.pipeline, self.model, dtype=self.dtype, **self.options)
 
     @property
     def model(self) -> str:
-        """Where the pipeline is."""
+        """The folder or hub id of the pipeline."""
         return self.method.model or self.published.model
 
     @property
     def second(self) -> str:
-        """Where what it needs beside is."""
+        """The folder or hub id of a second model that the pipeline needs."""
         return self.method.second or self.published.second
 
     @classmethod
-    def encoder_home(cls, method: MethodSettings) -> str | None:
-        """The folder or repository whose image_encoder/ conditions it."""
+    def encoder_source(cls, method: MethodSettings) -> str | None:
+        """Return the folder or repository whose image_encoder/ conditions it; None if no encoder does."""
         return method.model or METHODS[method.name].model
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """As `Method.modules`."""
-        yield from modules_of(self.pipe)
+        """Implement `Method.modules`."""
+        yield from iterate_modules(self.pipe)
 
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """As `Method.draw`."""
+        """Implement `Method.draw`."""
         prompt = text if self.published.takes_text else None
-        arguments = {"image": [reference] * len(seeds), **self.arguments(prompt, seeds)}
+        arguments = {"image": [reference] * len(seeds), **self.pipeline_arguments(prompt, seeds)}
         return call_pipeline(self.pipe, arguments, seeds=seeds)
 
 
@@ -101,7 +101,7 @@ class SDImageVariations(Baseline):
 
 
 class Unclip(Baseline):
-    """Karlo: decoder and two steps of super-resolution, all with its own sampler."""
+    """Karlo: a decoder and two super-resolution steps, all with its own sampler."""
 
     pipeline = UnCLIPImageVariationPipeline
 
@@ -118,85 +118,86 @@ class Unclip(Baseline):
         "super_res_scheduler": UnCLIPScheduler,
     }
 
-    def load(self) -> Any:
-        """The pipeline, part by part: diffusers 0.42 does not find `text_proj` by the name in its index."""
-        parts = {name: loaded(kind, self.model, subfolder=name) for name, kind in self.parts.items()}
+    def load_pipeline(self) -> Any:
+        """Load the pipeline by parts: diffusers 0.42 does not find `text_proj` by its name in the index."""
+        parts = {name: load_pretrained(kind, self.model, subfolder=name) for name, kind in self.parts.items()}
         return UnCLIPImageVariationPipeline(**parts).to(self.dtype)
 
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """As `Method.draw`."""
+        """Implement `Method.draw`."""
         drawing = self.drawing
         arguments = {
             "image": [reference] * len(seeds),
             "decoder_num_inference_steps": drawing.steps,
             "decoder_guidance_scale": drawing.guidance_scale,
-            "generator": generators(seeds),
+            "generator": make_generators(seeds),
         }
         return call_pipeline(self.pipe, arguments, seeds=seeds)
 
 
 class Kandinsky(Baseline):
-    """The decoder of Kandinsky 2.1 on the reference's CLIP embedding, as the prior's `interpolate` gives it.
+    """The decoder of Kandinsky 2.1 on the reference's CLIP embedding, as in the prior's `interpolate`.
 
-    The prior's transformer maps text to an embedding, and an image prompt needs none; its encoder is used.
+    The prior's transformer maps text to an embedding, which an image prompt does not need. Only its image
+    encoder is used.
     """
 
     pipeline = KandinskyPipeline
 
     def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
         super().__init__(method, drawing, device)
-        self.prior = loaded(KandinskyPriorPipeline, self.second, dtype=self.dtype)
+        self.prior = load_pretrained(KandinskyPriorPipeline, self.second, dtype=self.dtype)
         self.prior.image_encoder.to(device)
 
     @classmethod
-    def encoder_home(cls, method: MethodSettings) -> str | None:
-        """It is the prior's."""
+    def encoder_source(cls, method: MethodSettings) -> str | None:
+        """Return the prior's source, whose image encoder it is."""
         return method.second or METHODS[method.name].second
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """As `Method.modules`."""
-        yield from modules_of(self.pipe)
+        """Implement `Method.modules`."""
+        yield from iterate_modules(self.pipe)
         yield "prior.image_encoder", self.prior.image_encoder
 
     @torch.no_grad()
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """As `Method.draw`."""
+        """Implement `Method.draw`."""
         encoder, count = self.prior.image_encoder, len(seeds)
         pixels = self.prior.image_processor(reference, return_tensors="pt").pixel_values
         embedding = encoder(pixels.to(self.device, encoder.dtype)).image_embeds
         blank = self.prior.get_zero_embed(count, device=self.device)
         embeds = {"image_embeds": embedding.repeat(count, 1), "negative_image_embeds": blank}
-        return call_pipeline(self.pipe, {**embeds, **self.arguments(text, seeds)}, seeds=seeds)
+        return call_pipeline(self.pipe, {**embeds, **self.pipeline_arguments(text, seeds)}, seeds=seeds)
 
 
 class ControlNetShuffle(Baseline):
-    """Stable Diffusion 1.5 with a ControlNet that was trained to put a shuffled picture together again."""
+    """Stable Diffusion 1.5 with a ControlNet that was trained to restore a shuffled picture."""
 
     pipeline = StableDiffusionControlNetPipeline
 
-    def load(self) -> Any:
-        """The base, and the ControlNet beside it."""
-        control = loaded(ControlNetModel, self.second, torch_dtype=self.dtype)
+    def load_pipeline(self) -> Any:
+        """Load the base and the ControlNet."""
+        control = load_pretrained(ControlNetModel, self.second, torch_dtype=self.dtype)
         options = {"controlnet": control, **_WITHOUT_CHECKER}
-        return loaded(self.pipeline, self.model, dtype=self.dtype, **options)
+        return load_pretrained(self.pipeline, self.model, dtype=self.dtype, **options)
 
     @classmethod
-    def encoder_home(cls, method: MethodSettings) -> str | None:
-        """No encoder conditions it."""
+    def encoder_source(cls, method: MethodSettings) -> str | None:
+        """Return None: no encoder conditions it."""
         return None
 
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """As `Method.draw`; each sample has a shuffle of its own."""
+        """Implement `Method.draw`; each sample has its own shuffle."""
         pipe: Any = self.pipe
         size = self.drawing.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
-        shown = [shuffled_content(reference, size, seed) for seed in seeds]
-        arguments = {"image": shown, **self.arguments(text, seeds), "height": size, "width": size}
+        images = [shuffle_content(reference, size, seed) for seed in seeds]
+        arguments = {"image": images, **self.pipeline_arguments(text, seeds), "height": size, "width": size}
         return call_pipeline(pipe, arguments, seeds=seeds)
 
 
@@ -208,4 +209,4 @@ BASELINES: dict[str, type[Baseline]] = {
     "sd-image-variations": SDImageVariations,
     "controlnet-shuffle": ControlNetShuffle,
 }
-"""Name in a configuration → who draws."""
+"""Name in a configuration → class of the method."""

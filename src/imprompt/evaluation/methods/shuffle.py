@@ -1,11 +1,11 @@
-"""The reference with its content shuffled: what ControlNet's shuffle model is shown.
+"""A reference with its content shuffled: the input of ControlNet's shuffle model.
 
     shuffled(x, y) = reference(a(x, y), b(x, y))        a, b: two smooth random fields
 
-ControlNet's own preprocessor (ContentShuffleDetector of lllyasviel/ControlNet-v1-1-nightly) takes cubic
-enlargements of coarse uniform noise, one value in 256 px, each stretched to the range of a coordinate. So do
-we, by code of our own. Ours differs in the numbers: they come from the sample's seed, and the cubic kernel
-and its borders are torch's, not OpenCV's. A picture is brought to the size of the result first.
+ControlNet's own preprocessor (ContentShuffleDetector of lllyasviel/ControlNet-v1-1-nightly) enlarges coarse
+uniform noise, one value for 256 px, with a cubic kernel, and stretches it to the range of a coordinate. This
+code does the same. Its numbers differ: they come from the sample's seed, and the cubic kernel and its borders
+are those of torch, not of OpenCV. A picture is resized to the size of the result first.
 """
 
 import numpy as np
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from imprompt.inputs.crop import encoder_view
 
 COARSE = 256
-"""Pixels for one random value."""
+"""Pixels for each random value."""
 
 
-def shuffled_content(picture: Image.Image, size: int, seed: int) -> Image.Image:
-    """The middle square of a picture, `size` px wide, with its content moved about smoothly."""
+def shuffle_content(picture: Image.Image, size: int, seed: int) -> Image.Image:
+    """Return the middle square of a picture, `size` px wide, with its content shuffled smoothly."""
     square = torch.from_numpy(np.array(encoder_view(picture, size))).permute(2, 0, 1)[None].float()
     generator = Generator().manual_seed(seed)
     field = torch.stack([smooth_field(size, generator), smooth_field(size, generator)], dim=-1)
@@ -31,7 +31,7 @@ def shuffled_content(picture: Image.Image, size: int, seed: int) -> Image.Image:
 
 
 def smooth_field(size: int, generator: Generator) -> Float[Tensor, "{size} {size}"]:
-    """Coarse noise, enlarged, from 0 to 1 exactly."""
+    """Return coarse noise, enlarged, with values from exactly 0 to exactly 1."""
     around = size + 2 * COARSE
     coarse = torch.rand(1, 1, *[around // COARSE + 1] * 2, generator=generator)
     smooth = F.interpolate(coarse, (around, around), mode="bicubic", align_corners=True)

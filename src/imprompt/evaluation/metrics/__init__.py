@@ -1,13 +1,13 @@
-"""Metrics: pure functions over features and scores, with intervals. What computes features is in `judge`.
+"""Metrics: pure functions of features and scores, with intervals. `judges` compute the features.
 
     similarity      is it like its reference, like its text: CLIP-I, DINO-I, CLIP-T, gaps, shares of a range
-    retrieval       is it told from others: retrieval@k
-    distributions   are all pictures together like real ones: KID, FID, CMMD
+    retrieval       can it be found among others: retrieval@k
+    distributions   are all images together like real ones: KID, FID, CMMD
     copies          is it a copy: ratio of the nearest distance to the second nearest
-    curves          prompt- against reference-following over λ
-    intervals       how sure all this is: bootstraps over concepts
+    curves          prompt following against reference following over λ
+    intervals       how certain the means are: bootstraps over concepts
 
-CLIP-I and DINO-I are one function of two encoders' features. docs/metrics.md says what each metric tells.
+CLIP-I and DINO-I are one function of two encoders' features. docs/metrics.md explains each metric.
 """
 
 from imprompt.evaluation.metrics.copies import COPY_RATIO, copy_ratios, is_copy
@@ -18,8 +18,9 @@ from imprompt.evaluation.metrics.intervals import (
     RESAMPLES,
     bootstrap_difference,
     bootstrap_interval,
+    group_means,
 )
-from imprompt.evaluation.metrics.retrieval import TIE, chance_within, found_within, retrieval_ranks
+from imprompt.evaluation.metrics.retrieval import TIE, chance_within, is_retrieved, retrieval_ranks
 from imprompt.evaluation.metrics.similarity import (
     CLIP_SCORE_WEIGHT,
     clip_percent,
@@ -28,7 +29,7 @@ from imprompt.evaluation.metrics.similarity import (
     cosine_similarity,
     distances_to_others,
     mean_distance,
-    normalised,
+    normalize_score,
     paired_cosine,
     shuffled_gap,
 )
@@ -53,11 +54,12 @@ __all__ = [
     "distances_to_others",
     "dominated_area",
     "fid",
-    "found_within",
+    "group_means",
     "is_copy",
+    "is_retrieved",
     "kid",
     "mean_distance",
-    "normalised",
+    "normalize_score",
     "paired_cosine",
     "retrieval_ranks",
     "scale_curve",

@@ -1,4 +1,4 @@
-"""Is a picture a copy of one that was trained on?"""
+"""Is an image a copy of one that was trained on?"""
 
 import torch
 from jaxtyping import Bool, Float
@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 COPY_RATIO = 1 / 3
-"""A picture nearer than this to one training picture, by the second nearest, is a copy (arXiv 2505.16959,
-2505.17638)."""
+"""A copy is nearer than this to one training picture, relative to the second nearest one (arXiv 2505.16959,
+2505.17638).
+"""
 
 CHUNK = 1024
 
@@ -15,14 +16,15 @@ CHUNK = 1024
 def copy_ratios(
     features: Float[Tensor, "pictures dim"], gallery: Float[Tensor, "gallery dim"]
 ) -> Float[Tensor, " pictures"]:
-    """How much nearer a picture is to one gallery item than to any other: d₁ / d₂.
+    """Return how much nearer an image is to one gallery item than to any other: d₁ / d₂.
 
-    d₁ and d₂ are the distances to the nearest and to the second nearest item, Euclidean, between features of
-    length one. Range [0, 1]; 0 is an item itself, 1 is between two. Pitfall: an item that the gallery holds
-    twice (drawn twice almost alike) hides its copies; only its exact copy, d₁ = d₂ = 0, is 0 all the same.
+    d₁ and d₂ are the Euclidean distances to the nearest and to the second nearest item, between features of
+    length one. The range is [0, 1]; 0 is an item itself, 1 is in the middle of two. Pitfall: an item that is
+    in the gallery twice (two almost equal drawings) hides its copies; only its exact copy, d₁ = d₂ = 0, is 0
+    all the same.
 
     Raises:
-        ValueError: a gallery of fewer than two
+        ValueError: the gallery has fewer than two items
     """
     if len(gallery) < 2:
         raise ValueError("a ratio of distances needs a gallery of two or more")
@@ -40,6 +42,6 @@ def copy_ratios(
 def is_copy(ratios: Float[Tensor, " pictures"]) -> Bool[Tensor, " pictures"]:
     """Whether a ratio is below `COPY_RATIO`; the mean is the copy rate, in [0, 1].
 
-    Say the rate of held-out pictures beside it: it is what chance and alike drawings make.
+    Report it with the rate of held-out pictures, which is what chance and similar drawings give.
     """
     return ratios < COPY_RATIO

@@ -1,7 +1,7 @@
-"""Are all pictures together like the real ones? Distances between two clouds of features.
+"""Are all images together like the real ones? Distances between two sets of features.
 
-None of them looks at pairs: pictures of the right things in the wrong places score well. They compare whole
-sets, so they need many pictures, and mean nothing between different encoders.
+None of them compares pairs: images of the right things in the wrong places score well. They compare whole
+sets, so they need many images, and values of different encoders cannot be compared.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from imprompt.errors import MissingExtra
 
 KID_SUBSET = 1000
 KID_SUBSETS = 100
-"""Pictures of each side in a subset, and subsets, where there are more pictures than one subset holds."""
+"""The number of images of each side in a subset, and of subsets, if one subset does not hold all images."""
 
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
@@ -29,16 +29,16 @@ Others = Float[Tensor, "others dim"]
 
 
 def kid(features: Features, others: Others, *, seed: int = 0) -> float:
-    """Kernel Inception Distance: the unbiased MMD² with the kernel (x·y / dim + 1)³ (arXiv 1801.01401).
+    """Return the Kernel Inception Distance: unbiased MMD², kernel (x·y / dim + 1)³ (arXiv 1801.01401).
 
-    No unit (papers often print it times 1000); 0 between two samples of one distribution, on average over
-    samples, so a single value may be below 0. Unbiased in the number of pictures. Equal parts of both
-    sides are compared: all, if both sides have as many and at most `KID_SUBSET`; else the mean of
-    `KID_SUBSETS` draws, by `seed`. Features count as they are: their lengths change it.
+    It has no unit (papers often print it times 1000). Between two samples of one distribution it is 0 on
+    average, so a single value may be below 0. It is unbiased in the number of images. Equal numbers of both
+    sides are compared: all, if both sides have the same number and at most `KID_SUBSET`; else the mean of
+    `KID_SUBSETS` draws, by `seed`. The lengths of the features change it.
 
     Raises:
-        ValueError: fewer than two pictures on a side
-        MissingExtra: without torchmetrics
+        ValueError: a side has fewer than two images
+        MissingExtra: torchmetrics is not installed
     """
     require_torchmetrics()
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -49,7 +49,7 @@ def kid(features: Features, others: Others, *, seed: int = 0) -> float:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all", UserWarning)
         metric = KernelInceptionDistance(
-            feature=AsItIs(features.shape[1]), subsets=1 if is_whole else KID_SUBSETS, subset_size=size
+            feature=GivenFeatures(features.shape[1]), subsets=1 if is_whole else KID_SUBSETS, subset_size=size
         )
     metric.update(others.double().cpu(), real=True)
     metric.update(features.double().cpu(), real=False)
@@ -59,38 +59,39 @@ def kid(features: Features, others: Others, *, seed: int = 0) -> float:
 
 
 def fid(features: Features, others: Others) -> float:
-    """Fréchet distance between normal distributions fitted to both sides (arXiv 1706.08500).
+    """Return the Fréchet distance between normal distributions fitted to both sides (arXiv 1706.08500).
 
         ‖μ - μ'‖² + tr(Σ + Σ' - 2 (Σ Σ')^½)
 
-    Range [0, ∞), in the features' unit squared; 0 for equal sets. Pitfalls: biased, the fewer pictures the
-    larger, so compare at one and the same number only, 10,000 or more; the filter that resized the pictures
-    moves it. "FID" by name are Inception's features; with others say which.
+    The range is [0, ∞), in the features' unit squared; 0 for equal sets. Pitfalls: it is biased, larger for
+    fewer images, so compare only at one number of images, 10,000 or more; the filter that resized the images
+    changes it. "FID" without more words means Inception's features; for others, name them.
 
     Raises:
-        ValueError: fewer than two pictures on a side
-        MissingExtra: without torchmetrics
+        ValueError: a side has fewer than two images
+        MissingExtra: torchmetrics is not installed
     """
     require_torchmetrics()
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     check_clouds(features, others)
-    metric = FrechetInceptionDistance(feature=AsItIs(features.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=GivenFeatures(features.shape[1])).set_dtype(torch.float64)
     metric.update(others.double().cpu(), real=True)
     metric.update(features.double().cpu(), real=False)
     return max(float(metric.compute()), 0.0)  # equal sets leave a rounding error of either sign
 
 
 def cmmd(features: Features, others: Others, *, unbiased: bool = True) -> float:
-    """CMMD: 1000 · MMD² with the kernel exp(-‖x - y‖² / (2 · 10²)), x and y of length one (arXiv 2401.09603).
+    """Return CMMD: 1000 · MMD², kernel exp(-‖x - y‖² / (2 · 10²)), x, y of length one (arXiv 2401.09603).
 
-    No unit; 0 between two samples of one distribution. Made for CLIP ViT-L/14 at 336 px and few pictures.
-    `unbiased` leaves each picture's kernel with itself out, as the paper's equation 4 does: a value may be
-    below 0. Without it, it is what the paper's published code computes, never below 0 and larger by about
-    1000 · (1 - mean kernel) · (1/m + 1/n): say which, and compare like with like.
+    It has no unit; it is 0 between two samples of one distribution. It was made for CLIP ViT-L/14 at 336 px
+    and few images. `unbiased` leaves out each image's kernel with itself, as the paper's equation 4 does; a
+    value may be below 0. Without it, the result is that of the paper's published code, which is never below 0
+    and larger by about 1000 · (1 - mean kernel) · (1/m + 1/n). Say which one it is, and compare only equal
+    ones.
 
     Raises:
-        ValueError: fewer than two pictures on a side
+        ValueError: a side has fewer than two images
     """
     check_clouds(features, others)
     x, y = (F.normalize(side.double(), dim=-1) for side in (features, others))
@@ -101,9 +102,9 @@ def cmmd(features: Features, others: Others, *, unbiased: bool = True) -> float:
 def mean_kernel(
     left: Float[Tensor, "left dim"], right: Float[Tensor, "right dim"], *, leave_out_itself: bool = False
 ) -> float:
-    """Mean of the Gaussian kernel, less 1, over all pairs; what is less than 1 cancels in an MMD.
+    """Return the mean of the Gaussian kernel, less 1, over all pairs; an MMD cancels the 1.
 
-    Means of kernels near 1 would lose digits when they are subtracted; `expm1` keeps them.
+    The difference of means of kernels near 1 would lose digits; `expm1` preserves them.
     """
     total = 0.0
     for piece in left.split(CHUNK):
@@ -113,8 +114,8 @@ def mean_kernel(
     return total / (len(left) * (len(right) - 1 if leave_out_itself else len(right)))
 
 
-class AsItIs(nn.Module):
-    """The encoder of who has features already."""
+class GivenFeatures(nn.Module):
+    """An "encoder" for torchmetrics that returns features as they are."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -126,12 +127,12 @@ class AsItIs(nn.Module):
 
 
 def check_clouds(features: Tensor, others: Tensor) -> None:
-    """Refuse sides of fewer than two pictures: they have no spread."""
+    """Raise an error if a side has fewer than two images, which have no spread."""
     if min(len(features), len(others)) < 2:
         raise ValueError("a distance between sets of pictures needs two or more on each side")
 
 
 def require_torchmetrics() -> None:
-    """Say how to install what KID and FID need, if it is not there."""
+    """Raise an error that says how to install torchmetrics, if it is not installed."""
     if importlib.util.find_spec("torchmetrics") is None:
         raise MissingExtra("torchmetrics", "eval")

@@ -1,4 +1,4 @@
-"""Is a picture told from others? Its rank among a gallery, where only one item is the right one.
+"""Can an image's reference be found among others? Its rank in a gallery with only one right item.
 
 Retrieval does not depend on an encoder's scale of similarities, and chance is known exactly.
 """
@@ -7,13 +7,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 TIE = 1e-6
-"""Similarities closer than this are equal: two flags that are one flag differ in rounding only."""
+"""Similarities that differ by less are equal: equal pictures can differ in rounding."""
 
 
 def retrieval_ranks(
     similarity: Float[Tensor, "queries gallery"], right: Int[Tensor, " queries"]
 ) -> Int[Tensor, " queries"]:
-    """How many wrong gallery items score at least as high as the right one: 0 is first, a tie counts against.
+    """Return how many wrong gallery items score at least as high as the right one: 0 is the best rank.
 
     Args:
         similarity: of each query with each gallery item
@@ -26,14 +26,14 @@ def retrieval_ranks(
     return (similarity >= own - TIE).sum(dim=1) - 1
 
 
-def found_within(ranks: Int[Tensor, " queries"], k: int) -> Bool[Tensor, " queries"]:
-    """Whether the right item is among the first k (retrieval@k, query by query); the mean is in [0, 1].
+def is_retrieved(ranks: Int[Tensor, " queries"], k: int) -> Bool[Tensor, " queries"]:
+    """Whether the right item is among the first k (retrieval@k), for each query; the mean is in [0, 1].
 
-    Pitfall: it grows as the gallery shrinks; say the gallery's size, or chance, beside it.
+    Pitfall: it grows as the gallery shrinks, so report the gallery's size, or chance, with it.
     """
     return ranks < k
 
 
 def chance_within(gallery: int, k: int) -> float:
-    """Retrieval@k of blind guessing, min(k / gallery, 1)."""
+    """Return retrieval@k of blind guessing, min(k / gallery, 1)."""
     return min(k / gallery, 1.0)

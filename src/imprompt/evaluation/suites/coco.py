@@ -2,39 +2,39 @@
 
     CLIP-I = cos(CLIP(picture), CLIP(reference))      CLIP-T = 2.5 · max(cos(CLIP(picture), CLIP(caption)), 0)
 
-5,000 references, 4 pictures of each, DDIM 50 steps, guidance 7.5, λ 1, empty text, judge CLIP ViT-L/14
-(arXiv 2308.06721, section 4.2). Where the paper is silent, docs/evaluation.md says what we chose.
+5,000 references, 4 images of each, DDIM 50 steps, guidance 7.5, λ 1, empty text, judge CLIP ViT-L/14
+(arXiv 2308.06721, section 4.2). docs/evaluation.md lists the choices that the paper leaves open.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from imprompt.evaluation.judges import LoadedJudge
 from imprompt.evaluation.methods import check_method
 from imprompt.evaluation.metrics import clip_score
-from imprompt.evaluation.suites.coco_report import coco_report
-from imprompt.evaluation.suites.data import Captioned, check_share, read_coco, readable
-from imprompt.evaluation.suites.features import features_of
+from imprompt.evaluation.settings import CocoSettings, load_settings
+from imprompt.evaluation.suites.coco_report import CocoResult, build_report, build_result
+from imprompt.evaluation.suites.data import CaptionedImage, check_readable_share, find_readable, read_coco
+from imprompt.evaluation.suites.features import compute_features
 from imprompt.evaluation.suites.folder import BenchmarkFolder
-from imprompt.evaluation.suites.judges import Seat
-from imprompt.evaluation.suites.runs import Drawn, draw_and_seat
-from imprompt.evaluation.suites.scoring import Likeness, Seen, likeness
-from imprompt.evaluation.suites.settings import CocoSettings, load_settings
-from imprompt.evaluation.suites.tasks import Task, seed_of
-from imprompt.report import make_folder, write_report, write_scores
+from imprompt.evaluation.suites.runs import BenchmarkRun, generate_images_and_load_judges
+from imprompt.evaluation.suites.scoring import JudgeFeatures, SimilarityScores, score_images
+from imprompt.evaluation.suites.tasks import Task, derive_seed
+from imprompt.report import make_folder, plain, write_report, write_scores
 from imprompt.runtime.progress import show_progress
 
 
 @dataclass(frozen=True)
 class CocoScore:
-    """One picture's scores by one judge; a row of scores.csv.
+    """One image's scores by one judge; a row of scores.csv.
 
-    Cosines are raw; Table 1's CLIP-T is `clip_score`. `text` is to the first caption, `text_mean` the mean
-    over all; None where the judge reads no text. `rank` is the reference's place, from 0, among `gallery`.
+    Cosines are raw; Table 1's CLIP-T is `clip_score`. `text` is the cosine to the first caption, `text_mean`
+    the mean over all; None where the judge reads no text. `rank` is the reference's place, from 0, among
+    `gallery`.
     """
 
     key: str
@@ -53,102 +53,107 @@ class CocoScore:
     clip_score: float | None
 
 
-def evaluate_coco(*, output: Path, config: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Run the protocol for one method, or go on with it; write scores and report to `output`.
+def evaluate_coco(*, output: Path, config: Path, settings: Sequence[str] = ()) -> CocoResult:
+    """Run the protocol for one method, or resume it; write scores and report to `output`.
 
     Args:
-        output: a folder of its own for each method; see `BenchmarkFolder`
-        config: a TOML file: see `CocoSettings`
-        settings: `key=value` that replace what it says
+        output: a separate folder for each method; see `BenchmarkFolder`
+        config: a TOML file; see `CocoSettings`
+        settings: `key=value` that replace values of the file
 
     Returns:
-        the summary, as in summary.json
+        the figures of summary.json
 
     Raises:
-        ConfigError: wrong settings, or a folder of others
-        DataError: the data is not there, or more than 1 % of it cannot be used
-        UnknownModel: a model or judge is not there
+        ConfigError: wrong settings, or the folder holds images of other settings
+        DataError: the data is missing, or more than 1 % of it cannot be used
+        UnknownModel: a model or a judge cannot be found
     """
     started = time.monotonic()
-    asked = load_settings(CocoSettings, config, settings)
-    check_method(asked.method, asked.drawing, scales=asked.data.scale != 1, text=False)
-    images = read_coco(Path(asked.data.folder), asked.data.images)
+    options = load_settings(CocoSettings, config, settings)
+    check_method(options.method, options.drawing, scales=options.data.scale != 1, text=False)
+    images = read_coco(Path(options.data.folder), options.data.images)
     make_folder(output)
     folder = BenchmarkFolder(output)
     with show_progress("reading references", len(images)) as advance:
-        good, bad = readable([image.path for image in images], advance)
-    folder.note("unreadable", bad)
-    check_share(bad, len(images), output / "unreadable.jsonl")
+        good, bad = find_readable([image.path for image in images], advance)
+    folder.write_faults("unreadable", bad)
+    check_readable_share(bad, len(images), output / "unreadable.jsonl")
     images = [image for image in images if image.path in good]
-    drawn = draw_and_seat(asked, "coco", tasks_of(images, asked), folder)
-    judged = [(seat, see(seat, images, drawn, folder)) for seat in drawn.seats]
-    rows = [row for seat, seen in judged for row in rows_of(seat, seen, drawn.tasks)]
+    run = generate_images_and_load_judges(options, "coco", list_tasks(images, options), folder)
+    features = [compute_judge_features(judge, images, run, folder) for judge in run.judges]
+    rows = [row for pair in zip(run.judges, features, strict=True) for row in score_tasks(*pair, run.tasks)]
     write_scores(rows, output)
-    report, summary = coco_report(asked, images, drawn, judged, len(bad), folder)
+    result = build_result(options, run, features, len(bad))
     summary = {
         "suite": "coco",
-        "settings": asked.model_dump(mode="json"),
+        "settings": options.model_dump(mode="json"),
         "seconds": round(time.monotonic() - started, 1),
-        **summary,
+        **plain(result),
     }
-    write_report(report, output, summary)
-    return summary
+    write_report(build_report(options, images, run, features, result, folder), output, summary)
+    return result
 
 
-def tasks_of(images: Sequence[Captioned], asked: CocoSettings) -> list[Task]:
-    """Every picture to be drawn: images by id, samples in order, no text."""
+def list_tasks(images: Sequence[CaptionedImage], options: CocoSettings) -> list[Task]:
+    """List the images to be generated: references by id, samples in order, no text."""
     return [
-        Task(f"{image.name}-{k}", str(image.path), "", asked.data.scale, seed_of("coco", image.id, k))
+        Task(f"{image.name}-{k}", str(image.path), "", options.data.scale, derive_seed("coco", image.id, k))
         for image in images
-        for k in range(asked.data.samples)
+        for k in range(options.data.samples)
     ]
 
 
-def see(seat: Seat, images: Sequence[Captioned], drawn: Drawn, folder: BenchmarkFolder) -> Seen:
-    """Show everything to a judge, but what it has seen before."""
+def compute_judge_features(
+    judge: LoadedJudge, images: Sequence[CaptionedImage], run: BenchmarkRun, folder: BenchmarkFolder
+) -> JudgeFeatures:
+    """Compute a judge's features of everything, or read those that are stored."""
     places = {str(image.path): place for place, image in enumerate(images)}
-    pictures = [folder.picture(task.key) for task in drawn.tasks]
-    references, kept = [image.path for image in images], folder.path / "features"
-    with show_progress(f"judging by {seat.judge.name}", len(pictures) + 3 * len(images)) as advance:
-        return Seen(
-            drawn=features_of(seat.judge, pictures, "drawn", kept, advance),
-            owner=torch.tensor([places[task.reference] for task in drawn.tasks]),
-            square=features_of(seat.judge, references, "square", kept, advance),
-            whole=features_of(seat.judge, references, "whole", kept, advance),
-            copies=features_of(seat.judge, references, "light copy", kept, advance),
-            captions=caption_features(seat, images),
+    files = [folder.picture(task.key) for task in run.tasks]
+    references, stored = [image.path for image in images], folder.path / "features"
+    with show_progress(f"judging by {judge.name}", len(files) + 3 * len(images)) as advance:
+        return JudgeFeatures(
+            images=compute_features(judge.model, files, "drawn", stored, advance),
+            owner=torch.tensor([places[task.reference] for task in run.tasks]),
+            square=compute_features(judge.model, references, "square", stored, advance),
+            whole=compute_features(judge.model, references, "whole", stored, advance),
+            copies=compute_features(judge.model, references, "light copy", stored, advance),
+            captions=compute_caption_features(judge, images),
         )
 
 
-def caption_features(seat: Seat, images: Sequence[Captioned]) -> list[torch.Tensor] | None:
-    """Features of every image's captions."""
-    if not seat.judge.reads_text:
+def compute_caption_features(
+    judge: LoadedJudge, images: Sequence[CaptionedImage]
+) -> list[torch.Tensor] | None:
+    """Compute the features of every image's captions; None if the judge reads no text."""
+    if not judge.reads_text:
         return None
-    every = seat.judge.text_features([caption for image in images for caption in image.captions])
-    return list(every.split([len(image.captions) for image in images]))
+    features = judge.model.text_features([caption for image in images for caption in image.captions])
+    return list(features.split([len(image.captions) for image in images]))
 
 
-def rows_of(seat: Seat, seen: Seen, tasks: Sequence[Task]) -> list[CocoScore]:
-    """A judge's scores, picture by picture."""
-    found = likeness(seen, seen.drawn, seen.owner)
-    return [_row(seat, found, place, task, len(seen.square)) for place, task in enumerate(tasks)]
+def score_tasks(judge: LoadedJudge, features: JudgeFeatures, tasks: Sequence[Task]) -> list[CocoScore]:
+    """Return a judge's score of every image."""
+    scores = score_images(features, features.images, features.owner)
+    return [_row(judge, scores, place, task, len(features.square)) for place, task in enumerate(tasks)]
 
 
-def _row(seat: Seat, found: Likeness, place: int, task: Task, gallery: int) -> CocoScore:
+def _row(judge: LoadedJudge, scores: SimilarityScores, place: int, task: Task, gallery: int) -> CocoScore:
     image, _, sample = task.key.partition("-")
+    first, mean = scores.first_caption, scores.all_captions
     return CocoScore(
         key=task.key,
         image=image,
         sample=int(sample),
         seed=task.seed,
-        judge=seat.judge.name,
-        is_self=seat.is_self,
-        similarity=float(found.square[place]),
-        similarity_whole=float(found.whole[place]),
-        gap=float(found.gap[place]),
-        rank=int(found.rank[place]),
+        judge=judge.name,
+        is_self=judge.is_self,
+        similarity=float(scores.square[place]),
+        similarity_whole=float(scores.whole[place]),
+        gap=float(scores.gap[place]),
+        rank=int(scores.rank[place]),
         gallery=gallery,
-        text=None if found.first is None else float(found.first[place]),
-        text_mean=None if found.mean is None else float(found.mean[place]),
-        clip_score=None if found.first is None else float(clip_score(found.first[place])),
+        text=None if first is None else float(first[place]),
+        text_mean=None if mean is None else float(mean[place]),
+        clip_score=None if first is None else float(clip_score(first[place])),
     )

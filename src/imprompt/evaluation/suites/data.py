@@ -1,4 +1,4 @@
-"""Where the pictures, captions and prompts of the benchmarks come from."""
+"""Read the pictures, captions and prompts of the benchmarks."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from imprompt.errors import DataError, ImageError
-from imprompt.evaluation.suites.folder import first_of, too_many
+from imprompt.evaluation.suites.folder import describe_first, too_many
 from imprompt.inputs.image import load_image
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -17,13 +17,13 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedImage:
     """A picture of COCO.
 
     Attributes:
         id: COCO's number
         path: the file
-        captions: what people wrote, in the order of their ids
+        captions: in the order of their ids
     """
 
     id: int
@@ -32,18 +32,18 @@ class Captioned:
 
     @property
     def name(self) -> str:
-        """Its id as file names have it."""
+        """The id in file names."""
         return f"{self.id:012d}"
 
 
 @dataclass(frozen=True)
-class Subject:
+class DreamBenchSubject:
     """A subject of DreamBench.
 
     Attributes:
         name: its folder
         pictures: its real pictures by name; the first one is the reference
-        prompts: what is asked for
+        prompts: its prompts
     """
 
     name: str
@@ -51,8 +51,8 @@ class Subject:
     prompts: tuple[str, ...]
 
 
-def read_coco(folder: Path, images: int) -> list[Captioned]:
-    """The first pictures of COCO2017 val by id, with their captions; none is decoded.
+def read_coco(folder: Path, images: int) -> list[CaptionedImage]:
+    """Return the first pictures of COCO2017 val by id, with their captions; none is decoded.
 
     Raises:
         DataError: a file or folder is missing or damaged, or there are fewer pictures
@@ -62,26 +62,26 @@ def read_coco(folder: Path, images: int) -> list[Captioned]:
         if not path.exists():
             raise DataError(f"there is no {path}: unpack COCO's {what} into {folder}")
     try:
-        said = json.loads(captions.read_text(encoding="utf-8"))
-        files = {int(image["id"]): str(image["file_name"]) for image in said["images"]}
+        data = json.loads(captions.read_text(encoding="utf-8"))
+        files = {int(image["id"]): str(image["file_name"]) for image in data["images"]}
         lines = sorted(
-            (int(one["id"]), int(one["image_id"]), str(one["caption"])) for one in said["annotations"]
+            (int(one["id"]), int(one["image_id"]), str(one["caption"])) for one in data["annotations"]
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{captions} is no file of COCO's captions: {error!r}") from error
     found: dict[int, list[str]] = {}
     for _, image, caption in lines:
         found.setdefault(image, []).append(" ".join(caption.split()))
-    chosen = [number for number in sorted(files) if number in found][:images]
-    if len(chosen) < images:
+    numbers = [number for number in sorted(files) if number in found][:images]
+    if len(numbers) < images:
         raise DataError(
-            f"{captions} has {len(chosen)} pictures with captions; set data.images, which is {images}, lower"
+            f"{captions} has {len(numbers)} pictures with captions; set data.images, which is {images}, lower"
         )
-    return [Captioned(number, pictures / files[number], tuple(found[number])) for number in chosen]
+    return [CaptionedImage(number, pictures / files[number], tuple(found[number])) for number in numbers]
 
 
-def read_dreambench(folder: Path, subjects: int) -> list[Subject]:
-    """The first subjects of DreamBench by name, with the prompts of their kind; no picture is decoded.
+def read_dreambench(folder: Path, subjects: int) -> list[DreamBenchSubject]:
+    """Return the first subjects of DreamBench by name, with the prompts of their kind; no picture is decoded.
 
     Raises:
         DataError: a file or folder is missing or damaged, or there are fewer subjects
@@ -101,13 +101,13 @@ def read_dreambench(folder: Path, subjects: int) -> list[Subject]:
 
 
 LIVING = ("cat", "dog")
-"""Classes of DreamBench that the prompts for live subjects are for; the others are objects."""
+"""The classes of DreamBench with the prompts for live subjects; all others are objects."""
 
 
 def parse_prompts(text: str) -> tuple[dict[str, str], list[str], list[str]]:
-    """Classes by subject, prompts for objects, prompts for live subjects: with "{1}" where the class belongs.
+    """Return classes by subject, prompts for objects and prompts for live subjects; "{1}" is the class.
 
-    The place of the unique token, which only a fine-tuned model knows, is left out.
+    The unique token, which only a fine-tuned model knows, is left out.
     """
     classes, prompts, where = dict[str, str](), {"things": list[str](), "living": list[str]()}, ""
     for line in map(str.strip, text.splitlines()):
@@ -122,20 +122,20 @@ def parse_prompts(text: str) -> tuple[dict[str, str], list[str], list[str]]:
     return classes, prompts["things"], prompts["living"]
 
 
-def _subject(folder: Path, kind: str, things: Sequence[str], living: Sequence[str]) -> Subject:
+def _subject(folder: Path, kind: str, things: Sequence[str], living: Sequence[str]) -> DreamBenchSubject:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder} with the subject's pictures")
     pictures = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES))
     if len(pictures) < 2:
         raise DataError(f"{folder} has {len(pictures)} pictures; a subject needs two, one to compare with")
     prompts = living if kind in LIVING else things
-    return Subject(folder.name, pictures, tuple(prompt.replace("{1}", kind) for prompt in prompts))
+    return DreamBenchSubject(folder.name, pictures, tuple(prompt.replace("{1}", kind) for prompt in prompts))
 
 
-def readable(
+def find_readable(
     paths: Iterable[Path], advance: Callable[[int], None] = lambda pictures: None
 ) -> tuple[set[Path], dict[str, str]]:
-    """Decode every picture once: those that can be used, and the names of those that cannot, and why."""
+    """Decode every picture once; return those that can be read, and the names and faults of the others."""
     good: set[Path] = set()
     bad: dict[str, str] = {}
     for path in paths:
@@ -148,20 +148,20 @@ def readable(
     return good, bad
 
 
-def check_share(bad: Mapping[str, str], total: int, where: Path) -> None:
-    """Stop where more than 1 % of the pictures cannot be read; one may always be.
+def check_readable_share(bad: Mapping[str, str], total: int, where: Path) -> None:
+    """Raise an error if more than 1 % of the pictures cannot be read; one may always be unreadable.
 
     Raises:
-        DataError: too many
+        DataError: there are too many
     """
     if too_many(len(bad), total):
         raise DataError(
-            f"{len(bad)} of {total} pictures cannot be read, more than 1 %; the first: {first_of(bad)}; all "
-            f"are in {where}"
+            f"{len(bad)} of {total} pictures cannot be read, more than 1 %; the first: "
+            f"{describe_first(bad)}; all are in {where}"
         )
 
 
-def numbered(items: Sequence[Item]) -> Iterator[tuple[str, Item]]:
-    """Items with their numbers, all of one width."""
+def number_items(items: Sequence[Item]) -> Iterator[tuple[str, Item]]:
+    """Yield items with their numbers, all of one width."""
     width = len(str(len(items) - 1))
     return ((f"{number:0{width}d}", item) for number, item in enumerate(items))

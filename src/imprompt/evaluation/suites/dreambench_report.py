@@ -1,6 +1,7 @@
-"""The page of `dreambench`: fidelity and prompt following at every λ, the curve of both, and pictures."""
+"""The results of `dreambench` and their page: fidelity and prompt following at every λ, and their curve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -8,29 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imprompt.evaluation.methods import METHODS
+from imprompt.evaluation.judges import LoadedJudge
 from imprompt.evaluation.metrics import (
     ScaleCurve,
     bootstrap_interval,
     cosine_similarity,
+    group_means,
     scale_curve,
 )
-from imprompt.evaluation.suites.data import Subject
-from imprompt.evaluation.suites.features import seen as shown_to
+from imprompt.evaluation.settings import DreamBenchSettings
+from imprompt.evaluation.suites.data import DreamBenchSubject
+from imprompt.evaluation.suites.features import prepare_view
 from imprompt.evaluation.suites.folder import BenchmarkFolder
-from imprompt.evaluation.suites.judges import Seat
-from imprompt.evaluation.suites.runs import Drawn, fault_words, method_words, sampler_words
-from imprompt.evaluation.suites.settings import DreamBenchSettings
-from imprompt.report import Cell, Chart, Grid, Line, Report, Section, Table
-from imprompt.report.interval import Interval
-from imprompt.report.sheets import Row
+from imprompt.evaluation.suites.runs import BenchmarkRun, describe_method, describe_run, write_lead
+from imprompt.report import Cell, Chart, Grid, Interval, Line, PictureRow, Report, Section, Table
 
 REAL = "real pictures"
 
+FIGURES = ("fidelity", "fidelity_others", "prompt_following")
+
 HOW = (
-    "Fidelity is the mean cosine to all real pictures of the subject, and to those but the reference; prompt "
-    "following the cosine to the prompt, without the unique token. The reference is the subject's first "
-    "picture by name. Intervals are 95 % bootstraps over subjects."
+    "Fidelity is the mean cosine to all real pictures of the subject, and to those that are not the "
+    "reference. Prompt following is the cosine to the prompt, without the unique token. The reference is the "
+    "subject's first picture by name. Intervals are 95 % bootstraps over subjects."
 )
 
 CURVE = (
@@ -39,181 +40,208 @@ CURVE = (
 )
 
 
-def dreambench_report(
-    asked: DreamBenchSettings,
-    subjects: Sequence[Subject],
-    drawn: Drawn,
+@dataclass(frozen=True)
+class FidelityFigures:
+    """A judge's figures.
+
+    Attributes:
+        scales: "λ 0.5" → name in `FIGURES` → mean over subjects; None where nothing was scored
+        real: mean cosine between two different real pictures of one subject: the ceiling without copying
+        is_self: whether the judge is the encoder that conditions the method
+    """
+
+    scales: Mapping[str, Mapping[str, Interval | None]]
+    real: Interval
+    is_self: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures under their names in summary.json."""
+        return {**self.scales, REAL: self.real, "is self": self.is_self}
+
+
+@dataclass(frozen=True)
+class DreamBenchResult:
+    """The figures of a run: the method's name, the numbers of pictures, figures by every judge, the curve."""
+
+    method: str
+    subjects: int
+    pictures: int
+    unreadable: int
+    failed: int
+    judges: Mapping[str, FidelityFigures]
+    curve: ScaleCurve | None
+
+
+def build_result(
+    options: DreamBenchSettings,
+    subjects: Sequence[str],
+    run: BenchmarkRun,
     scores: Sequence[Any],
-    real: dict[str, list[Tensor]],
+    real: Mapping[str, Sequence[Tensor]],
     unreadable: int,
-    folder: BenchmarkFolder,
-) -> tuple[Report, dict[str, Any]]:
-    """The page, and its figures for programs."""
-    name = method_words(asked.method, METHODS[asked.method.name])
-    reader, watcher = drawn.seats[0], drawn.seats[1 if len(drawn.seats) > 1 else 0]
-    scales = list(asked.data.scales)
-    figures = {
-        seat.judge.name: figures_of([row for row in scores if row.judge == seat.judge.name], scales)
-        | {REAL: between_real(real[seat.judge.name]), "is self": seat.is_self}
-        for seat in drawn.seats
-    }
-    curve = curve_of(scores, reader, watcher, scales, [subject.name for subject in subjects])
-    sections = [Section("Scores", HOW, [table_of(drawn.seats, figures, scales)])]
-    if curve is not None:
-        sections.append(Section("Over λ", CURVE, [chart_of(curve, watcher, reader), curve_table(curve)]))
-    if grid := example_grid(asked, subjects, drawn, folder):
-        sections.append(Section("Pictures", "The first prompt of each subject, the first sample.", [grid]))
-    selves = [seat.judge.name for seat in drawn.seats if seat.is_self]
-    warning = f" {', '.join(selves)} conditions the method itself: such columns say self." if selves else ""
-    lead = (
-        f"{name}: {len(subjects)} subjects, {len(drawn.tasks):,} pictures.{warning} "
-        f"{fault_words(unreadable, len(drawn.failed))}"
-    ).strip()
-    report = Report(
-        f"DreamBench: {name}", lead, sections, facts(asked, drawn), over="imprompt evaluate dreambench"
+) -> DreamBenchResult:
+    """Compute the figures of a run from its `SubjectScore` rows and the features of real pictures."""
+    return DreamBenchResult(
+        method=describe_method(options.method),
+        subjects=len(subjects),
+        pictures=len(run.tasks),
+        unreadable=unreadable,
+        failed=len(run.failed),
+        judges={
+            judge.name: FidelityFigures(
+                summarize_scales([row for row in scores if row.judge == judge.name], options.data.scales),
+                compare_real_pictures(real[judge.name]),
+                judge.is_self,
+            )
+            for judge in run.judges
+        },
+        curve=measure_curve(scores, *choose_judges(run), options.data.scales, subjects),
     )
-    return report, {
-        "method": name,
-        "subjects": len(subjects),
-        "pictures": len(drawn.tasks),
-        "unreadable": unreadable,
-        "failed": len(drawn.failed),
-        "judges": figures,
-        "curve": None if curve is None else curve._asdict(),
-    }
 
 
-def figures_of(rows: Sequence[Any], scales: Sequence[float]) -> dict[str, Any]:
-    """A judge's figures at every λ."""
+def choose_judges(run: BenchmarkRun) -> tuple[LoadedJudge, LoadedJudge]:
+    """Return the judges of prompt following (the first one) and of fidelity (the second, if it exists)."""
+    return run.judges[0], run.judges[1 if len(run.judges) > 1 else 0]
+
+
+def summarize_scales(rows: Sequence[Any], scales: Sequence[float]) -> dict[str, dict[str, Interval | None]]:
+    """Average a judge's scores at every λ over each subject's images, then over subjects."""
     return {
         f"λ {scale:g}": {
-            what: over_subjects([row for row in rows if row.scale == scale], what)
-            for what in ("fidelity", "fidelity_others", "prompt_following")
+            what: bootstrap_interval(np.array([*means.values()])) if means else None
+            for what in FIGURES
+            for means in [average_by_subject(rows, what, scale)]
         }
         for scale in scales
     }
 
 
-def over_subjects(rows: Sequence[Any], what: str) -> Interval | None:
-    """Mean over each subject's pictures, then over subjects; nothing where nothing was scored."""
-    means = subject_means(rows, what)
-    return bootstrap_interval(np.array(list(means.values()))) if means else None
+def average_by_subject(rows: Sequence[Any], what: str, scale: float) -> dict[str, float]:
+    """Return the mean of a figure over each subject's images at one λ, subjects in sorted order."""
+    pairs = [(row.subject, getattr(row, what)) for row in rows if row.scale == scale]
+    pairs = [(subject, value) for subject, value in pairs if value is not None]
+    if not pairs:
+        return {}
+    names, values = (np.array(column) for column in zip(*pairs, strict=True))
+    return dict(zip(np.unique(names).tolist(), group_means(values, names).tolist(), strict=True))
 
 
-def subject_means(rows: Sequence[Any], what: str) -> dict[str, float]:
-    """A value's mean over each subject's pictures."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if getattr(row, what) is not None:
-            values.setdefault(row.subject, []).append(getattr(row, what))
-    return {subject: float(np.mean(several)) for subject, several in values.items()}
-
-
-def between_real(real: Sequence[Tensor]) -> Interval:
-    """Mean cosine between two different real pictures of one subject: the ceiling that is not a copy."""
+def compare_real_pictures(real: Sequence[Tensor]) -> Interval:
+    """Return the mean cosine between two different real pictures of one subject."""
     means = []
-    for seen in real:
-        similarity = cosine_similarity(seen, seen)
-        means.append(
-            float(torch.stack([similarity[i, j] for i, j in combinations(range(len(seen)), 2)]).mean())
-        )
+    for features in real:
+        similarity = cosine_similarity(features, features)
+        pairs = combinations(range(len(features)), 2)
+        means.append(float(torch.stack([similarity[i, j] for i, j in pairs]).mean()))
     return bootstrap_interval(np.array(means))
 
 
-def curve_of(
-    scores: Sequence[Any], reader: Seat, watcher: Seat, scales: Sequence[float], subjects: Sequence[str]
+def measure_curve(
+    scores: Sequence[Any],
+    reader: LoadedJudge,
+    watcher: LoadedJudge,
+    scales: Sequence[float],
+    subjects: Sequence[str],
 ) -> ScaleCurve | None:
-    """Prompt following by who reads, against fidelity by who watches; nothing if nobody reads."""
-    if not reader.judge.reads_text:
+    """Measure prompt following by `reader` against fidelity by `watcher`; None if `reader` reads no text."""
+    if not reader.reads_text:
         return None
 
-    def means(judge: str, what: str) -> list[dict[str, float]]:
-        mine = [row for row in scores if row.judge == judge]
-        return [subject_means([row for row in mine if row.scale == scale], what) for scale in scales]
+    def means(judge: LoadedJudge, what: str) -> list[dict[str, float]]:
+        rows = [row for row in scores if row.judge == judge.name]
+        return [average_by_subject(rows, what, scale) for scale in scales]
 
-    prompt, reference = means(reader.judge.name, "prompt_following"), means(watcher.judge.name, "fidelity")
-    kept = [name for name in subjects if all(name in one for one in (*prompt, *reference))]
-    if not kept:
+    prompt, reference = means(reader, "prompt_following"), means(watcher, "fidelity")
+    complete = [name for name in subjects if all(name in one for one in (*prompt, *reference))]
+    if not complete:
         return None
-    pf, cp = (np.array([[one[name] for name in kept] for one in side]) for side in (prompt, reference))
+    pf, cp = (np.array([[one[name] for name in complete] for one in side]) for side in (prompt, reference))
     return scale_curve(np.array(scales), pf, cp)
 
 
-def table_of(seats: Sequence[Seat], figures: dict[str, Any], scales: Sequence[float]) -> Table:
-    """A row for each λ, and one of real pictures."""
+# The page
+
+
+def build_report(
+    options: DreamBenchSettings,
+    subjects: Sequence[DreamBenchSubject],
+    run: BenchmarkRun,
+    result: DreamBenchResult,
+    folder: BenchmarkFolder,
+) -> Report:
+    """Build the page."""
+    sections = [Section("Scores", HOW, [scores_table(run.judges, result)])]
+    if result.curve is not None:
+        chart = curve_chart(result.curve, *choose_judges(run))
+        sections.append(Section("Over λ", CURVE, [chart, curve_table(result.curve)]))
+    if grid := build_grid(options, subjects, run, folder):
+        sections.append(Section("Pictures", "The first prompt of each subject, the first sample.", [grid]))
+    return Report(
+        f"DreamBench: {result.method}",
+        write_lead(f"{result.method}: {len(subjects)} subjects", run, result.unreadable),
+        sections,
+        describe_run(options, run, {"samples": options.data.samples}),
+        overline="imprompt evaluate dreambench",
+    )
+
+
+def scores_table(judges: Sequence[LoadedJudge], result: DreamBenchResult) -> Table:
+    """Make a table with a row for each λ, and one of real pictures."""
     columns = [""]
-    for seat in seats:
-        columns += [seat.title, f"{seat.title}, others"]
-        columns += [f"{seat.text_title} (cosine)"] if seat.judge.reads_text else []
-    rows: list[list[Cell]] = []
-    for name in [*(f"λ {scale:g}" for scale in scales), REAL]:
-        cells: list[Cell] = [name]
-        for seat in seats:
-            found = figures[seat.judge.name][name]
-            keys = ["fidelity", "fidelity_others"] + ["prompt_following"] * seat.judge.reads_text
-            cells += [None, found, None][: len(keys)] if name == REAL else [found[key] for key in keys]
-        rows.append(cells)
+    for judge in judges:
+        columns += [judge.title, f"{judge.title}, others"]
+        columns += [f"{judge.text_title} (cosine)"] if judge.reads_text else []
+    figures = [(result.judges[judge.name], FIGURES[: 2 + judge.reads_text]) for judge in judges]
+    rows: list[list[Cell]] = [
+        [scale, *(one.scales[scale][key] for one, keys in figures for key in keys)]
+        for scale in figures[0][0].scales
+    ]
+    real = [cell for one, keys in figures for cell in [None, one.real, None][: len(keys)]]
     note = "Real pictures are compared with one another: what a method without copying can reach."
-    return Table(columns, rows, note=note, strong=(0,))
+    return Table(columns, [*rows, [REAL, *real]], note=note, strong=(0,))
 
 
-def chart_of(curve: ScaleCurve, watcher: Seat, reader: Seat) -> Chart:
-    """Each λ as a point."""
+def curve_chart(curve: ScaleCurve, reader: LoadedJudge, watcher: LoadedJudge) -> Chart:
+    """Draw each λ as a point."""
     line = Line(
         label="",
         points=[(cp.mean, pf.mean) for cp, pf in zip(curve.reference, curve.prompt, strict=True)],
         intervals=[(pf.low, pf.high) for pf in curve.prompt],
-        sideways=[(cp.low, cp.high) for cp in curve.reference],
+        x_intervals=[(cp.low, cp.high) for cp in curve.reference],
         names=[f"λ {scale:g}" for scale in curve.scales],
     )
     return Chart(
         title="prompt following against fidelity",
         note="Up and to the right is better.",
         lines=[line],
-        across=f"fidelity ({watcher.title})",
-        up=f"prompt following ({reader.text_title})",
-        free=True,
+        x_label=f"fidelity ({watcher.title})",
+        y_label=f"prompt following ({reader.text_title})",
+        is_scatter=True,
     )
 
 
 def curve_table(curve: ScaleCurve) -> Table:
-    """CP · PF at every λ, and the area."""
-    rows: list[list[Cell]] = [
-        [f"λ {scale:g}", cp, pf, product]
-        for scale, cp, pf, product in zip(
-            curve.scales, curve.reference, curve.prompt, curve.product, strict=True
-        )
-    ]
+    """Make the table of CP · PF at every λ, and of the area."""
+    columns = zip(curve.scales, curve.reference, curve.prompt, curve.product, strict=True)
+    rows: list[list[Cell]] = [[f"λ {scale:g}", cp, pf, product] for scale, cp, pf, product in columns]
     return Table(["", "CP", "PF", "CP · PF"], [*rows, ["area", None, None, curve.area]], strong=(curve.best,))
 
 
-def example_grid(
-    asked: DreamBenchSettings, subjects: Sequence[Subject], drawn: Drawn, folder: BenchmarkFolder
+def build_grid(
+    options: DreamBenchSettings,
+    subjects: Sequence[DreamBenchSubject],
+    run: BenchmarkRun,
+    folder: BenchmarkFolder,
 ) -> Grid | None:
-    """The first subjects: reference, then one picture for each λ."""
-    keys = {task.key: task for task in drawn.tasks}
+    """Show the first subjects: the reference, then one image for each λ."""
+    tasks = {task.key: task for task in run.tasks}
     rows = []
-    for subject in subjects[: 3 * asked.judging.shown]:
+    for subject in subjects[: 3 * options.judging.shown]:
         width = len(str(len(subject.prompts) - 1))
-        wanted = [f"{subject.name}-{0:0{width}d}-{scale:g}-0" for scale in asked.data.scales]
-        if all(key in keys for key in wanted):
-            pictures = [shown_to(folder.picture(key), "drawn") for key in wanted]
-            rows.append(Row([shown_to(subject.pictures[0], "square"), *pictures], keys[wanted[0]].text))
-    titles = ["reference", *(f"λ {scale:g}" for scale in asked.data.scales)]
+        keys = [f"{subject.name}-{0:0{width}d}-{scale:g}-0" for scale in options.data.scales]
+        if all(key in tasks for key in keys):
+            pictures = [prepare_view(folder.picture(key), "drawn") for key in keys]
+            reference = prepare_view(subject.pictures[0], "square")
+            rows.append(PictureRow([reference, *pictures], tasks[keys[0]].text))
+    titles = ["reference", *(f"λ {scale:g}" for scale in options.data.scales)]
     return Grid(titles, rows) if rows else None
-
-
-def facts(asked: DreamBenchSettings, drawn: Drawn) -> dict[str, Any]:
-    """How it was made."""
-    published = METHODS[asked.method.name]
-    said = {
-        "base or pipeline": asked.method.model or published.model,
-        "adapter": asked.method.adapter,
-        "sampler": sampler_words(asked.drawing, published),
-        "negative prompt": asked.drawing.negative_prompt,
-        "size": f"{asked.drawing.size} px" if asked.drawing.size else "the model's own",
-        "samples": asked.data.samples,
-        "judges": ", ".join(seat.judge.name + (" (self)" if seat.is_self else "") for seat in drawn.seats),
-        "remarks": "; ".join(remark for seat in drawn.seats for remark in seat.judge.remarks()),
-    }
-    return {name: value for name, value in said.items() if value != ""}

@@ -1,7 +1,7 @@
-"""What judges see of pictures, kept on disk in parts: a scoring that was killed goes on where it was.
+"""A judge's features of images, stored in parts, so that a scoring that was killed can be resumed.
 
-A part is named after the judge's weights, the view and the bytes of the pictures in it, so that none is ever
-stale. Parts are fixed, so that features do not depend on where a scoring stopped.
+The name of a part follows from the judge's weights, the view and the bytes of the images in it, so no part is
+ever outdated. Parts are fixed, so features do not depend on where a scoring stopped.
 """
 
 import hashlib
@@ -17,21 +17,24 @@ from torch import Tensor
 
 from imprompt.evaluation.bounds import light_copy
 from imprompt.evaluation.judges import Judge
-from imprompt.evaluation.suites.drawing import one_thread
+from imprompt.evaluation.suites.drawing import compute_on_one_thread
 from imprompt.inputs.crop import encoder_view
 from imprompt.inputs.image import load_image
 from imprompt.runtime.output import write_atomically
 
 PART = 64
-"""Pictures in a part."""
+"""The number of images in a part."""
 
 View = Literal["drawn", "square", "whole", "light copy"]
-"""How a file is shown to a judge: "drawn" as it is; of a reference the middle "square", which its image
-encoder saw, the "whole" of it squeezed to a square, or a "light copy" of the square."""
+"""How an image is prepared for a judge.
+
+"drawn" is the image as it is. Of a reference, "square" is the middle square, which its image encoder sees,
+"whole" is all of it squeezed to a square, and "light copy" a light copy of the square.
+"""
 
 
-def seen(path: Path, view: View) -> Image.Image:
-    """A picture as a judge is to see it."""
+def prepare_view(path: Path, view: View) -> Image.Image:
+    """Load an image as a judge sees it."""
     picture = load_image(path)
     side = min(picture.size)
     if view == "drawn":
@@ -42,17 +45,17 @@ def seen(path: Path, view: View) -> Image.Image:
     return square if view == "square" else light_copy(square)
 
 
-def features_of(
+def compute_features(
     judge: Judge,
     paths: Sequence[Path],
     view: View,
     folder: Path,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> Float[Tensor, "pictures dim"]:
-    """Features of pictures, of length one; those that are in `folder` are read from there.
+    """Compute features of length one; those that are stored in `folder` are read.
 
     Raises:
-        ImageError: a picture cannot be read
+        ImageError: an image cannot be read
         OutputError: a part cannot be written
     """
     parts = []
@@ -67,8 +70,8 @@ def _part(judge: Judge, paths: Sequence[Path], view: View, folder: Path) -> Floa
     file = folder / f"{_name(judge, paths, view)}.safetensors"
     if file.exists():
         return load(file.read_bytes())["features"]
-    with one_thread(str(judge.device)):
-        features = judge.features([seen(path, view) for path in paths])
+    with compute_on_one_thread(str(judge.device)):
+        features = judge.features([prepare_view(path, view) for path in paths])
     with write_atomically(file) as part:
         part.write_bytes(save({"features": features.contiguous()}))
     return features

@@ -1,14 +1,14 @@
-"""The folder of one method on one benchmark: what is there is whole, and follows from one set of settings.
+"""The folder of one method on one benchmark; its files are whole and follow from one set of settings.
 
-    drawing.json            the settings that pictures follow from, and the models' fingerprint
-    pictures/KEY.png        one for each task, written whole or not at all, its settings inside
-    failed.jsonl            tasks that could not be drawn: key and reason
-    unreadable.jsonl        reference pictures that could not be read: name and reason
-    features/               what judges see of every picture; content decides the names, so none is stale
-    scores.csv, .parquet    a row for each picture and judge
+    drawing.json            the settings that change an image, and the models' fingerprint
+    pictures/KEY.png        the image of a task, with its settings inside
+    failed.jsonl            tasks without an image: key and reason
+    unreadable.jsonl        reference pictures that cannot be read: name and reason
+    features/               the judges' features; their names follow from their content
+    scores.csv, .parquet    a row for each image and judge
     index.html, index-small.html, summary.json
 
-Any number of processes and machines may draw into one folder at once.
+Any number of processes and machines may write into one folder at once.
 """
 
 import contextlib
@@ -28,74 +28,74 @@ from imprompt.runtime.output import save_picture, write_atomically
 
 @dataclass(frozen=True)
 class BenchmarkFolder:
-    """Where the pictures of a run are."""
+    """The folder of a run."""
 
     path: Path
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder, or go on in one of the same settings.
+        """Create the folder, or continue in one with the same settings.
 
         Raises:
-            OutputError: it cannot be made
-            ConfigError: it holds pictures of other settings
+            OutputError: it cannot be created
+            ConfigError: it holds images of other settings
         """
         try:
             for name in ("pictures", "features"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            self._remove_half_written()
         except OSError as error:
             raise OutputError(f"the folder {self.path} cannot be made: {error.strerror or error}") from error
-        said = _plain(settings)
-        if found := self._said("settings"):
-            if different := _first_difference(found, said):
+        values = json.loads(json.dumps(settings))
+        if stored := self._read("settings"):
+            if different := _first_difference(stored, values):
                 raise ConfigError(
                     f"{self.path} holds pictures drawn with {different}; give another --output, or remove it"
                 )
         else:
-            self._say({"settings": said})
+            self._write({"settings": values})
 
-    def _sweep(self) -> None:
-        """Remove what killed processes left half-written: nobody writes one picture for an hour."""
+    def _remove_half_written(self) -> None:
+        """Remove the half-written files of killed processes: no file takes an hour to write."""
         for path in self.path.glob("*/.imprompt-*.part"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > 3600:
                     path.unlink()
 
-    def same_models(self, fingerprint: str) -> None:
-        """Note which models draw, or compare them with those that drew before.
+    def check_models(self, fingerprint: str) -> None:
+        """Store which models generate, or compare them with those that did before.
 
         Raises:
             ConfigError: they are others
         """
-        if found := self._said("models"):
-            if found != fingerprint:
+        if stored := self._read("models"):
+            if stored != fingerprint:
                 raise ConfigError(
                     f"{self.path} holds pictures that other weights drew, under the same names; give another "
                     "--output, and every machine the same files"
                 )
         else:
-            self._say({"settings": self._said("settings"), "models": fingerprint})
+            self._write({"settings": self._read("settings"), "models": fingerprint})
 
     def picture(self, key: str) -> Path:
-        """The file of a task's picture."""
+        """Return the file of a task's image."""
         return self.path / "pictures" / f"{key}.png"
 
     def is_drawn(self, task: Task) -> bool:
-        """Whether a task is done."""
+        """Whether a task's image exists."""
         return self.picture(task.key).exists()
 
     def write(self, task: Task, picture: Image.Image) -> None:
-        """Keep a picture; two processes may write the same one."""
+        """Write an image; two processes may write the same one."""
         about = {
             "seed": task.seed,
             "prompt": task.text,
             "scale": task.scale,
-            "reference": _name(task.reference),
+            "reference": Path(task.reference).name,
         }
         save_picture(picture, self.picture(task.key), about)
 
-    def note(self, name: str, faults: Mapping[str, str]) -> None:
-        """Write down what could not be used or drawn, and why, in place of what the file held."""
+    def write_faults(self, name: str, faults: Mapping[str, str]) -> None:
+        """Write the names of what cannot be used, and why, in place of the file's former content."""
         path = self.path / f"{name}.jsonl"
         lines = [json.dumps({"name": key, "reason": why}, ensure_ascii=False) for key, why in faults.items()]
         if lines:
@@ -105,34 +105,30 @@ class BenchmarkFolder:
             path.unlink(missing_ok=True)
 
     @property
-    def _about(self) -> Path:
+    def _drawing_file(self) -> Path:
         return self.path / "drawing.json"
 
-    def _said(self, name: str) -> Any:
-        return json.loads(self._about.read_text(encoding="utf-8")).get(name) if self._about.exists() else None
+    def _read(self, name: str) -> Any:
+        return (
+            json.loads(self._drawing_file.read_text(encoding="utf-8")).get(name)
+            if self._drawing_file.exists()
+            else None
+        )
 
-    def _say(self, values: Mapping[str, Any]) -> None:
-        with write_atomically(self._about) as part:
+    def _write(self, values: Mapping[str, Any]) -> None:
+        with write_atomically(self._drawing_file) as part:
             part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def too_many(faults: int, total: int) -> bool:
-    """Whether more than 1 % failed; one may always, of however few."""
+    """Whether more than 1 % failed; one may always fail."""
     return faults > max(1, total // 100)
 
 
-def first_of(faults: Mapping[str, str]) -> str:
-    """One fault as a phrase."""
+def describe_first(faults: Mapping[str, str]) -> str:
+    """Describe the first fault."""
     key, why = next(iter(faults.items()))
     return f"{key}: {why}"
-
-
-def _name(path: str) -> str:
-    return Path(path).name
-
-
-def _plain(settings: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(settings))
 
 
 def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

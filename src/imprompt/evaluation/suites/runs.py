@@ -1,84 +1,107 @@
-"""What both benchmarks do: check, draw, load the judges, say how it was made."""
+"""What both benchmarks do: load the judges, generate the images, and say how it was done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from imprompt.evaluation.methods import Published, image_encoder_of
-from imprompt.evaluation.suites.drawing import Job, draw_all
+from imprompt.evaluation.judges import LoadedJudge, load_judges
+from imprompt.evaluation.methods import METHODS, load_conditioning_encoder
+from imprompt.evaluation.settings import CocoSettings, DreamBenchSettings, MethodSettings
+from imprompt.evaluation.suites.drawing import DrawingJob, draw_all
 from imprompt.evaluation.suites.folder import BenchmarkFolder
-from imprompt.evaluation.suites.judges import Seat, load_judges
-from imprompt.evaluation.suites.settings import (
-    CocoSettings,
-    DrawingSettings,
-    DreamBenchSettings,
-    MethodSettings,
-)
 from imprompt.evaluation.suites.tasks import Task
 from imprompt.runtime.progress import show_progress
 
-HOW_MANY = ("workers", "engine")
-"""Keys of `[drawing]` that pictures do not follow from."""
+PARALLELISM_KEYS = ("workers", "engine")
+"""Keys of `[drawing]` that do not change an image."""
 
 
-class Drawn(NamedTuple):
-    """What a run has drawn, and who judges it."""
+class BenchmarkRun(NamedTuple):
+    """The images of a run and its judges.
+
+    Attributes:
+        tasks: whose images exist
+        failed: key of a task without an image → reason
+        judges: the one that reads text first
+    """
 
     tasks: list[Task]
     failed: dict[str, str]
-    seats: list[Seat]
+    judges: list[LoadedJudge]
 
 
-def draw_and_seat(
-    asked: CocoSettings | DreamBenchSettings, suite: str, tasks: Sequence[Task], folder: BenchmarkFolder
-) -> Drawn:
-    """Load the judges, so that one that is not there is found at once; then draw what is not drawn yet.
+def generate_images_and_load_judges(
+    options: CocoSettings | DreamBenchSettings, suite: str, tasks: Sequence[Task], folder: BenchmarkFolder
+) -> BenchmarkRun:
+    """Load the judges first, so that a missing one is found at once, and generate the missing images.
 
     Raises:
         ConfigError, DataError, UnknownModel, MissingExtra: see `draw_all`, `load_judges`
     """
-    seats = load_judges(asked.judging, image_encoder_of(asked.method))
+    judges = load_judges(options.judging, load_conditioning_encoder(options.method))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder.begin(what_pictures_follow_from(asked, suite, device))
-    job = Job(asked.method, asked.drawing, folder, device)
+    folder.begin(collect_image_settings(options, suite, device))
+    job = DrawingJob(options.method, options.drawing, folder, device)
     with show_progress("drawing", len(tasks)) as advance:
         failed = draw_all(tasks, job, advance)
-    return Drawn([task for task in tasks if task.key not in failed], failed, seats)
+    return BenchmarkRun([task for task in tasks if task.key not in failed], failed, judges)
 
 
-def what_pictures_follow_from(
-    asked: CocoSettings | DreamBenchSettings, suite: str, device: str
+def collect_image_settings(
+    options: CocoSettings | DreamBenchSettings, suite: str, device: str
 ) -> dict[str, Any]:
-    """Every setting that changes a picture, flat. Which pictures and how many of them there are does not."""
-    drawing = {key: value for key, value in asked.drawing.model_dump().items() if key not in HOW_MANY}
+    """Return every setting that changes an image, under dotted keys; which images there are is not one."""
+    drawing = {
+        key: value for key, value in options.drawing.model_dump().items() if key not in PARALLELISM_KEYS
+    }
     if device == "cpu":
         drawing["precision"] = "fp32"
-    method = {f"method.{key}": value for key, value in asked.method.model_dump().items()}
-    drawn = {f"drawing.{key}": value for key, value in drawing.items()}
-    return {"suite": suite, **method, **drawn, **_of_data(asked), "device": device}
+    data: dict[str, Any] = {"samples": options.data.samples}
+    if isinstance(options, CocoSettings):
+        data["scale"] = options.data.scale
+    groups = {"method": options.method.model_dump(), "drawing": drawing, "data": data}
+    flat = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
+    return {"suite": suite, **flat, "device": device}
 
 
-def _of_data(asked: CocoSettings | DreamBenchSettings) -> dict[str, Any]:
-    samples = {"data.samples": asked.data.samples}
-    return samples | ({"data.scale": asked.data.scale} if isinstance(asked, CocoSettings) else {})
+# Words of the page
 
 
-def method_words(method: MethodSettings, published: Published) -> str:
-    """The method as a row's name: what it is, and with which files."""
+def describe_method(method: MethodSettings) -> str:
+    """Name the method and its files, as the name of a row."""
+    title = METHODS[method.name].title
     files = [name for name in (method.model, method.adapter) if name]
-    return published.title + (f" ({', '.join(Path(name).name or name for name in files)})" if files else "")
+    return title + (f" ({', '.join(Path(name).name or name for name in files)})" if files else "")
 
 
-def sampler_words(drawing: DrawingSettings, published: Published) -> str:
-    """Which sampler, and how long."""
-    name = "DDIM" if drawing.sampler == "ddim" and published.takes_sampler else "its own sampler"
-    return f"{name}, {drawing.steps} steps, guidance {drawing.guidance_scale:g}"
+def write_lead(subject: str, run: BenchmarkRun, unreadable: int) -> str:
+    """Write the sentences under the page's title: what was measured, which judge is self, what is missing."""
+    selves = [judge.name for judge in run.judges if judge.is_self]
+    warning = f" {', '.join(selves)} conditions the method itself: such columns say self." if selves else ""
+    faults = [f"{unreadable} references could not be read (unreadable.jsonl)"] * (unreadable > 0)
+    faults += [f"{len(run.failed)} pictures could not be drawn (failed.jsonl)"] * (len(run.failed) > 0)
+    missing = f" Left out: {'; '.join(faults)}." if faults else ""
+    return f"{subject}, {len(run.tasks):,} pictures.{warning}{missing}"
 
 
-def fault_words(unreadable: int, failed: int) -> str:
-    """What is missing, as a sentence; nothing if nothing is."""
-    parts = [f"{unreadable} references could not be read (unreadable.jsonl)"] * (unreadable > 0)
-    parts += [f"{failed} pictures could not be drawn (failed.jsonl)"] * (failed > 0)
-    return f"Left out: {'; '.join(parts)}." if parts else ""
+def describe_run(
+    options: CocoSettings | DreamBenchSettings, run: BenchmarkRun, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """List how a run was made, by name; `more` are the suite's own facts. Empty facts are left out."""
+    published, drawing = METHODS[options.method.name], options.drawing
+    sampler = "DDIM" if drawing.sampler == "ddim" and published.takes_sampler else "its own sampler"
+    facts = {
+        "base or pipeline": options.method.model or published.model,
+        "adapter": options.method.adapter,
+        "second model": options.method.second or published.second,
+        "particular": published.note,
+        "sampler": f"{sampler}, {drawing.steps} steps, guidance {drawing.guidance_scale:g}",
+        "negative prompt": drawing.negative_prompt,
+        "size": f"{drawing.size} px" if drawing.size else "the model's own",
+        **more,
+        "judges": ", ".join(judge.name + (" (self)" if judge.is_self else "") for judge in run.judges),
+        "remarks": "; ".join(remark for judge in run.judges for remark in judge.model.remarks()),
+    }
+    return {name: value for name, value in facts.items() if value != ""}

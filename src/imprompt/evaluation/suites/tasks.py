@@ -1,4 +1,4 @@
-"""What is to be drawn: a fixed list of pictures, each a pure function of its task and of the settings."""
+"""The list of images to be generated; each is a pure function of its task and of the settings."""
 
 import hashlib
 import itertools
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """One picture.
+    """One image.
 
     Attributes:
         key: its name in the folder, unique
@@ -26,14 +26,14 @@ class Task:
 
 
 Group = tuple[Task, ...]
-"""Tasks that are drawn in one call: they differ in key and seed only."""
+"""Tasks that are generated in one call; they differ in key and seed only."""
 
 
-def grouped(tasks: Sequence[Task], size: int) -> list[Group]:
-    """Neighbours that differ in key and seed only, at most `size` in a group.
+def group_tasks(tasks: Sequence[Task], size: int) -> list[Group]:
+    """Group neighbors that differ in key and seed only, at most `size` in a group.
 
-    Groups do not depend on which pictures are done: a group that is half done is drawn again as a whole, for
-    a picture follows from the size of its batch (the order of sums in matrix products).
+    Groups do not depend on which images exist. A group that is half done is generated again as a whole,
+    because an image depends on the size of its batch (the order of sums in matrix products).
     """
     groups: list[Group] = []
     for _, same in itertools.groupby(tasks, lambda task: (task.reference, task.text, task.scale)):
@@ -42,11 +42,11 @@ def grouped(tasks: Sequence[Task], size: int) -> list[Group]:
     return groups
 
 
-def seed_of(*names: str | int) -> int:
-    """A seed of 63 bits that follows from names alone: ("coco", image id, k), for instance.
+def derive_seed(*names: str | int) -> int:
+    """Return a seed of 63 bits that follows from names alone, for instance ("coco", image id, k).
 
-    It knows nothing of the order of tasks, so that the k-th picture of an image is the same in every subset;
-    and nothing of the method, so that all methods with latents of one shape begin with the same noise.
+    It does not depend on the order of tasks, so the k-th image of a reference is the same in every subset. It
+    does not depend on the method, so all methods with latents of one shape begin with the same noise.
     """
     text = "/".join(map(str, names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1

@@ -30,6 +30,7 @@ from imprompt.inputs.embeddings import Combine, load_embeddings
 from imprompt.inputs.image import load_image
 from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
 from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.settings import normalize_spelling
 
 DEFAULT_STEPS = 25
 """Enough for DDIM and its kin on every base we know; diffusers' own default is 50."""
@@ -126,11 +127,11 @@ class JobReference(Closed):
     """A multiplier for every step, in place of `steps`."""
     measured_in: Axis = "steps"
     mask: File | None = None
-    crop: CropName | Span = "centre"
+    crop: Annotated[CropName | Span, BeforeValidator(normalize_spelling)] = "center"
     negative: Files | None = None
     noise: tuple[Noise, Share] | None = None
     """[kind, amount]: "fade", "dissolve", "gaussian" or "shuffle"."""
-    combine: Combine = "concat"
+    combine: Annotated[Combine, BeforeValidator(normalize_spelling)] = "concat"
     weights: tuple[Number, ...] | None = None
     without: Text = ""
     scaling: Scaling = "value"

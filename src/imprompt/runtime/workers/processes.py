@@ -15,8 +15,8 @@ import torch
 from imprompt.errors import ImpromptError
 from imprompt.runtime.workers.spec import LostTask, Result, Task, WorkerSpec
 
-MAX_CRASHES = 3
-"""Number of processes that may die on one task before it is given up."""
+ATTEMPTS = 3
+"""Number of processes that try a task, one after another, before it is given up."""
 
 
 def run_in_processes(
@@ -55,7 +55,7 @@ class _Pool(Generic[Task, Result]):
                 assert isinstance(connection, Connection)
                 number = self._busy.pop(connection)
                 result = self._receive(connection, number)
-                if isinstance(result, LostTask) and self._crashes[number] < MAX_CRASHES:
+                if isinstance(result, LostTask) and self._crashes[number] < ATTEMPTS:
                     waiting.append(number)
                 else:
                     yield number, result
@@ -81,7 +81,7 @@ class _Pool(Generic[Task, Result]):
         except (EOFError, OSError):
             self._workers.pop(connection).stop()
             self._crashes[number] += 1
-            return LostTask(f"{MAX_CRASHES} processes died")
+            return LostTask(f"{ATTEMPTS} processes died")
         if isinstance(answer, BaseException):
             raise answer
         return answer

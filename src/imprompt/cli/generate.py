@@ -1,0 +1,277 @@
+"""`imprompt generate`: options → a job → pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imprompt.cli.options import build_job, drop_defaults
+from imprompt.cli.terminal import (
+    error_console,
+    exit_on_interrupt,
+    number_option,
+    print_written,
+    progress_bar,
+    quiet_libraries,
+)
+from imprompt.errors import OutputError
+from imprompt.runtime.output import check_output, write_atomically
+
+if TYPE_CHECKING:
+    from imprompt.generation.job import Job
+    from imprompt.generation.run import Inputs, Models
+
+EACH = "Per reference (give once for all, or once for each; '-' skips one)"
+START = "Image-to-image, inpainting and ControlNet"
+MODELS = "Models"
+JOBS = "Jobs"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(generate)
+
+
+def generate(
+    reference: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Image prompts: pictures or embedding files. Several act together.", show_default=False
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text prompt.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Negative text prompt.")] = None,
+    guidance_scale: Annotated[
+        float | None, number_option("Scale of classifier-free guidance; 1 turns it off. Default: 7.5.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of denoising steps. Default: 25.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The same seed gives the same picture. Default: 0.")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of pictures; their seeds count up from --seed. Default: 1."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Width and height in pixels. Default: those of the base.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="PNG file to write; several are out-0.png, out-1.png, ... Default: out.png."),
+    ] = None,
+    view: Annotated[
+        bool,
+        typer.Option(
+            "--view", help="Also write what the image encoder sees of each reference, to out-seen.png."
+        ),
+    ] = False,
+    scale: Annotated[
+        list[float] | None, number_option("Weight λ of the image prompt; 0 ignores it. Default: 1.", EACH)
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<mode>",
+            help='Layers on which it acts: full, style, composition, "strong style", ...; '
+            "`imprompt layers` draws them.",
+            rich_help_panel=EACH,
+        ),
+    ] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Mask of the region in which it acts (white).",
+            metavar="<file>",
+            rich_help_panel=EACH,
+        ),
+    ] = None,
+    from_: Annotated[
+        list[float] | None,
+        number_option("Fraction of the steps at which it starts to act, 0 to 1.", EACH, "--from"),
+    ] = None,
+    until: Annotated[
+        list[float] | None, number_option("Fraction of the steps at which it stops acting, 0 to 1.", EACH)
+    ] = None,
+    crop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<crop>",
+            help="How the encoder's square is cut: center, top, bottom, left, right, pad, stretch, tiles, "
+            "or a position x,y.",
+            rich_help_panel=EACH,
+        ),
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(help="Negative image prompt.", metavar="<file>", rich_help_panel=EACH),
+    ] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(
+            help="Combine all pictures into one reference: concat, average, add, subtract, "
+            "'normalized average' or interpolate.",
+            rich_help_panel=EACH,
+        ),
+    ] = None,
+    init_image: Annotated[
+        str | None,
+        typer.Option(help="Picture to start from (image-to-image).", metavar="<file>", rich_help_panel=START),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        number_option("How much of the picture is repainted, 0 to 1. Default: 0.8; 1 with --inpaint.", START),
+    ] = None,
+    inpaint: Annotated[
+        str | None,
+        typer.Option(
+            help="Inpainting mask: white is repainted, black is kept.",
+            metavar="<file>",
+            rich_help_panel=START,
+        ),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Control image of a ControlNet; the mini ControlNet takes its edges. May be repeated.",
+            metavar="<file>",
+            rich_help_panel=START,
+        ),
+    ] = None,
+    control_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ControlNet for the control image: mini, a folder, or a hub id.",
+            metavar="<model>",
+            rich_help_panel=START,
+        ),
+    ] = None,
+    control_scale: Annotated[
+        list[float] | None, number_option("Conditioning scale of the ControlNet. Default: 1.", START)
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Base model: mini, mini:STYLE, a folder in diffusers' format, or a hub id. Default: mini.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="Image-prompt adapter: mini, mini-plus, a short name (see `imprompt variants`), a file, or "
+            "owner/name:file on the hub. Default: mini.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Image encoder: a folder or a hub id. Default: the one that the adapter was trained with.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read all settings from a TOML file; only --output, --seed and --count override them.",
+            rich_help_panel=JOBS,
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Reuse all settings stored in an image made by imprompt; other options override them.",
+            rich_help_panel=JOBS,
+        ),
+    ] = None,
+    save_job: Annotated[
+        Path | None,
+        typer.Option(help="Also write the settings as a TOML file for --job.", rich_help_panel=JOBS),
+    ] = None,
+) -> None:
+    """Generate pictures from image prompts, with or without text.
+
+    [bold]Examples[/bold]
+
+    imprompt generate cat.png
+
+    imprompt generate cat.png --prompt "on a blue background" --scale 0.6
+
+    imprompt generate cat.png room.png --mode style --mode composition
+
+    imprompt generate cat.png dog.png --mask left.png --mask right.png --scale 0.8 --scale 1
+
+    imprompt generate cat.png --init-image photo.png --inpaint mask.png
+
+    imprompt generate --like out.png --seed 1 --count 4 --output more.png
+
+    Each picture carries its settings; [bold]imprompt inspect out.png[/bold] shows them.
+    """
+    options = drop_defaults(locals())
+    with exit_on_interrupt():
+        request = build_job(options)
+        settings_file = like or job
+        sources = [*request.files, *([str(settings_file)] if settings_file else [])]
+        _check_outputs(request, sources, view=view, save_job=save_job)
+        from imprompt.generation import run
+
+        inputs = run.read_inputs(request)
+    models = _load_models(request)
+    _generate_pictures(request, inputs, models)
+    if view:
+        _write_encoder_views(inputs, models, _view_path(request))
+    if save_job is not None:
+        _write_job(request, save_job)
+
+
+def _check_outputs(job: "Job", sources: Sequence[str], *, view: bool, save_job: Path | None) -> None:
+    """Refuse, before any work, outputs that cannot be written or would overwrite one of the sources."""
+    for path in [*job.outputs, *([_view_path(job)] if view else [])]:
+        check_output(path, ".png")
+        for file in sources:
+            if path.exists() and Path(file).exists() and path.samefile(file):
+                raise OutputError(f"{path} is one of the files to be read; choose another name with --output")
+    if save_job is not None:
+        check_output(save_job, ".toml")
+
+
+def _view_path(job: "Job") -> Path:
+    output = Path(job.output)
+    return output.with_stem(f"{output.stem}-seen")
+
+
+def _load_models(job: "Job") -> "Models":
+    from imprompt.generation.run import load_models
+
+    quiet_libraries()
+    with exit_on_interrupt(), error_console().status("loading the models"):
+        return load_models(job)
+
+
+def _generate_pictures(job: "Job", inputs: "Inputs", models: "Models") -> None:
+    from imprompt.generation.job import picture_settings
+    from imprompt.generation.run import run_job
+    from imprompt.runtime.output import save_picture
+
+    with progress_bar(inputs.steps_of(job)) as advance:
+        results = run_job(job, inputs, models, on_step=advance)
+        for path, (picture, single_job) in zip(job.outputs, results, strict=True):
+            save_picture(picture, path, picture_settings(single_job, path))
+            print_written(path)
+
+
+def _write_encoder_views(inputs: "Inputs", models: "Models", path: Path) -> None:
+    from imprompt.generation.run import what_is_seen
+
+    views = what_is_seen(inputs, models)
+    with write_atomically(path) as part:
+        views.save(part, format="PNG")
+    print_written(path)
+
+
+def _write_job(job: "Job", path: Path) -> None:
+    from imprompt.generation.job import save_job
+
+    save_job(job, path)
+    print_written(path)

@@ -1,0 +1,128 @@
+"""What a file is; this imports the library, so the command imports it late."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imprompt.checkpoint import describe
+from imprompt.checkpoint.files import read_tensors
+from imprompt.cli.pictures import read_picture_facts
+from imprompt.errors import CheckpointError
+from imprompt.generation.job import EMBEDDINGS_SUFFIX, has_settings, load_job, read_settings
+from imprompt.inputs.image import is_picture
+from imprompt.runtime.files import file_fault
+
+
+class Inspection(NamedTuple):
+    """What a file is, and what makes it unusable as an image prompt, a sentence each."""
+
+    facts: Mapping[str, Any]
+    problems: Sequence[str] = ()
+
+
+_OTHER_KINDS = {
+    "a LoRA, not an image-prompt adapter; load it with pipe.load_lora_weights": (
+        "lora_unet_",
+        "lora_te",
+        ".lora_A.",
+        ".lora_B.",
+        ".lora.up.",
+        ".lora.down.",
+        "_lora.up.",
+        "_lora.down.",
+        ".lora_up.",
+        ".lora_down.",
+    ),
+    "a whole base model in one file, not an image-prompt adapter": ("model.diffusion_model.",),
+    "a ControlNet, not an image-prompt adapter; give its folder to --control-model": (
+        "control_model.",
+        "controlnet_cond_embedding.",
+        "controlnet_down_blocks.",
+    ),
+    "an image encoder, not an image-prompt adapter; give its folder to --image-encoder": (
+        "vision_model.",
+        "visual.",
+    ),
+    "the U-Net of a base model, not an image-prompt adapter": ("down_blocks.0.resnets.", "input_blocks.0."),
+    "an autoencoder, not an image-prompt adapter": ("decoder.conv_in.", "first_stage_model."),
+    "a text encoder, not an image-prompt adapter": ("text_model.",),
+    "a textual inversion, not an image-prompt adapter": ("emb_params", "clip_l", "clip_g"),
+}
+"""What another file of tensors may be → parts of its tensors' names, the most specific first."""
+
+
+def inspect_file(file: Path) -> Inspection:
+    """Report what a file or folder is.
+
+    Raises:
+        ImageError, CheckpointError, ConfigError: it cannot be read
+    """
+    if fault := file_fault(file):
+        raise CheckpointError(fault)
+    if file.is_dir():
+        return _inspect_folder(file)
+    if is_picture(_read_head(file)):
+        return Inspection(read_settings(file) if has_settings(file) else read_picture_facts(file))
+    if file.suffix == ".toml":
+        return Inspection(load_job(file).model_dump(mode="json", exclude_defaults=True))
+    if file.suffix == EMBEDDINGS_SUFFIX and (embeddings := _inspect_embeddings(file)) is not None:
+        return Inspection(embeddings)
+    return _inspect_tensors(file)
+
+
+def _inspect_folder(folder: Path) -> Inspection:
+    """Recognize a model in diffusers' or transformers' format by its index file."""
+    for index, key in (("model_index.json", "_class_name"), ("config.json", "_class_name")):
+        content = _read_json(folder / index)
+        kind = content.get(key) or next(iter(content.get("architectures", ())), None)
+        if kind:
+            return Inspection({"kind": "a model in a folder", "class": str(kind)})
+    raise CheckpointError(f"{folder} is a folder, not an adapter file")
+
+
+def _inspect_tensors(file: Path) -> Inspection:
+    description = describe(file)
+    if description.variant is None and (other := _recognize_other_kind(read_tensors(file).tensors)):
+        facts = {"kind": other.partition(",")[0], "parameters": description.parameters}
+        return Inspection(facts | {"metadata": description.metadata}, [f"it is {other}"])
+    return Inspection({**dataclasses.asdict(description), "limit": description.limit}, description.problems)
+
+
+def _recognize_other_kind(names: Iterable[str]) -> str | None:
+    names = list(names)
+    for kind, parts in _OTHER_KINDS.items():
+        if any(part in name for name in names for part in parts):
+            return kind
+    return None
+
+
+def _read_head(file: Path) -> bytes:
+    """Return the first bytes; none of a safetensors file, whose length may look like a picture's start."""
+    try:
+        with file.open("rb") as content:
+            head = content.read(64)
+            return b"" if head[4:9] == b"\0\0\0\0{" else head
+    except (OSError, ValueError):
+        return b""
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = {} if file_fault(file) else json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _inspect_embeddings(file: Path) -> dict[str, Any] | None:
+    """Report what an embedding file holds; return None if it is another kind of file."""
+    from imprompt.inputs.embeddings import load_embeddings
+
+    try:
+        embeddings = load_embeddings(file)
+    except CheckpointError:
+        return None
+    inputs = {name: " × ".join(map(str, tensor.shape)) for name, tensor in embeddings.inputs.items()}
+    return {"kind": "image embeddings", "inputs": inputs, "metadata": dict(embeddings.metadata)}

@@ -1,0 +1,195 @@
+"""The options of `imprompt generate`, turned into a job."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imprompt.cli.terminal import WrongUsage
+from imprompt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from imprompt.generation.job import Job
+
+Options = Mapping[str, Any]
+"""The options of a command line, by the names of the parameters of `generate`."""
+
+NOTHING = "-"
+"""The value of a per-reference option that leaves it at its default for one reference."""
+
+_JOB_OPTIONS = (
+    "prompt",
+    "negative_prompt",
+    "guidance_scale",
+    "steps",
+    "seed",
+    "count",
+    "size",
+    "init_image",
+    "strength",
+    "inpaint",
+    "base",
+    "adapter",
+    "image_encoder",
+)
+_REFERENCE_OPTIONS = {
+    "scale": "scale",
+    "mode": "layers",
+    "mask": "mask",
+    "crop": "crop",
+    "negative": "negative",
+}
+_OPTIONS_WITH_JOB = ("output", "seed", "count")
+
+
+def drop_defaults(parameters: Mapping[str, Any]) -> Options:
+    """Return the options that the command line sets; the others are None, False or []."""
+    defaults = (None, False)
+    return {
+        name: value
+        for name, value in parameters.items()
+        if not any(value is default for default in defaults) and value != []
+    }
+
+
+def build_job(options: Options) -> "Job":
+    """Build the job: from a job file, from the settings of a picture (--like), or from the options alone.
+
+    Raises:
+        WrongUsage: options that exclude each other, or are repeated a wrong number of times
+        ConfigError, ImageError: see `imprompt.generation.job`
+    """
+    if "job" in options:
+        return _load_job_file(options)
+    if "like" in options:
+        return _repeat_picture(options)
+    values = _collect_values(options, {})  # wrong usage is reported before anything heavy is imported
+    from imprompt.generation.job import parse_job
+
+    return parse_job(values)
+
+
+def _repeat_picture(options: Options) -> "Job":
+    from imprompt.generation.job import parse_job, read_job
+
+    before = read_job(options["like"]).model_dump(mode="json", exclude_defaults=True)
+    job = parse_job(_collect_values(options, before))
+    _check_files_exist(job, options["like"])
+    return job
+
+
+def _load_job_file(options: Options) -> "Job":
+    others = [name for name in options if name not in (*_OPTIONS_WITH_JOB, "job")]
+    if others:
+        raise WrongUsage(
+            "--job can only be combined with --output, --seed and --count, not with "
+            f"{_format_option(others[0])}"
+        )
+    from imprompt.generation.job import load_job, parse_job
+
+    changes = {name: options[name] for name in _OPTIONS_WITH_JOB if name in options}
+    if "output" in changes:
+        changes["output"] = str(changes["output"])
+    before = load_job(options["job"]).model_dump(mode="json", exclude_defaults=True)
+    return parse_job(before | changes)
+
+
+def _collect_values(options: Options, before: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the job: the earlier ones, overridden by the options."""
+    values = before | {name: options[name] for name in _JOB_OPTIONS if name in options}
+    if "size" in options:
+        values = {name: value for name, value in values.items() if name not in ("width", "height")}
+    if "output" in options:
+        values["output"] = str(options["output"])
+    values["references"] = _collect_references(options, before.get("references", []))
+    controls = _collect_controls(options, before.get("controls", []))
+    return values | ({"controls": controls} if controls else {})
+
+
+def _collect_references(options: Options, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    references = _assign_pictures(options, before)
+    for option, key in _REFERENCE_OPTIONS.items():
+        for reference, value in _pair_with_values(options, option, references):
+            _set_option(reference, key, _parse_crop(value) if key == "crop" else value)
+    for option, bound in (("from_", 0), ("until", 1)):
+        for reference, value in _pair_with_values(options, option, references):
+            span = list(reference.get("steps", (0.0, 1.0)))
+            span[bound] = value
+            reference["steps"] = span
+    if "combine" in options:
+        references = [reference | {"combine": options["combine"]} for reference in references]
+    return references
+
+
+def _assign_pictures(options: Options, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a reference for every picture, or one for all (--combine), with the earlier settings."""
+    if "reference" not in options:
+        if not before:
+            raise WrongUsage("Missing argument 'reference'.")
+        return [dict(reference) for reference in before]
+    pictures = [[picture] for picture in options["reference"]]
+    if "combine" in options:
+        pictures = [options["reference"]]
+    if len(before) not in (0, 1, len(pictures)):
+        raise WrongUsage(
+            f"the picture of --like has {len(before)} references, not {len(pictures)}; give as many "
+            "pictures, or none"
+        )
+    settings = before * len(pictures) if len(before) == 1 else before or [{}] * len(pictures)
+    return [one | {"images": images} for one, images in zip(settings, pictures, strict=True)]
+
+
+def _collect_controls(options: Options, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    controls = [{"image": image} for image in options["control"]] if "control" in options else before
+    for option, key in (("control_model", "model"), ("control_scale", "scale")):
+        if option in options and not controls:
+            raise WrongUsage(f"{_format_option(option)} needs --control, which is missing")
+        for control, value in _pair_with_values(options, option, controls, of="controls"):
+            control[key] = value
+    return controls
+
+
+def _pair_with_values(
+    options: Options,
+    option: str,
+    among: Sequence[dict[str, Any]],
+    *,
+    of: str = "references",
+) -> list[tuple[dict[str, Any], Any]]:
+    """Return each of `among` with its value of an option, which is given once for all or once for each."""
+    if option not in options:
+        return []
+    values = options[option]
+    if len(values) not in (1, len(among)):
+        raise WrongUsage(
+            f"{_format_option(option)} is given {len(values)} times for {len(among)} {of}; give it once for "
+            f"all, or {len(among)} times",
+        )
+    return list(zip(among, values * len(among) if len(values) == 1 else values, strict=True))
+
+
+def _set_option(reference: dict[str, Any], key: str, value: object) -> None:
+    if value == NOTHING:
+        reference.pop(key, None)
+    else:
+        reference[key] = value
+
+
+def _parse_crop(crop: str) -> object:
+    """Parse a position such as "0.5,0" into two numbers; return anything else unchanged."""
+    try:
+        return [float(number) for number in crop.split(",")] if "," in crop else crop
+    except ValueError:
+        return crop
+
+
+def _check_files_exist(job: "Job", picture: object) -> None:
+    for file in job.files:
+        if not Path(file).exists():
+            raise ConfigError(
+                f"{picture} was made from {file}, which is neither in its folder nor in this one; pass it "
+                f"again: imprompt generate PICTURE --like {picture}"
+            )
+
+
+def _format_option(name: str) -> str:
+    return "REFERENCE" if name == "reference" else f"--{name.strip('_').replace('_', '-')}"

@@ -1,0 +1,81 @@
+"""Loading models of other libraries by name: parse the name, quiet the loggers, explain a failure."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from imprompt.errors import UnknownModel
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class ModelSource(NamedTuple):
+    """Where a model is: a local folder, or a repository of the hub and a folder in it."""
+
+    name: str
+    subfolder: str = ""
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Keyword arguments for `from_pretrained`."""
+        return {"subfolder": self.subfolder} if self.subfolder else {}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is a local folder."""
+        return Path(self.name).is_dir()
+
+
+def parse_source(source: str | Path) -> ModelSource:
+    """Split "owner/name:subfolder" into repository and folder; a local folder is returned as it is."""
+    if Path(source).is_dir():
+        return ModelSource(str(source))
+    repository, _, subfolder = str(source).partition(":")
+    return ModelSource(repository, subfolder)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def explain_failure(problem: str) -> Iterator[None]:
+    """Turn every error inside this context into one sentence: other libraries may raise anything.
+
+    Args:
+        problem: what is wrong if loading fails, e.g. "the ControlNet x cannot be loaded"
+
+    Raises:
+        UnknownModel: loading failed; the message is the problem and the first line of the reason
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UnknownModel(f"{problem}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def log_errors_only(*libraries: str) -> Iterator[None]:
+    """Let the loggers of other libraries report errors only, inside this context.
+
+    Changing a level empties the caches of all loggers, so a level that is high enough stays.
+    """
+    loggers = [logging.getLogger(name) for name in libraries]
+    loggers = [logger for logger in loggers if logger.level < logging.ERROR]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

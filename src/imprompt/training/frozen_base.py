@@ -1,0 +1,311 @@
+"""The frozen models of a run: encodings of images and captions, and fingerprints of the models.
+
+The base's U-Net is one of them; the cache needs the others, training the U-Net alone.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from imprompt import mini
+from imprompt.checkpoint import find_embedded_part
+from imprompt.errors import AdapterMismatch, ConfigError
+from imprompt.generation.models import load_base
+from imprompt.generation.pipeline_results import remove_safety_checker
+from imprompt.inputs.crop import Crop
+from imprompt.inputs.encoder import ImageEncoder, Input, load_image_encoder
+from imprompt.runtime.precision import Precision, resolve_precision
+from imprompt.training.config import TrainingConfig, Variant
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+TAKES: dict[Variant, tuple[Input, ...]] = {
+    "base": ("image_embedding",),
+    "plus": ("image_features",),
+    "full-face": ("image_features",),
+    "faceid": ("face_embedding",),
+    "faceid-plus": ("face_embedding", "image_features"),
+    "faceid-plusv2": ("face_embedding", "image_features"),
+}
+"""The inputs of each variant's projection."""
+
+
+class FrozenBase:
+    """A base model and its image encoder, frozen and in evaluation mode.
+
+    Args:
+        pipe: a diffusers pipeline with a U-Net; moved, converted and frozen in place, and its safety
+            checker taken off
+        image_encoder: None if only face embeddings are needed
+        device: device of all models
+        dtype: type of all models, except where `choose_encoding_dtype` returns another
+
+    Attributes:
+        unet, scheduler: the pipeline's
+        autoencoder: the pipeline's, or a copy of it in another type, for encoding only
+
+    Raises:
+        AdapterMismatch: the pipeline has no U-Net
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        image_encoder: ImageEncoder | None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not isinstance(getattr(pipe, "unet", None), nn.Module):
+            raise AdapterMismatch(f"a {type(pipe).__name__} has no U-Net; training needs a base that has one")
+        remove_safety_checker(pipe)
+        self.device, self.dtype = torch.device(device), dtype
+        # Before bfloat16 rounds the weights; for other types this can wait until it is needed.
+        bfloat16 = dtype == torch.bfloat16
+        self._fingerprints = hash_models(pipe, image_encoder) if bfloat16 else None
+        autoencoder = cast(Any, pipe).vae
+        encodes_in = choose_encoding_dtype(dtype, autoencoder)
+        apart = None if encodes_in == dtype else copy.deepcopy(autoencoder).to(device).to(encodes_in)
+        with quiet("diffusers"):  # it warns of parts to keep in float32, though there are none
+            self.pipe: Any = pipe.to(device, dtype)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.autoencoder: Any = self.pipe.vae if apart is None else apart
+        self.unet, self.scheduler = self.pipe.unet, self.pipe.scheduler
+        if self.device.type == "cuda":  # how its convolutions are quickest in narrow formats
+            self.unet.to(memory_format=torch.channels_last)
+        self.image_encoder = image_encoder and image_encoder.to(self.device).to(dtype)
+        for module in self.modules:
+            module.eval().requires_grad_(False)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All networks, the image encoder last."""
+        parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        apart = [] if self.autoencoder is self.pipe.vae else [self.autoencoder]
+        return [*parts, *apart, *([self.image_encoder.model] if self.image_encoder else [])]
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether the U-Net takes the image size and a pooled text, as that of SDXL and Kolors does."""
+        return self.unet.config.addition_embed_type == "text_time"
+
+    @torch.no_grad()
+    def moments(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch twochannels latent_height latent_width"]:
+        """Encode images in [-1, 1]: mean and log-variance of the latents, unscaled, float32.
+
+        The log-variance of a deterministic autoencoder is -∞, so that `latents` gives the mean exactly.
+        """
+        found = self.autoencoder.encode(pixels.to(self.device, self.autoencoder.dtype)).latent_dist
+        spread = torch.full_like(found.mean, -torch.inf) if found.deterministic else found.logvar
+        return torch.cat([found.mean, spread], dim=1).float()
+
+    def latents(
+        self,
+        moments: Float[Tensor, "batch twochannels latent_height latent_width"],
+        noise: Float[Tensor, "batch channels latent_height latent_width"],
+    ) -> Float[Tensor, "batch channels latent_height latent_width"]:
+        """Sample latents, mean + deviation · noise, shifted and scaled as in the base's training, float32."""
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        return self._scale(mean + (log_variance / 2).exp() * noise)
+
+    def _scale(self, latents: Tensor) -> Tensor:
+        """Scale as AutoencoderKL does: all channels by two numbers, or each by its own two."""
+        config = self.pipe.vae.config
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            mean, std = (
+                torch.tensor(config[key], device=latents.device).view(1, -1, 1, 1)
+                for key in ("latents_mean", "latents_std")
+            )
+            return (latents - mean) * config["scaling_factor"] / std
+        return (latents - (config.get("shift_factor") or 0)) * config["scaling_factor"]
+
+    @torch.no_grad()
+    def text(self, captions: Sequence[str]) -> dict[str, Float[Tensor, "batch ..."]]:
+        """Encode captions as the pipeline does, truncated to the length of its text encoder.
+
+        Returns:
+            "text_embeddings", "batch length width"; for SDXL and Kolors also "pooled_text", "batch width"
+        """
+        with quiet("diffusers", "transformers"):  # they would name every caption that is cut
+            made = self.pipe.encode_prompt(
+                prompt=list(captions),
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
+        pooled = {"pooled_text": made[2]} if len(made) == 4 else {}
+        return {"text_embeddings": made[0], **pooled}
+
+    def image_inputs(
+        self, pictures: Sequence[Image.Image], names: Collection[Input], crop: Crop | str = "center"
+    ) -> dict[Input, Float[Tensor, "batch ..."]]:
+        """Encode upright RGB images to the inputs of a projection.
+
+        Raises:
+            AdapterMismatch: there is no image encoder, or a face embedding, which none makes
+        """
+        encoder = self._encoder()
+        return encoder.inputs(encoder.pixels(pictures, crop), names)
+
+    def blank(self, name: Input) -> Float[Tensor, "..."]:
+        """Return the encoding that replaces a dropped image: see `ImageEncoder.blank`.
+
+        Raises:
+            AdapterMismatch: as `image_inputs`
+        """
+        return self._encoder().blank(name)
+
+    def _encoder(self) -> ImageEncoder:
+        if self.image_encoder is None:
+            raise AdapterMismatch("there is no image encoder; name one in base.image_encoder")
+        return self.image_encoder
+
+    def added_conditions(
+        self,
+        pooled_text: Float[Tensor, "batch width"] | None,
+        size_condition: Int[Tensor, "batch 6"] | None,
+    ) -> dict[str, Tensor] | None:
+        """Return SDXL's `added_cond_kwargs`; None for bases without them.
+
+        Args:
+            pooled_text: see `text`
+            size_condition: original height and width, top and left of the cut, the target's height and width
+                in pixels (Podell et al. 2023, section 2.2)
+
+        Raises:
+            AdapterMismatch: one of the two that the base needs is missing
+        """
+        if not self.needs_size:
+            return None
+        if pooled_text is None or size_condition is None:
+            raise AdapterMismatch("this base needs a pooled text and the picture's size")
+        sizes = size_condition.to(pooled_text.device, pooled_text.dtype)
+        return {"text_embeds": pooled_text, "time_ids": sizes}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the SHA-256 of the autoencoder, the text encoders with tokenizers, the image encoder.
+
+        Weights are rounded to float16 first, so that the type in which a model is loaded does not matter.
+        """
+        if self._fingerprints is None:
+            self._fingerprints = hash_models(self.pipe, self.image_encoder)
+        return self._fingerprints
+
+
+def hash_models(pipe: Any, encoder: ImageEncoder | None) -> dict[str, str]:
+    """Return the SHA-256 of each frozen model of a pipeline and of its image encoder."""
+    numbered = ("", "_2", "_3")
+    texts = [getattr(pipe, f"text_encoder{number}", None) for number in numbered]
+    tokenizers = [getattr(pipe, f"tokenizer{number}", None) for number in numbered]
+    return {
+        "autoencoder": hash_weights(pipe.vae, rounded=True),
+        "text_encoder": _hash_json(
+            hash_weights(*(text for text in texts if text is not None), rounded=True),
+            *(_vocabulary(tokenizer) for tokenizer in tokenizers if tokenizer is not None),
+        ),
+        "image_encoder": ""
+        if encoder is None
+        else _hash_json(hash_weights(encoder.model, rounded=True), encoder.mean, encoder.std),
+    }
+
+
+def load_frozen_base(config: TrainingConfig, device: torch.device | str) -> FrozenBase:
+    """Load the frozen models of a run.
+
+    On the CPU they compute in float32, so that every process fills a cache with the same bytes; elsewhere in
+    `training.precision`.
+
+    Raises:
+        UnknownModel: no such base or image encoder
+        ConfigError: base.image_encoder is "known" for a base whose encoder is not
+        AdapterMismatch: a base without a U-Net
+    """
+    dtype = DTYPES[choose_frozen_precision(config, device)]
+    # Exact weights first: the cache's autoencoder may need them wider than the rest.
+    pipe = load_base(config.base.model, device="cpu", dtype=torch.float32)
+    encoder = _image_encoder(config)
+    return FrozenBase(pipe, encoder, device=device, dtype=dtype)
+
+
+def choose_frozen_precision(config: TrainingConfig, device: torch.device | str) -> Precision:
+    """Return the number format of a run's frozen models; float32 on a CPU or for a trained base."""
+    if config.trains_base or torch.device(device).type == "cpu":
+        return "fp32"
+    return resolve_precision(config.training.precision, str(device))
+
+
+def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
+    base = config.base
+    if base.image_encoder != "known":
+        return load_image_encoder(base.image_encoder)
+    if base.model.partition(":")[0] == "mini":
+        return load_image_encoder(find_embedded_part(mini.WEIGHTS / "image_encoder"))
+    if config.adapter.variant == "faceid":
+        return None
+    raise ConfigError(
+        f"base.image_encoder: no encoder is known for {base.model}; name a folder or owner/name[:subfolder]"
+    )
+
+
+def choose_encoding_dtype(dtype: torch.dtype, autoencoder: Any) -> torch.dtype:
+    """Return the type in which an autoencoder encodes: float16 if base and range allow it, else float32.
+
+    `force_upcast` is how diffusers notes that it does not. Bfloat16 would round latents by half a percent,
+    once and for all.
+    """
+    safe = dtype == torch.float16 and not autoencoder.config.get("force_upcast", True)
+    return torch.float16 if safe else torch.float32
+
+
+def hash_weights(*modules: nn.Module, rounded: bool = False) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of all saved parameters and buffers.
+
+    Args:
+        modules: the modules, in this order
+        rounded: round types wider than float16 to float16 first
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            tensor = tensor.half() if rounded and tensor.is_floating_point() else tensor
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(values.numpy())  # pyright: ignore[reportArgumentType]
+    return digest.hexdigest()
+
+
+def _hash_json(*words: object) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def _vocabulary(tokenizer: Any) -> list[object]:
+    """Return what determines the output of a tokenizer."""
+    known = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return [type(tokenizer).__name__, getattr(tokenizer, "model_max_length", None), sorted(known.items())]
+
+
+@contextlib.contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Let libraries log errors only; levels that are high enough already are left alone, which saves time."""
+    loggers = [logging.getLogger(name) for name in names]
+    loggers = [logger for logger in loggers if logger.level < logging.ERROR]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,57 @@
+"""Mechanisms that read a projection of the image embedding."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imprompt.errors import InvalidReference
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.training.mechanisms.base import Inputs, Mechanism
+
+PREFIX = "image_proj."
+"""Prefix of a projection's tensors in a file, as in the official layout."""
+
+
+class ProjectedMechanism(Mechanism):
+    """A new projection of image embeddings.
+
+    Attributes:
+        projection: "batch embedding_dim" → input of the U-Net
+    """
+
+    projection: nn.Module
+
+    def project(self, inputs: Inputs) -> Tensor:
+        """Project one image prompt per sample, "batch 1 ..."."""
+        return self.projection(inputs["image_embedding"][:, 0])
+
+    def project_both_branches(
+        self, pipe: Any, images: Sequence[ImageEmbeddings], call: Mapping[str, Any], scale: float | int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Project image embeddings times `scale`, and blank ones for guidance.
+
+        Raises:
+            AdapterMismatch: the pipeline has another U-Net
+            InvalidReference: a prompt has no image prompt of its own, or asks for several images
+        """
+        self.check_pipeline(pipe)
+        _check_counts(images, call)
+        positive = self._stack([one.inputs for one in images])
+        negative = self._stack([one.blank for one in images])
+        return self.projection(scale * positive), self.projection(negative)
+
+    def _stack(self, sides: Sequence[Inputs]) -> Tensor:
+        """Stack one image embedding per prompt, the first of several, in the projection's format."""
+        like = next(self.projection.parameters())
+        each = [side["image_embedding"] for side in sides]
+        return torch.stack([one.to(like).reshape(-1, one.shape[-1])[0] for one in each])
+
+
+def _check_counts(images: Sequence[ImageEmbeddings], call: Mapping[str, Any]) -> None:
+    if len(images) != len(call["prompt"]) or call.get("num_images_per_prompt", 1) != 1:
+        raise InvalidReference(
+            f"{len(images)} image prompts need as many prompts, one picture each; there are "
+            f"{len(call['prompt'])} prompts, with {call.get('num_images_per_prompt', 1)} pictures each"
+        )

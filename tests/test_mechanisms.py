@@ -1,0 +1,394 @@
+"""Ways for an image prompt into a base: what each of them trains, reads and leaves behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from PIL import Image
+from torch import Tensor, nn
+
+import tiny
+import tiny_bases
+from imprompt import mini
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.checkpoint import load_adapter
+from imprompt.checkpoint.files import read_tensors, write_tensors
+from imprompt.errors import AdapterMismatch, AmbiguousBatch, CheckpointError, InvalidReference
+from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.projection import HiddenProjection, LinearProjection
+from imprompt.training.mechanisms import (
+    MECHANISMS,
+    ConcatenatedMechanism,
+    DecoupledMechanism,
+    Mechanism,
+    ReplacedMechanism,
+    TimeProjection,
+    TwoStreamMechanism,
+    UnclipMechanism,
+    load_mechanism,
+    read_metadata,
+    time_embedding_width,
+)
+
+Make = Callable[[Any], Mechanism]
+KINDS = [*MECHANISMS, "concatenated, hidden"]
+TRAINING = [name for name in MECHANISMS if MECHANISMS[name].trains_base]
+
+
+def projection() -> LinearProjection:
+    return LinearProjection(
+        tiny.EMBEDDING_DIM, tiny.SD_CONTEXT, 3, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def made(kind: str, pipe: Any) -> Mechanism:
+    """A mechanism on a pipeline, as if trained."""
+    if kind == "decoupled":
+        return DecoupledMechanism(tiny.adapter(pipe.unet).requires_grad_(True), pipe)
+    if kind == "concatenated, hidden":
+        sizes = tiny.EMBEDDING_DIM, tiny.SD_CONTEXT, 3
+        hidden = HiddenProjection(*sizes, hidden=5, generator=torch.Generator().manual_seed(1))
+        return ConcatenatedMechanism(hidden, pipe)
+    if kind == "unclip":
+        added = TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet))
+        nn.init.normal_(added.proj.weight, std=0.5, generator=torch.Generator().manual_seed(2))
+        return UnclipMechanism(added, pipe)
+    kind_of: Any = MECHANISMS[kind]
+    return kind_of(projection(), pipe)
+
+
+def images(*seeds: int) -> list[ImageEmbeddings]:
+    blank = torch.zeros(tiny.EMBEDDING_DIM)
+    return [
+        ImageEmbeddings({"image_embedding": tiny.embedding(1, seed=seed)}, {"image_embedding": blank})
+        for seed in seeds
+    ]
+
+
+def call(*prompts: str, seeds: int = 0, **more: Any) -> dict[str, Any]:
+    return {
+        "prompt": list(prompts),
+        "num_inference_steps": 2,
+        "generator": [torch.Generator().manual_seed(seeds + row) for row in range(len(prompts))],
+        **more,
+    }
+
+
+def drawn(mechanism: Mechanism, pipe: Any, *seeds: int, scale: float = 1.0, text: str = "") -> np.ndarray:
+    return pixels(mechanism.pictures(pipe, images(*seeds), scale, call(*[text] * len(seeds))))
+
+
+def pixels(pictures: list[Image.Image]) -> np.ndarray:
+    """Values from 0 to 255, signed so that they can be subtracted."""
+    return np.stack([np.asarray(picture, int) for picture in pictures])
+
+
+def plain(pipe: Any, *prompts: str) -> np.ndarray:
+    return pixels(pipe(**call(*prompts)).images)
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return tiny.sd_pipeline()
+
+
+def state_of(pipe: Any) -> dict[str, Any]:
+    """Everything of a U-Net that could be left behind."""
+    unet = pipe.unet
+    return {
+        "weights": {name: value.clone() for name, value in unet.state_dict().items()},
+        "learns": [p.requires_grad for p in unet.parameters()],
+        "processors": [id(one) for one in unet.attn_processors.values()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules()],
+        "gradients": [p.grad is None for p in unet.parameters()],
+    }
+
+
+def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert {k: v for k, v in one.items() if k != "weights"} == {
+        k: v for k, v in other.items() if k != "weights"
+    }
+    assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
+
+
+# What the image and the text do
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_image_prompt_changes_the_picture_and_each_sample_has_its_own(kind: str, pipe: Any) -> None:
+    mechanism = made(kind, pipe)
+    both = drawn(mechanism, pipe, 1, 2)
+    other = drawn(mechanism, pipe, 1, 3)
+    assert np.abs(both[0] - other[0]).max() <= 1
+    assert np.abs(both[1] - other[1]).max() > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_text_acts_beside_the_image_where_it_is_said_to(kind: str, pipe: Any) -> None:
+    mechanism = made(kind, pipe)
+    silent, told = drawn(mechanism, pipe, 1), drawn(mechanism, pipe, 1, text="a red cat")
+    assert np.array_equal(silent, told) == (not mechanism.works_with_text)
+
+
+def test_unclip_begins_as_the_base_bit_for_bit(pipe: Any) -> None:
+    base = plain(pipe, "a cat", "")
+    mechanism = UnclipMechanism(TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet)), pipe)
+    pictures = mechanism.pictures(pipe, images(1, 2), 1.0, call("a cat", ""))
+    assert np.array_equal(pixels(pictures), base)
+
+
+def test_without_a_share_two_streams_are_the_text_alone(pipe: Any) -> None:
+    base = plain(pipe, "a cat")
+    assert np.array_equal(drawn(made("two-stream", pipe), pipe, 1, scale=0.0, text="a cat"), base)
+
+
+@pytest.mark.parametrize("kind", ["replaced", "unclip"])
+def test_scale_zero_is_no_image(kind: str, pipe: Any) -> None:
+    mechanism = made(kind, pipe)
+    assert np.array_equal(drawn(mechanism, pipe, 1, scale=0.0), drawn(mechanism, pipe, 2, scale=0.0))
+
+
+def test_two_streams_are_the_mean_of_two_attentions(pipe: Any) -> None:
+    """At a layer, against its own processor called by hand."""
+    mechanism = made("two-stream", pipe)
+    attn = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    hidden, text = tiny_bases.numbers(1, 6, 16), tiny_bases.numbers(1, 5, tiny.SD_CONTEXT, seed=1)
+    image = tiny_bases.numbers(1, 3, tiny.SD_CONTEXT, seed=2)
+    with torch.no_grad():
+        wanted = (attn(hidden, text) + attn(hidden, image)) / 2
+        with mechanism._mix(image, 0.5):  # pyright: ignore[reportAttributeAccessIssue]
+            assert torch.allclose(attn(hidden, text), wanted, atol=1e-6)
+
+
+# Learning
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_exactly_what_is_said_to_be_trained(kind: str, pipe: Any) -> None:
+    for part in (pipe.unet, pipe.text_encoder, pipe.vae):
+        part.requires_grad_(False)
+    mechanism = made(kind, pipe)
+    inputs: Any = {"image_embedding": tiny.embedding(2, 1, seed=1)}
+    given: dict[str, Any] = tiny.unet_input(pipe.unet)
+    with mechanism.condition_on(inputs) as denoise:
+        made_of = denoise(given["sample"], given["timestep"], given["encoder_hidden_states"], None)
+        made_of.square().sum().backward()
+    assert [n for n, p in mechanism.trained.named_parameters() if p.grad is None or not p.grad.any()] == []
+    learning = {id(p) for p in mechanism.trained.parameters()}
+    in_base = [id(p) in learning for p in pipe.unet.parameters()]
+    assert all(in_base) if mechanism.trains_base else not any(in_base)
+    assert all(p.grad is None for part in (pipe.text_encoder, pipe.vae) for p in part.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_drawing_see_the_same(kind: str, pipe: Any) -> None:
+    """One step of one sample without guidance, by the pipeline and by hand."""
+    mechanism, seen = made(kind, pipe), []
+    embedding = tiny.embedding(1, seed=1)
+    hook = pipe.unet.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append((args, kwargs, output)), with_kwargs=True
+    )
+    more = call("a cat", guidance_scale=1.0) | {"num_inference_steps": 1}
+    mechanism.pictures(pipe, images(1), 1.0, more)
+    hook.remove()
+    (args, _, output), *_ = seen
+    text = pipe.encode_prompt(["a cat"], pipe.device, 1, False)[0]
+    with torch.no_grad(), mechanism.condition_on({"image_embedding": embedding[:, None]}) as denoise:
+        by_hand = denoise(args[0], torch.tensor([int(args[1])]), text, None)
+    assert torch.allclose(by_hand, output[0], atol=1e-5)
+
+
+def test_what_is_trained_on_the_embedded_base_is_counted() -> None:
+    pipe = mini.pipeline()
+    embedding_dim, context_dim, tokens = 256, int(pipe.unet.config["cross_attention_dim"]), 4
+
+    def counted(kind: Any, module: nn.Module) -> int:
+        mechanism: Mechanism = kind(module, pipe)
+        mechanism.detach()
+        return mechanism.parameters
+
+    linear = LinearProjection(embedding_dim, context_dim, tokens)
+    hidden = HiddenProjection(embedding_dim, context_dim, tokens, hidden=755)
+    base = sum(p.numel() for p in pipe.unet.parameters())
+    inside = 256 * 768 + 768 + 2 * 192
+    assert counted(DecoupledMechanism, ImagePromptAdapter.for_unet(pipe.unet, linear)) == 775_296
+    assert counted(ConcatenatedMechanism, linear) == inside
+    assert abs(counted(ConcatenatedMechanism, hidden) / 775_296 - 1) < 0.01  # what scripts/study compares
+    assert counted(ReplacedMechanism, linear) == counted(TwoStreamMechanism, linear) == base + inside
+    assert (
+        counted(UnclipMechanism, TimeProjection(embedding_dim, time_embedding_width(pipe.unet)))
+        == base + 256 * 640
+    )
+
+
+# Files, and what is left behind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_says_what_it_is_and_draws_the_same_elsewhere(kind: str, pipe: Any, tmp_path: Path) -> None:
+    mechanism, path = made(kind, pipe), tmp_path / "adapter.safetensors"
+    mechanism.save(path, {"seed": "7", "steps": "500"})
+    said = read_metadata(path)
+    assert said["injection"] == mechanism.name == kind.partition(",")[0]
+    assert (said["seed"], said["steps"]) == ("7", "500")
+    assert int(said["parameters"]) == sum(value.numel() for value in read_tensors(path).tensors.values())
+    other = tiny.sd_pipeline()
+    if mechanism.trains_base:  # the file has it all
+        nn.init.zeros_(other.unet.conv_in.weight)
+    loaded = load_mechanism(path, other)
+    assert type(loaded) is type(mechanism)
+    assert np.array_equal(drawn(loaded, other, 1, text="a cat"), drawn(mechanism, pipe, 1, text="a cat"))
+    loaded.save(tmp_path / "again.safetensors", {"seed": "7", "steps": "500"})
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_detaching_leaves_nothing(kind: str, pipe: Any) -> None:
+    before, picture = state_of(pipe), plain(pipe, "a cat")
+    mechanism = made(kind, pipe)
+    drawn(mechanism, pipe, 1)
+    if mechanism.trains_base:
+        with torch.no_grad():
+            for parameter in pipe.unet.parameters():
+                parameter.add_(0.1)
+    mechanism.detach()
+    mechanism.detach()
+    assert_same_state(before, state_of(pipe))
+    assert np.array_equal(plain(pipe, "a cat"), picture)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_on_the_way_leaves_no_hook(kind: str, pipe: Any) -> None:
+    before = state_of(pipe)
+    mechanism = made(kind, pipe)
+
+    def fail(*_: object) -> dict[str, Tensor]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mechanism.pictures(pipe, images(1), 1.0, call("", callback_on_step_end=fail))
+    mechanism.detach()
+    assert_same_state(before, state_of(pipe))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mechanism_works_beside_a_controlnet(kind: str, pipe: Any) -> None:
+    control: Any = tiny_bases.controlnet(pipe.unet)
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+    controlled: Any = StableDiffusionControlNetPipeline(
+        **parts, controlnet=control, requires_safety_checker=False
+    )
+    controlled.set_progress_bar_config(disable=True)
+    mechanism, edges = made(kind, pipe), tiny.picture(seed=5, width=16, height=16)
+
+    def both(strength: float) -> np.ndarray:
+        more = call("", "", image=[edges, edges], controlnet_conditioning_scale=strength)
+        return pixels(mechanism.pictures(controlled, images(1, 2), 1.0, more))
+
+    without = both(0.0)
+    assert np.abs(without - drawn(mechanism, pipe, 1, 2)).max() <= 1
+    assert np.abs(both(1.0) - without).max() > 1
+
+
+# What cannot be
+
+
+def test_a_pipeline_with_another_unet_is_refused(pipe: Any) -> None:
+    mechanism = made("unclip", pipe)
+    with pytest.raises(AdapterMismatch, match="another U-Net than the one that the unclip adapter is on"):
+        drawn(mechanism, tiny.sd_pipeline(), 1)
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+def test_a_base_that_reads_a_pooled_text_is_refused(kind: str) -> None:
+    with pytest.raises(AdapterMismatch, match=f"a {kind} adapter cannot go on a base"):
+        made(kind, tiny.xl_pipeline())
+
+
+@pytest.mark.parametrize("kind", ["concatenated", *TRAINING])
+def test_image_prompts_that_are_not_as_many_as_prompts_are_refused(kind: str, pipe: Any) -> None:
+    mechanism = made(kind, pipe)
+    with pytest.raises(InvalidReference, match="2 image prompts need as many prompts"):
+        mechanism.pictures(pipe, images(1, 2), 1.0, call(""))
+
+
+@pytest.mark.parametrize("kind", ["unclip", "two-stream"])
+def test_a_batch_of_another_size_is_refused(kind: str, pipe: Any) -> None:
+    with (
+        made(kind, pipe).condition_on({"image_embedding": tiny.embedding(2, 1)}),
+        pytest.raises(AmbiguousBatch),
+    ):
+        pipe.unet(**tiny.unet_input(pipe.unet, batch=3))
+
+
+def damaged(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], Any]) -> Path:
+    """A file with something changed."""
+    file = read_tensors(path)
+    metadata = {key: value for key, value in file.metadata.items() if key != "format"}
+    change(file.tensors, metadata)
+    write_tensors(file.tensors, path, metadata)
+    return path
+
+
+FAULTS: dict[str, tuple[str, Callable[[dict[str, Tensor], dict[str, str]], Any], str]] = {
+    "unknown": (
+        "unclip",
+        lambda t, m: m.update(injection="magic"),
+        "of a mechanism 'magic'; those known are",
+    ),
+    "no projection": (
+        "unclip",
+        lambda t, m: t.pop("image_proj.proj.weight"),
+        "has no image_proj.proj.weight",
+    ),
+    "no norm": ("replaced", lambda t, m: t.pop("image_proj.norm.weight"), "has no sound projection"),
+    "a part of the U-Net": ("replaced", lambda t, m: t.pop("unet.conv_in.bias"), "has no unet.conv_in.bias"),
+    "too much": ("concatenated", lambda t, m: t.update(x=torch.ones(1)), "holds x, which has no place"),
+    "other shape": (
+        "unclip",
+        lambda t, m: t.update({"unet.conv_in.bias": torch.ones(3)}),
+        r"unet.conv_in.bias has shape \(3,\), and \(16,\) on this base",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_wrong_file_is_refused_and_leaves_the_base_alone(name: str, pipe: Any, tmp_path: Path) -> None:
+    kind, change, message = FAULTS[name]
+    path = tmp_path / "adapter.safetensors"
+    mechanism = made(kind, pipe)
+    mechanism.save(path, {})
+    mechanism.detach()
+    before = state_of(pipe)
+    with pytest.raises(CheckpointError, match=message):
+        load_mechanism(damaged(path, change), pipe)
+    assert_same_state(before, state_of(pipe))
+
+
+def test_a_file_of_another_base_is_refused(pipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    made("concatenated", pipe).save(path, {})
+    with pytest.raises(
+        AdapterMismatch, match="whose text embedding is 20 wide; that of this base is 28 wide"
+    ):
+        load_mechanism(path, tiny.xl_pipeline())
+
+
+def test_a_published_adapter_is_decoupled(pipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    made("decoupled", pipe).save(path, {})
+    damaged(path, lambda tensors, metadata: metadata.pop("injection"))
+    assert read_metadata(path)["injection"] == "decoupled"
+    assert isinstance(load_mechanism(path, tiny.sd_pipeline()), DecoupledMechanism)
+
+
+@pytest.mark.parametrize("kind", ["concatenated", "replaced"])
+def test_what_is_no_decoupled_adapter_is_not_taken_for_one(kind: str, pipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    made(kind, pipe).save(path, {})
+    with pytest.raises(CheckpointError):
+        load_adapter(path, image_encoder=None)
