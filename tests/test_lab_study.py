@@ -22,8 +22,8 @@ from imprompt.evaluation.metrics import area_difference, bootstrap_interval
 from imprompt.lab import study as study_module
 from imprompt.lab.making import dataset
 from imprompt.lab.making.characters import Character
-from imprompt.lab.making.objectives.autoencoding import fit_codec
-from imprompt.lab.making.objectives.denoising import build_unet
+from imprompt.lab.making.objectives.base import build_unet
+from imprompt.lab.making.objectives.decoder import fit_codec
 from imprompt.lab.making.recipe import BaseRecipe, CodecRecipe, EncoderRecipe, parse_recipe
 from imprompt.lab.making.stages import build_objective
 from imprompt.lab.study import BASE_ALONE, StudyFindings, StudySettings, evaluate_study
