@@ -23,7 +23,7 @@ from imprompt.errors import (
     UnknownModel,
 )
 from imprompt.generation.job import load_job, parse_job, read_settings
-from imprompt.generation.models import load_base, load_controlnet
+from imprompt.generation.models import load_controlnet, load_pipeline
 from imprompt.generation.settings import Settings, call_arguments, check_settings
 from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.inputs.encoder import load_image_encoder
@@ -150,7 +150,7 @@ NAMES = {
         (load_job, ConfigError),
         (read_settings, ImageError),
         (load_embeddings, CheckpointError),
-        (load_base, UnknownModel),
+        (load_pipeline, UnknownModel),
         (lambda name: load_controlnet(name, tiny.sd_pipeline()), UnknownModel),
         (lambda name: __import__("imprompt").load_adapter(name), UnknownModel),
         (load_image_encoder, UnknownModel),

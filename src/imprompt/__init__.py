@@ -32,9 +32,9 @@ if TYPE_CHECKING:
         TrainingError,
         UnknownModel,
     )
+    from imprompt.generation.generate import generate, generate_each
     from imprompt.generation.job import Job, load_job, read_job, save_job
-    from imprompt.generation.models import load_base
-    from imprompt.generation.pictures import generate, generate_each
+    from imprompt.generation.models import load_pipeline
     from imprompt.generation.run import run_job
     from imprompt.generation.settings import Settings
     from imprompt.inputs.crop import noise_image
@@ -73,11 +73,11 @@ __all__ = [
     "generate",
     "generate_each",
     "load_adapter",
-    "load_base",
     "load_embeddings",
     "load_image",
     "load_image_encoder",
     "load_job",
+    "load_pipeline",
     "mini",
     "noise_image",
     "plot_layers",
@@ -105,10 +105,10 @@ _HOMES = {
     "Face": "inputs.faces",
     "InsightFaceEmbedder": "inputs.faces",
     "plot_layers": "attention.layer_weights",
-    "generate": "generation.pictures",
-    "load_base": "generation.models",
+    "generate": "generation.generate",
+    "load_pipeline": "generation.models",
     "Settings": "generation.settings",
-    "generate_each": "generation.pictures",
+    "generate_each": "generation.generate",
     "run_job": "generation.run",
     "load_image": "inputs.image",
     "Job": "generation.job",

@@ -129,4 +129,4 @@ def load_settings(kind: type[Settings], path: Path, changes: Sequence[str] = ())
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error.errors()[0], kind)}") from error
+        raise ConfigError(f"{path}: {explain(error, kind)}") from error

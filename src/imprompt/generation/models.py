@@ -25,7 +25,7 @@ _MINI = "mini"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_base(
+def load_pipeline(
     name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> DiffusionPipeline:
     """Load a base model.
@@ -65,17 +65,17 @@ def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
     _check_name("ControlNet", name, "config.json")
     try:
         loaded = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
-    except Exception as error:  # as in load_base
+    except Exception as error:  # as in load_pipeline
         raise UnknownModel(f"the ControlNet {name} cannot be loaded: {_reason(error)}") from error
     return cast(Any, loaded).to(pipe.device)
 
 
-def control_picture(picture: Image.Image, model: str) -> Image.Image:
+def make_control_image(picture: Image.Image, model: str) -> Image.Image:
     """What a ControlNet of this name is shown: the edges of a picture for "mini", else the picture itself."""
     return mini.edge_picture(picture) if model == _MINI else picture
 
 
-def pipeline_for(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPipeline:
+def derive_pipeline(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPipeline:
     """Return the pipeline of the same base that does what the settings ask; it shares all models with `pipe`.
 
     Raises:

@@ -12,9 +12,9 @@ from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError
 from imprompt.generation import models as model_loading
+from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, JobControl
-from imprompt.generation.models import control_picture, load_controlnet
-from imprompt.generation.pictures import generate_each
+from imprompt.generation.models import load_controlnet, make_control_image
 from imprompt.generation.settings import Control, Settings, check_proportions
 from imprompt.inputs.faces import InsightFaceEmbedder
 from imprompt.inputs.image import load_image
@@ -24,7 +24,7 @@ _SEEN_GAP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class JobInputs:
     """What a job's files hold."""
 
     references: Mapping[str, list[Reference]]
@@ -33,13 +33,13 @@ class Inputs:
     """Everything but the prompt and the ControlNets."""
     control_images: Sequence[Image.Image]
 
-    def steps_of(self, job: Job) -> int:
+    def count_steps(self, job: Job) -> int:
         """Denoising steps of the whole job."""
-        return len(job.prompts) * job.count * self.settings.steps_made
+        return len(job.prompts) * job.count * self.settings.effective_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Models:
+class JobModels:
     """What a job needs, loaded: base, adapters by name, ControlNets in their order."""
 
     pipe: DiffusionPipeline
@@ -47,14 +47,14 @@ class Models:
     controlnets: Sequence[ControlNetModel]
 
 
-class Made(NamedTuple):
+class JobResult(NamedTuple):
     """A picture, and the job that makes this one alone."""
 
     picture: Image.Image
     job: Job
 
 
-def read_inputs(job: Job) -> Inputs:
+def read_inputs(job: Job) -> JobInputs:
     """Read all of a job's files; done first, it finds a wrong one before anything large is loaded.
 
     Raises:
@@ -73,7 +73,7 @@ def read_inputs(job: Job) -> Inputs:
         strength=job.strength,
         inpaint=beneath.get("inpaint"),
     )
-    return Inputs(
+    return JobInputs(
         references={name: [one.reference() for one in group] for name, group in job.by_adapter.items()},
         settings=settings,
         control_images=[_control_image(control) for control in job.controls],
@@ -96,20 +96,20 @@ def _drawn_over(job: Job) -> dict[str, Image.Image]:
 def _control_image(control: JobControl) -> Image.Image:
     picture = load_image(control.image)
     check_proportions(picture, f"the control picture {control.image}")
-    return control_picture(picture, control.model)
+    return make_control_image(picture, control.model)
 
 
-def load_models(job: Job) -> Models:
+def load_models(job: Job) -> JobModels:
     """Load the base, every adapter once, and the ControlNets.
 
     Raises:
-        UnknownModel, CheckpointError, AdapterMismatch: see `load_base`, `load_adapter`, `load_controlnet`
+        UnknownModel, CheckpointError, AdapterMismatch: see `load_pipeline`, `load_adapter`, `load_controlnet`
         MissingExtra: faces are to be found in pictures, and what finds them is not installed
     """
     adapters = {name: _adapter(name, job) for name in job.by_adapter}
-    pipe = model_loading.load_base(job.base)
+    pipe = model_loading.load_pipeline(job.base)
     pipe.set_progress_bar_config(disable=True)
-    return Models(
+    return JobModels(
         pipe=pipe,
         # K' and V' are made once, so full precision costs nothing.
         adapters={name: adapter.to(pipe.device).float() for name, adapter in adapters.items()},
@@ -119,11 +119,11 @@ def load_models(job: Job) -> Models:
 
 def run_job(
     job: Job,
-    inputs: Inputs | None = None,
-    models: Models | None = None,
+    inputs: JobInputs | None = None,
+    models: JobModels | None = None,
     *,
     on_step: Callable[[], None] | None = None,
-) -> Iterator[Made]:
+) -> Iterator[JobResult]:
     """Make the job's pictures, prompt after prompt, seed after seed; each as soon as it is asked for.
 
     Args:
@@ -146,10 +146,10 @@ def run_job(
         settings = replace(inputs.settings, prompt=prompt, controls=controls)
         pictures = generate_each(models.pipe, prompted, settings, seeds=job.seeds, on_step=on_step)
         for seed, picture in zip(job.seeds, pictures, strict=True):
-            yield Made(picture, _alone(job, prompt, seed, picture))
+            yield JobResult(picture, _alone(job, prompt, seed, picture))
 
 
-def what_is_seen(inputs: Inputs, models: Models) -> Image.Image:
+def draw_encoder_views(inputs: JobInputs, models: JobModels) -> Image.Image:
     """What the image encoders see of the references, side by side.
 
     Raises:

@@ -58,16 +58,16 @@ class Settings:
     controls: Sequence[Control] = ()
 
     @property
-    def painted_over(self) -> float:
+    def effective_strength(self) -> float:
         """The strength, or what it is by default."""
         if self.strength is not None:
             return float(self.strength)
         return _STRENGTH["init_image" if self.inpaint is None else "inpaint"]
 
     @property
-    def steps_made(self) -> int:
+    def effective_steps(self) -> int:
         """How many steps are run: with a picture to start from, only the last part of those asked for."""
-        return self.steps if self.init_image is None else int(self.steps * self.painted_over)
+        return self.steps if self.init_image is None else int(self.steps * self.effective_strength)
 
 
 def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[int]) -> None:
@@ -155,17 +155,17 @@ def _check_start(settings: Settings) -> None:
             if getattr(settings, name) is not None:
                 raise ConfigError(f"{name} is about init_image, and there is none")
         return
-    if not 0 < settings.painted_over <= 1:
+    if not 0 < settings.effective_strength <= 1:
         raise ConfigError(f"strength must be above 0 and up to 1, not {settings.strength}")
-    if settings.steps_made < 1:
+    if settings.effective_steps < 1:
         raise ConfigError(
-            f"strength {settings.painted_over} of {settings.steps} steps is less than one step; give more of "
-            "either"
+            f"strength {settings.effective_strength} of {settings.steps} steps is less than one step; "
+            "give more of either"
         )
 
 
 def call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[str, Any]:
-    """Return what the pipeline that `pipeline_for` chose is called with, pictures made to fit."""
+    """Return what the pipeline that `derive_pipeline` chose is called with, pictures made to fit."""
     arguments: dict[str, Any] = {
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
@@ -177,13 +177,16 @@ def call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[str, Any
         return arguments
     arguments |= {"width": size[0], "height": size[1]}
     if settings.init_image is not None:
-        arguments |= {"image": fitted(settings.init_image, size), "strength": settings.painted_over}
+        arguments |= {
+            "image": fit_picture(settings.init_image, size),
+            "strength": settings.effective_strength,
+        }
     if settings.inpaint is not None:
-        arguments["mask_image"] = fitted(settings.inpaint, size)
+        arguments["mask_image"] = fit_picture(settings.inpaint, size)
     return arguments | _control_arguments(settings, size)
 
 
-def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def fit_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at that size: its middle, where the proportions differ."""
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
@@ -191,7 +194,7 @@ def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _control_arguments(settings: Settings, size: tuple[int, int]) -> dict[str, Any]:
     if not settings.controls:
         return {}
-    images = [fitted(control.image, size) for control in settings.controls]
+    images = [fit_picture(control.image, size) for control in settings.controls]
     scales = [float(control.scale) for control in settings.controls]
     several = len(images) > 1
     return {

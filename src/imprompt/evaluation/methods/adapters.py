@@ -15,8 +15,8 @@ from imprompt.errors import AdapterMismatch
 from imprompt.evaluation.methods.method import Method, iterate_modules
 from imprompt.evaluation.methods.table import IP_ADAPTER, METHODS
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.generation.models import load_base
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.models import load_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.reference import Reference
 
 
@@ -25,7 +25,7 @@ class AdapterMethod(Method):
 
     def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
         super().__init__(method, drawing, device)
-        base = load_base(method.model or METHODS[IP_ADAPTER].model, device=device, dtype=self.dtype)
+        base = load_pipeline(method.model or METHODS[IP_ADAPTER].model, device=device, dtype=self.dtype)
         self.pipe = self.prepare_pipeline(base)
         # K' and V' are made once a call, so full precision costs nothing.
         self.adapter = load_picture_adapter(method.adapter, **_encoder(method)).to(device).float()

@@ -1,10 +1,9 @@
 """Jobs in files: TOML to be read and written, and the settings inside our pictures."""
 
-import difflib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from PIL.PngImagePlugin import PngImageFile
 from pydantic import ValidationError
 
 from imprompt.errors import ConfigError, ImageError
-from imprompt.generation.job.model import Job, JobControl, JobReference, Move
+from imprompt.generation.job.model import Job, Move
 from imprompt.runtime.files import file_fault
 from imprompt.runtime.output import SETTINGS_KEY, check_output, write_atomically
-from imprompt.runtime.settings import read_toml
+from imprompt.runtime.settings import explain, read_toml
 
 _ALWAYS_TOLD = (
     "prompt",
@@ -116,7 +115,7 @@ def parse_job(values: Mapping[str, Any], source: str = "", move: Move | None = N
     try:
         return Job.model_validate(values, context={} if move is None else {"move": move})
     except ValidationError as error:
-        raise ConfigError(f"{source}{_explained(error.errors())}") from error
+        raise ConfigError(f"{source}{explain(error, Job, extra_keys=['size'])}") from error
 
 
 def has_settings(path: str | os.PathLike[str]) -> bool:
@@ -159,70 +158,6 @@ def _modern(settings: Mapping[str, Any]) -> dict[str, Any]:
         return values
     scale, names = values.pop("scale"), values.get("references", ())
     return {**values, "references": [{"images": name, "scale": scale} for name in names]}
-
-
-def _explained(faults: Sequence[Any]) -> str:
-    """The first validation fault as a sentence, with the nearest known key for an unknown one."""
-    fault = _first(faults)
-    kind, where = fault["type"], _named(fault["loc"])
-    if kind == "extra_forbidden":
-        return _unknown_key(fault["loc"])
-    if kind == "missing":
-        return f"{where} is missing"
-    if kind == "value_error":
-        return f"{where}: {fault['ctx']['error']}".removeprefix(": ")
-    if kind == "string_unicode":
-        return f"{where} {_short(fault['input'])} holds half of a surrogate pair, no character; leave it out"
-    if kind in ("too_short", "string_too_short"):
-        return f"{where} must not be empty"
-    return f"{where or 'a job'} {_demand(fault)}, not {_short(fault['input'])}"
-
-
-def _first(faults: Sequence[Any]) -> Any:
-    """The first fault; of a value that may be of several kinds, the fault found deepest in it."""
-    place = _named(faults[0]["loc"])
-    same = [fault for fault in faults if _named(fault["loc"]).startswith(place)]
-    return max(same, key=lambda fault: (fault["type"] != "string_type", len(fault["loc"])))
-
-
-def _demand(fault: Any) -> str:
-    if fault["type"] in ("too_long", "tuple_type"):
-        longest = fault.get("ctx", {}).get("max_length")
-        return f"must be a list of {longest} numbers" if longest else "must be a list"
-    return (
-        fault["msg"]
-        .replace("Input should be", "must be")
-        .replace("a valid integer", "a whole number")
-        .replace("a valid", "a")
-    )
-
-
-def _unknown_key(loc: Sequence[str | int]) -> str:
-    *group, key = loc
-    near = difflib.get_close_matches(str(key), _known_keys(group), n=1)
-    place = f" in {_named(group)}" if group else ""
-    return f"unknown key {key!r}{place}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def _known_keys(group: Sequence[str | int]) -> list[str]:
-    if not group:
-        return [*Job.model_fields, "size"]
-    return [*(JobReference if group[0] == "references" else JobControl).model_fields]
-
-
-def _named(place: Sequence[str | int]) -> str:
-    """("references", 0, "scale", "float") → "references[0].scale": keys and positions only, as in a file."""
-    known = {*_known_keys([]), *_known_keys(["references"]), *_known_keys(["controls"])}
-    parts = (part for part in place if isinstance(part, int) or part in known)
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # more digits than Python writes
-        return "so large a number"
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _toml(values: Mapping[str, Any]) -> str:

@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     model_validator,
@@ -30,7 +28,7 @@ from imprompt.inputs.embeddings import Combine, load_embeddings
 from imprompt.inputs.image import load_image
 from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
 from imprompt.runtime.files import name_fault, shorten
-from imprompt.runtime.settings import normalize_spelling
+from imprompt.runtime.settings import ClosedSettings, normalize_spelling
 
 DEFAULT_STEPS = 25
 """Enough for DDIM and its kin on every base we know; diffusers' own default is 50."""
@@ -103,13 +101,7 @@ Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
 Span = tuple[Share, Share]
 
 
-class Closed(BaseModel):
-    """A frozen group of settings that knows all its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class JobReference(Closed):
+class JobReference(ClosedSettings):
     """One image prompt of a job; see `imprompt.Reference` for what each setting does."""
 
     images: Files
@@ -178,7 +170,7 @@ class JobReference(Closed):
         return Reference(_prompt(self.images), **asked)
 
 
-class JobControl(Closed):
+class JobControl(ClosedSettings):
     """A ControlNet and the picture that it follows."""
 
     image: File
@@ -188,7 +180,7 @@ class JobControl(Closed):
     scale: Number = 1.0
 
 
-class Job(Closed):
+class Job(ClosedSettings):
     """One generation: what `imprompt generate` does, and what a picture remembers of it.
 
     Every prompt gives `count` pictures, with the seeds from `seed` on; all references act on each.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import UnknownModel
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.lab.figures.figure import Values
 from imprompt.lab.figures.measures import Pictures, list_differences, read_shares
 from imprompt.lab.making.characters import sample_character

@@ -13,7 +13,7 @@ from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.evaluation.judges.characters import CharacterJudge
-from imprompt.generation.pipeline_results import call_pipeline, call_pipeline_by_rows
+from imprompt.generation.pipeline_call import call_pipeline, call_pipeline_by_rows
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.reference import Reference
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import from_official, save_adapter
 from imprompt.checkpoint.files import read_tensors
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.reference import Reference
 from imprompt.training.mechanisms.base import Denoise, Inputs, Mechanism, load_tensors, predict

@@ -19,14 +19,14 @@ from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.diffusers_internals import report_four_input_channels
 from imprompt.generation.guidance import step_arguments
 from imprompt.generation.job import DEFAULT_STEPS
-from imprompt.generation.models import pipeline_for
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.models import derive_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.generation.settings import Settings, call_arguments, check_settings
 
 References = Sequence[ReferenceLike | list[ReferenceLike]]
 """Image prompts that act together; see `ImagePromptAdapter.references`."""
 
-Prompted = Sequence[tuple[ImagePromptAdapter, References]]
+AdapterReferences = Sequence[tuple[ImagePromptAdapter, References]]
 """Every adapter once, with the references that it reads; all act together."""
 
 
@@ -75,7 +75,7 @@ def generate(
 
 def generate_each(
     pipe: DiffusionPipeline,
-    prompted: Prompted,
+    prompted: AdapterReferences,
     settings: Settings,
     *,
     seeds: Sequence[int] = (0,),
@@ -95,7 +95,7 @@ def generate_each(
         ImpromptError: as `generate`; those about references come with the first picture.
     """
     check_settings(pipe, settings, seeds)
-    called = pipeline_for(pipe, settings)
+    called = derive_pipeline(pipe, settings)
     taken = inspect.signature(type(called).__call__).parameters
     arguments = call_arguments(pipe, settings) | step_arguments(called, settings, on_step)
     if "height" not in taken:  # image-to-image, which takes it from the picture
@@ -104,7 +104,7 @@ def generate_each(
 
 
 def _pictures(
-    call: Callable[..., Any], prompted: Prompted, arguments: Mapping[str, Any], seeds: Sequence[int]
+    call: Callable[..., Any], prompted: AdapterReferences, arguments: Mapping[str, Any], seeds: Sequence[int]
 ) -> Iterator[Image.Image]:
     with ExitStack() as attached:
         for adapter, references in prompted:
