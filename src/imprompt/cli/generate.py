@@ -88,10 +88,11 @@ def generate(
     ] = None,
     from_: Annotated[
         list[float] | None,
-        number_option("Fraction of the steps at which it starts to act, 0 to 1.", EACH, "--from"),
+        number_option("Fraction of the steps at which it starts to act, 0 to 1.", EACH, "--from", "--start"),
     ] = None,
     until: Annotated[
-        list[float] | None, number_option("Fraction of the steps at which it stops acting, 0 to 1.", EACH)
+        list[float] | None,
+        number_option("Fraction of the steps at which it stops acting, 0 to 1.", EACH, "--until", "--end"),
     ] = None,
     crop: Annotated[
         list[str] | None,

@@ -35,7 +35,7 @@ class AdapterMethod(Method):
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
         """Implement `Method.draw` for every variant that takes a picture."""
-        with self.adapter.references(Reference(reference, scale=scale)):
+        with self.adapter.use(Reference(reference, scale=scale)):
             return call_pipeline(self.pipe, self.pipeline_arguments(text, seeds), seeds=seeds)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:

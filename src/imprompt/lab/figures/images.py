@@ -115,7 +115,7 @@ class FigureImages:
 
         def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
             prompts = [list(several[rows]) for several in image_prompts]
-            with adapter.references(*prompts) if prompts else nullcontext():
+            with adapter.use(*prompts) if prompts else nullcontext():
                 return call_pipeline(pipe, arguments)
 
         with adapter.attach(pipe):

@@ -116,7 +116,7 @@ def paint(
 
     def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
         references = [Reference(subject.picture, scale=condition.scale) for subject in subjects[rows]]
-        with models.adapter.references(references):
+        with models.adapter.use(references):
             return call_pipeline(cast(Any, models.pipe), arguments)
 
     inputs = {"image": list(edges)} if edges else {}

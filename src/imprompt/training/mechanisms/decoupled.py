@@ -46,7 +46,7 @@ class DecoupledMechanism(Mechanism):
         if pipe is not self.attachment.target:  # it asks its pipeline for branches and steps
             self.attachment.detach()
             self.attachment = self.adapter.attach(pipe)
-        with self.adapter.references([Reference(one, scale=scale) for one in images]):
+        with self.adapter.use([Reference(one, scale=scale) for one in images]):
             return call_pipeline(pipe, call)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:

@@ -135,7 +135,7 @@ def _with_imprompt(history: History) -> str:
         f"pipe = imprompt.load_pipeline({_quoted(history.setting('base.model', 'mini'))})",
         f"encoder = {_encoder(history)}",
         f'adapter = imprompt.load_adapter("{ADAPTER_FILE}", image_encoder=encoder)',
-        'with adapter.attach(pipe), adapter.references(imprompt.Reference("reference.png", scale=0.7)):',
+        'with adapter.attach(pipe), adapter.use(imprompt.Reference("reference.png", scale=0.7)):',
         '    picture = pipe("").images[0]',
     )
     return f"{_code('text', command)}\n\n{python}"
