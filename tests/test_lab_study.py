@@ -348,8 +348,8 @@ def test_the_verdict_says_whether_parameters_are_equal() -> None:
     equal = write_verdict([ours, run("concatenated", 602_827), theirs], differences)
     assert equal == (
         "With equally many parameters, decoupled is better than concatenated (attributes kept "
-        "+0.100 [+0.050, +0.200], 1 seed). Of those that train the whole U-Net too, it is not distinguishable "
-        "from “unclip”. "
+        "+0.100 [+0.050, +0.200], 1 seed). Of those that train the whole U-Net too, it is "
+        "not distinguishable from “unclip”. "
         "With text, over the scale, its area is better than “unclip”."
     )
     fewer = write_verdict([ours, run("concatenated", 197_760), theirs], differences)
