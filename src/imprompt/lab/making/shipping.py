@@ -70,9 +70,7 @@ def copy_in_half_precision(source: Path, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.name == "config.json":
         known = json.loads(source.read_text(encoding="utf-8"))
-        known.pop(
-            "_name_or_path", None
-        )  # diffusers notes the folder of a part that was loaded: nobody's business
+        known.pop("_name_or_path", None)  # diffusers stores the folder that a part was loaded from
         target.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     elif source.suffix != ".safetensors":
         shutil.copyfile(source, target)
