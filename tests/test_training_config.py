@@ -85,8 +85,8 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
             {"data": {"source": ""}, "cache": {"enabled": False}},
             "data.source is empty and cache.enabled is false: there is nothing to train on",
         ),
-        ({"watch": {"prompts": []}}, "watch.prompts: Tuple should have at least 1 item"),
-        ({"watch": {"scales": []}}, "watch.scales: Tuple should have at least 1 item"),
+        ({"watch": {"prompts": []}}, "watch.prompts must not be empty"),
+        ({"watch": {"scales": []}}, "watch.scales must not be empty"),
         (
             {"data": {"buckets": True, "size": 500}},
             "data.size 500 is no multiple of data.bucket_step 64",

@@ -208,6 +208,7 @@ def _explain_demand(fault: Any) -> str:
         return f"must be a list of {length} numbers" if length else "must be a list"
     return (
         fault["msg"]
+        .partition(", unable to parse")[0]
         .replace("Input should be", "must be")
         .replace("a valid integer", "a whole number")
         .replace("a valid", "a")
