@@ -23,7 +23,7 @@ from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.processor import attend, merge_heads, split_heads
 from imprompt.training.batches import Draws
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.targets import make_target
 
 

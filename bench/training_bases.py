@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from imprompt import mini
 from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import DTYPES, FrozenBase
+from imprompt.training.frozen_base import DTYPES, FrozenBase
 
 
 class Case(NamedTuple):

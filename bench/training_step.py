@@ -38,12 +38,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from training_bases import CASES, Case, write_pictures
 
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.training.adapters import adapter_run
+from imprompt.training.adapters import build_run
+from imprompt.training.batch_order import BatchOrder
 from imprompt.training.batches import PromptBatch, PromptBatches
 from imprompt.training.config import TrainingConfig, parse_config
-from imprompt.training.frozen import FrozenBase, weights_fingerprint
+from imprompt.training.frozen_base import FrozenBase, hash_weights
 from imprompt.training.loop import Run
-from imprompt.training.order import Order
 
 REFERENCE, OURS = "reference", "ours"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -117,13 +117,13 @@ def duel(case: Case, precision: str) -> Iterator[Duel]:
         pictures = write_pictures(Path(folder, "pictures"), case)
         config = configuration(case, precision, Path(folder))
         base = case.base(config, here())
-        run = adapter_run(config, base)
+        run = build_run(config, base)
         samples: Any = run.objective.samples
-        order = Order(samples.buckets, config.training.batch_size, config.training.seed)
+        order = BatchOrder(samples.buckets, config.training.batch_size, config.training.seed)
         reference = Reference(base, trained_adapter(run), pictures, config)
-        with contextlib.redirect_stderr(io.StringIO()), run.reported():
+        with contextlib.redirect_stderr(io.StringIO()), run.open_log():
             yield Duel(run, reference, base, PromptBatches(samples, order, config.loss))
-        run.objective.injection.attachment.detach()  # pyright: ignore
+        run.objective.mechanism.attachment.detach()  # pyright: ignore
 
 
 def trained_adapter(run: Run) -> ImagePromptAdapter:
@@ -232,7 +232,7 @@ def counted(work: Callable[[], object]) -> int:
 
 def timed(pair: Duel, case: Case, clock: str, gflop: Mapping[str, float]) -> dict[str, Any]:
     """Seconds, memory, files; and that what is frozen stays so."""
-    before = weights_fingerprint(*pair.base.modules)
+    before = hash_weights(*pair.base.modules)
     steps = both(pair, case)
     seconds = rounds(steps, case, clock)
     memory = {name: peak_memory(step, pair.base.device) for name, step in steps.items()}
@@ -244,7 +244,7 @@ def timed(pair: Duel, case: Case, clock: str, gflop: Mapping[str, float]) -> dic
         "reference/ours": quartiles([a / b for a, b in zip(seconds[REFERENCE], seconds[OURS], strict=True)]),
         "MB per sample": {k: None if v is None else v / case.batch / 1e6 for k, v in memory.items()},
         "MB of a checkpoint": {REFERENCE: pair.reference.checkpoint_bytes() / 1e6, OURS: sum(files) / 1e6},
-        "frozen weights unchanged": weights_fingerprint(*pair.base.modules) == before,
+        "frozen weights unchanged": hash_weights(*pair.base.modules) == before,
         "frozen weights": before,
         "frozen weights with a gradient": sum(w.requires_grad or w.grad is not None for w in frozen),
     }

@@ -75,7 +75,7 @@ class Sources:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.read: dict[str, Sequence[Sample | Unreadable]] = {}
         self.log, self.kills = "", (-1, 0)
-        for module in ("building", "live"):
+        for module in ("build", "live_samples"):
             patch.setattr(f"imprompt.training.cache.{module}.open_source", self.open)
 
     def open(self, source: str, data: DataSettings, part_size: int) -> list[MemoryPart]:

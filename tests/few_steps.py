@@ -16,7 +16,7 @@ import tiny_bases
 import tiny_training
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.loop import Run
 
 CONTEXT = 64

@@ -329,6 +329,7 @@ def test_dreambench_scores_fidelity_and_prompts_at_every_scale(
     }
     assert len({row["seed"] for row in scores}) == 6  # the same noise at every λ
     assert set(summary.judges["clip"].to_json()) == {"λ 0", "λ 1", "real pictures", "is self"}
+    assert summary.curve is not None
     assert summary.curve.scales == [0.0, 1.0]
     assert 0 < summary.judges["clip"].real.mean <= 1
     assert "CP · PF" in (tmp_path / "db" / "index.html").read_text()
@@ -350,7 +351,7 @@ def test_dreambench_says_what_is_missing(stand_in: StandIn, config: Path, tmp_pa
     ("words", "message"),
     [
         ("coco", "the suite 'coco' needs CONFIG, a TOML file; recipes/coco.toml is one"),
-        ("study", "the suite 'study' needs --runs, a folder that scripts/study has made"),
+        ("study", "the suite 'study' needs --runs, a folder made by scripts/study"),
         ("mini x.toml", "CONFIG has no effect on the suite 'mini'; it goes with coco and dreambench"),
         (
             "coco x.toml --small",

@@ -20,10 +20,10 @@ from cache_parts import Sources, config, face, png, sample
 from imprompt.errors import DataError, OutputError
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
-from imprompt.training.cache.encoding import Batches, Row
+from imprompt.training.cache.encode import CacheRow, ContentBatcher
 from imprompt.training.cache.shards import Shard, write_shard
-from imprompt.training.cache.split import split, split_between
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.cache.split import split_between, split_by_share
+from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.samples import Unreadable
 from imprompt.training.targets import make_target
 
@@ -171,7 +171,7 @@ def test_an_item_has_the_same_place_in_every_batch(items: list[int], size: int) 
         assert len(batch) == size
         return {"seen": torch.tensor(batch), "place": torch.arange(size)}
 
-    batches = Batches[int](size, work)
+    batches = ContentBatcher[int](size, work)
     for name, item in enumerate(items):
         batches.add(name, item, bytes([item]))
     made = batches.finish()
@@ -369,7 +369,7 @@ def test_a_shard_gives_back_its_rows(
     tmp_path_factory: pytest.TempPathFactory, made: list[tuple[str, int, int]]
 ) -> None:
     rows = [
-        Row(
+        CacheRow(
             key=bytes([number]) * 32,
             picture=bytes([255 - number]) * 32,
             caption=caption,
@@ -412,7 +412,7 @@ def test_the_split_follows_from_the_pictures_alone(
     numbers: list[int], share: float, most: int, shuffle: Any
 ) -> None:
     numbers = [*numbers, 100, 101, 102]
-    train, held_out = split(digests(numbers), share, most)
+    train, held_out = split_by_share(digests(numbers), share, most)
     count = len(set(numbers))
     assert len(held_out) == min(max(round(share * count), 2), most, count - 1)
     out = {numbers[row] for row in held_out}
@@ -420,13 +420,13 @@ def test_the_split_follows_from_the_pictures_alone(
     assert {numbers[row] for row in train} == set(numbers) - out
     shuffled = numbers.copy()
     shuffle.shuffle(shuffled)
-    assert {shuffled[row] for row in split(digests(shuffled), share, most).held_out} == out
+    assert {shuffled[row] for row in split_by_share(digests(shuffled), share, most).held_out} == out
 
 
 @pytest.mark.parametrize("numbers", [[1, 1, 2], [1]])
 def test_too_few_pictures_cannot_be_split(numbers: list[int]) -> None:
     with pytest.raises(DataError, match="at least 3"):
-        split(digests(numbers), 0.1, 10)
+        split_by_share(digests(numbers), 0.1, 10)
 
 
 def test_pictures_of_the_held_out_source_are_not_trained_on() -> None:

@@ -16,9 +16,9 @@ from cache_parts import Sources, config
 from imprompt.errors import DataError, OutputError
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
-from imprompt.training.cache import reading as reading_module
+from imprompt.training.cache import cached_samples as reading_module
 from imprompt.training.cache.shards import Shard
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.integrity import read_json, write_json
 
 Samples = CachedSamples | LiveSamples
@@ -194,13 +194,13 @@ def test_a_cache_maps_fewer_parts_than_files_may_be_open(
     monkeypatch: pytest.MonkeyPatch, allowed: int
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda which: (allowed, allowed))
-    assert 8 <= reading_module.most_open() <= min(1024, allowed // 2)
+    assert 8 <= reading_module.max_open_shards() <= min(1024, allowed // 2)
 
 
 def test_parts_that_were_unmapped_are_read_again(
     tmp_path: Path, base: FrozenBase, built: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading_module, "most_open", lambda: 1)
+    monkeypatch.setattr(reading_module, "max_open_shards", lambda: 1)
     assert content(build_cache(config(tmp_path), base)) == built
 
 

@@ -90,7 +90,7 @@ def test_a_checkpoint_with_a_damaged_index_is_passed_over_and_said(saved: Checkp
     assert "000004" in found[2][0]
 
 
-def seal(folder: Path) -> None:
+def write_index(folder: Path) -> None:
     """Make an index that fits whatever is there: as somebody would who wants a file to be read."""
     files = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -128,7 +128,7 @@ def test_a_state_that_is_none_is_passed_over_and_never_run(
     monkeypatch.chdir(tmp_path)
     write, message = STATES[kind]
     write(saved.folder / "000004" / "state.pt")
-    seal(saved.folder / "000004")
+    write_index(saved.folder / "000004")
     found = saved.load_latest()
     assert found is not None
     assert found[0].step == 2

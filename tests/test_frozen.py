@@ -17,7 +17,7 @@ from imprompt import mini
 from imprompt.errors import AdapterMismatch, ConfigError
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.training.config import TrainingConfig, parse_config
-from imprompt.training.frozen import FrozenBase, encoding_dtype, load_frozen, weights_fingerprint
+from imprompt.training.frozen_base import FrozenBase, choose_encoding_dtype, hash_weights, load_frozen_base
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +125,11 @@ def test_everything_is_frozen(base: FrozenBase) -> None:
 
 def test_one_changed_weight_is_another_fingerprint() -> None:
     unet = tiny.sd_unet()
-    before = weights_fingerprint(unet)
-    assert weights_fingerprint(tiny.sd_unet()) == before
+    before = hash_weights(unet)
+    assert hash_weights(tiny.sd_unet()) == before
     last = list(unet.parameters())[-1]
     last.data[-1] = torch.nextafter(last.data[-1], torch.tensor(math.inf))
-    assert weights_fingerprint(unet) != before
+    assert hash_weights(unet) != before
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -149,10 +149,10 @@ def test_every_part_has_its_own_fingerprint(base: FrozenBase) -> None:
 
 def test_an_autoencoder_encodes_in_a_type_that_holds_its_values() -> None:
     vae = tiny.autoencoder()
-    assert encoding_dtype(torch.float16, vae) == torch.float32
-    assert encoding_dtype(torch.bfloat16, vae) == torch.float32
+    assert choose_encoding_dtype(torch.float16, vae) == torch.float32
+    assert choose_encoding_dtype(torch.bfloat16, vae) == torch.float32
     vae.register_to_config(force_upcast=False)
-    assert encoding_dtype(torch.float16, vae) == torch.float16
+    assert choose_encoding_dtype(torch.float16, vae) == torch.float16
     base = FrozenBase(tiny.sd_pipeline(), None, dtype=torch.bfloat16)
     assert base.pipe.vae.dtype == torch.bfloat16
     assert torch.equal(base.moments(pixels()), FrozenBase(tiny.sd_pipeline(), None).moments(pixels()))
@@ -160,10 +160,10 @@ def test_an_autoencoder_encodes_in_a_type_that_holds_its_values() -> None:
 
 def test_models_are_loaded_as_the_configuration_names_them(toy: ToyModel) -> None:
     base = {"model": str(toy.base), "image_encoder": str(toy.image_encoder)}
-    loaded = load_frozen(config(base=base), "cpu")
+    loaded = load_frozen_base(config(base=base), "cpu")
     same = FrozenBase(tiny.sd_pipeline(), ImageEncoder(tiny.vision_model()))
     assert loaded.fingerprints() == same.fingerprints()
-    embedded = load_frozen(config(), "cpu")
+    embedded = load_frozen_base(config(), "cpu")
     assert embedded.image_encoder is not None
     assert embedded.image_encoder.embedding_dim == mini.adapter().projection.takes["image_embedding"]
 
@@ -171,8 +171,8 @@ def test_models_are_loaded_as_the_configuration_names_them(toy: ToyModel) -> Non
 def test_a_base_whose_encoder_is_not_known_must_be_given_one(toy: ToyModel) -> None:
     base = {"model": str(toy.base)}
     with pytest.raises(ConfigError, match="image_encoder"):
-        load_frozen(config(base=base), "cpu")
-    assert load_frozen(config(base=base, adapter={"variant": "faceid"}), "cpu").image_encoder is None
+        load_frozen_base(config(base=base), "cpu")
+    assert load_frozen_base(config(base=base, adapter={"variant": "faceid"}), "cpu").image_encoder is None
 
 
 def test_a_base_without_a_unet_is_refused(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from imprompt.evaluation.metrics import area_difference, bootstrap_interval
 from imprompt.lab import study as study_module
 from imprompt.lab.making import dataset
 from imprompt.lab.making.characters import Character
-from imprompt.lab.making.objectives.autoencoding import fit_codec
-from imprompt.lab.making.objectives.denoising import build_unet
+from imprompt.lab.making.objectives.base import build_unet
+from imprompt.lab.making.objectives.decoder import fit_codec
 from imprompt.lab.making.recipe import BaseRecipe, CodecRecipe, EncoderRecipe, parse_recipe
 from imprompt.lab.making.stages import build_objective
 from imprompt.lab.study import BASE_ALONE, StudyFindings, StudySettings, evaluate_study
@@ -38,35 +38,37 @@ from imprompt.lab.study.comparing import (
     Difference,
     StudyScores,
     bootstrap_both,
-    group_verdicts,
+    describe_verdicts,
 )
-from imprompt.lab.study.measuring import find_edge_giver, load_pipeline
+from imprompt.lab.study.measuring import find_edge_giver, load_study_pipeline
 from imprompt.lab.study.page import write_verdict
 from imprompt.lab.study.runs import (
     RunResult,
     StudyRun,
     StudyScore,
+    build_result_key,
     find_runs,
     list_differences,
     load_result,
-    result_key,
     save_result,
 )
 from imprompt.lab.study.settings import ALONE, CONTROL, STYLE, TEXT
 from imprompt.lab.study.tradeoff import AREA, follow_both, measure_tradeoff
-from imprompt.lab.suite.findings import DRAWING
 from imprompt.lab.suite.painting import PaintSettings
+from imprompt.lab.suite.scoring import (
+    DRAWING,
+)
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
-from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, suited
+from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, select_suitable
 from imprompt.projection import HiddenProjection, LinearProjection
 from imprompt.report import Interval
 from imprompt.training.mechanisms import (
-    ConcatenatedInjection,
-    DecoupledInjection,
-    ReplacedInjection,
+    ConcatenatedMechanism,
+    DecoupledMechanism,
+    ReplacedMechanism,
     TimeProjection,
-    UnclipInjection,
-    time_width,
+    UnclipMechanism,
+    time_embedding_width,
 )
 from test_making import ORDER, SIZE, SMALL
 
@@ -92,10 +94,10 @@ def config(seed: int = 1, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def write_run(folder: Path, injection: Any, settings: dict[str, Any]) -> None:
+def write_run(folder: Path, mechanism: Any, settings: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    injection.save(folder / "adapter.safetensors", {"seed": str(settings["training"]["seed"])})
-    injection.detach()
+    mechanism.save(folder / "adapter.safetensors", {"seed": str(settings["training"]["seed"])})
+    mechanism.detach()
     (folder / "config.json").write_text(json.dumps(settings))
 
 
@@ -133,11 +135,11 @@ def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, pipe = tmp_path_factory.mktemp("runs"), mini.pipeline(weights=model)
     linear = LinearProjection(32, 64, 2, generator=torch.Generator().manual_seed(0))
     adapter = ImagePromptAdapter.for_unet(pipe.unet, linear)
-    write_run(folder / "decoupled-1", DecoupledInjection(adapter, pipe), config())
-    write_run(folder / "concatenated-1", ConcatenatedInjection(linear, pipe), config())
-    write_run(folder / "replaced-1", ReplacedInjection(linear, pipe), config())
-    time_projection = TimeProjection(32, time_width(pipe.unet))
-    write_run(folder / "unclip-1", UnclipInjection(time_projection, pipe), config())
+    write_run(folder / "decoupled-1", DecoupledMechanism(adapter, pipe), config())
+    write_run(folder / "concatenated-1", ConcatenatedMechanism(linear, pipe), config())
+    write_run(folder / "replaced-1", ReplacedMechanism(linear, pipe), config())
+    time_projection = TimeProjection(32, time_embedding_width(pipe.unet))
+    write_run(folder / "unclip-1", UnclipMechanism(time_projection, pipe), config())
     (folder / "unclip-2").mkdir()
     (folder / "unclip-2" / "config.json").write_text(json.dumps(config(2)))
     return folder
@@ -186,7 +188,7 @@ def test_every_condition_is_scored_in_its_own_way(findings: StudyFindings) -> No
     scores = findings.scores
     assert scores.mechanisms == [BASE_ALONE, DECOUPLED, "concatenated", "unclip", "replaced", DRAWING]
     subjects = sample_subjects("combinations", QUICK.subjects)
-    texts = sum(len(suited(subjects, change)[: QUICK.text_subjects]) for change in CHANGES.values())
+    texts = sum(len(select_suitable(subjects, change)[: QUICK.text_subjects]) for change in CHANGES.values())
     for name in scores.mechanisms:
         mine = [score for score in scores.scores if score.mechanism == name]
         counts = {one: sum(score.condition == one for score in mine) for one in (ALONE, TEXT, CONTROL, STYLE)}
@@ -211,9 +213,9 @@ def test_every_condition_is_scored_in_its_own_way(findings: StudyFindings) -> No
 def test_a_fine_tuned_base_keeps_what_a_mechanism_has_learned(runs: Path, model: Path) -> None:
     """The style's change of weights is added to the run's own U-Net, not put in its place."""
     study = study_module.load_study(QUICK, model)
-    run = next(one for one in find_runs(runs)[0] if one.injection == "unclip")
-    styled, _ = load_pipeline(study, run, STYLE)
-    own, _ = load_pipeline(study, run, ALONE)
+    run = next(one for one in find_runs(runs)[0] if one.mechanism == "unclip")
+    styled, _ = load_study_pipeline(study, run, STYLE)
+    own, _ = load_study_pipeline(study, run, ALONE)
     plain, fine_tuned = mini.pipeline(weights=model), mini.pipeline(style="lines", weights=model)
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
     added, change = (
@@ -245,7 +247,7 @@ def test_line_drawings_are_told_from_colored_ones() -> None:
     pictures = [subject.picture for subject in sample_subjects("combinations", 4)]
     assert min(line_shares(line_pictures(pictures))) > 0.99
     assert max(line_shares(pictures)) < 0.6
-    assert line_shares([Image.new("RGB", (8, 8), "white")]) == [0]
+    assert line_shares([Image.new("RGB", (8, 8), "white")]).tolist() == [0]
 
 
 # Comparing
@@ -326,12 +328,14 @@ def test_a_character_with_several_texts_counts_once() -> None:
 
 def test_mechanisms_are_listed_by_what_can_be_said() -> None:
     verdicts = {"a": "better", "b, hidden 9": "cannot be told", "c": "better", "d": "better"}
-    assert group_verdicts(verdicts) == "better than “a”, “c” and “d”, not to be told from “b, hidden 9”"
+    assert (
+        describe_verdicts(verdicts) == "better than “a”, “c” and “d”, not distinguishable from “b, hidden 9”"
+    )
 
 
-def run(injection: str, parameters: int, **changes: Any) -> StudyRun:
-    metadata = {"injection": injection, "parameters": str(parameters)}
-    return StudyRun(Path(injection), config(**changes), metadata)
+def run(mechanism: str, parameters: int, **changes: Any) -> StudyRun:
+    metadata = {"injection": mechanism, "parameters": str(parameters)}
+    return StudyRun(Path(mechanism), config(**changes), metadata)
 
 
 def test_the_verdict_says_whether_parameters_are_equal() -> None:
@@ -344,13 +348,13 @@ def test_the_verdict_says_whether_parameters_are_equal() -> None:
     equal = write_verdict([ours, run("concatenated", 602_827), theirs], differences)
     assert equal == (
         "With equally many parameters, decoupled is better than concatenated (attributes kept "
-        "+0.100 [+0.050, +0.200], 1 seed). Of those that train the whole U-Net too, it is not to be told "
-        "from “unclip”. "
+        "+0.100 [+0.050, +0.200], 1 seed). Of those that train the whole U-Net too, it is "
+        "not distinguishable from “unclip”. "
         "With text, over the scale, its area is better than “unclip”."
     )
     fewer = write_verdict([ours, run("concatenated", 197_760), theirs], differences)
     assert "With 197,760 parameters against 603,264, decoupled is better" in fewer
-    assert write_verdict([ours], []).endswith("nothing to compare.")
+    assert write_verdict([ours], []).endswith("to compare with.")
 
 
 def draw_curve(mechanism: str, kept: Callable[[float], float]) -> list[StudyScore]:
@@ -406,7 +410,7 @@ def test_a_stored_result_comes_back_and_only_for_its_key(tmp_path: Path) -> None
 
 def test_a_result_depends_on_adapter_weights_and_settings() -> None:
     others = [("b", "w", QUICK), ("a", "v", QUICK), ("a", "w", replace(QUICK, scales=()))]
-    assert len({result_key(*one) for one in [("a", "w", QUICK), *others]}) == 4
+    assert len({build_result_key(*one) for one in [("a", "w", QUICK), *others]}) == 4
 
 
 def test_runs_that_are_not_alike_are_said_to_differ() -> None:

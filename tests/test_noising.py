@@ -32,7 +32,7 @@ def draws() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", [DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler])
 def test_noised_latents_are_diffusers_own(kind: Any) -> None:
     scheduler, (latents, noise) = kind(**BETAS), draws()
-    ours = Noising(scheduler, LossSettings()).noised(latents, noise, TIMES)
+    ours = Noising(scheduler, LossSettings()).add_noise(latents, noise, TIMES)
     theirs = DDIMScheduler(**BETAS).add_noise(latents, noise, TIMES)  # type: ignore[arg-type]
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -52,7 +52,7 @@ def test_flow_is_diffusers_own(shift: float) -> None:
     labels = noising.labels[TIMES]
     assert set(labels.tolist()) <= set(scheduler.timesteps.tolist())
     theirs = scheduler.scale_noise(latents, labels, noise)  # type: ignore[arg-type]
-    torch.testing.assert_close(noising.noised(latents, noise, TIMES), theirs)
+    torch.testing.assert_close(noising.add_noise(latents, noise, TIMES), theirs)
     torch.testing.assert_close(noising.target(latents, noise, TIMES), noise - latents)
 
 

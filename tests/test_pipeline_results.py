@@ -16,7 +16,7 @@ from imprompt.errors import OutputError
 from imprompt.generation.pictures import generate
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.encoder import load_image_encoder
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.frozen_base import FrozenBase
 
 
 def strict_checker() -> StableDiffusionSafetyChecker:

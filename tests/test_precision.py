@@ -11,7 +11,7 @@ from imprompt.runtime import precision
 from imprompt.runtime.precision import TrialTimes, fastest_precision, measure_precisions, resolve_precision
 from imprompt.training import adapters
 from imprompt.training.config import parse_config
-from imprompt.training.frozen import frozen_precision
+from imprompt.training.frozen_base import choose_frozen_precision
 from imprompt.training.loop import Run
 
 
@@ -80,7 +80,7 @@ def test_frozen_models_compute_in_what_the_device_is_good_at(
     config = parse_config(
         {"preset": "mini", "output": "o", "data": {"source": "x"}, "training": {"precision": wanted}}, "test"
     )
-    assert frozen_precision(config, torch.device(device)) == expected
+    assert choose_frozen_precision(config, torch.device(device)) == expected
 
 
 def test_a_base_whose_weights_learn_is_float32_under_auto() -> None:
@@ -88,12 +88,12 @@ def test_a_base_whose_weights_learn_is_float32_under_auto() -> None:
         "preset": "mini",
         "output": "o",
         "data": {"source": "x"},
-        "adapter": {"injection": "unclip"},
+        "adapter": {"mechanism": "unclip"},
         "training": {"precision": "auto"},
     }
     config = parse_config(values, "test")
     assert config.training.precision == "auto"
-    assert frozen_precision(config, "cuda") == "fp32"
+    assert choose_frozen_precision(config, "cuda") == "fp32"
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [("fp32", "fp32"), ("auto", "bf16"), ("bf16", "fp32")])
@@ -129,7 +129,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def few_steps_run(home: Path, wanted: str) -> Run:
-    return adapters.adapter_run(config(home, f"run-{wanted}", training__precision=wanted), frozen())
+    return adapters.build_run(config(home, f"run-{wanted}", training__precision=wanted), frozen())
 
 
 def gradient_of_first_step(run: Run) -> torch.Tensor:

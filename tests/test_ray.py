@@ -13,7 +13,7 @@ from cache_parts import Sources, shards, times_read, toy_config
 from conftest import ToyModel
 from imprompt.evaluation.suites.drawing import draw_all
 from imprompt.training.cache import build_cache
-from imprompt.training.frozen import load_frozen
+from imprompt.training.frozen_base import load_frozen_base
 from stand_in import IMAGES, SAMPLES, drawn, job_of, make_stand_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray")]
@@ -41,10 +41,10 @@ def test_shards_are_the_same_bytes_and_a_killed_task_loses_only_its_part(
     sources = Sources(monkeypatch)
     sources.read["things"] = cache_parts.samples(14)
     alone, together = tmp_path / "1", tmp_path / "2"
-    build_cache(toy_config(alone, toy), load_frozen(toy_config(alone, toy), "cpu"))
+    build_cache(toy_config(alone, toy), load_frozen_base(toy_config(alone, toy), "cpu"))
     sources.log, sources.kills = str(tmp_path / "log"), (1, 1)
     tasks = toy_config(together, toy, engine="ray", workers=2)
-    built = build_cache(tasks, load_frozen(tasks, "cpu"))
+    built = build_cache(tasks, load_frozen_base(tasks, "cpu"))
     assert shards(together) == shards(alone)
     assert len(built) == 14
     read = times_read(tmp_path / "log")

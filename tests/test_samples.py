@@ -18,7 +18,7 @@ from imprompt.errors import DataError, ImageError, MissingExtra
 from imprompt.inputs.image import decode_image, load_image
 from imprompt.training.config import Columns, DataSettings
 from imprompt.training.samples import Part, Sample, Unreadable, open_source
-from imprompt.training.samples.patterns import expand
+from imprompt.training.samples.name_patterns import expand
 
 KINDS = list(data_sets.WRITERS)
 WHOLE_TABLES = ("JSON lines", "CSV")
@@ -374,7 +374,7 @@ def test_files_of_other_suffixes_are_found_by_their_columns(tar: tarfile.TarFile
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_headers_are_read_as_the_standard_library_reads_them(form: int, tmp_path: Path) -> None:
-    from imprompt.training.samples.headers import read_headers
+    from imprompt.training.samples.tar_headers import read_headers
 
     with tarfile.open(tmp_path / "0.tar", "w", format=form) as tar:
         names = ["a.png", "ü/b.txt", f"{'d' * 90}/{'n' * 95}.png", "empty.txt"]

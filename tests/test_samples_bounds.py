@@ -16,7 +16,7 @@ from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
 from imprompt.training.samples import Sample, Unreadable, files, open_source
 from imprompt.training.samples.files import MAX_FILE_BYTES
-from imprompt.training.samples.patterns import MAX_FILES
+from imprompt.training.samples.name_patterns import MAX_FILES
 
 pytestmark = pytest.mark.usefixtures("in_time")
 

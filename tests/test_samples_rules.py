@@ -441,7 +441,7 @@ def test_a_damaged_packed_tar_is_named(damage: str, tmp_path: Path) -> None:
 
 
 def test_a_tar_that_unpacks_to_much_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imprompt.training.samples.packed.MIN_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr("imprompt.training.samples.gzip_tars.MIN_UNPACKED_BYTES", 100_000)
     (tmp_path / "0.tgz").write_bytes(gzip.compress(bytes(1_000_000)))
     with pytest.raises(
         DataError, match=r"0\.tgz unpacks to more than 100,000 bytes; .* unpack it \(gunzip\)"

@@ -54,7 +54,7 @@ def test_a_survey_counts_what_is_there(tmp_path: Path) -> None:
     for suffix in ("png", "txt"):
         shutil.copy(tmp_path / f"000005.{suffix}", tmp_path / f"000006.{suffix}")
     found = survey(config(source))
-    assert (found.count, found.looked_at, found.references, found.duplicates) == (7, 7, 1, 1)
+    assert (found.count, found.examined, found.references, found.duplicates) == (7, 7, 1, 1)
     assert (found.without_caption, found.cut_captions, found.enlarged) == (1, 1, 5)
     assert found.buckets == {(128, 128): 5}
     assert found.sizes == {(32, 31): 1, (41, 31): 1, (50, 31): 3}
@@ -76,12 +76,12 @@ def test_buckets_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_of_much_data_an_even_share_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surveying, "LOOKED_AT", 6)
+    monkeypatch.setattr(surveying, "MAX_EXAMINED", 6)
     monkeypatch.setattr(surveying, "PART_SIZE", 2)
     progress: list[tuple[int, int]] = []
     source = data_sets.write_folder(tmp_path, count=20)
     found = survey(config(source), lambda done, total: progress.append((done, total)))
-    assert (found.count, found.looked_at) == (20, 6)
+    assert (found.count, found.examined) == (20, 6)
     assert progress[-1] == (6, 6)
     assert "20; looked at 6, evenly spread" in said(found)
 
@@ -106,8 +106,8 @@ def test_missing_faces_are_counted_where_they_are_needed(tmp_path: Path) -> None
 
 
 @functools.cache
-def work_of(injection: str) -> Work:
-    run = config("x", adapter={"injection": injection})
+def work_of(mechanism: str) -> Work:
+    run = config("x", adapter={"mechanism": mechanism})
     return count_work(run, read_shapes(run))
 
 
@@ -135,14 +135,14 @@ def test_bfloat16_halves_the_frozen_weights_and_the_activations(monkeypatch: pyt
     assert wide == 2 * narrow
 
 
-@pytest.mark.parametrize("injection", ["two-stream", "concatenated"])
-def test_what_learns_of_the_u_net_is_all_or_nothing_beside_the_method(injection: str) -> None:
-    work, decoupled = work_of(injection), work_of("decoupled")
-    learns = decoupled.frozen if injection == "two-stream" else 0
+@pytest.mark.parametrize("mechanism", ["two-stream", "concatenated"])
+def test_what_learns_of_the_u_net_is_all_or_nothing_beside_the_method(mechanism: str) -> None:
+    work, decoupled = work_of(mechanism), work_of("decoupled")
+    learns = decoupled.frozen if mechanism == "two-stream" else 0
     assert (work.frozen, work.trained) == (decoupled.frozen - learns, learns)
     assert work.operations * 2 == decoupled.operations * (3 if learns else 2)
     # A trained parameter is there six times: gradient, two moments, average, and as it was before.
-    run = config("x", adapter={"injection": injection})
+    run = config("x", adapter={"mechanism": mechanism})
     taken = step_memory(run, work, on_cpu=True) - 4 * 64 * work.activations
     assert taken == 24 * learns + 4 * work.frozen
 

@@ -13,7 +13,7 @@ from PIL import Image
 import tiny
 from imprompt.errors import ImageError
 from imprompt.training.config import DataSettings
-from imprompt.training.targets import buckets, make_mask, make_target, target_size
+from imprompt.training.targets import list_buckets, make_mask, make_target, target_size
 
 few = examples(max_examples=30)
 
@@ -72,7 +72,7 @@ def test_a_target_is_a_window_of_the_resized_picture(width: int, height: int, da
 @few
 @given(data=settings)
 def test_buckets_are_multiples_of_the_step_and_no_larger_than_the_square(data: DataSettings) -> None:
-    every = buckets(data)
+    every = list_buckets(data)
     assert len(set(every)) == len(every)
     assert every == sorted(every, key=lambda bucket: bucket[0] / bucket[1])
     assert {(height, width) for width, height in every} == set(every)
@@ -94,11 +94,11 @@ def test_a_picture_gets_the_bucket_nearest_in_proportions(
         return abs(math.log(bucket[0] / bucket[1]) - math.log(width / height))
 
     chosen = target_size(width, height, data)
-    assert distance(chosen) == min(distance(bucket) for bucket in buckets(data))
+    assert distance(chosen) == min(distance(bucket) for bucket in list_buckets(data))
 
 
 def test_the_buckets_of_sdxl_have_about_the_area_of_1024() -> None:
-    every = buckets(DataSettings(size=1024, buckets=True))
+    every = list_buckets(DataSettings(size=1024, buckets=True))
     assert (1024, 1024) in every
     assert (832, 1216) in every
     assert (1344, 768) in every

@@ -28,12 +28,12 @@ from few_steps import (
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.reference import Reference
-from imprompt.training import descent
-from imprompt.training.adapters import adapter_run
-from imprompt.training.batches import fixed_batch
-from imprompt.training.frozen import weights_fingerprint
+from imprompt.training import optimizer_step
+from imprompt.training.adapters import build_run
+from imprompt.training.batches import make_fixed_batch
+from imprompt.training.frozen_base import hash_weights
 from imprompt.training.loop import Run
-from imprompt.training.mechanisms import DecoupledInjection
+from imprompt.training.mechanisms import DecoupledMechanism
 from imprompt.training.objectives import image_prompting
 
 
@@ -86,17 +86,17 @@ def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_way_trains_what_it_should_and_nothing_else(home: Path, name: str) -> None:
     row = ROWS[name]
     base = frozen(row.kind, row.dtype, **row.schedule)
-    run = adapter_run(config(home, name, row.data, **row.changes), base)
-    before = weights_fingerprint(*base.modules)
+    run = build_run(config(home, name, row.data, **row.changes), base)
+    before = hash_weights(*base.modules)
     assert run.go()
-    assert weights_fingerprint(*base.modules) == before
+    assert hash_weights(*base.modules) == before
     assert all(p.grad is None and not p.requires_grad for module in base.modules for p in module.parameters())
     losses = logged(run, "loss")
     assert len(losses) == STEPS
     assert np.isfinite(losses).all()
     assert max(logged(run, "skipped steps")) == 0
     first, *_, last = states(run)
-    pairs = zip(run.descent.names, first["trained"], last["trained"], strict=True)
+    pairs = zip(run.optimizer.names, first["trained"], last["trained"], strict=True)
     assert [name for name, before, after in pairs if torch.equal(before, after)] == []
     assert_every_checkpoint_draws(run)
     if name in IN_DIFFUSERS:
@@ -110,13 +110,13 @@ def assert_every_checkpoint_draws(run: Run) -> None:
     """The last one what the run itself draws; with none of them the same as with another."""
     objective: Any = run.objective
     reference = objective.embeddings(int(objective.samples.held_out[0]))
-    with run.descent.averages_in_place():
+    with run.optimizer.use_averages():
         shown = np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0])
-    objective.injection.attachment.detach()
+    objective.mechanism.attachment.detach()
     drawn = []
     for one in run.checkpoints.every():
         adapter = load_adapter(one.folder / "adapter.safetensors", image_encoder=None)
-        objective.injection = DecoupledInjection(adapter, objective.base.pipe)
+        objective.mechanism = DecoupledMechanism(adapter, objective.base.pipe)
         drawn.append(np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0]))
         adapter.detach()
     assert len(drawn) == STEPS + 1
@@ -144,29 +144,31 @@ def assert_diffusers_draws_the_same(run: Run, kind: str) -> None:
 
 
 def test_the_first_step_of_a_lora_changes_what_begins_as_zero(home: Path) -> None:
-    run = adapter_run(config(home, "lora", adapter__variant="faceid", **FACE), frozen())
-    before = [weight.detach().clone() for weight in run.descent.trained]
+    run = build_run(config(home, "lora", adapter__variant="faceid", **FACE), frozen())
+    before = [weight.detach().clone() for weight in run.optimizer.trained]
     take(run, 1)
     same = {
         name
-        for name, a, b in zip(run.descent.names, before, run.descent.trained, strict=True)
+        for name, a, b in zip(run.optimizer.names, before, run.optimizer.trained, strict=True)
         if torch.equal(a, b)
     }
-    assert same == {name for name in run.descent.names if name.endswith("down.weight")}
+    assert same == {name for name in run.optimizer.names if name.endswith("down.weight")}
     assert same
 
 
 def trained(home: Path, name: str, **changes: Any) -> list[Tensor]:
     """The weights after some steps on the base that needs sizes, pictures of several shapes."""
-    run = adapter_run(config(home, name, **changes), frozen("SDXL"))
+    run = build_run(config(home, name, **changes), frozen("SDXL"))
     take(run, STEPS)
-    return [weight.detach() for weight in run.descent.trained]
+    return [weight.detach() for weight in run.optimizer.trained]
 
 
 def gradients(home: Path, name: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Tensor]:
     """Of the first step, before clipping."""
-    run, noted = adapter_run(config(home, name, **changes), frozen()), []
-    monkeypatch.setattr(descent, "shared", lambda parts: noted.extend(part.clone() for part in parts))
+    run, noted = build_run(config(home, name, **changes), frozen()), []
+    monkeypatch.setattr(
+        optimizer_step, "sum_over_processes", lambda parts: noted.extend(part.clone() for part in parts)
+    )
     take(run, 1)
     return noted
 
@@ -205,11 +207,11 @@ def test_the_same_gradients_however_they_are_computed(
 @pytest.mark.parametrize("variant", ["base", "plus", "faceid-plusv2"])
 def test_a_dropped_image_is_what_inference_takes_for_no_image(home: Path, variant: str) -> None:
     base = frozen()
-    run = adapter_run(config(home, f"dropped-{variant}", adapter__variant=variant), base)
+    run = build_run(config(home, f"dropped-{variant}", adapter__variant=variant), base)
     objective: Any = run.objective
-    batch = fixed_batch(objective.samples, objective.samples.train[:3])
+    batch = make_fixed_batch(objective.samples, objective.samples.train[:3])
     dropped = objective.inputs_of(batch, torch.tensor([True, False, True]))
-    adapter: ImagePromptAdapter = objective.injection.trained
+    adapter: ImagePromptAdapter = objective.mechanism.trained
     adapter.image_encoder = base.image_encoder
     face = tiny_bases.numbers(1, 512) if variant.startswith("faceid") else None
     blank = adapter.encode(Reference(tiny.picture(), face=face)).blank
@@ -222,7 +224,7 @@ def test_a_dropped_image_is_what_inference_takes_for_no_image(home: Path, varian
 
 def test_conditions_are_dropped_as_often_as_asked(home: Path) -> None:
     shares: dict[str, Any] = {"loss__image_drop": 0.2, "loss__text_drop": 0.1, "loss__both_drop": 0.3}
-    run = adapter_run(config(home, "shares", training__batch_size=400, **shares), frozen())
+    run = build_run(config(home, "shares", training__batch_size=400, **shares), frozen())
     (batch,) = next(iter(run.feed(range(1))))
     no_image, no_text = batch.draws.no_image, batch.draws.no_text
     counts = (no_image & ~no_text, no_text & ~no_image, no_image & no_text)
@@ -232,7 +234,7 @@ def test_conditions_are_dropped_as_often_as_asked(home: Path) -> None:
 
 def test_with_every_image_dropped_no_image_matters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything: dict[str, Any] = {"loss__image_drop": 1.0, "loss__text_drop": 0.0, "loss__both_drop": 0.0}
-    run = adapter_run(config(home, "everything", **everything), frozen())
+    run = build_run(config(home, "everything", **everything), frozen())
     (batch,) = next(iter(run.feed(range(1))))
     other = batch._replace(inputs={name: value + 1 for name, value in batch.inputs.items()})
     with torch.no_grad():
@@ -243,7 +245,7 @@ def test_with_every_image_dropped_no_image_matters(home: Path, monkeypatch: pyte
 
 
 def test_where_a_mask_is_black_the_target_may_be_anything(home: Path) -> None:
-    run = adapter_run(config(home, "masks", "rich", training__batch_size=8), frozen())
+    run = build_run(config(home, "masks", "rich", training__batch_size=8), frozen())
     (batch,) = next(iter(run.feed(range(1))))
     assert batch.mask is not None
     masked = (batch.mask.amin(dim=(1, 2, 3)) == 0).nonzero().flatten()
@@ -262,7 +264,7 @@ def test_where_a_mask_is_black_the_target_may_be_anything(home: Path) -> None:
 
 
 def test_each_of_several_references_is_taken_and_never_the_target(home: Path) -> None:
-    run = adapter_run(config(home, "references", "rich"), frozen())
+    run = build_run(config(home, "references", "rich"), frozen())
     objective: Any = run.objective
     taken = set()
     for step in range(8):
@@ -278,7 +280,7 @@ def test_each_of_several_references_is_taken_and_never_the_target(home: Path) ->
 
 
 def test_held_out_pictures_of_shapes_of_their_own_have_a_shuffled_gap_too(home: Path) -> None:
-    run = adapter_run(config(home, "alone", **BUCKETS), frozen())
+    run = build_run(config(home, "alone", **BUCKETS), frozen())
     objective: Any = run.objective
     rows = [next(iter(rows)) for rows in objective.samples.buckets.values()]
     assert len(rows) > 1

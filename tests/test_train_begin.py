@@ -19,11 +19,11 @@ from imprompt.checkpoint import load_adapter, save_adapter
 from imprompt.errors import AdapterMismatch, CheckpointError, ConfigError
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.lab.making.exporting import encode_png
-from imprompt.training.adapters import adapter_run
-from imprompt.training.frozen import FrozenBase, weights_fingerprint
-from imprompt.training.mechanisms import DecoupledInjection
+from imprompt.training.adapters import build_run
+from imprompt.training.frozen_base import FrozenBase, hash_weights
+from imprompt.training.mechanisms import DecoupledMechanism
 from imprompt.training.objectives import image_prompting
-from imprompt.training.samples.writing import EncodedSample, Layout, write_samples
+from imprompt.training.samples.layouts import EncodedSample, Layout, write_samples
 from test_watching import StandIn
 
 
@@ -60,7 +60,7 @@ def test_three_layouts_give_the_same_features_and_the_same_first_fifty_losses(tm
             "cache__folder": str(tmp_path / layout / "cache"),
             "training__batch_size": 2,
         }
-        run = adapter_run(config(tmp_path, f"{layout}-run", **changes), frozen())
+        run = build_run(config(tmp_path, f"{layout}-run", **changes), frozen())
         samples: Any = run.objective.samples  # pyright: ignore[reportAttributeAccessIssue]
         seen.append(([samples.row(row) for row in range(len(samples))], take(run, 50)))
     (rows, losses), *others = seen
@@ -78,11 +78,11 @@ def test_three_layouts_give_the_same_features_and_the_same_first_fifty_losses(tm
 
 def test_the_simple_adapter_trains_its_projection_alone(home: Path) -> None:
     base = frozen()
-    run = adapter_run(config(home, "simple", adapter__injection="concatenated"), base)
-    before = weights_fingerprint(base.unet)
+    run = build_run(config(home, "simple", adapter__mechanism="concatenated"), base)
+    before = hash_weights(base.unet)
     assert run.go()
-    assert weights_fingerprint(base.unet) == before
-    assert {name.removeprefix("trained.").split(".")[0] for name in run.descent.names} == {"proj", "norm"}
+    assert hash_weights(base.unet) == before
+    assert {name.removeprefix("trained.").split(".")[0] for name in run.optimizer.names} == {"proj", "norm"}
     first, *_, last = states(run)
     assert not any(map(torch.equal, first["trained"], last["trained"]))
     with pytest.raises(CheckpointError):
@@ -93,11 +93,11 @@ def test_a_flow_matching_base_trains(home: Path) -> None:
     """diffusers has no pipeline that samples a U-Net with such a scheduler."""
     base = frozen()
     base.scheduler = base.pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    run = adapter_run(config(home, "flow"), base)
+    run = build_run(config(home, "flow"), base)
     assert run.objective.metadata()["prediction"] == "flow"  # pyright: ignore[reportCallIssue]
-    before = [weight.detach().clone() for weight in run.descent.trained]
+    before = [weight.detach().clone() for weight in run.optimizer.trained]
     assert np.isfinite(take(run, STEPS)).all()
-    assert not any(map(torch.equal, before, run.descent.trained))
+    assert not any(map(torch.equal, before, run.optimizer.trained))
     assert np.isfinite(list(run.objective.held_out().values())).all()
 
 
@@ -109,8 +109,8 @@ def files(home: Path) -> Callable[..., Path]:
     """A new adapter of some kind, written to a file."""
 
     def written(name: str, kind: str = "SD", suffix: str = ".safetensors", **changes: Any) -> Path:
-        run = adapter_run(config(home, f"start-{name}", **changes), frozen(kind))
-        adapter: ImagePromptAdapter = run.objective.injection.trained  # pyright: ignore
+        run = build_run(config(home, f"start-{name}", **changes), frozen(kind))
+        adapter: ImagePromptAdapter = run.objective.mechanism.trained  # pyright: ignore
         for weight in adapter.parameters():
             torch.nn.init.normal_(weight, std=0.1)
         path = home / f"{name}{suffix}"
@@ -125,8 +125,8 @@ def test_fine_tuning_begins_with_the_files_weights_and_changes_them_all(
 ) -> None:
     path = files("faced", adapter__variant="faceid", **FACE)
     start = {"adapter__variant": "faceid", "adapter__start": str(path)}
-    run = adapter_run(config(home, "tuned", **start), frozen())
-    adapter: ImagePromptAdapter = run.objective.injection.trained  # pyright: ignore
+    run = build_run(config(home, "tuned", **start), frozen())
+    adapter: ImagePromptAdapter = run.objective.mechanism.trained  # pyright: ignore
     given = load_adapter(path, image_encoder=None).state_dict()
     assert all(torch.equal(value, given[name]) for name, value in adapter.state_dict().items())
     assert run.go()
@@ -140,11 +140,11 @@ def test_the_variant_says_which_version_of_faceid_plus_a_file_is(
     """A published .bin file does not say it itself; what says otherwise is refused."""
     start = files(variant, suffix=".bin", adapter__variant=variant)
     changes = {"adapter__variant": variant, "adapter__start": str(start)}
-    adapter: Any = adapter_run(config(home, f"{variant}-on", **changes), frozen()).objective
-    assert adapter.injection.trained.projection.version == 3 - other
+    adapter: Any = build_run(config(home, f"{variant}-on", **changes), frozen()).objective
+    assert adapter.mechanism.trained.projection.version == 3 - other
     contrary = files(f"not-{variant}", adapter__variant=f"faceid-plus{'v2' if other == 2 else ''}")
     with pytest.raises(CheckpointError, match=f"is FaceID-Plus version {other}, not {3 - other}"):
-        adapter_run(config(home, f"{variant}-no", **changes | {"adapter__start": str(contrary)}), frozen())
+        build_run(config(home, f"{variant}-no", **changes | {"adapter__start": str(contrary)}), frozen())
 
 
 def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_cached(
@@ -155,7 +155,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_cached(
     nowhere = {"cache__folder": str(tmp_path / "cache")}
 
     def begin(path: Path, **changes: Any) -> None:
-        adapter_run(config(home, "unfit", **nowhere, adapter__start=str(path), **changes), frozen())
+        build_run(config(home, "unfit", **nowhere, adapter__start=str(path), **changes), frozen())
 
     with pytest.raises(ConfigError, match=r"takes image_features and makes 4 tokens; the variant"):
         begin(plus)
@@ -166,7 +166,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_cached(
     other = frozen()
     other.image_encoder = ImageEncoder(mini_encoder())
     with pytest.raises(ConfigError, match=r"takes image_embedding 14 wide; that of base\.image_encoder"):
-        adapter_run(config(home, "unfit", **nowhere, adapter__start=str(plain)), other)
+        build_run(config(home, "unfit", **nowhere, adapter__start=str(plain)), other)
     assert not (tmp_path / "cache").exists()
 
 
@@ -184,20 +184,20 @@ def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_we
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", told := StandIn())
     drawn: list[tuple[Sequence[str], float]] = []
-    pictures = DecoupledInjection.pictures
+    pictures = DecoupledMechanism.pictures
 
     def noted(self: Any, pipe: Any, images: Any, scale: float, call: Mapping[str, Any]) -> Any:
         drawn.append((call["prompt"], scale))
         return pictures(self, pipe, images, scale, call)
 
-    monkeypatch.setattr(DecoupledInjection, "pictures", noted)
+    monkeypatch.setattr(DecoupledMechanism, "pictures", noted)
     asked = {
         "watch__references": 2,
         "watch__prompts": ["", "own"],
         "watch__scales": [0.0, 0.5],
         "watch__wandb": "adapters",
     }
-    run = adapter_run(config(home, "watched", training__steps=1, **asked), frozen())
+    run = build_run(config(home, "watched", training__steps=1, **asked), frozen())
     assert run.go()
     samples: Any = run.objective.samples  # pyright: ignore[reportAttributeAccessIssue]
     own = [samples.caption(int(row)) for row in samples.held_out]
@@ -244,7 +244,7 @@ def test_eight_pictures_are_learnt_and_the_true_reference_comes_to_matter(
         "training__ema_decay": 0.0,
     }
     encoder = ImageEncoder(mini_encoder())
-    run = adapter_run(config(tmp_path, "learning", **changes), FrozenBase(mini.pipeline(), encoder))
+    run = build_run(config(tmp_path, "learning", **changes), FrozenBase(mini.pipeline(), encoder))
     before = run.objective.held_out()
     take(run, 20)
     after = run.objective.held_out()

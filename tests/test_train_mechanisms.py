@@ -10,15 +10,15 @@ import torch
 from few_steps import STEPS, config, frozen, logged, states, take, write_home
 from imprompt.checkpoint.files import read_tensors
 from imprompt.errors import ConfigError
-from imprompt.training.adapters import adapter_run, check_folder, frozen_modules, write_config
-from imprompt.training.frozen import weights_fingerprint
+from imprompt.training.adapters import build_run, check_folder, list_frozen_modules, write_config
+from imprompt.training.frozen_base import hash_weights
 from imprompt.training.loop import Run
-from imprompt.training.mechanisms import MECHANISMS, load_injection, read_metadata
+from imprompt.training.mechanisms import MECHANISMS, load_mechanism, read_metadata
 from imprompt.training.objectives import image_prompting
 
 WAYS: dict[str, dict[str, Any]] = {
-    **{name: {"adapter__injection": name} for name in MECHANISMS if name != "decoupled"},
-    "concatenated": {"adapter__injection": "concatenated", "adapter__hidden": 5},
+    **{name: {"adapter__mechanism": name} for name in MECHANISMS if name != "decoupled"},
+    "concatenated": {"adapter__mechanism": "concatenated", "adapter__hidden": 5},
 }
 
 
@@ -35,7 +35,7 @@ def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_of(home: Path, way: str, folder: str, **more: Any) -> tuple[Run, Any]:
     """A run at its beginning, and its base."""
     base = frozen()
-    return adapter_run(config(home, f"{way}-{folder}", **WAYS[way], **more), base), base
+    return build_run(config(home, f"{way}-{folder}", **WAYS[way], **more), base), base
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -43,13 +43,13 @@ def test_a_mechanism_trains_and_goes_on_bit_for_bit(home: Path, way: str) -> Non
     """Stopped after a step and taken up by another process' objects, on a base that was not touched."""
     whole, base = run_of(home, way, "whole")
     settings: Any = whole.objective.config  # pyright: ignore[reportAttributeAccessIssue]
-    before = weights_fingerprint(*frozen_modules(settings, base)), weights_fingerprint(base.unet)
+    before = hash_weights(*list_frozen_modules(settings, base)), hash_weights(base.unet)
     assert whole.go()
     assert np.isfinite(logged(whole, "loss")).all()
-    assert weights_fingerprint(*frozen_modules(settings, base)) == before[0]
-    assert (weights_fingerprint(base.unet) != before[1]) == settings.trains_base
+    assert hash_weights(*list_frozen_modules(settings, base)) == before[0]
+    assert (hash_weights(base.unet) != before[1]) == settings.trains_base
     first, *_, last = states(whole)
-    pairs = zip(whole.descent.names, first["trained"], last["trained"], strict=True)
+    pairs = zip(whole.optimizer.names, first["trained"], last["trained"], strict=True)
     assert [name for name, a, b in pairs if torch.equal(a, b)] == []
     for steps in (1, STEPS):
         part, _ = run_of(home, way, "parts", training__steps=steps, training__warmup_steps=0)
@@ -66,10 +66,10 @@ def assert_it_draws_what_the_run_draws(run: Run) -> None:
     """The finished file on an untouched base; its averaged weights."""
     objective: Any = run.objective
     reference = objective.embeddings(int(objective.samples.held_out[0]))
-    with run.descent.averages_in_place():
+    with run.optimizer.use_averages():
         shown = np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0])
     objective.base = frozen()
-    objective.injection = load_injection(run.folder / "adapter.safetensors", objective.base.pipe)
+    objective.mechanism = load_mechanism(run.folder / "adapter.safetensors", objective.base.pipe)
     assert np.array_equal(np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0]), shown)
 
 
@@ -116,7 +116,7 @@ def test_a_run_goes_on_as_the_mechanism_that_it_began_as(home: Path) -> None:
     settings: Any = run.objective.config  # pyright: ignore[reportAttributeAccessIssue]
     write_config(settings, run.folder)
     run.save()
-    changed = config(home, "replaced-changed", adapter__injection="two-stream")
+    changed = config(home, "replaced-changed", adapter__mechanism="two-stream")
     with pytest.raises(ConfigError, match=r"adapter was .* when the run in"):
         check_folder(changed, resume=True)
     check_folder(settings, resume=True)

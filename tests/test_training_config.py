@@ -7,7 +7,7 @@ import pytest
 
 from imprompt.errors import ConfigError
 from imprompt.training.config import TrainingConfig, load_config, parse_config
-from imprompt.training.presets import PRESETS, overlaid
+from imprompt.training.presets import PRESETS, merge_settings
 
 RECIPES = sorted(
     path
@@ -18,7 +18,7 @@ LEAST: dict[str, Any] = {"preset": "sd15", "output": "run", "data": {"source": "
 
 
 def config(**changes: Any) -> TrainingConfig:
-    return parse_config(overlaid(LEAST, changes), "cats.toml")
+    return parse_config(merge_settings(LEAST, changes), "cats.toml")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -59,21 +59,21 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
         ({"preset": "sd5"}, "unknown preset 'sd5'; did you mean 'sd15'?"),
         ({"loss": {"image_drop": 0.6, "text_drop": 0.6}}, "image_drop + text_drop + both_drop is 1.25"),
         (
-            {"adapter": {"injection": "concatenated", "variant": "plus"}},
-            'adapter.injection "concatenated" goes with the variant "base", not "plus"',
+            {"adapter": {"mechanism": "concatenated", "variant": "plus"}},
+            'adapter.mechanism "concatenated" goes with the variant "base", not "plus"',
         ),
         (
-            {"adapter": {"injection": "unclip"}},
-            'adapter.injection "unclip" trains the U-Net: training.precision must be "fp32", not "bf16"',
+            {"adapter": {"mechanism": "unclip"}},
+            'adapter.mechanism "unclip" trains the U-Net: training.precision must be "fp32", not "bf16"',
         ),
-        ({"adapter": {"hidden": 8}}, 'adapter.hidden goes with adapter.injection "concatenated", not with'),
+        ({"adapter": {"hidden": 8}}, 'adapter.hidden goes with adapter.mechanism "concatenated", not with'),
         (
-            {"adapter": {"injection": "concatenated", "start": "x.bin"}},
-            'adapter.start goes with adapter.injection "decoupled", not with "concatenated"',
+            {"adapter": {"mechanism": "concatenated", "start": "x.bin"}},
+            'adapter.start goes with adapter.mechanism "decoupled", not with "concatenated"',
         ),
         (
             {"training": {"base_learning_rate": 1e-4}},
-            'training.base_learning_rate has no effect: adapter.injection "decoupled" leaves the base',
+            'training.base_learning_rate has no effect: adapter.mechanism "decoupled" leaves the base',
         ),
         ({"adapter": {"lora_rank": 8}}, "adapter.lora_rank goes with a face variant (faceid, faceid-plus"),
         (
@@ -129,3 +129,8 @@ def test_a_setting_of_the_command_line_replaces_the_files(tmp_path: Path) -> Non
     assert (made.training.steps, made.data.size, made.watch.prompts) == (5, 256, ("", "own"))
     with pytest.raises(ConfigError, match="output is a value, not a group"):
         load_config(path, ["output.folder=x"])
+
+
+def test_the_mechanism_is_read_under_its_former_key_too() -> None:
+    adapter = config(adapter={"injection": "concatenated"}).adapter
+    assert adapter == config(adapter={"mechanism": "concatenated"}).adapter

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,14 @@ import pytest
 from imprompt import cli
 from imprompt.training.config import parse_config
 from imprompt.training.objectives import image_prompting
-from imprompt.training.presets import overlaid
-from imprompt.training.settings_tables import BEGIN, END, tables, with_tables
+from imprompt.training.presets import merge_settings
 from imprompt.training.synonyms import COUNTERPARTS
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from settings_tables import BEGIN, END, build_tables, insert_tables  # noqa: E402 - it stands in scripts/
+
 GUIDE = (ROOT / "docs" / "training.md").read_text()
 SETTINGS = (ROOT / "docs" / "training-settings.md").read_text()
 MESSAGES = (ROOT / "docs" / "training-messages.md").read_text()
@@ -28,17 +32,17 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_the_page_of_settings_is_current() -> None:
-    command = "python -m imprompt.training.settings_tables docs/training-settings.md"
-    assert with_tables(SETTINGS) == SETTINGS, command
+    command = "python scripts/settings_tables.py docs/training-settings.md"
+    assert insert_tables(SETTINGS) == SETTINGS, command
 
 
 def test_the_table_replaces_what_stands_between_the_marks_only() -> None:
-    page = with_tables(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert page == f"before\n{BEGIN}\n\n{tables()}\n{END}\nafter\n"
+    page = insert_tables(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert page == f"before\n{BEGIN}\n\n{build_tables()}\n{END}\nafter\n"
 
 
 def test_every_setting_says_what_it_is() -> None:
-    rows = [line for line in tables().splitlines() if line.startswith("| `")]
+    rows = [line for line in build_tables().splitlines() if line.startswith("| `")]
     assert len(rows) > 60
     assert not [row for row in rows if row.endswith("|  |")]
 
@@ -55,7 +59,7 @@ def test_the_page_has_the_words_of_other_trainers_right() -> None:
 @pytest.mark.parametrize("text", [text for page in PAGES for text in blocks(page, "toml")])
 def test_configurations_in_documents_are_sound(text: str) -> None:
     least = {"preset": "sd15", "output": "run", "data": {"source": "pictures"}}
-    parse_config(overlaid(least, tomllib.loads(text)), "a document")
+    parse_config(merge_settings(least, tomllib.loads(text)), "a document")
 
 
 @pytest.mark.slow

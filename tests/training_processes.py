@@ -85,7 +85,7 @@ def train_until_killed(values: dict[str, Any], where: str, save: int) -> None:
 
 WHERE: dict[str, tuple[Any, str]] = {
     "half a state": (torch, "save"),
-    "before the index": (checkpoints, "seal"),
+    "before the index": (checkpoints, "write_index"),
     "before the flush": (checkpoints, "flush"),
     "before the name": (Path, "rename"),
     "before the removal": (checkpoints.shutil, "rmtree"),
@@ -121,22 +121,22 @@ def train_share(rank: int, processes: int, port: int, values: dict[str, Any], re
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    from imprompt.training import descent as module
-    from imprompt.training.adapters import adapter_run
-    from imprompt.training.frozen import load_frozen
-    from imprompt.training.ranks import this_process
+    from imprompt.training import optimizer_step as module
+    from imprompt.training.adapters import build_run
+    from imprompt.training.frozen_base import load_frozen_base
+    from imprompt.training.ranks import join_processes
 
-    assert this_process().num_processes == processes
+    assert join_processes().num_processes == processes
     config = parse_config(values, "test")
-    run = adapter_run(config, load_frozen(config, "cpu"))
+    run = build_run(config, load_frozen_base(config, "cpu"))
     gradients: list[list[torch.Tensor]] = []
-    shared = module.shared
+    shared = module.sum_over_processes
 
     def noted(parts: list[torch.Tensor]) -> None:
         shared(parts)
         gradients.append([part.clone() for part in parts])
 
-    module.shared = noted  # type: ignore[assignment]
+    module.sum_over_processes = noted  # type: ignore[assignment]
     captions = []
     for passes in run.feed(range(3)):
         captions.append([caption for batch in passes for caption in batch.captions])

@@ -76,7 +76,7 @@ def train(
         survey = import_with_extra("imprompt.training.survey", "train")
         survey.print_survey(survey.survey(run_config))
     elif cache_only:
-        typer.echo(import_with_extra("imprompt.training.adapters", "train").cache_alone(run_config))
+        typer.echo(import_with_extra("imprompt.training.adapters", "train").build_cache_only(run_config))
     else:
         folder = import_with_extra("imprompt.training.adapters", "train").train_adapter(
             run_config, resume=resume == "latest"

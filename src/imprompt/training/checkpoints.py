@@ -1,13 +1,13 @@
-"""Checkpoints of a run: folders that appear whole or not at all; the last few stay, and the best one.
+"""Checkpoints of a run: folders that are written atomically; the last few and the best one are kept.
 
     checkpoints/000300/state.pt             everything that an exact continuation needs
                        adapter.safetensors  what the objective wrote: an adapter that generates at once
                        checkpoint.json      the step, its figures, every file's SHA-256 and its own; written
                                             last
 
-A folder is written under another name, every file flushed to the disk, then renamed: a killed process or a
-full disk leaves the checkpoints before it as they were. Only such folders, and in them only the files that
-their index names, are ever deleted: a copy beside them (`000004-keep`) or a note in one of them stays.
+A folder is written under another name, every file is flushed to the disk, and the folder is renamed: a killed
+process or a full disk leaves earlier checkpoints intact. Only such folders, and in them only the files that
+their index names, are ever deleted: a copy next to them (`000004-keep`) or a note in one of them stays.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ from imprompt.training.integrity import read_json, write_json
 
 STATE_FILE = "state.pt"
 INDEX_FILE = "checkpoint.json"
-JUDGED_BY = "held-out loss"
-"""The figure whose lowest value makes a checkpoint the best."""
+BEST_FIGURE = "held-out loss"
+"""The figure whose lowest value marks the best checkpoint."""
 
-_OURS = re.compile(r"\d{6,}")
-_SCRATCH = re.compile(r"\.\d{6,}-[0-9a-f]+(\.old)?\.part")
+_STEP_NAME = re.compile(r"\d{6,}")
+_SCRATCH_NAME = re.compile(r"\.\d{6,}-[0-9a-f]+(\.old)?\.part")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One finished checkpoint."""
+    """A complete checkpoint."""
 
     folder: Path
     step: int
@@ -48,16 +48,16 @@ class Checkpoint:
 
     @property
     def held_out_loss(self) -> float:
-        """The figure that it is judged by; infinite if it has none."""
-        return float(self.figures.get(JUDGED_BY, math.inf))
+        """The figure by which checkpoints are compared; infinite if it is missing."""
+        return float(self.figures.get(BEST_FIGURE, math.inf))
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are
-        keep: how many stay beside the best
+        folder: the folder of all checkpoints
+        keep: number of recent checkpoints to keep in addition to the best one
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -66,31 +66,31 @@ class Checkpoints:
     def save(
         self, step: int, state: Mapping[str, Any], figures: Mapping[str, float], write: Callable[[Path], None]
     ) -> Checkpoint:
-        """Save one, then drop those that need not stay.
+        """Save a checkpoint, then delete those that need not be kept.
 
         Args:
-            step: how many steps have been taken
+            step: number of steps taken
             state: tensors and plain values
-            figures: of the last look at the held-out samples
-            write: writes other files into the folder that it is given
+            figures: figures of the last evaluation
+            write: writes other files into a folder
 
         Raises:
-            OutputError: it cannot be written; the earlier ones are as they were
+            OutputError: it cannot be written; earlier ones stay intact
         """
         final = self.folder / f"{step:06d}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.clear()
             scratch = self.folder / f".{step:06d}-{secrets.token_hex(4)}.part"
-            with removed_on_failure(scratch):
+            with remove_on_failure(scratch):
                 write(scratch)
                 torch.save(dict(state), scratch / STATE_FILE)
-                seal(scratch, step, figures)
+                write_index(scratch, step, figures)
                 self._make_room(final, scratch)
                 scratch.rename(final)
                 flush(self.folder)
         except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
-            raise OutputError(f"the checkpoint {final} cannot be written: {reason(error)}") from error
+            raise OutputError(f"the checkpoint {final} cannot be written: {describe_fault(error)}") from error
         self.clear()
         self.prune()
         checkpoint = self.read(final)
@@ -99,29 +99,29 @@ class Checkpoints:
         return checkpoint
 
     def _make_room(self, final: Path, scratch: Path) -> None:
-        """Take away what is at a checkpoint's place: its like is replaced, anything else is moved aside."""
+        """Clear a checkpoint's place: replace an earlier save of it, move anything else aside."""
         if not os.path.lexists(final):
             return
         before = self.read(final)
-        if before is None or final.is_symlink() or foreign_files(before):
+        if before is None or final.is_symlink() or list_foreign_files(before):
             final.rename(final.with_name(f"{final.name}-before-{secrets.token_hex(4)}"))
         else:
             final.rename(scratch.with_suffix(".old.part"))
 
     def every(self) -> list[Checkpoint]:
-        """All finished ones whose index is as it was written, in the order of their steps."""
+        """Return all complete checkpoints with an intact index, ordered by step."""
         found = (self.read(folder) for folder in self.folders())
         return sorted((one for one in found if one is not None), key=lambda checkpoint: checkpoint.step)
 
     def folders(self) -> list[Path]:
-        """The folders that are named as checkpoints are and have an index, damaged ones too, in order."""
-        named = (path for path in self.folder.glob("[0-9]*") if _OURS.fullmatch(path.name))
-        # A run makes no links: what is behind one is the user's.
+        """Return the folders that are named like checkpoints and have an index, damaged ones too."""
+        named = (path for path in self.folder.glob("[0-9]*") if _STEP_NAME.fullmatch(path.name))
+        # A run makes no links, so that a linked folder is the user's.
         complete = (path for path in named if not path.is_symlink() and (path / INDEX_FILE).is_file())
         return sorted(complete, key=lambda path: int(path.name))
 
     def read(self, folder: Path) -> Checkpoint | None:
-        """Read what a checkpoint says of itself; None if its index is not as it was written, or another's."""
+        """Read a checkpoint's index; None if it was changed or belongs to another folder."""
         match read_json(folder / INDEX_FILE):
             case {"step": int(step), "figures": dict(figures), "files": dict(files)}:
                 fits = folder.name == f"{step:06d}" and all(
@@ -131,18 +131,18 @@ class Checkpoints:
         return None
 
     def latest(self) -> Checkpoint | None:
-        """The one of the last step."""
+        """Return the checkpoint of the last step."""
         return next(reversed(self.every()), None)
 
     def load_latest(self) -> tuple[Checkpoint, dict[str, Any], list[str]] | None:
-        """Read the state of the last one that is whole.
+        """Read the state of the last intact checkpoint.
 
         Returns:
             the checkpoint, its state, and a sentence for each later one that was passed over; None if there
             is no checkpoint at all
 
         Raises:
-            TrainingError: there are some, and none is as it was written
+            TrainingError: all checkpoints are damaged
         """
         notes: list[str] = []
         for folder in reversed(self.folders()):
@@ -161,15 +161,15 @@ class Checkpoints:
         return None
 
     def best(self) -> Checkpoint | None:
-        """The one with the lowest held-out loss."""
+        """Return the checkpoint with the lowest held-out loss."""
         judged = [one for one in self.every() if math.isfinite(one.held_out_loss)]
         return min(judged, key=lambda one: one.held_out_loss, default=None)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Read a checkpoint's state: tensors and plain values only, nothing in it is run.
+        """Read a checkpoint's state, which holds tensors and plain values only; no code is run.
 
         Raises:
-            TrainingError: a file is not the one that was written, or holds something else
+            TrainingError: a file was changed, or holds something else
         """
         for name, digest in {STATE_FILE: "", **checkpoint.files}.items():
             path = checkpoint.folder / name
@@ -178,14 +178,14 @@ class Checkpoints:
         return read_state(checkpoint.folder / STATE_FILE)
 
     def prune(self) -> None:
-        """Drop all but the last ones and the best; one to which the user has added a file loses only ours."""
+        """Delete all but the last checkpoints and the best one; files that the user added are kept."""
         every, best = self.every(), self.best()
         for old in every[: -self.keep]:
             if best is None or old.step != best.step:
                 self._drop(old)
 
     def _drop(self, old: Checkpoint) -> None:
-        if foreign_files(old):
+        if list_foreign_files(old):
             for name in (INDEX_FILE, *old.files):  # the index first: half a checkpoint must not look like one
                 (old.folder / name).unlink(missing_ok=True)
             return
@@ -194,20 +194,20 @@ class Checkpoints:
         shutil.rmtree(gone)
 
     def clear(self) -> None:
-        """Remove what a killed run left half-written."""
+        """Delete what a killed run left half-written."""
         for path in self.folder.glob(".*.part"):
-            if _SCRATCH.fullmatch(path.name):
+            if _SCRATCH_NAME.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def foreign_files(checkpoint: Checkpoint) -> list[str]:
-    """Names in a checkpoint's folder that the run did not write, sorted."""
-    ours = {INDEX_FILE, *checkpoint.files}
-    return sorted(path.name for path in checkpoint.folder.iterdir() if path.name not in ours)
+def list_foreign_files(checkpoint: Checkpoint) -> list[str]:
+    """Return the names in a checkpoint's folder that the run did not write, sorted."""
+    own_files = {INDEX_FILE, *checkpoint.files}
+    return sorted(path.name for path in checkpoint.folder.iterdir() if path.name not in own_files)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a state that `torch.save` wrote; anything but tensors and plain values is refused, and never run.
+    """Read a state that `torch.save` wrote; refuse anything but tensors and plain values.
 
     Raises:
         TrainingError: it is no dictionary, or holds something else
@@ -219,15 +219,15 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, perhaps code; nothing in it was run"
         ) from error
     except Exception as error:  # a damaged archive may fail in any way
-        raise TrainingError(f"{path} is damaged: {reason(error)}") from error
+        raise TrainingError(f"{path} is damaged: {describe_fault(error)}") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} holds a {type(state).__name__}, not the state of a run")
     return state
 
 
 @contextlib.contextmanager
-def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Make a folder; remove it if the block fails."""
+def remove_on_failure(folder: Path) -> Iterator[None]:
+    """Make a folder and remove it if the block fails."""
     folder.mkdir()
     try:
         yield
@@ -236,8 +236,8 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def seal(folder: Path, step: int, figures: Mapping[str, float]) -> None:
-    """Flush every file to the disk, and say last what they are."""
+def write_index(folder: Path, step: int, figures: Mapping[str, float]) -> None:
+    """Flush every file to the disk and write the index last."""
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     numbers = {name: figure for name, figure in figures.items() if math.isfinite(figure)}
     write_json(folder / INDEX_FILE, {"step": step, "figures": numbers, "files": files})
@@ -247,7 +247,7 @@ def seal(folder: Path, step: int, figures: Mapping[str, float]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Wait until a file, or the list of names of a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -256,12 +256,12 @@ def flush(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def reason(error: Exception) -> str:
-    """Why something could not be written."""
+def describe_fault(error: Exception) -> str:
+    """Return why something could not be written."""
     lines = str(error).splitlines() or [type(error).__name__]
     return (error.strerror if isinstance(error, OSError) else None) or lines[0]

@@ -1,145 +1,148 @@
-"""What `imprompt train` is told: one TOML file, typed and closed.
+"""The configuration of `imprompt train`: one TOML file, typed, without unknown keys.
 
-    preset = "sd15"              everything that is not said comes from there (presets.py)
+    preset = "sd15"              the source of every setting that the file leaves out (presets.py)
     output = "runs/cats"         folder of the run
     [base]      the frozen model             [adapter]   what is trained
-    [data]      pictures and captions        [cache]     what frozen models made of them
+    [data]      images and captions          [cache]     their encodings by the frozen models
     [loss]      drops, weighting, times      [training]  steps, batch, learning rate, ...
-    [watch]     what is looked at meanwhile
+    [watch]     samples drawn during training
 
-Paths are as they stand, from the folder in which the command runs.
+Relative paths begin at the folder in which the command runs.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
 from imprompt.runtime.settings import ClosedSettings, explain, normalize_spelling, read_toml
 from imprompt.training.mechanisms import MECHANISMS
-from imprompt.training.presets import PRESETS, overlaid, preset_named
+from imprompt.training.presets import PRESETS, find_preset, merge_settings
 from imprompt.training.settings import LoopSettings
 from imprompt.training.synonyms import counterpart
 
 Variant = Literal["base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2"]
-Injection = Literal["decoupled", "concatenated", "replaced", "unclip", "two-stream"]
+MechanismName = Literal["decoupled", "concatenated", "replaced", "unclip", "two-stream"]
 
 FACES = ("faceid", "faceid-plus", "faceid-plusv2")
 
 
 class BaseSettings(ClosedSettings):
-    """The frozen model."""
+    """The frozen base model."""
 
     model: str = "mini"
     """"mini", "mini:STYLE", a folder in diffusers' format, or a hub id."""
     image_encoder: str = "known"
-    """A folder or "owner/name:subfolder"; "known": the one that a preset names, or the embedded model's."""
+    """A folder or "owner/name:subfolder"; "known" means that of the preset or of the embedded model."""
 
 
 class AdapterSettings(ClosedSettings):
-    """What is trained."""
+    """The adapter that is trained."""
 
     variant: Variant = "base"
-    """What the adapter takes of a reference, and so its projection."""
+    """Which embedding of a reference the adapter reads, and so which projection it has."""
     tokens: int = Field(default=4, ge=1)
-    """Image tokens; "full-face" has one for each patch of the encoder."""
-    injection: Injection = "decoupled"
-    """How the image prompt reaches the base: see `imprompt.training.mechanisms`. All but the first
-    are there to be compared with; "replaced", "unclip" and "two-stream" train the whole U-Net too."""
+    """Number of image tokens; "full-face" has one for each patch of the encoder."""
+    mechanism: MechanismName = Field(
+        default="decoupled", validation_alias=AliasChoices("mechanism", "injection")
+    )
+    """How the image prompt reaches the base: see `imprompt.training.mechanisms`. All but the first exist for
+    comparison. "replaced", "unclip" and "two-stream" train the whole U-Net too."""
     hidden: int = Field(default=0, ge=0)
-    """Width of a layer between, in the projection of "concatenated"; 0 for none, as in the paper."""
+    """Width of a hidden layer in the projection of "concatenated"; 0 means none, as in the paper."""
     lora_rank: int = Field(default=0, ge=0)
-    """Rank of a LoRA of every attention layer of the base, as FaceID adapters have; 0 for none."""
+    """Rank of a LoRA on every attention layer of the base, as FaceID adapters have it; 0 means none."""
     start: str = ""
-    """An adapter to go on from: "mini", "mini-plus", a published one's short name, a file, or
-    "owner/name:file"."""
+    """Adapter from which training starts: "mini", "mini-plus", the short name of a published one, a file, or
+    "owner/name:file". Empty: new weights."""
 
 
 class Columns(ClosedSettings):
-    """What the data calls its columns (in a WebDataset: the files' suffixes)."""
+    """Names of the data's columns (in a WebDataset: the suffixes of the files)."""
 
     image: str = "image"
-    """The target; tables may also say image_file or file_name."""
+    """The target image; tables may also call it image_file or file_name."""
     text: str = "text"
-    """The caption; in a folder, the suffix of its file; empty says that there are none."""
+    """The caption; in a folder, the suffix of its file. Empty: the data have no captions."""
     reference: str = "reference"
-    """A picture, or a list of them, to prompt with in place of the target; optional."""
+    """An image, or a list of images, to use as the image prompt in place of the target; optional."""
     mask: str = "mask"
-    """A grey picture: where it is black, the loss does not look; optional."""
+    """A grayscale image; the loss ignores its black areas; optional."""
     face: str = "face"
-    """A face embedding: a list of numbers, or a .npy file; needed by FaceID adapters."""
+    """A face embedding: a list of numbers, or a .npy file; FaceID adapters need it."""
 
 
 class DataSettings(ClosedSettings):
-    """Pictures and captions."""
+    """Images and captions."""
 
     source: str = ""
     """A folder, a .json, .jsonl, .csv, .tsv or .parquet file, tar files ("s/{000..099}.tar" or "s/*.tar";
-    .tar.gz and .tgz too), or "hf:owner/name[:split]", a Hugging Face data set (or "hf:folder", one that was
-    saved). Empty: the cache alone."""
+    .tar.gz and .tgz too), or a Hugging Face dataset ("hf:owner/name[:split]"; "hf:folder" for one that was
+    saved to disk). Empty: only the cache is read."""
     root: str = ""
-    """Where relative file names in a table begin; by default the table's own folder."""
+    """Folder at which relative file names in a table begin; by default the folder of the table."""
     columns: Columns = Columns()
     size: int = Field(default=512, ge=8)
-    """Side of the square target in pixels; with buckets, of the square whose area they have."""
+    """Side of the square target in pixels; with buckets, the side of the square that has their area."""
     buckets: bool = False
-    """Targets keep about their proportions instead of being cut to squares."""
+    """Whether targets keep about their aspect ratio instead of being cropped to squares."""
     bucket_step: int = Field(default=64, ge=8)
-    """Sides of buckets are multiples of this, in pixels."""
+    """Sides of buckets are multiples of this number of pixels."""
     longest: float = Field(default=2.0, ge=1)
-    """The longest bucket's longer side over its shorter one."""
+    """Largest aspect ratio of a bucket, longer side over shorter side."""
     reference_crop: Annotated[Literal["center", "pad", "stretch"], BeforeValidator(normalize_spelling)] = (
         "center"
     )
-    """How the image encoder's square is cut from a reference."""
+    """How a reference is made square for the image encoder."""
     held_out: float | str = 0.01
-    """A share of the samples, chosen by their content, or another source, for looking at how it goes."""
+    """Share of the samples to hold out for evaluation, chosen by their content, or a separate source."""
     held_out_most: int = Field(default=256, ge=2)
-    """No more than this many are looked at."""
+    """Largest number of held-out samples."""
 
 
 class CacheSettings(ClosedSettings):
-    """What frozen models make of the data, computed once."""
+    """Encodings of the data by the frozen models, computed once."""
 
     enabled: bool = True
-    """False: computed anew at every step."""
+    """Whether to keep encodings; if false, they are computed again at every step."""
     folder: str = ""
-    """By default `cache` beside the run's folder."""
+    """Folder of the cache; by default `cache` next to the folder of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
-    """Of what is kept."""
+    """Number format of the cached tensors."""
     text: Literal["states", "captions"] = "states"
-    """"captions" keeps the text only (a thousandth of the space) and encodes it at every step."""
+    """What is cached of captions: text embeddings, or only the text, which takes a thousandth of the space
+    and is encoded at every step."""
     shard_size: int = Field(default=512, ge=1)
-    """Samples in a file: what is lost if a worker dies."""
+    """Samples per file, which is the work that is lost if a worker dies."""
     batch_size: int = Field(default=8, ge=1)
-    """Pictures that go through a frozen model together."""
+    """Images that go through a frozen model together."""
     engine: Literal["processes", "ray"] = "processes"
-    """Who computes it: processes of this machine, or Ray."""
+    """What computes the cache: processes of this machine, or Ray."""
     workers: int = Field(default=1, ge=1)
-    """Processes, or Ray tasks at a time."""
+    """Number of processes, or of Ray tasks at a time."""
 
 
 class LossSettings(ClosedSettings):
-    """The base's own loss, with conditions dropped now and then so that guidance can be used."""
+    """The training loss of the base, with conditions dropped at random so that guidance can be used."""
 
     image_drop: float = Field(default=0.05, ge=0, le=1)
-    """How often the image alone is dropped."""
+    """Probability of dropping the image alone."""
     text_drop: float = Field(default=0.05, ge=0, le=1)
-    """How often the text alone is dropped."""
+    """Probability of dropping the text alone."""
     both_drop: float = Field(default=0.05, ge=0, le=1)
-    """How often both are dropped."""
+    """Probability of dropping both."""
     weighting: Literal["none", "min-snr"] = "none"
-    """Of noise levels (Hang et al. 2023)."""
+    """Weighting of noise levels in the loss (min-SNR: Hang et al. 2023)."""
     min_snr_gamma: float = Field(default=5.0, gt=0)
-    """γ of min-SNR."""
+    """γ of min-SNR weighting."""
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
-    """How noise levels are drawn."""
+    """Distribution of the noise levels."""
     timestep_location: float = 0.0
-    """Center of logit-normal times; above 0 is towards noise."""
+    """Location of the logit-normal distribution; values above 0 mean more noise."""
     noise_offset: float = Field(default=0.0, ge=0)
-    """How much of one number for each channel is added to the noise."""
+    """Scale of a random constant per channel that is added to the noise."""
 
     @model_validator(mode="after")
     def _drops_fit(self) -> "LossSettings":
@@ -149,50 +152,51 @@ class LossSettings(ClosedSettings):
 
 
 class AdapterLoop(LoopSettings):
-    """The loop's settings, and those of the adapter's optimiser."""
+    """Settings of the training loop and of the optimizer."""
 
     base_learning_rate: float = Field(default=0.0, ge=0)
-    """Of the U-Net's own weights, where adapter.injection trains them; 0 for a tenth of
+    """Learning rate of the U-Net's own weights, where adapter.mechanism trains them; 0 means a tenth of
     training.learning_rate."""
     passes: int = Field(default=1, ge=1)
-    """Into how many forward and backward passes each process cuts its share of a batch, to save memory."""
+    """Number of passes into which each process splits its share of a batch, to save memory."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does between warm-up and cool-down; "cosine" falls to zero at the last step."""
+    """Course of the learning rate between warm-up and cool-down; "cosine" falls to zero at the last step."""
     gradient_checkpointing: bool = False
-    """Compute the U-Net's activations again on the way back: less memory, half as much work again."""
+    """Whether to recompute the U-Net's activations in the backward pass: less memory, half as much work
+    again."""
     loader_workers: int = Field(default=0, ge=0)
-    """Processes that read the cache ahead; 0 reads in this one."""
+    """Number of processes that read the cache ahead; 0 reads in the training process."""
     check_every: int = Field(default=100, ge=1)
-    """Steps between looks at the held-out loss."""
+    """Number of steps between evaluations of the held-out loss."""
 
 
 class WatchSettings(ClosedSettings):
-    """What is looked at while it trains."""
+    """Samples and measurements during training."""
 
     references: int = Field(default=8, ge=1)
-    """Held-out references in a sample grid."""
+    """Number of held-out references in a sample grid."""
     prompts: tuple[str, ...] = Field(default=("",), min_length=1)
-    """Each reference is drawn with each prompt; "own" is the sample's own caption."""
+    """Prompts of the sample grid, each with every reference; "own" stands for the sample's own caption."""
     scales: tuple[float, ...] = Field(default=(0.0, 0.5, 1.0), min_length=1)
-    """Each prompt is drawn at each λ."""
+    """Scales λ of the sample grid, each with every prompt."""
     sampling_steps: int = Field(default=25, ge=1)
-    """Of each picture in a sample grid."""
+    """Number of denoising steps of an image in a sample grid."""
     guidance_scale: float = 7.5
-    """w, of each picture in a sample grid."""
+    """Guidance scale w of the images in a sample grid."""
     judge: str = ""
-    """A CLIP model (folder or hub id) that measures likeness to reference and prompt; empty: the adapter's
-    own image encoder, to the reference only."""
+    """A CLIP model (folder or hub id) that measures similarity to the reference and to the prompt. Empty: the
+    adapter's own image encoder measures similarity to the reference only."""
     wandb: str = ""
-    """A Weights & Biases project to report to, beside TensorBoard and the log."""
+    """A Weights & Biases project to which the run reports as well as to TensorBoard and the log."""
 
 
 class TrainingConfig(ClosedSettings):
     """One run of `imprompt train`."""
 
     preset: str
-    """What everything that is not said comes from."""
+    """Name of the preset that supplies all settings left out."""
     output: str
-    """The run's folder."""
+    """Folder of the run."""
     base: BaseSettings = BaseSettings()
     adapter: AdapterSettings = AdapterSettings()
     data: DataSettings = DataSettings()
@@ -211,38 +215,38 @@ class TrainingConfig(ClosedSettings):
     @property
     def trains_base(self) -> bool:
         """Whether the U-Net's own weights are trained too."""
-        return MECHANISMS[self.adapter.injection].trains_base
+        return MECHANISMS[self.adapter.mechanism].trains_base
 
     @property
     def cache_folder(self) -> Path:
-        """Where the cache is."""
+        """The folder of the cache."""
         return Path(self.cache.folder) if self.cache.folder else Path(self.output).parent / "cache"
 
 
 def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
-    """Settings that do not go together, and what to do about it."""
+    """Return for each forbidden combination whether it is present, and a sentence with the remedy."""
     adapter, data, training = config.adapter, config.data, config.training
     return [
         (
-            adapter.injection != "decoupled" and adapter.variant != "base",
-            f'adapter.injection "{adapter.injection}" goes with the variant "base", not "{adapter.variant}"',
+            adapter.mechanism != "decoupled" and adapter.variant != "base",
+            f'adapter.mechanism "{adapter.mechanism}" goes with the variant "base", not "{adapter.variant}"',
         ),
         (
-            adapter.injection != "decoupled" and bool(adapter.start),
-            f'adapter.start goes with adapter.injection "decoupled", not with "{adapter.injection}"',
+            adapter.mechanism != "decoupled" and bool(adapter.start),
+            f'adapter.start goes with adapter.mechanism "decoupled", not with "{adapter.mechanism}"',
         ),
         (
-            adapter.hidden > 0 and adapter.injection != "concatenated",
-            f'adapter.hidden goes with adapter.injection "concatenated", not with "{adapter.injection}"',
+            adapter.hidden > 0 and adapter.mechanism != "concatenated",
+            f'adapter.hidden goes with adapter.mechanism "concatenated", not with "{adapter.mechanism}"',
         ),
         (
             training.base_learning_rate > 0 and not config.trains_base,
-            f'training.base_learning_rate has no effect: adapter.injection "{adapter.injection}" leaves the '
+            f'training.base_learning_rate has no effect: adapter.mechanism "{adapter.mechanism}" leaves the '
             "base as it is",
         ),
         (
             config.trains_base and training.precision not in ("auto", "fp32"),
-            f'adapter.injection "{adapter.injection}" trains the U-Net: training.precision must be '
+            f'adapter.mechanism "{adapter.mechanism}" trains the U-Net: training.precision must be '
             f'"fp32", not "{training.precision}"',
         ),
         (
@@ -282,7 +286,7 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
 
 
 def load_config(path: Path, settings: Sequence[str] = ()) -> TrainingConfig:
-    """Read a run's configuration; `settings` are `key=value` that replace what the file says.
+    """Read a run's configuration; `settings` are `key=value` texts that override the file.
 
     Raises:
         ConfigError: no such file, no TOML, an unknown key or preset (and the nearest known one), a wrong type
@@ -292,10 +296,10 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> TrainingConfig:
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> TrainingConfig:
-    """Check settings, laid over those of their preset; the first fault becomes one sentence."""
+    """Merge settings into those of their preset and check them; the first fault becomes one sentence."""
     if "preset" not in values:
         raise ConfigError(f"{source}: preset is missing; the presets are: {', '.join(PRESETS)}")
     try:
-        return TrainingConfig.model_validate(overlaid(preset_named(values["preset"], source), values))
+        return TrainingConfig.model_validate(merge_settings(find_preset(values["preset"], source), values))
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error.errors()[0], TrainingConfig, counterpart)}") from error

@@ -1,7 +1,7 @@
-"""What a run will need, found out without loading a weight: space for the cache, memory, and time at least.
+"""What a run will need, computed without loading a weight: cache size, memory, and a lower bound of the time.
 
-The base is built from its configuration files on pretended tensors, which have shapes and no values, and is
-run once: so parameters, kept activations and operations are counted, not guessed.
+The base is built from its configuration files on fake tensors, which have shapes but no values, and is run
+once. So parameters, stored activations and operations are counted, not guessed.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ from imprompt import mini
 from imprompt.errors import UnknownModel
 from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import DTYPES, TAKES, frozen_precision
+from imprompt.training.frozen_base import DTYPES, TAKES, choose_frozen_precision
 
 FACE_DIM = 512
 """Width of a face embedding (InsightFace)."""
 
 BYTES_TRAINED = 16
-"""Of a trained float32 parameter: itself, its gradient, AdamW's two moments; averaged weights are 4 more."""
+"""Bytes per trained float32 parameter: value, gradient, two moments of AdamW; an average takes 4 more."""
 
 Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What of the base and the image encoder a cache's size depends on.
+    """The sizes of the base and the image encoder on which the size of a cache depends.
 
     Attributes:
-        latent_channels: of the autoencoder
-        shrink: how many times a picture is wider than its latents
+        latent_channels: channels of the autoencoder's latents
+        shrink: ratio of an image's width to that of its latents
         text_length: tokens of a caption, with padding
-        text_width: of a token's embedding
-        pooled_width: of a caption's pooled embedding, 0 if the base takes none
-        inputs: numbers that are kept of one reference
+        text_width: width of a token's embedding
+        pooled_width: width of a caption's pooled embedding, 0 if the base takes none
+        inputs: numbers stored for one reference
     """
 
     latent_channels: int
@@ -57,12 +57,12 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Work:
-    """Counted on one target of the configured size.
+    """Counts for one target of the configured size.
 
     Attributes:
-        frozen: parameters of the U-Net that do not learn
-        trained: parameters that learn, of the K', V' (and LoRA) layers or the U-Net; a projection is on top
-        activations: numbers kept for the backward pass
+        frozen: frozen parameters of the U-Net
+        trained: trained parameters of the K', V' (and LoRA) layers or the U-Net, without the projection
+        activations: numbers stored for the backward pass
         operations: multiplications and additions of one training step, forward and backward
     """
 
@@ -73,7 +73,7 @@ class Work:
 
 
 def read_shapes(config: TrainingConfig) -> Shapes:
-    """Read them from the base's configuration files.
+    """Read the sizes from the configuration files of the base and the image encoder.
 
     Raises:
         UnknownModel: a file is not here and cannot be fetched
@@ -95,12 +95,12 @@ def read_shapes(config: TrainingConfig) -> Shapes:
 
 
 def cached_bytes(config: TrainingConfig, shapes: Shapes, *, references: float | int = 1.0) -> float | int:
-    """Bytes of one sample in the cache, captions not counted.
+    """Return the bytes of one cached sample without its caption.
 
     Args:
         config: the variant, the size of targets, the cache's precision
         shapes: see `Shapes`
-        references: of a sample, on average; the target itself counts as one
+        references: mean number per sample; the target itself counts as one
     """
     latents = 2 * shapes.latent_channels * (config.data.size // shapes.shrink) ** 2
     text = (
@@ -110,7 +110,7 @@ def cached_bytes(config: TrainingConfig, shapes: Shapes, *, references: float | 
 
 
 def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
-    """Run the U-Net once on pretended tensors and count.
+    """Run the U-Net once on fake tensors and count.
 
     The operations of a step are twice the forward pass's: the way back goes through frozen layers to their
     inputs, not to their weights; if the U-Net learns, to both. Attention's products may be missing, so a step
@@ -133,8 +133,8 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
 
 
 def step_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
-    """Bytes for one process: frozen and trained weights, and the activations of one pass."""
-    width = DTYPES[frozen_precision(config, "cpu" if on_cpu else "cuda")].itemsize
+    """Return the bytes that one process needs for weights and the activations of one pass."""
+    width = DTYPES[choose_frozen_precision(config, "cpu" if on_cpu else "cuda")].itemsize
     as_it_was = on_cpu and config.trains_base  # the copy of a trained U-Net that `detach` puts back
     per_trained = BYTES_TRAINED + 4 * (bool(config.training.ema_decay) + as_it_was)
     samples = config.training.batch_size // config.training.passes
@@ -142,7 +142,7 @@ def step_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
 
 
 def measure_speed(device: torch.device | str = "cpu") -> float:
-    """Operations a second of large matrix products, measured here and now: what no training step exceeds."""
+    """Measure the operations per second of large matrix products, which no training step exceeds."""
     side = 4096 if torch.device(device).type == "cuda" else 1024
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     matrix = torch.ones(side, side, device=device, dtype=dtype)
@@ -155,7 +155,7 @@ def measure_speed(device: torch.device | str = "cpu") -> float:
 
 
 def read_settings(model: str, part: str) -> Settings:
-    """A part's config.json: of the embedded model, of a folder, or of the hub.
+    """Read the config.json of a part of the embedded model, of a folder, or of a hub repository.
 
     Raises:
         UnknownModel: it is not there, or not JSON
@@ -173,7 +173,7 @@ def read_settings(model: str, part: str) -> Settings:
 
 
 def _inputs(config: TrainingConfig) -> int:
-    """How many numbers the encoders make of one reference."""
+    """Return how many numbers the encoders compute for one reference."""
     takes = TAKES[config.adapter.variant]
     faces = FACE_DIM if "face_embedding" in takes else 0
     if set(takes) == {"face_embedding"}:
@@ -196,7 +196,7 @@ def _encoder_settings(config: TrainingConfig) -> Settings:
 
 
 def _trainable(unet: nn.Module, config: TrainingConfig) -> int:
-    """Freeze what does not learn, and say how many parameters of the layers do.
+    """Freeze what is not trained and return how many parameters of the layers are trained.
 
     The keys and values of cross-attention stand for K' and V'. With the simple adapter they do not learn, but
     the way back to its tokens goes through them.
@@ -209,11 +209,11 @@ def _trainable(unet: nn.Module, config: TrainingConfig) -> int:
         for name, parameter in unet.named_parameters()
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
     ]
-    return sum(parameter.numel() for parameter in layers) if config.adapter.injection == "decoupled" else 0
+    return sum(parameter.numel() for parameter in layers) if config.adapter.mechanism == "decoupled" else 0
 
 
 def _lora(unet: nn.Module, config: TrainingConfig) -> int:
-    """Parameters of a LoRA of every attention layer's four matrices."""
+    """Return the parameters of a LoRA on the four matrices of every attention layer."""
     matrices = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
     sides = sum(sum(p.shape) for name, p in unet.named_parameters() if name.endswith(matrices))
     return config.adapter.lora_rank * sides
@@ -233,7 +233,7 @@ def _inputs_of(unet: UNet2DConditionModel, config: TrainingConfig, shapes: Shape
 
 
 def _keep(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
-    """Note a tensor that the backward pass needs; its views and itself once."""
+    """Record a tensor that the backward pass needs; a tensor and its views count once."""
     whole = tensor if tensor._base is None else tensor._base
     kept[id(whole)] = whole
     return tensor

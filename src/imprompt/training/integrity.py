@@ -1,4 +1,4 @@
-"""Files that a run reads back carry the SHA-256 of what was written: a flipped bit is found before it acts.
+"""Files that a run reads back carry the SHA-256 of their content, so that damage is found before it acts.
 
     JSON            one more key, "sha256": of the file's name and all other keys
     safetensors     one more entry of the metadata, "sha256": of the file's name, its header and its tensors
@@ -24,12 +24,12 @@ _METADATA = "__metadata__"
 
 
 def json_digest(name: str, values: Mapping[str, Any]) -> str:
-    """SHA-256 of a file's name and its values, in hexadecimal, however its JSON is spaced and ordered."""
+    """Return the SHA-256 of a file's name and values, independent of spacing and order."""
     return hashlib.sha256(json.dumps([name, values], sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values with their digest, whole or not at all; a file that holds them already stays untouched.
+    """Write values with their digest, atomically; a file that holds them already is left untouched.
 
     Raises:
         OutputError: it cannot be written
@@ -61,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; one that holds the same stays: a finished cache may be read-only.
+    """Write a file atomically; one with the same content is left alone, for a cache may be read-only.
 
     Raises:
         OutputError: it cannot be written
@@ -95,12 +95,12 @@ def tensors_with_digest(data: bytes, name: str) -> bytes:
 
 
 def tensors_digest(name: str, header: Mapping[str, Any], body: memoryview) -> str:
-    """SHA-256 of a safetensors file, in hexadecimal; the digest in its header is left out.
+    """Return the SHA-256 of a safetensors file without the digest in its header.
 
     Args:
         name: of the file, without folder and suffix: one that took another's place is found too
         header: as the file holds it
-        body: everything behind the header
+        body: everything after the header
     """
     about = {key: value for key, value in header.get(_METADATA, {}).items() if key != DIGEST_KEY}
     words = json.dumps([name, {**header, _METADATA: about}], sort_keys=True)

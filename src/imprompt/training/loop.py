@@ -1,4 +1,4 @@
-"""The training loop: one for the embedded model's stages and for every adapter.
+"""The training loop, the same for the stages of the embedded model and for every adapter.
 
     for step in steps:  loss(batch(step)) → gradients → clipped → AdamW → average
 
@@ -21,40 +21,41 @@ from torch import Tensor
 from imprompt.errors import TrainingError
 from imprompt.runtime.precision import resolve_precision
 from imprompt.training.checkpoints import Checkpoint, Checkpoints
-from imprompt.training.descent import Descent, Trouble, factor_at
 from imprompt.training.objectives.objective import Objective
-from imprompt.training.ranks import this_process
+from imprompt.training.optimizer_step import AveragedOptimizer, GradientFaults, learning_rate_factor
+from imprompt.training.ranks import join_processes
 from imprompt.training.settings import LoopSettings
 from imprompt.training.watching import Display, RunLog, write_environment
 
 Passes = Sequence[Any]
-"""One process' share of a step's batch, in one or several pieces of equal size."""
+"""One process' share of a step's batch, in one or several passes of equal size."""
 
 Feed = Callable[[range], Iterator[Passes]]
-"""Gives the passes of these steps, in order."""
+"""Yields the passes of these steps, in order."""
 
-BAD_IN_A_ROW = 3
-"""So many steps without finite gradients, one after another, and the run goes back to its last checkpoint."""
+MAX_BAD_STEPS = 3
+"""After this number of successive steps with NaN or inf gradients the run goes back to its last
+checkpoint."""
 
 
 STATE_KEYS = ("step", "figures", "shapes", "optimizer", "counters")
-"""What the state of every run holds."""
+"""Keys that every state holds."""
 
 
 class Run:
-    """One training run: what is trained, how, and where it is.
+    """A training run.
 
     Args:
-        settings: of the loop
-        objective: what is trained, on its device
+        settings: settings of the loop
+        objective: the model and its loss, on the device
         feed: this process' share of the data
-        folder: of the run
-        output: where the finished model goes; by default the run's folder
-        config: everything that was asked for, for the log
-        wandb: a Weights & Biases project, or nothing
+        folder: folder of the run
+        output: folder of the finished model; by default that of the run
+        config: the whole configuration, for the log
+        wandb: a Weights & Biases project, or ""
         on_look: called with the folder after every sample grid
-        notes: what is to be said at the start
-        data: "train" and "held_out", how many samples, and their "digest"; a resumed run says if they changed
+        notes: sentences for the log at the start
+        data: numbers of "train" and "held_out" samples and their "digest"; a resumed run reports a change
     """
 
     def __init__(
@@ -74,33 +75,33 @@ class Run:
         self.settings, self.objective, self.feed, self.folder = settings, objective, feed, folder
         self.output, self.config, self.wandb = output or folder, config, wandb
         self.on_look, self.notes, self.data = on_look, list(notes), dict(data or {})
-        self.processes = this_process()
+        self.processes = join_processes()
         names = {id(p): name for name, p in objective.named_parameters()}
         groups = objective.parameter_groups()
         order = [names.get(id(p), "a trained weight") for group in groups for p in group["params"]]
-        self.descent = Descent(groups, order, settings)
+        self.optimizer = AveragedOptimizer(groups, order, settings)
         self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
-        self.step, self.stop_asked = 0, False
+        self.step, self.stop_requested = 0, False
         self.figures: dict[str, float] = {}
-        self.went_back = -1, 0
+        self.last_rollback = -1, 0
         self.log: RunLog | None = None
         self.display: Display | None = None
 
-    # From start to end
+    # Start and end
 
     def resume(self) -> bool:
-        """Go on from the latest checkpoint, if there is one; says whether there was."""
+        """Continue from the latest checkpoint; return whether there is one."""
         if (found := self.checkpoints.load_latest()) is None:
             return False
         latest, state, notes = found
-        self.put_in_place(latest, state)
-        self.descent.load(state)
+        self.restore_state(latest, state)
+        self.optimizer.load(state)
         self.step, self.figures = state["step"], dict(state["figures"])
-        self.notes += [*notes, *self.data_changes(state.get("data", {}))]
+        self.notes += [*notes, *self.describe_data_changes(state.get("data", {}))]
         return True
 
-    def data_changes(self, before: Mapping[str, Any]) -> list[str]:
-        """Say, in a sentence, if the samples are not those that the checkpoint was trained on."""
+    def describe_data_changes(self, before: Mapping[str, Any]) -> list[str]:
+        """Return a sentence if the samples are not those of the checkpoint."""
         if not before or not self.data or before == self.data:
             return []
         then, now = (
@@ -113,14 +114,14 @@ class Run:
             + "; the run goes on with what there is now, not to what it would have become"
         ]
 
-    def put_in_place(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
-        """Check a state; if it does not hold the weights, those of the checkpoint's file are put in place."""
+    def restore_state(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+        """Check a state and restore the weights from the checkpoint's file if the state lacks them."""
         self.check_state(state)
         if "trained" not in state:
             self.objective.restore(checkpoint.folder)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Refuse the checkpoint of something else.
+        """Refuse a checkpoint of another run.
 
         Raises:
             TrainingError: other weights than this run trains, more steps than it has, or something missing
@@ -130,7 +131,7 @@ class Run:
                 f"the checkpoints in {self.checkpoints.folder} are not of a run of imprompt: they hold no "
                 f"{missing[0]}; name another output folder, or delete them"
             )
-        there, here = state["shapes"], [tuple(p.shape) for p in self.descent.trained]
+        there, here = state["shapes"], [tuple(p.shape) for p in self.optimizer.trained]
         if there != here:
             raise TrainingError(
                 f"the checkpoints in {self.checkpoints.folder} are of another model ({len(there)} trained "
@@ -143,28 +144,28 @@ class Run:
             )
 
     def go(self) -> bool:
-        """Train to the last step, or until it is asked to stop; says whether it finished."""
-        with self.asked_to_stop_by_signals(), denormals_flushed(), self.reported():
+        """Train to the last step or until a stop is requested; return whether training finished."""
+        with self.stop_on_signals(), flush_denormals(), self.open_log():
             self.event(f"resumed at step {self.step}" if self.step else "started")
-            for note in (*self.notes, *self.doubts()):
+            for note in (*self.notes, *self.config_warnings()):
                 self.event(note)
             if self.step == 0:
                 self.watch(at_start=True)
                 self.save()
             batches = self.feed(range(self.step, self.settings.steps))
-            while self.step < self.settings.steps and not self.must_stop():
+            while self.step < self.settings.steps and not self.should_stop():
                 self.advance(batches)
-            if self.must_stop():
+            if self.should_stop():
                 self.save()
                 self.event("interrupted; --resume latest goes on from here")
             else:
                 self.finish()
-        return not self.must_stop()
+        return not self.should_stop()
 
-    def doubts(self) -> list[str]:
-        """What may not be meant: a learning rate that is never reached."""
+    def config_warnings(self) -> list[str]:
+        """Return warnings about settings that are probably a mistake."""
         settings = self.settings
-        peak = max(factor_at(settings, step) for step in sampled(settings.steps))
+        peak = max(learning_rate_factor(settings, step) for step in spread_steps(settings.steps))
         if peak > 0.98:
             return []
         return [
@@ -173,10 +174,10 @@ class Run:
         ]
 
     def advance(self, batches: Iterator[Passes]) -> None:
-        """Take one step, and do what is due after it."""
-        asked = time.monotonic()
+        """Take one step, and log, evaluate and save where that is due."""
+        waiting_since = time.monotonic()
         passes = next(batches)
-        self.waited += time.monotonic() - asked
+        self.waited += time.monotonic() - waiting_since
         parts = self.train_step(passes)
         if self.display is not None:
             self.display.advance(self.step)
@@ -187,103 +188,105 @@ class Run:
             self.save()
 
     def finish(self) -> None:
-        """The last look, the last checkpoint, the finished model."""
+        """Evaluate, save the last checkpoint and export the model."""
         self.watch(at_end=True)
         self.save()
         if self.is_main:
-            with self.descent.averages_in_place():
+            with self.optimizer.use_averages():
                 self.objective.export(self.output)
         self.event("finished")
 
     # One step
 
     def train_step(self, passes: Passes) -> dict[str, Tensor]:
-        """Gradients of every pass, then one step; returns the loss' parts of this process, and norms."""
+        """Run all passes and take one step; return the loss terms of this process and gradient norms."""
         share = 1 / (len(passes) * self.processes.num_processes)
         sums: dict[str, Tensor] = {}
         for batch in passes:
             with self.autocast():
-                parts = self.objective.differentiate(batch, lambda loss: self.descent.backward(loss * share))
+                parts = self.objective.differentiate(
+                    batch, lambda loss: self.optimizer.backward(loss * share)
+                )
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0) + part.detach() / len(passes)
-        norms = self.descent.step(factor_at(self.settings, self.step), self.step)
+        norms = self.optimizer.step(learning_rate_factor(self.settings, self.step), self.step)
         self.step += 1
         return sums | norms
 
     def autocast(self) -> Any:
-        """For float32 weights that are to compute in less: products are of the narrow kind."""
+        """Return the autocast context for float32 weights that compute in a narrower format."""
         kind, dtype = self.processes.device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}
         narrow = dtype.get(resolve_precision(self.settings.precision, kind))
         return (
             torch.autocast(kind, narrow) if narrow and self.objective.autocasts else contextlib.nullcontext()
         )
 
-    # What is due now and then
+    # Evaluation and checkpoints
 
     def report(self, parts: Mapping[str, Tensor]) -> None:
-        """Read this step's figures, which waits for the device; see whether the run can go on."""
-        trouble = self.descent.trouble()
+        """Log the figures of this step, which waits for the device, and handle bad gradients."""
+        faults = self.optimizer.read_faults()
         seconds = time.monotonic() - self.started
         figures = {name: float(part) for name, part in parts.items()}
         figures |= {
-            "learning rate": self.descent.optimizer.param_groups[0]["lr"],
+            "learning rate": self.optimizer.adamw.param_groups[0]["lr"],
             "samples/s": (self.step - self.counted_from) * self.settings.batch_size / seconds,
             "waiting": min(1.0, self.waited / seconds),
-            "skipped steps": trouble.skipped,
+            "skipped steps": faults.skipped,
         }
-        self.say(figures)
+        self.log_figures(figures)
         self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
-        if trouble.name:
-            self.event(f"steps were skipped: the gradient of {trouble.name} was not finite")
-        if trouble.in_a_row >= BAD_IN_A_ROW:
-            self.go_back(trouble)
+        if faults.name:
+            self.event(f"steps were skipped: the gradient of {faults.name} was not finite")
+        if faults.in_a_row >= MAX_BAD_STEPS:
+            self.roll_back(faults)
 
-    def go_back(self, trouble: Trouble) -> None:
-        """Put the last checkpoint's weights in place; the data goes on, or the same batch would come back.
+    def roll_back(self, faults: GradientFaults) -> None:
+        """Restore the last checkpoint's weights; the data go on, as the same batch would fail again.
 
         Raises:
-            TrainingError: that has been done before, and no step was good since
+            TrainingError: that was tried before, and no step was good since
         """
-        found, name = self.checkpoints.load_latest(), trouble.name
-        step, skipped = self.went_back
-        if found is None or self.step - step == trouble.skipped - skipped:
+        found, name = self.checkpoints.load_latest(), faults.name
+        step, skipped = self.last_rollback
+        if found is None or self.step - step == faults.skipped - skipped:
             raise TrainingError(
                 f"the gradients are not finite any more, at {name} first, and were not after going back to "
                 f"the last checkpoint either; lower training.learning_rate or use another "
                 f"training.precision than {self.settings.precision}"
             )
         latest, state, notes = found
-        self.put_in_place(latest, state)
-        self.descent.go_back(state)
-        self.went_back = self.step, trouble.skipped
+        self.restore_state(latest, state)
+        self.optimizer.roll_back(state)
+        self.last_rollback = self.step, faults.skipped
         for sentence in notes:
             self.event(sentence)
         self.event(
-            f"{BAD_IN_A_ROW} steps in a row were not finite: back to the weights of step {latest.step}"
+            f"{MAX_BAD_STEPS} steps in a row were not finite: back to the weights of step {latest.step}"
         )
 
     def watch(self, *, at_start: bool = False, at_end: bool = False) -> None:
-        """Look at the held-out samples and draw, where that is due; the main process does it."""
+        """Evaluate held-out samples and draw a sample grid where due; only the main process does it."""
         settings = self.settings
         checks = (
             at_start or at_end or self.step % getattr(settings, "check_every", settings.sample_every) == 0
         )
         draws = at_start or at_end or self.step % settings.sample_every == 0
-        # What is due at the last step comes with its end.
+        # `finish` does what is due at the last step.
         if (self.step == settings.steps and not at_end) or not (checks or draws) or not self.is_main:
             return
-        with self.descent.averages_in_place(), torch.no_grad():
+        with self.optimizer.use_averages(), torch.no_grad():
             figures = self.objective.held_out() if checks else {}
-            picture, seen = self.drawn() if draws else (None, {})
-        self.figures |= figures | seen
-        self.say(figures | seen)
+            picture, similarities = self.draw_samples() if draws else (None, {})
+        self.figures |= figures | similarities
+        self.log_figures(figures | similarities)
         if picture is not None and self.log is not None:
             self.log.picture(self.step, picture, f"step {self.step}")
             self.on_look(self.folder)
         self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
 
-    def drawn(self) -> tuple[Image.Image | None, dict[str, float]]:
-        """The sample grid; one that cannot be drawn (memory, a scheduler) is no reason to lose a run."""
+    def draw_samples(self) -> tuple[Image.Image | None, dict[str, float]]:
+        """Draw the sample grid; if that fails, for instance for lack of memory, training goes on."""
         try:
             return self.objective.look()
         except Exception as error:
@@ -293,38 +296,38 @@ class Run:
             return None, {}
 
     def save(self) -> None:
-        """A checkpoint; the main process writes it."""
+        """Write a checkpoint; only the main process does it."""
         if not self.is_main:
             return
-        # Without an average the file of the model holds the very weights: a third of the room.
+        # Without an average the model's file holds the trained weights, which saves a third of the space.
         apart = bool(self.settings.ema_decay) or not self.objective.restores
         state = {"step": self.step, "figures": self.figures, "data": self.data}
-        state |= self.descent.state(with_weights=apart)
-        with self.descent.averages_in_place():
+        state |= self.optimizer.state(with_weights=apart)
+        with self.optimizer.use_averages():
             self.checkpoints.save(self.step, state, self.figures, self.objective.save)
 
-    # Saying what happens
+    # Log and signals
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process writes files and messages."""
         return self.processes.is_main_process
 
-    def say(self, figures: Mapping[str, float]) -> None:
-        """Figures to the log and to the terminal."""
+    def log_figures(self, figures: Mapping[str, float]) -> None:
+        """Write figures to the log and the terminal."""
         if self.log is not None and self.display is not None and figures:
             self.log.figures(self.step, figures)
             self.display.figures(self.step, figures)
 
     def event(self, sentence: str) -> None:
-        """What happened, to the log and to the terminal."""
+        """Write a sentence about the run to the log and the terminal."""
         if self.log is not None and self.display is not None:
             self.log.event(self.step, sentence)
             self.display.event(self.step, sentence)
 
     @contextlib.contextmanager
-    def reported(self) -> Iterator[None]:
-        """Log and display, open while the run goes on."""
+    def open_log(self) -> Iterator[None]:
+        """Open the log and the display while the run goes on."""
         self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
         if not self.is_main:
             yield
@@ -338,12 +341,12 @@ class Run:
             finally:
                 self.log = self.display = None
 
-    def must_stop(self) -> bool:
-        """Whether a signal has come; several processes agree on it where figures are read anyway."""
+    def should_stop(self) -> bool:
+        """Return whether a signal has come; processes agree on it at steps that log."""
         if self.processes.num_processes == 1:
-            return self.stop_asked
+            return self.stop_requested
         if self.step % self.settings.log_every == 0:
-            flag = torch.tensor(float(self.stop_asked), device=self.processes.device)
+            flag = torch.tensor(float(self.stop_requested), device=self.processes.device)
             torch.distributed.all_reduce(flag)
             self.agreed_to_stop = bool(flag)
         return self.agreed_to_stop
@@ -351,13 +354,13 @@ class Run:
     agreed_to_stop = False
 
     @contextlib.contextmanager
-    def asked_to_stop_by_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask for a checkpoint and an end after this step; a second one ends at once."""
+    def stop_on_signals(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM save and stop after the current step; a second one stops at once."""
 
         def ask(signum: int, frame: object) -> None:
-            if self.stop_asked:
+            if self.stop_requested:
                 raise KeyboardInterrupt
-            self.stop_asked = True
+            self.stop_requested = True
 
         old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -368,8 +371,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Take denormal numbers for zero: the averages of dead units are such, and slow a CPU down by half."""
+def flush_denormals() -> Iterator[None]:
+    """Flush denormal numbers to zero; in averages of dead units they halve the speed of a CPU."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -377,6 +380,6 @@ def denormals_flushed() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def sampled(steps: int) -> list[int]:
-    """A thousand steps of a run, evenly spread; all of a shorter one."""
+def spread_steps(steps: int) -> list[int]:
+    """Return a thousand steps of a run, evenly spread, or all steps of a shorter one."""
     return list(range(0, steps, -(-steps // 1000)))

@@ -18,10 +18,10 @@ from imprompt.training.config import LossSettings
 
 
 class Noising:
-    """How a base's training adds noise.
+    """The noise schedule and the prediction target of a base.
 
     Args:
-        scheduler: of the base's pipeline
+        scheduler: scheduler of the base's pipeline
         settings: weighting and distribution of times
 
     Attributes:
@@ -30,14 +30,14 @@ class Noising:
         noise: √(1 - ᾱ_t), or σ
 
     Raises:
-        ConfigError: a scheduler that we cannot train for, or a weighting that it has no meaning for
+        ConfigError: an unsupported scheduler, or a weighting that is not defined for it
     """
 
     def __init__(self, scheduler: Any, settings: LossSettings, device: torch.device | str = "cpu") -> None:
         self.settings = settings
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             self.prediction = "flow"
-            # A new one: sampling leaves its own few times in a scheduler.
+            # A fresh copy, as sampling changes the times of a scheduler.
             fresh: Any = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
             sigmas, labels = fresh.sigmas.flip(0), fresh.timesteps.flip(0)
             signal, noise = 1 - sigmas, sigmas
@@ -55,7 +55,9 @@ class Noising:
 
     def _check(self) -> None:
         if self.prediction not in ("epsilon", "v_prediction", "sample", "flow"):
-            raise ConfigError(f"the base's scheduler predicts {self.prediction!r}, which we cannot train for")
+            raise ConfigError(
+                f"the base's scheduler predicts {self.prediction!r}, which imprompt cannot train"
+            )
         if self.prediction == "epsilon" and float(self.signal[-1]) < 1e-4:
             raise ConfigError(
                 "the base's scheduler ends without signal (zero terminal SNR) and predicts the noise, which "
@@ -73,11 +75,11 @@ class Noising:
         share = uniform if self.settings.timesteps == "uniform" else (normal + location).sigmoid()
         return (share * len(self.signal)).long().clamp(max=len(self.signal) - 1)
 
-    def noised(
+    def add_noise(
         self, latents: Float[Tensor, "batch _ _ _"], noise: Float[Tensor, "batch _ _ _"], times: Tensor
     ) -> Float[Tensor, "batch _ _ _"]:
         """Return x_t."""
-        return _over(self.signal[times]) * latents + _over(self.noise[times]) * noise
+        return _per_sample(self.signal[times]) * latents + _per_sample(self.noise[times]) * noise
 
     def target(
         self, latents: Float[Tensor, "batch _ _ _"], noise: Float[Tensor, "batch _ _ _"], times: Tensor
@@ -89,10 +91,10 @@ class Noising:
             return latents
         if self.prediction == "flow":
             return noise - latents
-        return _over(self.signal[times]) * noise - _over(self.noise[times]) * latents
+        return _per_sample(self.signal[times]) * noise - _per_sample(self.noise[times]) * latents
 
     def weights(self, times: Tensor) -> Float[Tensor, " batch"]:
-        """Return each sample's weight: 1, or min(SNR, γ) as it stands before this prediction's squared error.
+        """Return each sample's weight: 1, or the factor of its squared error that min(SNR, γ) implies.
 
         With SNR = ᾱ / (1 - ᾱ) the error of ε is SNR times that of x, the error of v SNR + 1 times.
         """
@@ -103,5 +105,5 @@ class Noising:
         return snr.clamp(max=self.settings.min_snr_gamma) / scale
 
 
-def _over(values: Float[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
+def _per_sample(values: Float[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
     return values[:, None, None, None]

@@ -1,8 +1,8 @@
-"""Where a run starts from: for each base and variant the settings that it is usually trained with.
+"""Presets: the usual settings of training for each base and variant.
 
-The paper's (Ye et al. 2023, section 4.1): AdamW, learning rate 1e-4, weight decay 0.01, 512 px centre crop,
-image, text and both dropped 5 % of the time each, batch 64. It names no averaged weights and no schedule, and
-neither do the presets of its bases.
+The paper (Ye et al. 2023, section 4.1) uses AdamW, learning rate 1e-4, weight decay 0.01, a center crop of
+512 px, batch 64, and drops image, text and both with a probability of 5 % each. It mentions neither averaged
+weights nor a schedule, and the presets of its bases have none.
 """
 
 import difflib
@@ -61,40 +61,42 @@ _MINI: Settings = {
 }
 
 
-def overlaid(settings: Settings, over: Settings) -> dict[str, Any]:
-    """Settings with others laid over them, group by group."""
+def merge_settings(settings: Settings, over: Settings) -> dict[str, Any]:
+    """Override settings with others, group by group."""
     merged = dict(settings)
     for key, value in over.items():
         below = merged.get(key)
         merged[key] = (
-            overlaid(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+            merge_settings(below, value)
+            if isinstance(below, Mapping) and isinstance(value, Mapping)
+            else value
         )
     return merged
 
 
-def _laid(*layers: Settings) -> Settings:
+def _merge(*layers: Settings) -> Settings:
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = overlaid(merged, layer)
+        merged = merge_settings(merged, layer)
     return merged
 
 
 PRESETS: Mapping[str, Settings] = {
     "mini": _MINI,
-    "mini-plus": _laid(_MINI, {"adapter": {"variant": "plus", "tokens": 16}}),
-    "sd15": _laid(_PAPER, _SD15, _VIT_H),
-    "sd15-plus": _laid(_PAPER, _SD15, _VIT_H, _PLUS),
-    "sd15-full-face": _laid(_PAPER, _SD15, _VIT_H, {"adapter": {"variant": "full-face", "tokens": 257}}),
-    "sd15-faceid": _laid(_PAPER, _SD15, _FACE),
-    "sd15-faceid-plusv2": _laid(_PAPER, _SD15, _VIT_H, _FACE, {"adapter": {"variant": "faceid-plusv2"}}),
-    "sdxl": _laid(_PAPER, _SDXL, _VIT_BIGG),
-    "sdxl-plus": _laid(_PAPER, _SDXL, _VIT_H, _PLUS),
-    "sdxl-faceid": _laid(_PAPER, _SDXL, _FACE),
+    "mini-plus": _merge(_MINI, {"adapter": {"variant": "plus", "tokens": 16}}),
+    "sd15": _merge(_PAPER, _SD15, _VIT_H),
+    "sd15-plus": _merge(_PAPER, _SD15, _VIT_H, _PLUS),
+    "sd15-full-face": _merge(_PAPER, _SD15, _VIT_H, {"adapter": {"variant": "full-face", "tokens": 257}}),
+    "sd15-faceid": _merge(_PAPER, _SD15, _FACE),
+    "sd15-faceid-plusv2": _merge(_PAPER, _SD15, _VIT_H, _FACE, {"adapter": {"variant": "faceid-plusv2"}}),
+    "sdxl": _merge(_PAPER, _SDXL, _VIT_BIGG),
+    "sdxl-plus": _merge(_PAPER, _SDXL, _VIT_H, _PLUS),
+    "sdxl-faceid": _merge(_PAPER, _SDXL, _FACE),
 }
 """Short name of a base and a variant → settings; `imprompt train --presets` prints them."""
 
 
-def preset_named(name: object, source: str) -> Settings:
+def find_preset(name: object, source: str) -> Settings:
     """Look up a preset.
 
     Raises:

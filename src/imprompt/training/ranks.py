@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is, as `torchrun` or `accelerate launch` started them."""
+"""The processes that `torchrun` or `accelerate launch` started, and the rank of this one."""
 
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -10,11 +10,11 @@ from accelerate.utils import broadcast_object_list
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(days=2)
-"""How long the others wait for the first one, which makes the cache; the default is minutes."""
+"""How long processes wait for the first one, which builds the cache; the default is minutes."""
 
 
-def this_process() -> Any:
-    """Join the other processes, on the first call; accelerate joins them on a CPU only if it is told to.
+def join_processes() -> Any:
+    """Join the other processes on the first call; accelerate needs to know whether there is a GPU.
 
     Returns:
         a `PartialState`, whose device its types take for perhaps missing
@@ -22,8 +22,8 @@ def this_process() -> Any:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
-def main_process_value(value: Value) -> Value:
-    """What the main process has for this value: what each process measures may differ."""
+def broadcast_from_main(value: Value) -> Value:
+    """Return the main process' value in all processes."""
     values = [value]
     broadcast_object_list(values)
     return values[0]

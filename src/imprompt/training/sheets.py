@@ -1,4 +1,4 @@
-"""Sheets of pictures, to look at before any score is believed."""
+"""Grids of images in one image."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ GAP = 2
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image | Tensor]], *, zoom: int = 1) -> Image.Image:
-    """Rows of pictures as one picture; cells are PIL, or tensors of shape (3, height, width) in [-1, 1]."""
+    """Arrange rows in one image; cells are PIL images or tensors of shape (3, height, width) in [-1, 1]."""
     pictures = [[as_picture(cell) if isinstance(cell, Tensor) else cell for cell in row] for row in rows]
     width, height = pictures[0][0].size
     step_x, step_y = width * zoom + GAP, height * zoom + GAP
@@ -23,6 +23,6 @@ def picture_grid(rows: Sequence[Sequence[Image.Image | Tensor]], *, zoom: int = 
 
 
 def as_picture(pixels: Tensor) -> Image.Image:
-    """A tensor of shape (3, height, width) in [-1, 1] as a picture."""
+    """Convert a tensor of shape (3, height, width) in [-1, 1] to an image."""
     values = (pixels.detach().cpu().clamp(-1, 1).permute(1, 2, 0) + 1) * 127.5
     return Image.fromarray(values.round().numpy().astype(np.uint8))

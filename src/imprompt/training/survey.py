@@ -1,4 +1,4 @@
-"""`imprompt train --check`: what the data is like, and what the run will need, before any work is done."""
+"""`imprompt train --check`: examine the data and estimate what the run will need, before any work."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,40 +24,40 @@ from imprompt.training.estimates import (
     step_memory,
 )
 from imprompt.training.samples import Part, Sample, Unreadable, open_source
-from imprompt.training.targets import Size, cut, make_mask
+from imprompt.training.targets import Size, make_mask, plan_crop
 
-LOOKED_AT = 20_000
-"""Of more samples than this, parts spread evenly over the source are looked at."""
+MAX_EXAMINED = 20_000
+"""Largest number of samples to examine; of more, evenly spread parts are read."""
 
 PART_SIZE = 256
-SHOWN = 10
-"""How many damaged samples are named."""
+MAX_NAMED_FAULTS = 10
+"""Number of damaged samples that are named."""
 
 
 @dataclass
 class Survey:
-    """What was found.
+    """Result of examining the data.
 
     Attributes:
-        source: the data
-        count: samples that there are
+        source: the data source
+        count: number of samples
         looked_at: samples that were read and decoded
-        faults: those that cannot be used, with the reasons
-        sizes: width and height of the pictures → how many
-        enlarged: pictures smaller than their target
-        buckets: size of the target → how many
-        without_caption: empty captions
-        cut_captions: captions longer than the text encoder takes; None if the tokenizer is not here
-        references: pictures to prompt with, beside targets
-        masks: samples with a mask
-        without_face: samples without a face embedding
-        duplicates: samples equal to an earlier one
-        estimates: what the run will need → in words
+        faults: unusable samples with the reasons
+        sizes: width and height of the images → their number
+        enlarged: number of images smaller than their target
+        buckets: size of the target → number
+        without_caption: number of empty captions
+        cut_captions: number of captions too long for the text encoder; None without its tokenizer
+        references: images to use as prompts, without the targets
+        masks: number of samples with a mask
+        without_face: number of samples without a face embedding
+        duplicates: number of samples equal to an earlier one
+        estimates: name of a resource → words
     """
 
     source: str
     count: int = 0
-    looked_at: int = 0
+    examined: int = 0
     faults: list[Unreadable] = field(default_factory=list)
     sizes: Counter[Size] = field(default_factory=Counter)
     enlarged: int = 0
@@ -76,45 +76,45 @@ def survey(config: TrainingConfig, on_progress: Callable[[int, int], None] | Non
 
     Args:
         config: the run
-        on_progress: called with the number of samples looked at and to look at
+        on_progress: called with the number of examined samples and of samples to examine
 
     Raises:
         DataError: the source cannot be opened
-        MissingExtra: it needs a package that is not here
+        MissingExtra: a package for this source is not installed
     """
     parts = open_source(config.data.source, config.data, PART_SIZE)
     found = Survey(config.data.source, count=sum(map(len, parts)))
-    chosen = _spread(parts)
-    total = sum(map(len, chosen))
+    examined_parts = _spread(parts)
+    total = sum(map(len, examined_parts))
     tokenizer = _tokenizer(config)
     found.cut_captions = None if tokenizer is None else 0
-    seen: set[int] = set()
-    for sample in (sample for part in chosen for sample in part.samples()):
-        found.looked_at += 1
-        fault = sample if isinstance(sample, Unreadable) else _look(sample, config, found)
+    known_keys: set[int] = set()
+    for sample in (sample for part in examined_parts for sample in part.samples()):
+        found.examined += 1
+        fault = sample if isinstance(sample, Unreadable) else _examine(sample, config, found)
         if fault is not None:
             found.faults.append(fault)
         elif isinstance(sample, Sample):
-            _count(sample, found, seen, tokenizer)
+            _count(sample, found, known_keys, tokenizer)
         if on_progress is not None:
-            on_progress(found.looked_at, total)
+            on_progress(found.examined, total)
     found.estimates = dict(_estimates(config, found))
     return found
 
 
 def _spread(parts: Sequence[Part]) -> list[Part]:
-    """As many parts as hold about `LOOKED_AT` samples, evenly spaced, the first and the last among them."""
-    wanted = max(2, LOOKED_AT // PART_SIZE)
+    """Return parts with about `MAX_EXAMINED` samples, evenly spaced, the first and the last included."""
+    wanted = max(2, MAX_EXAMINED // PART_SIZE)
     if len(parts) <= wanted:
         return list(parts)
     return [parts[round(number * (len(parts) - 1) / (wanted - 1))] for number in range(wanted)]
 
 
-def _look(sample: Sample, config: TrainingConfig, found: Survey) -> Unreadable | None:
-    """Decode every picture of a sample as the cache will, and note its sizes."""
+def _examine(sample: Sample, config: TrainingConfig, found: Survey) -> Unreadable | None:
+    """Decode every image of a sample as the cache will, and note its size."""
     try:
         picture = decode_image(sample.image, "the picture")
-        window = cut(picture.size, config.data)
+        window = plan_crop(picture.size, config.data)
         for reference in sample.references:
             decode_image(reference, "a reference")
         if sample.mask is not None:
@@ -129,10 +129,10 @@ def _look(sample: Sample, config: TrainingConfig, found: Survey) -> Unreadable |
     return None
 
 
-def _count(sample: Sample, found: Survey, seen: set[int], tokenizer: Any) -> None:
+def _count(sample: Sample, found: Survey, known_keys: set[int], tokenizer: Any) -> None:
     key = int.from_bytes(sample.key[:8])  # enough of it: two of 20,000 are alike once in 10¹¹ times
-    found.duplicates += key in seen
-    seen.add(key)
+    found.duplicates += key in known_keys
+    known_keys.add(key)
     found.without_caption += not sample.text
     found.references += len(sample.references)
     found.masks += sample.mask is not None
@@ -142,7 +142,7 @@ def _count(sample: Sample, found: Survey, seen: set[int], tokenizer: Any) -> Non
 
 
 def _tokenizer(config: TrainingConfig) -> Any:
-    """The base's first one; None if it is not here."""
+    """Load the first tokenizer of the base; return None if it is not on this machine."""
     model = config.base.model
     folder = str(mini.WEIGHTS / "base") if model.partition(":")[0] == "mini" else model
     try:
@@ -152,10 +152,10 @@ def _tokenizer(config: TrainingConfig) -> Any:
 
 
 def _estimates(config: TrainingConfig, found: Survey) -> Iterator[tuple[str, str]]:
-    """What the run will need; of a base whose files cannot be read, why it is not known."""
+    """Yield what the run will need; if files of the base cannot be read, yield why."""
     training = config.training
     samples = training.steps * training.batch_size
-    usable = max(1, found.count - round(len(found.faults) / max(1, found.looked_at) * found.count))
+    usable = max(1, found.count - round(len(found.faults) / max(1, found.examined) * found.count))
     yield (
         "training",
         f"{training.steps:,} steps of {training.batch_size} samples: {samples / usable:.3g} times the data",
@@ -173,7 +173,7 @@ def _estimates(config: TrainingConfig, found: Survey) -> Iterator[tuple[str, str
 
 
 def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, str]]:
-    """Memory and time on the device that is here."""
+    """Describe memory and time on the device of this machine."""
     training, device = config.training, "cuda" if torch.cuda.is_available() else "cpu"
     memory = size_in_words(step_memory(config, work, on_cpu=device == "cpu"))
     less = "; less with gradient checkpointing" if training.gradient_checkpointing else ""
@@ -199,7 +199,7 @@ def _parts_in_words(work: Work) -> str:
 
 
 def size_in_words(size: float | int) -> str:
-    """Bytes in a unit that leaves few digits."""
+    """Write a number of bytes in a unit that leaves few digits."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -208,7 +208,7 @@ def size_in_words(size: float | int) -> str:
 
 
 def time_in_words(seconds: float | int) -> str:
-    """Seconds in a unit that leaves few digits."""
+    """Write a number of seconds in a unit that leaves few digits."""
     for unit, length in (("seconds", 60), ("minutes", 60), ("hours", 48)):
         if seconds < length:
             return f"{seconds:.2g} {unit}"
@@ -217,23 +217,23 @@ def time_in_words(seconds: float | int) -> str:
 
 
 def print_survey(found: Survey, console: Console | None = None) -> None:
-    """Print it as a table, with the first of the faults below."""
+    """Print the result as a table, followed by the first faults."""
     console = console or Console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (*_facts(found), *found.estimates.items()):
         table.add_row(name, escape(value))
     console.print(table)
-    for fault in found.faults[:SHOWN]:
+    for fault in found.faults[:MAX_NAMED_FAULTS]:
         console.print(f"[red]cannot be used[/red] {escape(fault.name)}: {escape(fault.reason)}")
-    if len(found.faults) > SHOWN:
-        console.print(f"and {len(found.faults) - SHOWN:,} more")
+    if len(found.faults) > MAX_NAMED_FAULTS:
+        console.print(f"and {len(found.faults) - MAX_NAMED_FAULTS:,} more")
 
 
 def _facts(found: Survey) -> Iterator[tuple[str, str]]:
-    part = "" if found.looked_at == found.count else f"; looked at {found.looked_at:,}, evenly spread"
+    part = "" if found.examined == found.count else f"; looked at {found.examined:,}, evenly spread"
     yield "source", found.source
     yield "samples", f"{found.count:,}{part}"
-    share = len(found.faults) / max(1, found.looked_at)
+    share = len(found.faults) / max(1, found.examined)
     yield "unusable", f"{len(found.faults):,} ({share:.2%}; above 1 % training stops)"
     yield "sizes", _sizes(found.sizes)
     yield "targets", ", ".join(f"{w} × {h}: {n:,}" for (w, h), n in sorted(found.buckets.items()))

@@ -1,4 +1,4 @@
-"""What other trainers call a setting → what it is called here, or why there is none.
+"""The settings of other trainers → their names here, or why there is none.
 
 The words are those of kohya's sd-scripts (train_network.py, fine_tune.py and their data set files), of
 diffusers' examples (train_text_to_image.py, train_dreambooth.py, train_controlnet.py), where they are options
@@ -146,7 +146,7 @@ WITHOUT_COUNTERPART: Mapping[str, str] = _turned(_NONE)
 
 
 def counterpart(key: str) -> str | None:
-    """Say what a setting of another trainer is here.
+    """Say what a setting of another trainer is called here.
 
     Args:
         key: as it is written there, e.g. "max_train_steps" or "max-train-steps"

@@ -1,11 +1,11 @@
-"""A picture → the target that the base learns to draw: resized, cut, and its size noted.
+"""An image → the target that the base learns to draw: resized, cropped, with its size conditions.
 
 Without buckets this is the official script's rule (tencent-ailab/IP-Adapter, tutorial_train.py: torchvision's
 Resize(size, bilinear) and CenterCrop(size) on a PIL picture), equal to the last bit:
 
     resized     the shorter side becomes `size`, the longer int(size · longer / shorter)
     corner      round((resized - target) / 2), halves to the even number, as Python rounds
-                (its script for SDXL rounds down: there a corner may lie one pixel further up or left)
+                (its script for SDXL rounds down, which may move a corner one pixel up or left)
 
 With buckets the target is one of several sizes of about the same area (NovelAI's aspect ratio bucketing), and
 the picture is resized until it just covers it, by the same rule.
@@ -28,24 +28,24 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 MASK_TOLERANCE = 0.02
-"""How far a mask's proportions may differ from its picture's: rounding when it was made smaller."""
+"""Tolerance for the aspect ratio of a mask: rounding when it was made smaller."""
 
 
 class Target(NamedTuple):
-    """What the base learns to draw.
+    """An image that the base learns to draw.
 
     Attributes:
         pixels: -1 to 1
-        size_condition: (original height, original width, top, left, height, width), what SDXL is told of a
-            picture's size: before it was resized; the corner of the cut, in resized pixels; and the target's
+        size_condition: (original height, original width, top, left, height, width) for SDXL: the size before
+            resizing, the corner of the crop in resized pixels, and the size of the target
     """
 
     pixels: Float[Tensor, "3 height width"]
     size_condition: tuple[int, ...]
 
 
-class Cut(NamedTuple):
-    """How a picture becomes a target: resized first, then a window cut from it."""
+class CropPlan(NamedTuple):
+    """How an image becomes a target: it is resized, then a window is cropped from it."""
 
     resized: Size
     left: int
@@ -54,12 +54,12 @@ class Cut(NamedTuple):
 
 
 def make_target(picture: Image.Image, data: DataSettings) -> Target:
-    """Resize and cut an upright RGB picture; a small one is enlarged, as in the official script.
+    """Resize and crop an upright RGB image; a small one is enlarged, as in the official script.
 
     Raises:
         ImageError: a picture too thin
     """
-    window = cut(picture.size, data)
+    window = plan_crop(picture.size, data)
     width, height = window.target
     original = picture.height, picture.width
     values = torch.from_numpy(np.array(_apply(window, picture.convert("RGB")))).permute(2, 0, 1)
@@ -70,10 +70,10 @@ def make_target(picture: Image.Image, data: DataSettings) -> Target:
 
 
 def make_mask(mask: Image.Image, picture_size: Size, data: DataSettings) -> Float[Tensor, "1 height width"]:
-    """Resize and cut a mask as the picture that it belongs to: 0 (black, not looked at) to 1 (white).
+    """Resize and crop a mask like its image: 0 (black, ignored by the loss) to 1 (white).
 
     Args:
-        mask: any mode, taken as grey; of any size with the picture's proportions
+        mask: any mode, converted to grayscale; any size with the image's aspect ratio
         picture_size: width and height of the picture
         data: the target's size
 
@@ -86,20 +86,20 @@ def make_mask(mask: Image.Image, picture_size: Size, data: DataSettings) -> Floa
             f"the mask has {mask.width} × {mask.height} pixels, other proportions than its picture's "
             f"{picture_size[0]} × {picture_size[1]}"
         )
-    grey = np.array(_apply(cut(picture_size, data), mask.convert("L")))
+    grey = np.array(_apply(plan_crop(picture_size, data), mask.convert("L")))
     return torch.from_numpy(grey)[None].float() / 255
 
 
 def target_size(width: int, height: int, data: DataSettings) -> Size:
-    """Width and height of the target of a picture of that size: the bucket nearest in proportions."""
+    """Return width and height of the target: the bucket that is nearest in aspect ratio."""
     if not data.buckets:
         return data.size, data.size
     wanted = math.log(width / height)
-    return min(buckets(data), key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - wanted))
+    return min(list_buckets(data), key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - wanted))
 
 
-def buckets(data: DataSettings) -> list[Size]:
-    """Every target size, (width, height), from the tallest to the widest.
+def list_buckets(data: DataSettings) -> list[Size]:
+    """Return every target size, (width, height), from the tallest to the widest.
 
     Sides are multiples of `bucket_step`, areas at most size², none could be longer on one side without being
     larger than that, and none is longer than `longest`.
@@ -116,32 +116,32 @@ def buckets(data: DataSettings) -> list[Size]:
     return sorted(every, key=lambda bucket: bucket[0] / bucket[1])
 
 
-def cut(picture: Size, data: DataSettings) -> Cut:
-    """How a picture of that size becomes a target.
+def plan_crop(picture: Size, data: DataSettings) -> CropPlan:
+    """Plan how an image of a given size becomes a target.
 
     Raises:
         ImageError: so thin that it would have more than MAX_PIXELS before it is cut
     """
     target = target_size(*picture, data)
-    resized = _covering(picture, target)
+    resized = _cover(picture, target)
     if resized[0] * resized[1] > MAX_PIXELS:
         raise ImageError(
             f"a picture of {picture[0]} × {picture[1]} pixels is too thin for a target of "
             f"{target[0]} × {target[1]}; cut it first"
         )
     left, top = (round((all_ - part) / 2) for all_, part in zip(resized, target, strict=True))
-    return Cut(resized, left, top, target)
+    return CropPlan(resized, left, top, target)
 
 
-def _covering(picture: Size, target: Size) -> Size:
-    """The smallest size of about the picture's proportions that covers the target: one side is equal."""
+def _cover(picture: Size, target: Size) -> Size:
+    """Return the smallest size of about the image's aspect ratio that covers the target."""
     (width, height), (target_width, target_height) = picture, target
     if target_width * height >= target_height * width:
         return target_width, int(target_width * height / width)
     return int(target_height * width / height), target_height
 
 
-def _apply(window: Cut, picture: Image.Image) -> Image.Image:
+def _apply(window: CropPlan, picture: Image.Image) -> Image.Image:
     resized = picture.resize(window.resized, Image.Resampling.BILINEAR)
     left, top, (width, height) = window.left, window.top, window.target
     return resized.crop((left, top, left + width, top + height))

@@ -3,8 +3,8 @@
 samples → parts → shards (encoding, making; by an engine) → receipts → manifest → rows (reading)
 """
 
-from imprompt.training.cache.building import build_cache
-from imprompt.training.cache.live import LiveSamples
-from imprompt.training.cache.reading import CachedSamples
+from imprompt.training.cache.build import build_cache
+from imprompt.training.cache.cached_samples import CachedSamples
+from imprompt.training.cache.live_samples import LiveSamples
 
 __all__ = ["CachedSamples", "LiveSamples", "build_cache"]

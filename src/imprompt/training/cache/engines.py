@@ -1,4 +1,4 @@
-"""Who makes the shards: this process, several, or Ray. What comes out is the same, byte for byte."""
+"""What encodes the parts: this process, several processes, or Ray. The result is the same, byte for byte."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -6,23 +6,23 @@ from dataclasses import replace
 from imprompt.errors import TrainingError
 from imprompt.runtime.workers import LostTask, WorkerSpec, run_tasks
 from imprompt.training.cache.folder import Receipt
-from imprompt.training.cache.making import Job, ShardMaker, maker_for
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.cache.shard_maker import ShardJob, ShardMaker, load_shard_maker
+from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.samples import Part
 
 
-def make_all(parts: Sequence[Part], job: Job, frozen: FrozenBase) -> Iterator[tuple[int, Receipt]]:
-    """Make all parts; yields the number of each as it is done, in any order, and its receipt.
+def make_shards(parts: Sequence[Part], job: ShardJob, frozen: FrozenBase) -> Iterator[tuple[int, Receipt]]:
+    """Encode all parts; yield the number and the receipt of each when it is done, in any order.
 
     Args:
-        parts: of the data
-        job: of the run
-        frozen: the models that this process has loaded; others load their own
+        parts: parts of the data
+        job: the run
+        frozen: the models of this process; other processes load their own
 
     Raises:
-        MissingExtra: Ray is asked for and is not installed
+        MissingExtra: Ray is configured and is not installed
         TrainingError: processes keep dying on the same part
-        ImpromptError: what a process could not do
+        ImpromptError: an error in a process
     """
     cache = job.config.cache
     if cache.engine == "processes" and cache.workers == 1:
@@ -39,5 +39,5 @@ def make_all(parts: Sequence[Part], job: Job, frozen: FrozenBase) -> Iterator[tu
         yield number, made
 
 
-def _maker(job: Job, device: str) -> Callable[[Part], Receipt]:
-    return maker_for(replace(job, device=device)).make
+def _maker(job: ShardJob, device: str) -> Callable[[Part], Receipt]:
+    return load_shard_maker(replace(job, device=device)).make

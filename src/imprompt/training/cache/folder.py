@@ -1,4 +1,4 @@
-"""Where a cache's files are: one folder for each recipe, with shards that several runs and sources share.
+"""The files of a cache: one folder for each recipe, with shards that runs and sources share.
 
     CACHE/0123456789abcdef/         named after the recipe's fingerprint
         recipe.json                 what the fingerprint is of
@@ -7,10 +7,10 @@
         manifest-NAME.json          a source, complete: its shards in order
         skipped-NAME.jsonl          samples of a source that cannot be used: name and reason
 
-A receipt is written after its shard, a manifest after all receipts: whatever is there is true. Any number
-of processes and machines may write at once: each file is written whole, and two of the same name are equal.
-Each file that is read back holds its SHA-256; what is not as it was written counts as not there and is made
-again. A finished cache is only read: its folder may be read-only.
+A receipt is written after its shard, and a manifest after all receipts, so that every existing file is valid.
+Any number of processes and machines may write at once: each file is written atomically, and two files of the
+same name are equal. Each file that is read back holds its SHA-256; a damaged file counts as missing and is
+written again. A finished cache is only read, so that its folder may be read-only.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from imprompt.errors import DataError, OutputError
-from imprompt.training.cache.encoding import Recipe
+from imprompt.training.cache.encode import CacheRecipe
 from imprompt.training.cache.shards import Shard
 from imprompt.training.cache.skipping import write_skipped
 from imprompt.training.config import DataSettings
@@ -35,12 +35,12 @@ Second = TypeVar("Second", str, int)
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a part has become.
+    """The result of encoding a part.
 
     Attributes:
-        shard: the name of its shard; "" if none of its samples can be used
-        rows: how many rows that has
-        skipped: samples that cannot be used, as (name, reason)
+        shard: the name of its shard; "" if none of its samples is usable
+        rows: the number of its rows
+        skipped: unusable samples, as (name, reason)
     """
 
     shard: str
@@ -52,8 +52,8 @@ class PartState(NamedTuple):
     """What a cache holds of a part.
 
     Attributes:
-        receipt: None if the part has to be made
-        damage: which file was not as it was written, a phrase; empty if none
+        receipt: None if the part must be encoded
+        damage: a phrase that names a damaged file; empty if there is none
         unchecked: whether its shard is of an earlier version and holds no SHA-256
     """
 
@@ -67,10 +67,10 @@ class Manifest:
     """A source that is in the cache completely.
 
     Attributes:
-        source: as the configuration names it
-        held_out: whether it is for looking only
+        source: the name in the configuration
+        held_out: whether it is for evaluation only
         shards: (name, rows), in the source's order
-        skipped: how many samples could not be used
+        skipped: the number of unusable samples
     """
 
     source: str
@@ -80,7 +80,7 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return sum(rows for _, rows in self.shards)
 
 
@@ -93,11 +93,11 @@ class CacheFolder:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The path of the folder."""
         return self.cache / self.fingerprint[:16]
 
-    def begin(self, recipe: Recipe) -> None:
-        """Make the folder, if it is not there, and note what it is for.
+    def begin(self, recipe: CacheRecipe) -> None:
+        """Make the folder if it does not exist, and write down its recipe.
 
         Raises:
             OutputError: it cannot be made
@@ -107,43 +107,43 @@ class CacheFolder:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from error
-        self._sweep()
+        self._remove_leftovers()
         if not (self.path / "recipe.json").exists():
             write_json(self.path / "recipe.json", recipe.entries)
 
-    def _sweep(self) -> None:
-        """Remove what killed processes left half-written: nobody writes one file for an hour."""
+    def _remove_leftovers(self) -> None:
+        """Delete half-written files of killed processes: writing takes less than an hour."""
         for path in self.path.glob("*/.imprompt-*.part"):
             with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
                 if time.time() - path.stat().st_mtime > 3600:
                     path.unlink()
 
     def shard(self, name: str) -> Path:
-        """The file of a shard."""
+        """Return the path of a shard."""
         return self.path / "shards" / f"{name}.safetensors"
 
     def shard_name(self, keys: Iterable[bytes]) -> str:
-        """What the shard of samples with these keys is called."""
+        """Return the name of the shard that holds samples with these keys."""
         digest = hashlib.sha256(self.fingerprint.encode())
         for key in keys:
             digest.update(key)
         return digest.hexdigest()[:32]
 
     def state(self, part: Part, data: DataSettings, *, check: bool = True) -> PartState:
-        """What is there of a part, its files compared with their digests; a shard only if `check`."""
+        """Return what the cache holds of a part, checked by digest; a shard only if `check`."""
         path = self._receipt_path(part, data)
         if not path.exists():
             return PartState(None)
-        receipt = _receipt(read_json(path))
+        receipt = _parse_receipt(read_json(path))
         if receipt is None:
             return PartState(None, f"{path} was not as it was written")
         if not receipt.shard:
             return PartState(receipt)
         if not self.shard(receipt.shard).exists():
             return PartState(None)
-        return self._checked(receipt, check)
+        return self._check_shard(receipt, check)
 
-    def _checked(self, receipt: Receipt, check: bool) -> PartState:
+    def _check_shard(self, receipt: Receipt, check: bool) -> PartState:
         path = self.shard(receipt.shard)
         try:
             shard = Shard(path)
@@ -156,7 +156,7 @@ class CacheFolder:
         return PartState(receipt, unchecked=not shard.has_digest)
 
     def write_receipt(self, part: Part, data: DataSettings, receipt: Receipt) -> None:
-        """Note that a part is done."""
+        """Record that a part is done."""
         write_json(self._receipt_path(part, data), asdict(receipt))
 
     def _receipt_path(self, part: Part, data: DataSettings) -> Path:
@@ -164,27 +164,27 @@ class CacheFolder:
         return self.path / "receipts" / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.json"
 
     def write_manifest(self, manifest: Manifest, skipped: Sequence[Unreadable]) -> None:
-        """Note that a source is complete."""
+        """Record that a source is complete."""
         self.write_skipped(manifest.source, skipped)
         write_json(self._manifest_path(manifest.source, manifest.held_out), asdict(manifest))
 
     def write_skipped(self, source: str, skipped: Sequence[Unreadable]) -> Path:
-        """Write down which samples cannot be used, each once, in order; return where."""
-        path = self.path / f"skipped-{_short(source)}.jsonl"
+        """Write which samples are unusable, in order, each once; return the path."""
+        path = self.path / f"skipped-{_short_hash(source)}.jsonl"
         write_skipped(path, skipped)
         return path
 
     def _manifest_path(self, source: str, held_out: bool) -> Path:
-        return self.path / f"manifest-{'held-out-' if held_out else ''}{_short(source)}.json"
+        return self.path / f"manifest-{'held-out-' if held_out else ''}{_short_hash(source)}.json"
 
     def manifests(self) -> Iterator[Manifest]:
-        """Every source that is complete.
+        """Yield every source that is complete.
 
         Raises:
             DataError: a manifest is not as it was written
         """
         for path in sorted(self.path.glob("manifest-*.json")):
-            manifest = _manifest(read_json(path))
+            manifest = _parse_manifest(read_json(path))
             if manifest is None:
                 raise DataError(
                     f"{path} is not as it was written; name data.source, and it is made again, or delete it"
@@ -192,7 +192,7 @@ class CacheFolder:
             yield manifest
 
     def only_manifest(self) -> Manifest:
-        """The one source that is complete, for a run that names none.
+        """Return the one complete source, for a run that names none.
 
         Raises:
             DataError: there is none, or there are several
@@ -207,21 +207,21 @@ class CacheFolder:
         return found[0]
 
 
-def _short(source: str) -> str:
+def _short_hash(source: str) -> str:
     return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _receipt(values: Mapping[str, Any] | None) -> Receipt | None:
-    """What a receipt's file says; None if it is none."""
+def _parse_receipt(values: Mapping[str, Any] | None) -> Receipt | None:
+    """Return the receipt in a file; None if it holds none."""
     match values:
         case {"shard": str(shard), "rows": int(rows), "skipped": list(skipped)}:
-            faults = _pairs(skipped, str)
+            faults = _parse_pairs(skipped, str)
             return None if faults is None else Receipt(shard, rows, faults)
     return None
 
 
-def _manifest(values: Mapping[str, Any] | None) -> Manifest | None:
-    """What a manifest's file says; None if it is none."""
+def _parse_manifest(values: Mapping[str, Any] | None) -> Manifest | None:
+    """Return the manifest in a file; None if it holds none."""
     match values:
         case {
             "source": str(source),
@@ -229,13 +229,13 @@ def _manifest(values: Mapping[str, Any] | None) -> Manifest | None:
             "shards": list(listed),
             "skipped": int(skipped),
         }:
-            shards = _pairs(listed, int)
+            shards = _parse_pairs(listed, int)
             return None if shards is None else Manifest(source, held_out, shards, skipped)
     return None
 
 
-def _pairs(values: Sequence[Any], kind: type[Second]) -> tuple[tuple[str, Second], ...] | None:
-    """Lists of a name and something as tuples; None if one of them is something else."""
+def _parse_pairs(values: Sequence[Any], kind: type[Second]) -> tuple[tuple[str, Second], ...] | None:
+    """Return lists of a name and a value as tuples; None if one of them is something else."""
     fits = all(
         isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and isinstance(one[1], kind)
         for one in values

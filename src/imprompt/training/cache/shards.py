@@ -1,4 +1,4 @@
-"""Rows ↔ a shard: one safetensors file, written whole or not at all, and read through the memory map.
+"""Rows ↔ a shard: one safetensors file, written atomically and read through a memory map.
 
     keys, pictures            "rows 32", uint8
     captions, thumbnails      bytes, end to end; `captions.ends`, `thumbnails.ends`: where each ends;
@@ -23,49 +23,52 @@ from torch import Tensor
 
 from imprompt.errors import DataError
 from imprompt.runtime.output import write_atomically
-from imprompt.training.cache.encoding import Row
+from imprompt.training.cache.encode import CacheRow
 from imprompt.training.integrity import DIGEST_KEY, tensors_digest, tensors_with_digest
 
 _NUMPY = {"U8": "u1", "I64": "<i8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""safetensors' types as numpy's; bfloat16, which numpy has not, as the integers of the same bits."""
+"""safetensors' types in numpy; bfloat16, which numpy lacks, as integers of the same bits."""
 
 _METADATA = "imprompt"
 
 _DAMAGE = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError
-"""What reading a damaged header may end in."""
+"""Exceptions that a damaged header may cause."""
 
 
-def write_shard(path: Path, rows: Sequence[Row], skipped: Sequence[tuple[int, str]]) -> None:
-    """Write rows; `skipped` says which samples among them, counted from 0, were left out, and why.
+def write_shard(path: Path, rows: Sequence[CacheRow], skipped: Sequence[tuple[int, str]]) -> None:
+    """Write rows; `skipped` lists the unusable samples among them, counted from 0, with reasons.
 
     Raises:
         OutputError: the file cannot be written
     """
-    data = save(_packed(rows), {_METADATA: json.dumps({"skipped": skipped})})
+    data = save(_pack(rows), {_METADATA: json.dumps({"skipped": skipped})})
     with write_atomically(path) as part:
         part.write_bytes(tensors_with_digest(data, path.stem))
 
 
-def _packed(rows: Sequence[Row]) -> dict[str, Tensor]:
-    packed = {"keys": _table([row.key for row in rows]), "pictures": _table([row.picture for row in rows])}
-    packed |= _end_to_end("captions", [row.caption.encode() for row in rows])
-    packed |= _end_to_end("thumbnails", [picture for row in rows for picture in row.thumbnails])
+def _pack(rows: Sequence[CacheRow]) -> dict[str, Tensor]:
+    packed = {
+        "keys": _stack_digests([row.key for row in rows]),
+        "pictures": _stack_digests([row.picture for row in rows]),
+    }
+    packed |= _join("captions", [row.caption.encode() for row in rows])
+    packed |= _join("thumbnails", [picture for row in rows for picture in row.thumbnails])
     packed["thumbnails.rows"] = torch.tensor([len(row.thumbnails) for row in rows], dtype=torch.int64)
     for name in dict.fromkeys(name for row in rows for name in row.tensors):
-        packed |= _flat(name, [row.tensors.get(name) for row in rows])
+        packed |= _flatten(name, [row.tensors.get(name) for row in rows])
     return packed
 
 
-def _table(digests: Sequence[bytes]) -> Tensor:
+def _stack_digests(digests: Sequence[bytes]) -> Tensor:
     return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(len(digests), -1)
 
 
-def _end_to_end(name: str, strings: Sequence[bytes]) -> dict[str, Tensor]:
+def _join(name: str, strings: Sequence[bytes]) -> dict[str, Tensor]:
     joined = torch.from_numpy(np.frombuffer(b"".join(strings), np.uint8).copy())
     return {name: joined, f"{name}.ends": torch.tensor([len(one) for one in strings]).cumsum(0)}
 
 
-def _flat(name: str, tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
+def _flatten(name: str, tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
     there = [tensor for tensor in tensors if tensor is not None]
     none = [0] * there[0].ndim
     shapes = torch.tensor([none if tensor is None else list(tensor.shape) for tensor in tensors])
@@ -73,16 +76,16 @@ def _flat(name: str, tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
 
 
 class Shard:
-    """A shard, read where it is asked.
+    """A shard, read row by row.
 
     Args:
-        path: of the file
+        path: the file
 
     Attributes:
         shapes: the shapes of every row's tensors, "rows axes"
 
     Raises:
-        DataError: it is not there, or is none of ours
+        DataError: the file is missing or is not a shard
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,11 +116,11 @@ class Shard:
 
     @property
     def has_digest(self) -> bool:
-        """Whether the file can be checked; one of an earlier version of imprompt cannot."""
+        """Whether the file holds a digest; one of an earlier version of imprompt does not."""
         return self._digest is not None
 
     def check(self) -> None:
-        """Compare the whole file with the digest in it; takes about a second per gigabyte.
+        """Compare the whole file with its digest, which takes about a second per gigabyte.
 
         Raises:
             DataError: it is not as it was written
@@ -138,11 +141,11 @@ class Shard:
 
     @property
     def skipped(self) -> list[tuple[int, str]]:
-        """Samples that were left out: their places among those that could be read, and why."""
+        """The skipped samples: their places among those that could be read, and the reasons."""
         return [(place, reason) for place, reason in self._about["skipped"]]
 
     def tensors(self, row: int) -> dict[str, Tensor]:
-        """Copies of a row's tensors."""
+        """Return copies of a row's tensors."""
         return {name: self._tensor(name, row) for name, shapes in self.shapes.items() if shapes[row].all()}
 
     def _tensor(self, name: str, row: int) -> Tensor:
@@ -152,11 +155,11 @@ class Shard:
         return values.view(torch.bfloat16) if self._types[name] == "BF16" else values
 
     def caption(self, row: int) -> str:
-        """The text of a row."""
+        """Return the text of a row."""
         return self._string("captions", row).decode()
 
     def thumbnails(self, row: int) -> list[bytes]:
-        """A row's references, small, as JPEG."""
+        """Return a row's references as small JPEG files."""
         counts = self._arrays["thumbnails.rows"]
         first = int(counts[:row].sum())
         return [self._string("thumbnails", first + number) for number in range(int(counts[row]))]

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: left out, written down once each, and too many of them an error."""
+"""Unusable samples: left out, each written down once; too many of them are an error."""
 
 import json
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from imprompt.training.samples import Unreadable
 
 
 def too_many(skipped: int, total: int) -> bool:
-    """Whether more than 1 % of all samples cannot be used; one may always be, in however small a set."""
+    """Whether more than 1 % of all samples are unusable; one is always allowed."""
     return skipped > max(1, total // 100)
 
 
 def refusal(skipped: Sequence[Unreadable], total: int, source: str, path: Path) -> DataError:
-    """What to say when too many cannot be used; `path` is where they are written down."""
+    """Return the error for too many unusable samples; `path` is the file that lists them."""
     return DataError(
         f"{len(skipped)} of the {total} samples of {source} cannot be used, more than 1 %; the first: "
         f"{_said(skipped[0])}; all that were found are in {path}"
@@ -24,7 +24,7 @@ def refusal(skipped: Sequence[Unreadable], total: int, source: str, path: Path) 
 
 
 def none_left(one: Unreadable, source: str) -> DataError:
-    """What to say when not a single sample can be used, `one` for instance."""
+    """Return the error for a source without a usable sample, of which `one` is an example."""
     return DataError(f"none of the samples of {source} can be used; {_said(one)}")
 
 
@@ -33,7 +33,7 @@ def _said(one: Unreadable) -> str:
 
 
 def write_skipped(path: Path, skipped: Sequence[Unreadable]) -> None:
-    """Write samples down, one JSON object a line, in place of what the file held.
+    """Write samples as JSON lines in place of the file's former content.
 
     Raises:
         OutputError: it cannot be written

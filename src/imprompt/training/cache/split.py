@@ -1,9 +1,9 @@
-"""Which rows are trained on and which are held out: decided by the pictures' content alone.
+"""Rows to train on and rows to hold out, decided by the content of the images alone.
 
-Pictures stand in the order of their SHA-256; the first ones, as many as are asked for, are held out. So the
-same pictures are held out whatever the order of the data, and nearly the same ones when data is added.
-A picture that occurs several times, with other captions for instance, is on one side only: of a held-out one
-the first row is looked at, and the others are left out.
+Images are sorted by their SHA-256, and the first ones are held out. So the order of the data does not matter,
+and nearly the same images are held out when data are added. An image that occurs several times, with
+different captions for instance, is on one side only: if it is held out, its first row is evaluated and the
+others are left out.
 """
 
 from typing import NamedTuple
@@ -15,29 +15,29 @@ from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
 
 FEWEST = 2
-"""A reference can be shuffled among no fewer."""
+"""The least number of images among which references can be shuffled."""
 
 
 class Split(NamedTuple):
-    """Row numbers, rising."""
+    """Row numbers, ascending."""
 
     train: Int[np.ndarray, " train"]
     held_out: Int[np.ndarray, " held_out"]
 
 
-def arrange(pictures: UInt8[np.ndarray, "rows 32"], first: int, data: DataSettings) -> Split:
-    """Split rows as the settings say; the `first` ones are of `data.source`, the others of `data.held_out`.
+def split_rows(pictures: UInt8[np.ndarray, "rows 32"], first: int, data: DataSettings) -> Split:
+    """Split rows as configured; the `first` ones are of `data.source`, the others of `data.held_out`.
 
     Raises:
         DataError: too few different pictures
     """
     if isinstance(data.held_out, str):
         return split_between(pictures[:first], pictures[first:], data.held_out_most)
-    return split(pictures, data.held_out, data.held_out_most)
+    return split_by_share(pictures, data.held_out, data.held_out_most)
 
 
-def split(pictures: UInt8[np.ndarray, "rows 32"], share: float | int, most: int) -> Split:
-    """Hold out a share of the pictures, rounded, but no fewer than 2 and no more than `most`.
+def split_by_share(pictures: UInt8[np.ndarray, "rows 32"], share: float | int, most: int) -> Split:
+    """Hold out a share of the images, rounded, but no fewer than 2 and no more than `most`.
 
     Args:
         pictures: SHA-256 of each row's picture
@@ -60,7 +60,7 @@ def split(pictures: UInt8[np.ndarray, "rows 32"], share: float | int, most: int)
 def split_between(
     train: UInt8[np.ndarray, "rows 32"], held_out: UInt8[np.ndarray, "others 32"], most: int
 ) -> Split:
-    """Look at rows of another source, which stand behind those to train on; do not train on its pictures.
+    """Hold out rows of another source, which follow the others, and do not train on its images.
 
     Raises:
         DataError: fewer than 2 different pictures to look at, or none to train on
@@ -76,5 +76,5 @@ def split_between(
 
 
 def _names(pictures: np.ndarray) -> np.ndarray:
-    """Digests as values that sort as bytes do."""
+    """Return digests as values that sort like bytes."""
     return np.ascontiguousarray(pictures).view("V32").reshape(-1)

@@ -1,4 +1,4 @@
-"""How an image prompt reaches the base: the method, and the ways beside it that it is compared with.
+"""How an image prompt reaches the base: the paper's mechanism and four others for comparison.
 
     decoupled       output = Attn(Q, K, V) + λ Attn(Q, K', V')        trained: projection, every W'_k, W'_v
     concatenated    output = Attn(Q, [K, K_i], [V, V_i])              trained: the projection alone
@@ -6,40 +6,40 @@
     unclip          time embedding + W e                              trained: W and the whole U-Net
     two-stream      output = (1-α) Attn(Q, K, V) + α Attn(Q, K_i, V_i)    trained: projection and the U-Net
 
-K_i, V_i are made of the image tokens c_i by the base's own W_k, W_v; e is the image embedding. The first two
-leave the base as it is, the others train it. "Concatenated" is the paper's simple adapter (Ye et al. 2023,
+The base's own W_k, W_v compute K_i, V_i from the image tokens c_i; e is the image embedding. The first two
+leave the base unchanged, the others train it. "Concatenated" is the paper's simple adapter (Ye et al. 2023,
 section 4.4.1); "replaced" is how SD image variations, "unclip" how SD-unCLIP, "two-stream" how Versatile
-Diffusion (Xu et al. 2022) take a picture. Each class says where we differ from what was published.
+Diffusion (Xu et al. 2022) take an image. Each class documents how it differs from the published method.
 
-    base            what all of them offer
-    projected       those with a projection of the image embedding
+    base            the interface
+    projection      those with a projection of the image embedding
     text            text embeddings on both branches of guidance
     fine_tuned      those that train the U-Net as well
-    files           adapter files → the mechanism in its place
+    files           adapter files → the attached mechanism
 """
 
-from imprompt.training.mechanisms.base import Denoise, Injection, Inputs
-from imprompt.training.mechanisms.concatenated import ConcatenatedInjection
-from imprompt.training.mechanisms.decoupled import DecoupledInjection
-from imprompt.training.mechanisms.files import MECHANISMS, load_injection, read_metadata
-from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
-from imprompt.training.mechanisms.replaced import ReplacedInjection
-from imprompt.training.mechanisms.two_stream import TwoStreamInjection
-from imprompt.training.mechanisms.unclip import TimeProjection, UnclipInjection, time_width
+from imprompt.training.mechanisms.base import Denoise, Inputs, Mechanism
+from imprompt.training.mechanisms.concatenated import ConcatenatedMechanism
+from imprompt.training.mechanisms.decoupled import DecoupledMechanism
+from imprompt.training.mechanisms.files import MECHANISMS, load_mechanism, read_metadata
+from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
+from imprompt.training.mechanisms.replaced import ReplacedMechanism
+from imprompt.training.mechanisms.two_stream import TwoStreamMechanism
+from imprompt.training.mechanisms.unclip import TimeProjection, UnclipMechanism, time_embedding_width
 
 __all__ = [
     "MECHANISMS",
-    "ConcatenatedInjection",
-    "DecoupledInjection",
+    "ConcatenatedMechanism",
+    "DecoupledMechanism",
     "Denoise",
-    "FineTunedInjection",
-    "Injection",
+    "FineTunedMechanism",
     "Inputs",
-    "ReplacedInjection",
+    "Mechanism",
+    "ReplacedMechanism",
     "TimeProjection",
-    "TwoStreamInjection",
-    "UnclipInjection",
-    "load_injection",
+    "TwoStreamMechanism",
+    "UnclipMechanism",
+    "load_mechanism",
     "read_metadata",
-    "time_width",
+    "time_embedding_width",
 ]

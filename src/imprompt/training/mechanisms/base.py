@@ -1,4 +1,4 @@
-"""What every way of bringing an image prompt into a base offers."""
+"""The interface of every mechanism by which an image prompt reaches a base."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,15 @@ Denoise = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 """(x_t "batch channels height width", times " batch", text embeddings, added conditions) → prediction."""
 
 
-class Injection:
-    """A way for an image prompt into a base, in its place on a pipeline's U-Net.
+class Mechanism:
+    """A mechanism that is attached to a pipeline's U-Net.
 
     Attributes:
-        name: as configurations and files call it
+        name: name in configurations and files
         trains_base: whether the U-Net's own weights are trained too
-        works_with_text: whether a text can act beside the image prompt
-        trained: everything that learns
-        unet: the base's, on which it sits
+        works_with_text: whether a text prompt can act together with the image prompt
+        trained: the module with all trained weights
+        unet: the U-Net to which it is attached
     """
 
     name: ClassVar[str]
@@ -36,20 +36,20 @@ class Injection:
     trained: nn.Module
     unet: Any
 
-    def prompted(self, inputs: Inputs) -> contextlib.AbstractContextManager[Denoise]:
-        """Give the U-Net under these image prompts, "batch 1 ..." each; call `backward` inside."""
+    def condition_on(self, inputs: Inputs) -> contextlib.AbstractContextManager[Denoise]:
+        """Yield the U-Net conditioned on image prompts, "batch 1 ..."; call `backward` inside."""
         raise NotImplementedError
 
     def pictures(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
-        """Draw one picture for each image prompt.
+        """Generate one image for each image prompt.
 
         Args:
-            pipe: a pipeline with this very U-Net: text-to-image, ControlNet, ...
-            images: as many as there are prompts in `call`
-            scale: how strongly they act; each mechanism says what that is to it
-            call: what the pipeline is called with: "prompt", a list, and anything else that it takes
+            pipe: a pipeline with the same U-Net: text-to-image, ControlNet, ...
+            images: one for each prompt in `call`
+            scale: strength of the image prompts; its meaning depends on the mechanism
+            call: arguments of the pipeline: "prompt", a list, and any others
 
         Raises:
             AdapterMismatch: the pipeline has another U-Net
@@ -57,7 +57,7 @@ class Injection:
         raise NotImplementedError
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the trained weights as a safetensors file that says in its metadata what it is."""
+        """Write the trained weights as a safetensors file whose metadata name the mechanism."""
         raise NotImplementedError
 
     def restore(self, path: Path) -> None:
@@ -69,20 +69,20 @@ class Injection:
         raise NotImplementedError
 
     def detach(self) -> None:
-        """Take it away: the U-Net is as it was before, bit for bit; nothing happens the second time."""
+        """Restore the U-Net bit for bit; a second call does nothing."""
         raise NotImplementedError
 
     @property
     def parameters(self) -> int:
-        """How many parameters learn."""
+        """The number of trained parameters."""
         return sum(parameter.numel() for parameter in self.trained.parameters())
 
     def metadata(self, more: Mapping[str, str]) -> dict[str, str]:
-        """What its file says."""
+        """Return the metadata of the file."""
         return {"injection": self.name, "parameters": str(self.parameters), **more}
 
     def check_pipeline(self, pipe: Any) -> None:
-        """Refuse a pipeline whose pictures it could not reach.
+        """Refuse a pipeline that does not use this U-Net.
 
         Raises:
             AdapterMismatch: it has another U-Net
@@ -94,13 +94,13 @@ class Injection:
             )
 
 
-def denoised(unet: Any, noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
-    """The U-Net's prediction."""
+def predict(unet: Any, noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
+    """Return the U-Net's prediction."""
     return unet(noisy, times, text, added_cond_kwargs=added).sample
 
 
-def put_in_place(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy a file's tensors into a module's own, all of them or none.
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy tensors of a file into a module, all of them or none.
 
     Raises:
         CheckpointError: one is missing, too many, or of another shape

@@ -1,4 +1,4 @@
-"""The simple adapter: image tokens behind the text's, through the same keys and values."""
+"""The simple adapter: image tokens are appended to the text's and share its keys and values."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +13,17 @@ from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.projection import ImageProjection
-from imprompt.training.mechanisms.base import Denoise, Inputs, denoised, put_in_place
-from imprompt.training.mechanisms.projected import PREFIX, ProjectedInjection
-from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, text_embeddings, without_prompts
+from imprompt.training.mechanisms.base import Denoise, Inputs, load_tensors, predict
+from imprompt.training.mechanisms.projection import PREFIX, ProjectedMechanism
+from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, drop_prompts, text_embeddings
 
 
-class ConcatenatedInjection(ProjectedInjection):
+class ConcatenatedMechanism(ProjectedMechanism):
     """output = Attn(Q, [K, K_i], [V, V_i]); the projection alone is trained.
 
     Args:
-        projection: makes image tokens of an image embedding
-        pipe: the base's pipeline; nothing of it is changed
+        projection: image embedding → image tokens
+        pipe: the base's pipeline, which stays unchanged
     """
 
     name = "concatenated"
@@ -33,12 +33,12 @@ class ConcatenatedInjection(ProjectedInjection):
         self.unet = pipe.unet
 
     @contextlib.contextmanager
-    def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
-        """The text that the U-Net reads is longer by the image tokens."""
-        tokens = self.projected(inputs)
+    def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
+        """Append the image tokens to the text that the U-Net reads."""
+        tokens = self.project(inputs)
 
         def denoise(noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
-            return denoised(self.unet, noisy, times, torch.cat([text, tokens.to(text)], dim=1), added)
+            return predict(self.unet, noisy, times, torch.cat([text, tokens.to(text)], dim=1), added)
 
         yield denoise
 
@@ -46,22 +46,22 @@ class ConcatenatedInjection(ProjectedInjection):
     def pictures(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
-        """Draw with the image tokens multiplied by `scale`, the only handle there is: 0 is not the base."""
-        sides = self.both_sides(pipe, images, call)
+        """Generate with the image tokens multiplied by `scale`; 0 does not give the base."""
+        sides = self.project_both_branches(pipe, images, call)
         embeds = text_embeddings(pipe, call)
         for name, tokens in zip((POSITIVE, NEGATIVE), sides, strict=True):
             embeds[name] = torch.cat([embeds[name], (scale * tokens).to(embeds[name])], dim=1)
-        return call_pipeline(pipe, {**without_prompts(call), **embeds})
+        return call_pipeline(pipe, {**drop_prompts(call), **embeds})
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the projection alone, under the official layout's names; it is no adapter without layers."""
+        """Write the projection under the official names; without layers it is no adapter."""
         tensors = {f"{PREFIX}{name}": value for name, value in self.trained.state_dict().items()}
         write_tensors(tensors, path, self.metadata(metadata))
 
     def restore(self, path: Path) -> None:
         """Read the projection's tensors."""
         tensors = read_tensors(path).tensors
-        put_in_place(self.trained, {n.removeprefix(PREFIX): value for n, value in tensors.items()}, path)
+        load_tensors(self.trained, {n.removeprefix(PREFIX): value for n, value in tensors.items()}, path)
 
     def detach(self) -> None:
-        """Nothing of the pipeline was changed."""
+        """Do nothing, as the pipeline was not changed."""

@@ -1,4 +1,4 @@
-"""The method: a second cross-attention, with keys and values of its own, beside the text's."""
+"""The paper's mechanism: a second cross-attention with its own keys and values, added to the text's."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ from imprompt.checkpoint.files import read_tensors
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.reference import Reference
-from imprompt.training.mechanisms.base import Denoise, Injection, Inputs, denoised, put_in_place
+from imprompt.training.mechanisms.base import Denoise, Inputs, Mechanism, load_tensors, predict
 
 
-class DecoupledInjection(Injection):
+class DecoupledMechanism(Mechanism):
     """output = Attn(Q, K, V) + λ Attn(Q, K', V'); projection and every W'_k, W'_v are trained.
 
     Args:
@@ -33,15 +33,15 @@ class DecoupledInjection(Injection):
         self.attachment = adapter.attach(pipe)
 
     @contextlib.contextmanager
-    def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
-        """K' and V' of these image prompts act beside the text."""
+    def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
+        """Let K' and V' of these image prompts act in addition to the text."""
         with self.adapter.conditioned_on(inputs):
-            yield lambda noisy, times, text, added: denoised(self.unet, noisy, times, text, added)
+            yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
     def pictures(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
-        """Draw with λ = `scale`."""
+        """Generate with λ = `scale`."""
         self.check_pipeline(pipe)
         if pipe is not self.attachment.target:  # it asks its pipeline for branches and steps
             self.attachment.detach()
@@ -56,8 +56,8 @@ class DecoupledInjection(Injection):
     def restore(self, path: Path) -> None:
         """Read the adapter's file."""
         tensors: dict[str, Tensor] = from_official(read_tensors(path).tensors)
-        put_in_place(self.trained, tensors, path)
+        load_tensors(self.trained, tensors, path)
 
     def detach(self) -> None:
-        """Take the adapter off the U-Net."""
+        """Detach the adapter from the U-Net."""
         self.attachment.detach()

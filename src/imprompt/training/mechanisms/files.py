@@ -1,4 +1,4 @@
-"""Adapter files: each says in its metadata which mechanism it is of; one that does not is decoupled."""
+"""Adapter files: their metadata name the mechanism; a file without a name is decoupled."""
 
 import os
 from collections.abc import Mapping
@@ -11,38 +11,38 @@ from imprompt.checkpoint import load_adapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.errors import AdapterMismatch, CheckpointError
 from imprompt.projection import HiddenProjection, LinearProjection
-from imprompt.training.mechanisms.base import Injection
-from imprompt.training.mechanisms.concatenated import ConcatenatedInjection
-from imprompt.training.mechanisms.decoupled import DecoupledInjection
-from imprompt.training.mechanisms.projected import PREFIX
-from imprompt.training.mechanisms.replaced import ReplacedInjection
-from imprompt.training.mechanisms.two_stream import TwoStreamInjection
-from imprompt.training.mechanisms.unclip import TimeProjection, UnclipInjection, time_width
+from imprompt.training.mechanisms.base import Mechanism
+from imprompt.training.mechanisms.concatenated import ConcatenatedMechanism
+from imprompt.training.mechanisms.decoupled import DecoupledMechanism
+from imprompt.training.mechanisms.projection import PREFIX
+from imprompt.training.mechanisms.replaced import ReplacedMechanism
+from imprompt.training.mechanisms.two_stream import TwoStreamMechanism
+from imprompt.training.mechanisms.unclip import TimeProjection, UnclipMechanism, time_embedding_width
 
-MECHANISMS: Mapping[str, type[Injection]] = {
+MECHANISMS: Mapping[str, type[Mechanism]] = {
     kind.name: kind
     for kind in (
-        DecoupledInjection,
-        ConcatenatedInjection,
-        ReplacedInjection,
-        UnclipInjection,
-        TwoStreamInjection,
+        DecoupledMechanism,
+        ConcatenatedMechanism,
+        ReplacedMechanism,
+        UnclipMechanism,
+        TwoStreamMechanism,
     )
 }
 """Every mechanism by its name."""
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What an adapter file says of itself; "injection" always.
+    """Read an adapter file's metadata; "injection", the mechanism, is always among them.
 
     Raises:
         CheckpointError: no such file, or damaged
     """
-    return {"injection": DecoupledInjection.name, **read_tensors(Path(path)).metadata}
+    return {"injection": DecoupledMechanism.name, **read_tensors(Path(path)).metadata}
 
 
-def load_injection(path: str | os.PathLike[str], pipe: Any) -> Injection:
-    """Put what a file holds in its place on a pipeline.
+def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
+    """Attach the mechanism in a file to a pipeline.
 
     Of a mechanism that trains the base, the file's U-Net goes into the pipeline's.
 
@@ -56,30 +56,30 @@ def load_injection(path: str | os.PathLike[str], pipe: Any) -> Injection:
     """
     path = Path(path)
     file = read_tensors(path)
-    name = file.metadata.get("injection", DecoupledInjection.name)
+    name = file.metadata.get("injection", DecoupledMechanism.name)
     if name not in MECHANISMS:
         raise CheckpointError(f"{path} is of a mechanism {name!r}; those known are: {', '.join(MECHANISMS)}")
-    if name == DecoupledInjection.name:
-        return DecoupledInjection(load_adapter(path, image_encoder=None).float().to(pipe.device), pipe)
+    if name == DecoupledMechanism.name:
+        return DecoupledMechanism(load_adapter(path, image_encoder=None).float().to(pipe.device), pipe)
     projection = _projection(path, file.tensors, name, pipe)
     made: Any = MECHANISMS[name]
-    injection: Injection = made(projection.to(pipe.device), pipe)
+    mechanism: Mechanism = made(projection.to(pipe.device), pipe)
     try:
-        injection.restore(path)
+        mechanism.restore(path)
     except CheckpointError:
-        injection.detach()
+        mechanism.detach()
         raise
-    return injection
+    return mechanism
 
 
 def _projection(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any) -> nn.Module:
-    """A projection as wide as the file's."""
+    """Return a projection as wide as the file's."""
     first = f"{PREFIX}proj.weight" if f"{PREFIX}proj.weight" in tensors else f"{PREFIX}proj.0.weight"
     if first not in tensors or tensors[first].ndim != 2:
         raise CheckpointError(f"{path} says that it is {name}, but has no {PREFIX}proj.weight: it is damaged")
     outputs, embedding_dim = tensors[first].shape
-    if name == UnclipInjection.name:
-        _check_width(path, "time embedding", outputs, time_width(pipe.unet))
+    if name == UnclipMechanism.name:
+        _check_width(path, "time embedding", outputs, time_embedding_width(pipe.unet))
         return TimeProjection(embedding_dim, outputs)
     last, norm = tensors.get(f"{PREFIX}proj.2.weight", tensors[first]), tensors.get(f"{PREFIX}norm.weight")
     if norm is None or norm.ndim != 1 or last.shape[0] % len(norm):

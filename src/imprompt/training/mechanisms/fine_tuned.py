@@ -1,4 +1,4 @@
-"""Mechanisms that train the base's U-Net beside a part of their own."""
+"""Mechanisms that train the base's U-Net together with weights of their own."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,24 +9,24 @@ from torch import nn
 
 from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.errors import AdapterMismatch
-from imprompt.training.mechanisms.base import put_in_place
-from imprompt.training.mechanisms.projected import PREFIX, ProjectedInjection
+from imprompt.training.mechanisms.base import load_tensors
+from imprompt.training.mechanisms.projection import PREFIX, ProjectedMechanism
 
 UNET_PREFIX = "unet."
-"""Of the U-Net's tensors in a file."""
+"""Prefix of the U-Net's tensors in a file."""
 
 
-class FineTunedInjection(ProjectedInjection):
-    """A projection, and the whole U-Net with it. A copy of the U-Net's weights is kept for `detach`.
+class FineTunedMechanism(ProjectedMechanism):
+    """A projection and the whole U-Net. A copy of the U-Net's weights is kept for `detach`.
 
     Its file holds both: the projection under `image_proj.`, the U-Net under `unet.`.
 
     Args:
-        projection: what is trained from new
+        projection: the new projection
         pipe: the base's pipeline; its U-Net is made trainable, in place
 
     Raises:
-        AdapterMismatch: its U-Net reads a pooled text (SDXL, Kolors): none of these was made for such
+        AdapterMismatch: its U-Net reads a pooled text (SDXL, Kolors), which these mechanisms do not support
     """
 
     trains_base: ClassVar[bool] = True
@@ -37,7 +37,7 @@ class FineTunedInjection(ProjectedInjection):
                 f"a {self.name} adapter cannot go on a base whose U-Net reads a pooled text, as SDXL's does"
             )
         self.projection, self.unet = projection, pipe.unet
-        self._before: Kept | None = Kept(pipe.unet)
+        self._before: WeightsBackup | None = WeightsBackup(pipe.unet)
         self.unet.requires_grad_(True)
         self.trained = nn.ModuleDict({"projection": projection, "unet": self.unet})
 
@@ -58,17 +58,17 @@ class FineTunedInjection(ProjectedInjection):
         for name, value in read_tensors(path).tensors.items():
             prefix = next((prefix for prefix in renamed if name.startswith(prefix)), "")
             tensors[renamed.get(prefix, "") + name.removeprefix(prefix)] = value
-        put_in_place(self.trained, tensors, path)
+        load_tensors(self.trained, tensors, path)
 
     def detach(self) -> None:
         """Put the U-Net's own weights back."""
         if self._before is not None:
-            self._before.put_back()
+            self._before.restore()
             self._before = None
 
 
-class Kept:
-    """A module's weights as they are now, on the CPU, and which of them learn."""
+class WeightsBackup:
+    """A copy of a module's weights on the CPU, and of which of them are trainable."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -76,8 +76,8 @@ class Kept:
         self.learns = {name: value.requires_grad for name, value in module.named_parameters()}
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """Make the module as it was."""
+    def restore(self) -> None:
+        """Put the copy back into the module."""
         for name, value in self.module.state_dict().items():
             value.copy_(self.values[name])
         for name, parameter in self.module.named_parameters():

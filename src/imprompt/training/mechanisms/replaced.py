@@ -1,4 +1,4 @@
-"""Image tokens in the text's place: SD image variations."""
+"""Image tokens in place of the text: SD image variations."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,29 +10,29 @@ from torch import Tensor
 
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Denoise, Inputs, denoised
-from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
-from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, without_prompts
+from imprompt.training.mechanisms.base import Denoise, Inputs, predict
+from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
+from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, drop_prompts
 
 
-class ReplacedInjection(FineTunedInjection):
+class ReplacedMechanism(FineTunedMechanism):
     """output = Attn(Q, K_i, V_i): no text at all; projection and the whole U-Net are trained.
 
-    As lambdalabs/sd-image-variations-diffusers does it, with two differences: its U-Net reads the CLIP
-    embedding itself as one token, ours N tokens of the paper's projection, as our other mechanisms; and its
-    training dropped no image at first.
+    This follows lambdalabs/sd-image-variations-diffusers with two differences. Its U-Net reads the CLIP
+    embedding as one token; here it reads N tokens of the paper's projection, as in the other mechanisms. And
+    its training dropped no image at first.
     """
 
     name = "replaced"
     works_with_text = False
 
     @contextlib.contextmanager
-    def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
-        """The U-Net reads the image tokens, whatever the text."""
-        tokens = self.projected(inputs)
+    def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
+        """Let the U-Net read the image tokens instead of the text."""
+        tokens = self.project(inputs)
 
         def denoise(noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
-            return denoised(self.unet, noisy, times, tokens.to(text), added)
+            return predict(self.unet, noisy, times, tokens.to(text), added)
 
         yield denoise
 
@@ -40,10 +40,10 @@ class ReplacedInjection(FineTunedInjection):
     def pictures(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
-        """Draw with image embeddings multiplied by `scale`, 0 being no image; the prompts are not read.
+        """Generate with image embeddings times `scale`, 0 being no image, without the prompts.
 
         A ControlNet reads what the U-Net reads: the image tokens, which it was not trained on.
         """
-        sides = self.both_sides(pipe, images, call, scale)
+        sides = self.project_both_branches(pipe, images, call, scale)
         positive, negative = (side.to(self.unet.dtype) for side in sides)
-        return call_pipeline(pipe, {**without_prompts(call), POSITIVE: positive, NEGATIVE: negative})
+        return call_pipeline(pipe, {**drop_prompts(call), POSITIVE: positive, NEGATIVE: negative})

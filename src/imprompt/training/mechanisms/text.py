@@ -12,7 +12,7 @@ _EMBEDS = (POSITIVE, NEGATIVE, "pooled_prompt_embeds", "negative_pooled_prompt_e
 
 
 def text_embeddings(pipe: Any, call: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What the pipeline makes of the call's prompts, under the names by which it takes that."""
+    """Encode the prompts of a call; the keys are the pipeline's argument names."""
     prompts = list(call["prompt"])
     texts = pipe.encode_prompt(
         prompt=prompts,
@@ -24,6 +24,6 @@ def text_embeddings(pipe: Any, call: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(zip(_EMBEDS, texts, strict=False))
 
 
-def without_prompts(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The rest of a call."""
+def drop_prompts(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call's arguments without its prompts."""
     return {key: value for key, value in call.items() if key not in ("prompt", "negative_prompt")}

@@ -12,40 +12,40 @@ from imprompt.attention.layers import cross_attention_layers
 from imprompt.errors import AmbiguousBatch
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Denoise, Inputs, denoised
-from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
+from imprompt.training.mechanisms.base import Denoise, Inputs, predict
+from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 
 TRAINED_SHARE = 0.5
-"""α in training: half of each."""
+"""α in training."""
 
 
-class TwoStreamInjection(FineTunedInjection):
+class TwoStreamMechanism(FineTunedMechanism):
     """output = (1-α) Attn(Q, K, V) + α Attn(Q, K_i, V_i); projection and the whole U-Net are trained.
 
-    Versatile Diffusion (Xu et al. 2022) has cross-attention layers of their own for pictures, trained from
-    new beside the text's, and mixes the two when it draws. Ours has the same layers for both, and the mixing
-    in training too: what two streams without weights of their own can do.
+    Versatile Diffusion (Xu et al. 2022) adds new cross-attention layers for images and mixes the two streams
+    in sampling. Here both streams share the base's layers and are mixed in training too, which is what two
+    streams without weights of their own can do.
     """
 
     name = "two-stream"
 
     @contextlib.contextmanager
-    def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
-        """Cross-attention reads the text and the image tokens, and gives the mean."""
-        with self._mixed(self.projected(inputs), TRAINED_SHARE):
-            yield lambda noisy, times, text, added: denoised(self.unet, noisy, times, text, added)
+    def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
+        """Average the cross-attention to the text and to the image tokens."""
+        with self._mix(self.project(inputs), TRAINED_SHARE):
+            yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
     @torch.no_grad()
     def pictures(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
-        """Draw with α = `scale` / 2: 1 as in training, 0 the text alone, 2 the image alone."""
-        positive, negative = self.both_sides(pipe, images, call)
-        with self._mixed(positive, scale * TRAINED_SHARE, negative):
+        """Generate with α = `scale` / 2: 1 as in training, 0 only text, 2 only image."""
+        positive, negative = self.project_both_branches(pipe, images, call)
+        with self._mix(positive, scale * TRAINED_SHARE, negative):
             return call_pipeline(pipe, call)
 
     @contextlib.contextmanager
-    def _mixed(self, positive: Tensor, share: float | int, negative: Tensor | None = None) -> Iterator[None]:
+    def _mix(self, positive: Tensor, share: float | int, negative: Tensor | None = None) -> Iterator[None]:
         rows = {len(positive): positive}
         if negative is not None:
             rows[2 * len(positive)] = torch.cat([negative, positive])
@@ -53,20 +53,20 @@ class TwoStreamInjection(FineTunedInjection):
         before = [attn.processor for attn in layers]
         try:
             for attn in layers:
-                attn.set_processor(MixedAttention(attn.processor, rows, share))
+                attn.set_processor(TwoStreamProcessor(attn.processor, rows, share))
             yield
         finally:
             for attn, processor in zip(layers, before, strict=True):
                 attn.set_processor(processor)
 
 
-class MixedAttention:
-    """An attention processor that reads two contexts and mixes what comes of them.
+class TwoStreamProcessor:
+    """An attention processor that reads two contexts and mixes the results.
 
     Args:
-        base: the processor that reads one
-        rows: how many samples → their image tokens
-        share: α, the image's
+        base: the processor for one context
+        rows: number of samples → their image tokens
+        share: α, the weight of the image
     """
 
     def __init__(self, base: Any, rows: Mapping[int, Tensor], share: float | int) -> None:
@@ -75,7 +75,7 @@ class MixedAttention:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """(1-α) Attn(text) + α Attn(image)."""
+        """Return (1-α) Attn(text) + α Attn(image)."""
         if len(hidden_states) not in self.rows:
             raise AmbiguousBatch(
                 f"the U-Net is given {len(hidden_states)} samples; the image prompts fit on "

@@ -1,4 +1,4 @@
-"""The image embedding in the time embedding: SD-unCLIP."""
+"""The image embedding added to the time embedding: SD-unCLIP."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from imprompt.errors import AmbiguousBatch
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import Input
-from imprompt.training.mechanisms.base import Denoise, Inputs, denoised
-from imprompt.training.mechanisms.fine_tuned import FineTunedInjection
+from imprompt.training.mechanisms.base import Denoise, Inputs, predict
+from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 
 
 class TimeProjection(nn.Module):
-    """s = W e, W = 0 at first; without a bias, so that "no image", e = 0, adds nothing.
+    """s = W e, with W = 0 at first and no bias, so that "no image", e = 0, adds nothing.
 
     Args:
         embedding_dim: width of the image embedding e
@@ -34,37 +34,37 @@ class TimeProjection(nn.Module):
     def forward(
         self, image_embedding: Float[Tensor, "batch embedding_dim"]
     ) -> Float[Tensor, "batch time_dim"]:
-        """What is added to the time embedding."""
+        """Return what is added to the time embedding."""
         return self.proj(image_embedding)
 
 
-class UnclipInjection(FineTunedInjection):
+class UnclipMechanism(FineTunedMechanism):
     """time embedding + W e; the text stays; W and the whole U-Net are trained. At first it is the base.
 
-    As stabilityai/stable-diffusion-2-1-unclip does it, with two differences: there noise is added to e, and
-    the U-Net told how much (Ramesh et al. 2022); here there is none, as for our other mechanisms. And W e is
-    a small network there.
+    This follows stabilityai/stable-diffusion-2-1-unclip with two differences. There noise is added to e, and
+    the U-Net reads its level (Ramesh et al. 2022); here there is none, as in the other mechanisms. And there
+    a small network takes the place of W.
     """
 
     name = "unclip"
 
     @contextlib.contextmanager
-    def prompted(self, inputs: Inputs) -> Iterator[Denoise]:
-        """Every residual block hears of the image through the time."""
-        with self._added(self.projected(inputs)):
-            yield lambda noisy, times, text, added: denoised(self.unet, noisy, times, text, added)
+    def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
+        """Add the image to the time embedding, which every residual block reads."""
+        with self._add_to_time(self.project(inputs)):
+            yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
     @torch.no_grad()
     def pictures(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
-        """Draw with image embeddings multiplied by `scale`, 0 being no image; a ControlNet hears of none."""
-        with self._added(*self.both_sides(pipe, images, call, scale)):
+        """Generate with image embeddings times `scale`, 0 being no image; a ControlNet gets none."""
+        with self._add_to_time(*self.project_both_branches(pipe, images, call, scale)):
             return call_pipeline(pipe, call)
 
     @contextlib.contextmanager
-    def _added(self, positive: Tensor, negative: Tensor | None = None) -> Iterator[None]:
-        """Add these to the time embedding: one for each sample, or guidance's negative half first."""
+    def _add_to_time(self, positive: Tensor, negative: Tensor | None = None) -> Iterator[None]:
+        """Add tensors to the time embedding: one per sample, or guidance's negative half first."""
         rows = {len(positive): positive}
         if negative is not None:
             rows[2 * len(positive)] = torch.cat([negative, positive])
@@ -84,6 +84,6 @@ class UnclipInjection(FineTunedInjection):
             hook.remove()
 
 
-def time_width(unet: Any) -> int:
-    """Width of a U-Net's time embedding."""
+def time_embedding_width(unet: Any) -> int:
+    """Return the width of a U-Net's time embedding."""
     return int(unet.time_embedding.linear_2.out_features)

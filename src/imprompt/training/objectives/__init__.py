@@ -1,1 +1,1 @@
-"""Losses: `Objective`, what the loop asks of any of them, and that of every adapter, image prompting."""
+"""Losses: the interface `Objective`, and that of every adapter, image prompting."""

@@ -1,10 +1,10 @@
-"""An adapter on any frozen base, trained on what the cache holds.
+"""The loss of an adapter on a frozen base, trained on cached samples.
 
     loss = mean w_t ‖target - prediction(x_t, t, c_t, c_i)‖²       (Ye et al. 2023, equation 6)
 
 Target and weight are the base's own (`noising`). Image, text or both are dropped at times; a dropped image is
-a zero embedding before the projection, or for features those of a grey picture. The same "no image" stands on
-the negative branch of guidance: the file says which (`unconditional`).
+a zero embedding before the projection, or for features those of a gray image. The negative branch of guidance
+uses the same blank; the file names it (`unconditional`).
 """
 
 import contextlib
@@ -19,64 +19,66 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from imprompt.generation.pipeline_results import make_generators
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import Input, strip_folders
 from imprompt.runtime.precision import Precision
-from imprompt.training.batches import Draws, PromptBatch, fixed_batch
+from imprompt.training.batches import Draws, PromptBatch, make_fixed_batch
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import FrozenBase
-from imprompt.training.likeness import Likeness
-from imprompt.training.mechanisms import Injection
+from imprompt.training.frozen_base import FrozenBase
+from imprompt.training.mechanisms import Mechanism
 from imprompt.training.noising import Noising
 from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
+from imprompt.training.similarity import SimilarityJudge
 
 ADAPTER_FILE = "adapter.safetensors"
 
 OWN = "own"
-"""The prompt that stands for a sample's own caption."""
+"""The prompt that means a sample's own caption."""
 
 MOST_UNFUSED = 1024
-"""Latent pixels up to which a CPU holds all attention weights at once, as attention without fusion does."""
+"""Largest number of latent pixels for which a CPU uses unfused attention, which holds all attention
+weights."""
 
 BANDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Noise levels, as shares of the schedule, at which the held-out loss is taken."""
+"""Noise levels at which the held-out loss is measured, as shares of the schedule."""
 
 
 class ImagePromptObjective(Objective):
-    """An adapter's loss on a frozen base.
+    """The loss of an adapter on a frozen base.
 
     Args:
-        config: of the run
+        config: the run
         base: the frozen models
-        injection: what is trained, in its place
-        samples: the cache, with its held-out rows
+        mechanism: what is trained, attached to the base
+        samples: the cached samples
 
     Attributes:
-        precision: of the U-Net's products on a CPU; the image prompt's K' and V' are float32
+        precision: format of the U-Net's matrix products on a CPU; K' and V' of image prompts are float32
     """
 
     restores = True
 
-    def __init__(self, config: TrainingConfig, base: FrozenBase, injection: Injection, samples: Any) -> None:
+    def __init__(self, config: TrainingConfig, base: FrozenBase, mechanism: Mechanism, samples: Any) -> None:
         super().__init__()
-        self.config, self.base, self.injection, self.samples = config, base, injection, samples
-        self.trained = injection.trained
+        self.config, self.base, self.mechanism, self.samples = config, base, mechanism, samples
+        self.trained = mechanism.trained
         self.precision: Precision = "fp32"
         self.steps_taken: Callable[[], int] = lambda: 0
         self.noising = Noising(base.scheduler, config.loss, base.device)
         self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
-        self.judge = Likeness(config.watch.judge, base.image_encoder, base.device)
-        self.silence = {name: value[0] for name, value in base.text([""]).items()}
+        self.judge = SimilarityJudge(config.watch.judge, base.image_encoder, base.device)
+        self.empty_text = {name: value[0] for name, value in base.text([""]).items()}
         if config.training.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
             base.unet.train()  # diffusers checkpoints in training mode only; there is no dropout in it
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The projection, all that stands in the layers, and the base's own weights where those learn."""
+        """Return the projection, the layers, and the base's weights where they train."""
         projection = getattr(self.trained, "projection", self.trained)
         parts = {"projection": list(projection.parameters()), "layers": [], "base": []}
-        rest = "base" if self.injection.trains_base else "layers"
+        rest = "base" if self.mechanism.trains_base else "layers"
         known = {id(p) for p in parts["projection"]}
         parts[rest] = [p for p in self.trained.parameters() if id(p) not in known]
         rate = self.config.training.learning_rate
@@ -88,28 +90,28 @@ class ImagePromptObjective(Objective):
         ]
 
     def loss(self, batch: PromptBatch) -> dict[str, Tensor]:
-        """The loss; with gradient checkpointing use `differentiate`."""
+        """Return the loss; with gradient checkpointing use `differentiate`."""
         return self.differentiate(batch, lambda loss: None)
 
     def differentiate(self, batch: PromptBatch, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        """Noise, condition, predict, compare; `backward` while the image prompts still act."""
-        batch = moved(batch, self.base.device)
+        """Noise, condition, predict, compare; call `backward` while the prompts still act."""
+        batch = move_batch(batch, self.base.device)
         text = self.text_of(batch, dropped=batch.draws.no_text)
         inputs = self.inputs_of(batch, dropped=batch.draws.no_image)
         times = self.noising.times(batch.draws.uniform, batch.draws.normal)
-        with self.injection.prompted(inputs) as denoise:
-            errors = self.errors(denoise, batch, text, times)
-            loss = (errors * self.noising.weights(times)).mean()
+        with self.mechanism.condition_on(inputs) as denoise:
+            mean_errors = self.mean_errors(denoise, batch, text, times)
+            loss = (mean_errors * self.noising.weights(times)).mean()
             backward(loss)
         return {"loss": loss}
 
-    def errors(
+    def mean_errors(
         self, denoise: Any, batch: PromptBatch, text: Mapping[str, Tensor], times: Tensor
     ) -> Float[Tensor, " batch"]:
-        """Each sample's mean squared error where its mask looks."""
+        """Return each sample's mean squared error inside its mask."""
         latents = self.base.latents(batch.moments, batch.draws.latent_noise)
         noise = batch.draws.noise + self.config.loss.noise_offset * batch.draws.offset
-        noisy = self.noising.noised(latents, noise, times).to(self.base.dtype)
+        noisy = self.noising.add_noise(latents, noise, times).to(self.base.dtype)
         added = self.base.added_conditions(text.get("pooled_text"), batch.size_condition)
         with self.fast_products(noisy):
             predicted = denoise(noisy, self.noising.labels[times], text["text_embeddings"], added)
@@ -122,7 +124,7 @@ class ImagePromptObjective(Objective):
     def fast_products(
         self, noisy_latents: Float[Tensor, "batch channels height width"]
     ) -> contextlib.AbstractContextManager[Any]:
-        """How a CPU denoises: in `precision`, and without fused attention, whose backward pass is slow there.
+        """Return how a CPU denoises: in `precision`, without fused attention, slow there.
 
         On GPUs the frozen models have their format, and fused attention is the fast one.
         """
@@ -138,127 +140,129 @@ class ImagePromptObjective(Objective):
         return context
 
     def text_of(self, batch: PromptBatch, dropped: Tensor) -> dict[str, Tensor]:
-        """Text embeddings of a batch, those of no text where it is dropped."""
+        """Return the text embeddings of a batch, replaced by those of "" where text is dropped."""
         kept = batch.text or self.base.text(batch.captions)
         return {
-            name: torch.where(over(dropped, value), self.silence[name], value).to(self.base.dtype)
-            for name, value in ((name, value.to(self.silence[name])) for name, value in kept.items())
+            name: torch.where(per_sample(dropped, value), self.empty_text[name], value).to(self.base.dtype)
+            for name, value in ((name, value.to(self.empty_text[name])) for name, value in kept.items())
         }
 
     def inputs_of(self, batch: PromptBatch, dropped: Tensor) -> dict[Input, Tensor]:
-        """The projection's inputs in float32, "no image" where the image is dropped."""
+        """Return the projection's inputs in float32, blank where the image is dropped."""
         inputs: dict[Input, Tensor] = {}
         for name, blank in self.blanks.items():
             value = batch.inputs[name].float()
-            inputs[name] = torch.where(over(dropped, value), blank.float(), value)
+            inputs[name] = torch.where(per_sample(dropped, value), blank.float(), value)
         return inputs
 
-    # Looking
+    # Evaluation
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
-        """The loss by noise level, and without text how much lower the true reference makes it."""
-        batches = [moved(batch, self.base.device) for batch in self.unseen()]
+        """Return the loss by noise level, and its gaps to shuffled and to no references."""
+        batches = [move_batch(batch, self.base.device) for batch in self.held_out_batches()]
         levels = [round(share * len(self.noising.signal)) for share in BANDS]
-        told = {t: self.mean_error(batches, t, with_text=True) for t in levels}
-        shown = {"true": batches, "shuffled": shuffled(batches), "none": batches}
-        silent = {
-            which: sum(self.mean_error(some, t, with_text=False, with_image=which != "none") for t in levels)
+        with_text_losses = {t: self.held_out_error(batches, t, with_text=True) for t in levels}
+        reference_batches = {"true": batches, "shuffled": shuffle_references(batches), "none": batches}
+        without_text_losses = {
+            which: sum(
+                self.held_out_error(some, t, with_text=False, with_image=which != "none") for t in levels
+            )
             / len(levels)
-            for which, some in shown.items()
+            for which, some in reference_batches.items()
         }
         return {
-            "held-out loss": sum(told.values()) / len(told),
-            **{f"held-out loss at {t}": value for t, value in told.items()},
-            "gap to shuffled": silent["shuffled"] - silent["true"],
-            "gap to none": silent["none"] - silent["true"],
+            "held-out loss": sum(with_text_losses.values()) / len(with_text_losses),
+            **{f"held-out loss at {t}": value for t, value in with_text_losses.items()},
+            "gap to shuffled": without_text_losses["shuffled"] - without_text_losses["true"],
+            "gap to none": without_text_losses["none"] - without_text_losses["true"],
         }
 
-    def unseen(self) -> list[PromptBatch]:
-        """The held-out samples with fixed noise, in batches of one shape."""
+    def held_out_batches(self) -> list[PromptBatch]:
+        """Return the held-out samples with fixed noise, in batches of one shape."""
         size = max(2, self.config.training.batch_size // self.config.training.passes)
         shapes: dict[tuple[int, int], list[int]] = {}
         for row in self.samples.held_out.tolist():
             shapes.setdefault(self.samples.bucket(row), []).append(row)
         cut = [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
-        return [fixed_batch(self.samples, rows) for rows in cut]
+        return [make_fixed_batch(self.samples, rows) for rows in cut]
 
-    def mean_error(
+    def held_out_error(
         self, batches: Sequence[PromptBatch], level: int, *, with_text: bool, with_image: bool = True
     ) -> float:
-        """The held-out error at one noise level."""
+        """Return the held-out error at one noise level."""
         total = torch.zeros((), device=self.base.device)
         for batch in batches:
             every = torch.ones(len(batch.moments), dtype=torch.bool, device=self.base.device)
             text = self.text_of(batch, dropped=~every if with_text else every)
             times = torch.full((len(every),), level, device=self.base.device)
             inputs = self.inputs_of(batch, dropped=~every if with_image else every)
-            with self.injection.prompted(inputs) as denoise:
-                total += self.errors(denoise, batch, text, times).sum()
+            with self.mechanism.condition_on(inputs) as denoise:
+                total += self.mean_errors(denoise, batch, text, times).sum()
         return float(total) / sum(len(batch.moments) for batch in batches)
 
     @torch.no_grad()
     def look(self) -> tuple[Image.Image, dict[str, float]]:
-        """References in the first row, then every prompt at every λ; and how like them the pictures are."""
+        """Draw references, then every prompt at every λ, and measure the similarities."""
         watch = self.config.watch
         rows = self.samples.held_out[: watch.references].tolist()
-        references = [as_pictures(self.samples.thumbnails(row))[0] for row in rows]
+        references = [thumbnails_to_images(self.samples.thumbnails(row))[0] for row in rows]
         images = [self.embeddings(row) for row in rows]
-        drawn = {
-            (prompt, scale): self.drawn(images, self.prompts(prompt, rows), scale)
+        images_of = {
+            (prompt, scale): self.generate(images, self.prompts(prompt, rows), scale)
             for prompt in watch.prompts
             for scale in watch.scales
         }
-        first = drawn[watch.prompts[0], max(watch.scales)]
+        first = images_of[watch.prompts[0], max(watch.scales)]
         figures = self.judge.figures(first, references, self.prompts(watch.prompts[0], rows))
         side = max(first[0].width, references[0].width)
-        sheet = [references, *drawn.values()]
+        sheet = [references, *images_of.values()]
         return picture_grid(
             [[one.resize((side, side)) for one in row] for row in sheet], zoom=max(1, 128 // side)
         ), figures
 
     def prompts(self, prompt: str, rows: Sequence[int]) -> list[str]:
-        """A prompt for each sample: the same, or its own caption."""
+        """Return a prompt for each sample: the same one, or its own caption."""
         return [self.samples.caption(row) if prompt == OWN else prompt for row in rows]
 
     def embeddings(self, row: int) -> ImageEmbeddings:
-        """The first reference of a sample, as the pipeline takes it."""
+        """Return the first reference of a sample as the pipeline takes it."""
         tensors = self.samples.row(row)
         inputs: dict[Input, Tensor] = {name: tensors[name][:1].float() for name in self.blanks}
         return ImageEmbeddings(inputs, {name: blank.cpu().float() for name, blank in self.blanks.items()})
 
-    def drawn(
+    def generate(
         self, images: Sequence[ImageEmbeddings], prompts: list[str], scale: float | int
     ) -> list[Image.Image]:
-        """Pictures from the same noise every time."""
+        """Generate images from the same noise at every call."""
         watch, size = self.config.watch, self.config.data.size
         call = {
             "prompt": prompts,
             "negative_prompt": [""] * len(prompts),  # what training drops a text to, of SDXL too
             "num_inference_steps": watch.sampling_steps,
             "guidance_scale": watch.guidance_scale,
-            "generator": [torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
+            "generator": make_generators(range(len(prompts))),
             "height": size,
             "width": size,
         }
-        return self.injection.pictures(self.base.pipe, images, scale, call)
+        return self.mechanism.pictures(self.base.pipe, images, scale, call)
 
     # Writing
 
     def save(self, folder: Path) -> None:
-        """An adapter file that generates at once."""
-        self.injection.save(folder / ADAPTER_FILE, self.metadata())
+        """Write an adapter file that can generate."""
+        self.mechanism.save(folder / ADAPTER_FILE, self.metadata())
 
     def restore(self, folder: Path) -> None:
-        """The weights of a checkpoint's adapter file."""
-        self.injection.restore(folder / ADAPTER_FILE)
+        """Load the weights of a checkpoint's adapter file."""
+        self.mechanism.restore(folder / ADAPTER_FILE)
 
     def export(self, output: Path) -> None:
-        """The finished adapter."""
+        """Write the finished adapter."""
         self.save(output)
 
     def metadata(self) -> dict[str, str]:
-        """What the file says of its training; where things lay is nobody's business."""
+        """Return the facts on training in the adapter's file, without the folders of this machine."""
         base, encoder = self.config.base, self.base.image_encoder
         named = "mini" if base.image_encoder == "known" else strip_folders(base.image_encoder)
         return {
@@ -271,38 +275,39 @@ class ImagePromptObjective(Objective):
         }
 
 
-def as_pictures(thumbnails: Tensor) -> list[Image.Image]:
-    """Thumbnails, uint8 "pictures height width 3", as pictures."""
+def thumbnails_to_images(thumbnails: Tensor) -> list[Image.Image]:
+    """Convert thumbnails, uint8 "images height width 3", to images."""
     return [Image.fromarray(picture.numpy()) for picture in thumbnails]
 
 
-def shuffled(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
-    """The same samples, each prompted with what belongs to the one before it, be that in another batch."""
+def shuffle_references(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
+    """Give each sample the reference of the one before it, across batches too."""
 
-    def moved_on(before: PromptBatch, batch: PromptBatch) -> dict[str, Tensor]:
+    def shift_inputs(before: PromptBatch, batch: PromptBatch) -> dict[str, Tensor]:
         return {
             name: torch.cat([before.inputs[name][-1:], value[:-1]]) for name, value in batch.inputs.items()
         }
 
     befores = [batches[-1], *batches[:-1]]
     return [
-        batch._replace(inputs=moved_on(before, batch)) for before, batch in zip(befores, batches, strict=True)
+        batch._replace(inputs=shift_inputs(before, batch))
+        for before, batch in zip(befores, batches, strict=True)
     ]
 
 
-def over(dropped: Tensor, value: Tensor) -> Tensor:
-    """One yes or no a sample, with as many axes as `value` has."""
+def per_sample(dropped: Tensor, value: Tensor) -> Tensor:
+    """Reshape one boolean per sample to the axes of `value`."""
     return dropped.reshape(-1, *(1,) * (value.ndim - 1))
 
 
-def moved(batch: PromptBatch, device: torch.device) -> PromptBatch:
-    """A batch on the device; from pinned memory this does not wait."""
+def move_batch(batch: PromptBatch, device: torch.device) -> PromptBatch:
+    """Move a batch to the device; from pinned memory this does not wait."""
 
-    def there(value: Any) -> Any:
+    def move(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(device, non_blocking=True)
         if isinstance(value, dict):
-            return {name: there(inner) for name, inner in value.items()}
-        return Draws(*map(there, value)) if isinstance(value, Draws) else value
+            return {name: move(inner) for name, inner in value.items()}
+        return Draws(*map(move, value)) if isinstance(value, Draws) else value
 
-    return PromptBatch(*map(there, batch))
+    return PromptBatch(*map(move, batch))

@@ -1,7 +1,7 @@
-"""Raw data → samples: folders, tables, Hugging Face data sets and tar shards, all as parts of samples.
+"""Raw data → samples: folders, tables, Hugging Face datasets and tar shards, all as parts of samples.
 
-A missing caption makes a sample `Unreadable`: taken for an empty one, it would train what dropping the text
-trains, and more of it than was asked for. Data without captions says so by an empty `data.columns.text`.
+A missing caption makes a sample `Unreadable`: an empty one would act like dropped text, more often than
+configured. For data without captions `data.columns.text` is empty.
 """
 
 import os
@@ -12,11 +12,11 @@ from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
 from imprompt.training.samples.files import is_hidden
 from imprompt.training.samples.folder import folder_parts
+from imprompt.training.samples.gzip_tars import TARS, is_tar
 from imprompt.training.samples.hub import hub_parts
-from imprompt.training.samples.lines import csv_parts, json_lines_parts, tsv_parts
-from imprompt.training.samples.packed import TARS, is_tar
+from imprompt.training.samples.line_tables import csv_parts, json_lines_parts, tsv_parts
+from imprompt.training.samples.name_patterns import expand_paths
 from imprompt.training.samples.parquet import parquet_parts
-from imprompt.training.samples.patterns import matching
 from imprompt.training.samples.sample import Part, Sample, Unreadable
 from imprompt.training.samples.tables import json_parts
 from imprompt.training.samples.tars import tar_parts
@@ -32,17 +32,17 @@ _TABLES: Mapping[str, Callable[[Path, DataSettings, int], Sequence[Part]]] = {
     ".parquet": parquet_parts,
 }
 _IN_FOLDERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-"""Tables that speak for a folder of pictures (Hugging Face's image folders)."""
+"""Tables that describe a folder of images (Hugging Face's image folders)."""
 
 
 def open_source(source: str, data: DataSettings, part_size: int) -> Sequence[Part]:
-    """Open data; nothing is decoded yet. For what `source` may be, see `DataSettings.source`.
+    """Open data without decoding them. For the kinds of `source` see `DataSettings.source`.
 
     Returns:
         parts of at most `part_size` samples each, which cover the source in order
 
     Raises:
-        DataError: no such source, none of a known form, no samples in it, or a column that it has not
+        DataError: the source is missing, of an unknown form or empty, or lacks a column
         MissingExtra: Parquet needs `imprompt[train]`, Hugging Face data sets `imprompt[datasets]`
     """
     if not source:
@@ -58,7 +58,7 @@ def _open(source: str, data: DataSettings, part_size: int) -> Sequence[Part]:
         return hub_parts(source.removeprefix(_HUB), data, part_size)
     if os.path.isdir(source):  # Path's own raises for a name that is too long
         return _open_folder(Path(source), data, part_size)
-    paths = matching(source)
+    paths = expand_paths(source)
     if all(is_tar(path.name) for path in paths):
         return tar_parts(paths, data, part_size)
     if unknown := {path.suffix for path in paths if path.suffix.lower() not in _TABLES}:
@@ -70,7 +70,7 @@ def _open(source: str, data: DataSettings, part_size: int) -> Sequence[Part]:
 
 
 def _open_folder(folder: Path, data: DataSettings, part_size: int) -> Sequence[Part]:
-    """A folder: of a table that speaks for it, of tar files, or of pictures with captions."""
+    """Open a folder with a table, with tar files, or with images and captions."""
     tables = [folder / name for name in _IN_FOLDERS if (folder / name).exists()]
     if len(tables) > 1:
         raise DataError(f"{folder} has both {tables[0].name} and {tables[1].name}; name one as data.source")

@@ -1,4 +1,4 @@
-"""Single files of a sample: their bytes, what is in them, and what tells that they have changed."""
+"""The files of a sample: their bytes, their content, and how a change of them is noticed."""
 
 import contextlib
 import hashlib
@@ -15,33 +15,33 @@ from imprompt.training.config import Columns
 from imprompt.training.samples.sample import Unusable
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
-"""Of one file of a sample; a picture of 64 million pixels, uncompressed, has 192 MB."""
+"""Largest file of a sample; an uncompressed image of 64 million pixels has 192 MB."""
 
 PICTURES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif"),
 )
-"""Suffixes, in small letters, of files that are taken for pictures."""
+"""Suffixes of image files, in lower case."""
 
 CAPTIONS = ("txt", "caption")
-"""Suffixes of files that are taken for captions if `columns.text` names no other; the first that is there."""
+"""Suffixes of caption files if `columns.text` names no other, in the order of preference."""
 
 NOT_FETCHED = "failed_to_"
-"""How img2dataset's "status" of a sample without a picture begins."""
+"""Beginning of img2dataset's "status" of a sample without an image."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, or a folder that it is in, is hidden: `a/.git/b`, macOS's `._cat.png`.
+    """Whether a file, or a folder above it, is hidden: `a/.git/b`, macOS's `._cat.png`.
 
-    Nothing hidden belongs to any kind of data.
+    Hidden files belong to no kind of data.
     """
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def was_not_fetched(facts: Mapping[str, Any]) -> bool:
-    """Whether img2dataset notes that there is no picture: "failed_to_download" or "failed_to_resize".
+def is_not_fetched(facts: Mapping[str, Any]) -> bool:
+    """Whether img2dataset recorded no image: "failed_to_download" or "failed_to_resize".
 
-    Such a sample is none in every kind of data; it is not one that is damaged.
+    Such a sample is skipped in every kind of data; it does not count as damaged.
 
     Args:
         facts: the sample's .json in a tar file, or its row in a table
@@ -50,23 +50,23 @@ def was_not_fetched(facts: Mapping[str, Any]) -> bool:
 
 
 def caption_suffixes(columns: Columns) -> tuple[str, ...]:
-    """List what a caption's file may end in, without the dot; the first that is there is the caption.
+    """Return the suffixes of a caption file, without the dot, in the order of preference.
 
-    It is the word that `columns.text` names, by default one of CAPTIONS, as it stands or in capitals
-    (`IMG_2.TXT`); none if an empty `columns.text` says that there are no captions.
+    A suffix is `columns.text`, by default one of CAPTIONS, unchanged or in capitals (`IMG_2.TXT`). There is
+    none if `columns.text` is empty, that is, for data without captions.
     """
     is_default = columns.text == Columns.model_fields["text"].default
     words = CAPTIONS if is_default else (columns.text,) if columns.text else ()
     return tuple(dict.fromkeys(word for plain in words for word in (plain, plain.upper())))
 
 
-def no_caption(stem: str, columns: Columns) -> str:
-    """Say which file would have been the caption; `stem` is its name without suffix."""
+def explain_no_caption(stem: str, columns: Columns) -> str:
+    """Return which file would have been the caption; `stem` is its name without suffix."""
     return f"it has no caption: there is no {stem}.{caption_suffixes(columns)[0]}"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file.
+    """Read a whole file.
 
     Raises:
         Unusable: it is not there, cannot be read, is no file or larger than MAX_FILE_BYTES
@@ -84,7 +84,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def check_bytes(size: int, name: str) -> None:
-    """Refuse what is too large to be read.
+    """Refuse a file that is too large.
 
     Raises:
         Unusable: see MAX_FILE_BYTES
@@ -94,7 +94,7 @@ def check_bytes(size: int, name: str) -> None:
 
 
 def check_text(text: str) -> str:
-    """Return a caption all of whose characters are characters.
+    """Return a caption that holds valid characters only.
 
     Raises:
         Unusable: JSON's escapes spell half of a surrogate pair
@@ -104,8 +104,8 @@ def check_text(text: str) -> str:
     return text
 
 
-def caption(data: bytes) -> str:
-    """Text without the white space around it; UTF-8, with or without a byte order mark."""
+def decode_caption(data: bytes) -> str:
+    """Decode UTF-8 text, with or without a byte order mark, and strip white space."""
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -113,7 +113,7 @@ def caption(data: bytes) -> str:
 
 
 def face_embedding(data: bytes) -> np.ndarray:
-    """A face embedding from a .npy file, or from an array or tensor that torch.save wrote: "d", float32.
+    """Read a face embedding, "d", float32, from a .npy file or an array or tensor of torch.save.
 
     Pickles go through PyTorch's restricted loader: arrays and tensors only.
 
@@ -121,7 +121,7 @@ def face_embedding(data: bytes) -> np.ndarray:
         Unusable: neither, or no single vector of finite numbers
     """
     try:
-        return vector(
+        return check_vector(
             np.load(BytesIO(data), allow_pickle=False) if data.startswith(b"\x93NUMPY") else _torch_file(data)
         )
     except Unusable:
@@ -130,8 +130,8 @@ def face_embedding(data: bytes) -> np.ndarray:
         raise Unusable("its face embedding is neither a .npy file nor what torch.save writes") from error
 
 
-def vector(values: object) -> np.ndarray:
-    """One vector of finite numbers, float32; leading axes of length 1 are dropped.
+def check_vector(values: object) -> np.ndarray:
+    """Return one vector of finite numbers, float32; leading axes of length 1 are dropped.
 
     Raises:
         Unusable: something else
@@ -154,7 +154,7 @@ def _torch_file(data: bytes) -> object:
 
 
 def _array_parts() -> Iterator[Any]:
-    """What a pickled array is put together from; nothing else may be."""
+    """Yield the types of a pickled array; no other type is loaded."""
     yield np.ndarray
     yield np.dtype
     yield np.ndarray.__reduce__(np.zeros(0))[0]
@@ -162,7 +162,7 @@ def _array_parts() -> Iterator[Any]:
 
 
 def fingerprint(words: Iterable[object]) -> str:
-    """SHA-256 of the words, in order, as hexadecimal digits."""
+    """Return the SHA-256 of the words, in order, in hexadecimal."""
     digest = hashlib.sha256()
     for word in words:
         digest.update(repr(word).encode())
@@ -170,8 +170,8 @@ def fingerprint(words: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
-def state(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds; zeros if there is no such file."""
+def file_state(path: Path) -> tuple[int, int]:
+    """Return size in bytes and time of change in nanoseconds; zeros if there is no such file."""
     with contextlib.suppress(OSError, ValueError):
         stat = path.stat()
         return stat.st_size, stat.st_mtime_ns

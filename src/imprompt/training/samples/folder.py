@@ -1,4 +1,4 @@
-"""A folder of pictures, each with its caption beside it.
+"""A folder of images, each with a caption file next to it.
 
     cat.png             the target, in any folder below; in the order of the paths
     cat.txt             its caption; without it cat.caption; cat.tags if `columns.text` is "tags"
@@ -6,8 +6,8 @@
     cat.mask.png        where the loss looks
     cat.face.npy        the embedding of the face in it
 
-Other suffixes of pictures will do. `columns` changes the words between the dots; an empty `columns.text` says
-that there are no captions.
+Other suffixes of images work as well. `columns` changes the words between the dots; an empty `columns.text`
+means data without captions.
 """
 
 import os
@@ -20,24 +20,24 @@ from imprompt.errors import DataError
 from imprompt.training.config import Columns, DataSettings
 from imprompt.training.samples.files import (
     PICTURES,
-    caption,
     caption_suffixes,
+    decode_caption,
+    explain_no_caption,
     face_embedding,
+    file_state,
     fingerprint,
     is_hidden,
-    no_caption,
     read_bytes,
-    state,
 )
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
 
 FACES = (".npy", ".pt", ".bin")
 _PLACES = {"text": "text", "reference": "references", "mask": "mask", "face": "face"}
-"""Fields of `Columns` → where `Files` holds what they ask for."""
+"""Fields of `Columns` → fields of `PictureFiles`."""
 
 
-class Files(NamedTuple):
-    """What belongs to one target: paths relative to the folder."""
+class PictureFiles(NamedTuple):
+    """The files of one target: paths relative to the folder."""
 
     image: str
     text: str
@@ -48,37 +48,37 @@ class Files(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderPart:
-    """Some consecutive pictures of a folder."""
+    """Some consecutive images of a folder."""
 
     folder: Path
-    rows: tuple[Files, ...]
+    rows: tuple[PictureFiles, ...]
     columns: Columns
-    """What belongs to what."""
+    """The roles of file names."""
 
     @property
     def identity(self) -> str:
-        """Of the names, sizes and times of change of its files."""
+        """Fingerprint of the names, sizes and times of change of the files."""
         return fingerprint((bool(self.columns.text), *(self._states(row) for row in self.rows)))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def samples(self) -> Iterator[Sample | Unreadable]:
-        """Read them, in the order of their paths."""
+        """Read the samples in the order of their paths."""
         for row in self.rows:
             yield read_sample(str(self.folder / row.image), lambda row=row: self._read(row))
 
-    def _states(self, row: Files) -> list[tuple[str, tuple[int, int]]]:
+    def _states(self, row: PictureFiles) -> list[tuple[str, tuple[int, int]]]:
         names = (row.image, row.text, *row.references, row.mask, row.face)
-        return [(name, state(self.folder / name)) for name in names if name]
+        return [(name, file_state(self.folder / name)) for name in names if name]
 
-    def _read(self, row: Files) -> Sample:
+    def _read(self, row: PictureFiles) -> Sample:
         if self.columns.text and not row.text:
-            raise Unusable(no_caption(Path(row.image).stem, self.columns))
+            raise Unusable(explain_no_caption(Path(row.image).stem, self.columns))
         return Sample(
             name=str(self.folder / row.image),
             image=read_bytes(self.folder / row.image),
-            text=caption(read_bytes(self.folder / row.text)) if row.text else "",
+            text=decode_caption(read_bytes(self.folder / row.text)) if row.text else "",
             references=tuple(read_bytes(self.folder / name) for name in row.references),
             mask=read_bytes(self.folder / row.mask) if row.mask else None,
             face=face_embedding(read_bytes(self.folder / row.face)) if row.face else None,
@@ -86,7 +86,7 @@ class FolderPart:
 
 
 def folder_parts(folder: Path, data: DataSettings, part_size: int) -> Sequence[FolderPart]:
-    """List a folder and those below it; hidden files and folders are left out.
+    """List a folder and those below it, without hidden files and folders.
 
     Raises:
         DataError: a word of `columns` that no file has, or a reference or mask of no picture
@@ -99,7 +99,7 @@ def folder_parts(folder: Path, data: DataSettings, part_size: int) -> Sequence[F
     ]
 
 
-def _rows(folder: Path, columns: Columns) -> Iterator[Files]:
+def _rows(folder: Path, columns: Columns) -> Iterator[PictureFiles]:
     names = sorted(_names(folder))
     known = set(names)
     roles = tuple(word for word in (columns.reference, columns.mask, columns.face) if word)
@@ -114,19 +114,19 @@ def _rows(folder: Path, columns: Columns) -> Iterator[Files]:
             text = _caption_file(stem, columns, known)
             yield _files(name, text, beside.get(stem, []), columns)
             owners.add(stem)
-    if lost := beside.keys() - owners:
-        name = beside[min(lost)][0]
-        raise DataError(f"{folder / name} belongs to no picture: there is no {min(lost)}.png; rename one")
+    if unowned := beside.keys() - owners:
+        name = beside[min(unowned)][0]
+        raise DataError(f"{folder / name} belongs to no picture: there is no {min(unowned)}.png; rename one")
 
 
 def _caption_file(stem: str, columns: Columns, known: Collection[str]) -> str:
-    """The caption beside a picture; empty if there is none."""
+    """Return the caption file of an image; empty if there is none."""
     names = (f"{stem}.{suffix}" for suffix in caption_suffixes(columns))
     return next((name for name in names if name in known), "")
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Every file below the folder, its path relative to it with slashes."""
+    """Yield every file below the folder, its path relative to it with slashes."""
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name)]
         inner = Path(place).relative_to(folder)
@@ -134,7 +134,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _owner(name: str, roles: tuple[str, ...]) -> str | None:
-    """The stem that a file like `a/cat.reference.1.png` belongs to, `a/cat`; None if it has no such word."""
+    """Return the stem to which a file like `a/cat.reference.1.png` belongs, `a/cat`; None without a role."""
     stem, suffix = os.path.splitext(name)
     if suffix.lower() not in (*PICTURES, *FACES):
         return None
@@ -144,19 +144,19 @@ def _owner(name: str, roles: tuple[str, ...]) -> str | None:
     return head if dot and head and last in roles else None
 
 
-def _files(image: str, text: str, beside: list[str], columns: Columns) -> Files:
+def _files(image: str, text: str, beside: list[str], columns: Columns) -> PictureFiles:
     stem = os.path.splitext(image)[0]
 
-    def having(word: str) -> list[str]:
+    def files_of_role(word: str) -> list[str]:
         return [name for name in beside if word and name.startswith(f"{stem}.{word}.")]
 
-    masks, faces = having(columns.mask), having(columns.face)
-    references = tuple(having(columns.reference))
-    return Files(image, text, references, masks[0] if masks else "", faces[0] if faces else "")
+    masks, faces = files_of_role(columns.mask), files_of_role(columns.face)
+    references = tuple(files_of_role(columns.reference))
+    return PictureFiles(image, text, references, masks[0] if masks else "", faces[0] if faces else "")
 
 
-def _check_words(folder: Path, rows: list[Files], columns: Columns) -> None:
-    """A word that was asked for by name must be there at least once."""
+def _check_words(folder: Path, rows: list[PictureFiles], columns: Columns) -> None:
+    """Refuse a word of `columns` that was set and that no file has."""
     if rows and columns.image != Columns.model_fields["image"].default:
         raise DataError(
             f"data.columns.image = {columns.image!r} has no effect on the folder {folder}, whose pictures "
@@ -164,7 +164,7 @@ def _check_words(folder: Path, rows: list[Files], columns: Columns) -> None:
         )
     for field, plain in _PLACES.items():
         word = getattr(columns, field)
-        asked = word and word != Columns.model_fields[field].default
-        if asked and not any(getattr(row, plain) for row in rows):
+        is_required = word and word != Columns.model_fields[field].default
+        if is_required and not any(getattr(row, plain) for row in rows):
             name = f"NAME.{word}" if field == "text" else f"NAME.{word}.png"
             raise DataError(f"{folder} has no file like {name}, which data.columns.{field} asks for")

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: from the hub, from a folder that `save_to_disk` made, or from one of data files."""
+"""Hugging Face datasets: from the hub, from a folder of `save_to_disk`, or from a folder of data files."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -8,23 +8,23 @@ from typing import Any
 
 from imprompt.errors import DataError, MissingExtra
 from imprompt.training.config import DataSettings
-from imprompt.training.samples.files import was_not_fetched
-from imprompt.training.samples.rows import Row, RowReader, find_columns
+from imprompt.training.samples.files import is_not_fetched
+from imprompt.training.samples.rows import RowReader, TableRow, find_columns
 from imprompt.training.samples.sample import Unusable
 from imprompt.training.samples.tables import TablePart
 
 ROWS_AT_ONCE = 32
-"""Rows in memory: they may hold pictures."""
+"""Rows in memory at once; they may hold images."""
 
 
 @dataclass(frozen=True)
 class HubRows:
-    """Rows of a data set from `first` on.
+    """Rows of a dataset, starting at `first`.
 
     Args:
         source: "owner/name" or a folder, with ":split" or not
-        first: number of the first row
-        columns: what is read
+        first: index of the first row
+        columns: columns to read
     """
 
     source: str
@@ -34,27 +34,27 @@ class HubRows:
     @property
     def state(self) -> tuple[object, ...]:
         """The fingerprint that `datasets` keeps."""
-        return load(self.source)._fingerprint, self.first, self.columns
+        return load_split(self.source)._fingerprint, self.first, self.columns
 
-    def read(self) -> Iterator[Row | Unusable]:
-        """See `Rows`; as Arrow holds them: a picture is its bytes, not decoded, or the name of its file."""
-        table = load(self.source).select_columns(list(self.columns)).with_format("arrow")
+    def read(self) -> Iterator[TableRow | Unusable]:
+        """See `TableRows`; a picture is its bytes, not decoded, or the name of its file."""
+        table = load_split(self.source).select_columns(list(self.columns)).with_format("arrow")
         for start in range(self.first, len(table), ROWS_AT_ONCE):
             yield from table[start : start + ROWS_AT_ONCE].to_pylist()
 
-    def read_names(self) -> Iterator[Row | Unusable]:
-        """Nothing: the fingerprint tells."""
+    def read_names(self) -> Iterator[TableRow | Unusable]:
+        """Yield nothing, as the fingerprint covers the files."""
         return iter(())
 
 
 def hub_parts(source: str, data: DataSettings, part_size: int) -> Sequence[TablePart]:
-    """A data set of the hub, or on disk; `source` is without "hf:".
+    """Open a dataset of the hub or on disk; `source` does not include "hf:".
 
     Raises:
         DataError: there is none of that name here or on the hub, not that split, or not a column
         MissingExtra: without datasets (`imprompt[datasets]`)
     """
-    table = load(source)
+    table = load_split(source)
     found = find_columns(data.columns, table.column_names, f"hf:{source}")
     columns = tuple(dict.fromkeys(column for column in found if column))
     reader = RowReader(found, Path(data.root))
@@ -65,8 +65,8 @@ def hub_parts(source: str, data: DataSettings, part_size: int) -> Sequence[Table
 
 
 @functools.lru_cache(maxsize=4)
-def load(source: str) -> Any:
-    """One split of a data set, memory-mapped; fetched if need be.
+def load_split(source: str) -> Any:
+    """Load one split of a dataset as a memory map; download it if necessary.
 
     Raises:
         DataError: there is none, or not that split
@@ -87,16 +87,16 @@ def load(source: str) -> Any:
 
 
 def _fetched_rows(table: Any) -> Any:
-    """A data set without the rows that img2dataset could not fetch."""
+    """Drop the rows that img2dataset could not fetch."""
     if "status" not in table.column_names:
         return table
     statuses = table.select_columns(["status"])[:]["status"]
-    kept = [row for row, status in enumerate(statuses) if not was_not_fetched({"status": status})]
+    kept = [row for row, status in enumerate(statuses) if not is_not_fetched({"status": status})]
     return table if len(kept) == len(statuses) else table.select(kept)
 
 
 def _split(loaded: Any, split: str, source: str) -> Any:
-    """The split that was asked for; else the only one, or "train"."""
+    """Return the split that was named, or the only one, or "train"."""
     if not isinstance(loaded, dict):
         if split:
             raise DataError(f"hf:{source}: this data set has no splits; leave out :{split}")

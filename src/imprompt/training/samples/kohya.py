@@ -2,8 +2,8 @@
 
     {"cat": {"caption": "a cat", "tags": "cat, sitting"}, "/photos/dog.png": {"caption": "a dog"}}
 
-A key is a picture's path, or its name without suffix. As in kohya's training, the text is the caption with
-the tags behind it; `columns.text = "caption"` takes the one, "tags" the other.
+A key is a picture's path, or its name without suffix. As in kohya's training, the text is the caption
+followed by the tags; `columns.text = "caption"` or "tags" selects one of them.
 """
 
 import os
@@ -18,12 +18,12 @@ CAPTION, TAGS = "caption", "tags"
 
 
 def metadata_rows(entries: Mapping[str, object], table: Path, root: Path) -> list[dict[str, Any]]:
-    """Rows of a table with the columns image, text, caption and tags, those that an entry has.
+    """Return table rows with the columns image, text, caption and tags, as far as an entry has them.
 
     Args:
-        entries: what the file holds
+        entries: content of the file
         table: the file, for messages
-        root: where the paths begin
+        root: folder at which the paths begin
 
     Raises:
         DataError: an entry is no object
@@ -36,30 +36,30 @@ def metadata_rows(entries: Mapping[str, object], table: Path, root: Path) -> lis
                 f'{table}: the entry of {key!r} must be an object like {{"caption": "a cat"}}, as kohya\'s '
                 'scripts write it; or write a list of objects like {"image": "cat.png", "text": "a cat"}'
             )
-        rows.append({**entry, **_text(entry), "image": pictures.named(key)})
+        rows.append({**entry, **_text(entry), "image": pictures.find(key)})
     return rows
 
 
 def _text(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Caption and tags, as train_util.py joins them."""
+    """Join caption and tags as train_util.py does."""
     words = [entry.get(CAPTION), entry.get(TAGS)]
-    said = [word for word in words if isinstance(word, str) and word]
-    return {"text": ", ".join(said)} if said else {}
+    parts = [word for word in words if isinstance(word, str) and word]
+    return {"text": ", ".join(parts)} if parts else {}
 
 
 class _Pictures:
-    """Pictures by their names without suffix.
+    """Images by their names without suffix.
 
     Args:
-        root: where relative names begin
+        root: folder at which relative names begin
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._folders: dict[str, dict[str, list[str]]] = {}
 
-    def named(self, key: str) -> str | list[str]:
-        """The picture of a key; all of them if several have its name, and the key itself if none has."""
+    def find(self, key: str) -> str | list[str]:
+        """Return the image of a key, all images if several have its name, or the key itself if none has."""
         if os.path.splitext(key)[1].lower() in PICTURES:
             return key
         folder, stem = os.path.split(key)
@@ -70,7 +70,7 @@ class _Pictures:
 
 
 def _stems(folder: Path) -> dict[str, list[str]]:
-    """Every stem in a folder, and the pictures that have it."""
+    """Return every stem in a folder with the images that have it."""
     stems: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
         stem, suffix = os.path.splitext(name)

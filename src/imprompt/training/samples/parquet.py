@@ -7,16 +7,16 @@ from typing import Any
 
 from imprompt.errors import DataError, MissingExtra
 from imprompt.training.config import DataSettings
-from imprompt.training.samples.files import state, was_not_fetched
-from imprompt.training.samples.rows import Row, RowReader, find_columns
+from imprompt.training.samples.files import file_state, is_not_fetched
+from imprompt.training.samples.rows import RowReader, TableRow, find_columns
 from imprompt.training.samples.sample import Unusable
 from imprompt.training.samples.tables import TablePart, root_of
 
 ROWS_AT_ONCE = 32
-"""Rows in memory: they may hold pictures."""
+"""Rows in memory at once; they may hold images."""
 
 STATUS = "status"
-"""The column in which img2dataset notes whether it could fetch a row's picture."""
+"""The column in which img2dataset records whether it could fetch a row's image."""
 
 _TEXTS = ("string", "large_string", "string_view")
 
@@ -26,36 +26,36 @@ class ParquetRows:
     """Rows of one row group.
 
     Args:
-        path: of the file
-        group: number of the row group
-        skipped: how many of its rows come before
-        columns: what is read
-        named: those of them that can hold file names
-        has_status: whether img2dataset notes in it which rows have no picture; these are left out
+        path: the file
+        group: index of the row group
+        skipped: number of its rows that come before
+        columns: columns to read
+        name_columns: those of them that can hold file names
+        has_status: whether img2dataset recorded in it which rows have no image; these are skipped
     """
 
     path: Path
     group: int
     skipped: int
     columns: tuple[str, ...]
-    named: tuple[str, ...]
+    name_columns: tuple[str, ...]
     has_status: bool = False
 
     @property
     def state(self) -> tuple[object, ...]:
-        """The file's: pictures may be in it."""
-        return self.path.name, state(self.path), self.group, self.skipped, self.columns
+        """The state of the file, which may hold the images."""
+        return self.path.name, file_state(self.path), self.group, self.skipped, self.columns
 
-    def read(self) -> Iterator[Row | Unusable]:
-        """See `Rows`."""
+    def read(self) -> Iterator[TableRow | Unusable]:
+        """See `TableRows`."""
         return self._read(self.columns)
 
-    def read_names(self) -> Iterator[Row | Unusable]:
-        """See `Rows`."""
-        return self._read(self.named) if self.named else iter(())
+    def read_names(self) -> Iterator[TableRow | Unusable]:
+        """See `TableRows`."""
+        return self._read(self.name_columns) if self.name_columns else iter(())
 
-    def _read(self, columns: tuple[str, ...]) -> Iterator[Row]:
-        with _opened(self.path) as file:
+    def _read(self, columns: tuple[str, ...]) -> Iterator[TableRow]:
+        with _open_parquet(self.path) as file:
             skipped = 0
             wanted = tuple(dict.fromkeys((*columns, STATUS))) if self.has_status else columns
             batches = _batches(file, self.path, self.group, wanted)
@@ -66,44 +66,44 @@ class ParquetRows:
 
 
 def parquet_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
-    """A Parquet file; pictures are file names, bytes, or both as Hugging Face writes them.
+    """Open a Parquet file; images are file names, bytes, or both as Hugging Face writes them.
 
     Raises:
         DataError: it is damaged, or has not a column
         MissingExtra: without pyarrow (`imprompt[train]`)
     """
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         schema = file.schema_arrow
         has_status = STATUS in schema.names and str(schema.field(STATUS).type) in _TEXTS
         lengths = [_count_rows(file, path, group, has_status) for group in range(file.num_row_groups)]
     found = find_columns(data.columns, schema.names, str(path))
     columns = tuple(dict.fromkeys(column for column in found if column))
-    named = tuple(column for column in columns if "binary" not in str(schema.field(column).type))
+    name_columns = tuple(column for column in columns if "binary" not in str(schema.field(column).type))
     reader = RowReader(found, root_of(path, data))
     return [
         TablePart(path.name, sum(lengths[:group]) + skipped, min(part_size, length - skipped), rows, reader)
         for group, length in enumerate(lengths)
         for skipped in range(0, length, part_size)
-        if (rows := ParquetRows(path, group, skipped, columns, named, has_status))
+        if (rows := ParquetRows(path, group, skipped, columns, name_columns, has_status))
     ]
 
 
 def _count_rows(file: Any, path: Path, group: int, has_status: bool) -> int:
-    """Rows of a group that have a picture, as far as img2dataset notes it."""
+    """Count the rows of a group without those that img2dataset could not fetch."""
     if not has_status:
         return file.metadata.row_group(group).num_rows
     return sum(_fetched_rows(batch).num_rows for batch in _batches(file, path, group, (STATUS,)))
 
 
 def _fetched_rows(batch: Any) -> Any:
-    """The rows of a batch without those that img2dataset could not fetch."""
+    """Drop the rows that img2dataset could not fetch."""
     import pyarrow
 
     statuses = batch.column(batch.schema.get_field_index(STATUS)).to_pylist()
-    return batch.filter(pyarrow.array([not was_not_fetched({STATUS: status}) for status in statuses], "bool"))
+    return batch.filter(pyarrow.array([not is_not_fetched({STATUS: status}) for status in statuses], "bool"))
 
 
-def _opened(path: Path) -> Any:
+def _open_parquet(path: Path) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A row of a table → a sample: which column is what, and where its pictures are."""
+"""A table row → a sample: the meaning of its columns and the location of its images."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -10,21 +10,21 @@ import numpy as np
 
 from imprompt.errors import DataError
 from imprompt.training.config import Columns
-from imprompt.training.samples.files import check_text, face_embedding, read_bytes, state, vector
+from imprompt.training.samples.files import check_text, check_vector, face_embedding, file_state, read_bytes
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
 
-ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
+ALIASES: Mapping[str, tuple[str, ...]] = {
     "image": ("image_file", "file_name"),
     "face": ("id_embed_file",),
 }
-"""Other names of our default columns: the official scripts' (tutorial_train.py, tutorial_train_faceid.py),
-and that of Hugging Face's image folders."""
+"""Other names of the default columns: those of the official scripts (tutorial_train.py,
+tutorial_train_faceid.py) and of Hugging Face's image folders."""
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 
-class Named(NamedTuple):
-    """What the table calls its columns; "" for what it has not."""
+class TableColumns(NamedTuple):
+    """The names of the columns in a table; "" for a column that it lacks."""
 
     image: str
     text: str
@@ -33,22 +33,22 @@ class Named(NamedTuple):
     face: str
 
 
-def find_columns(columns: Columns, there: Collection[str], source: str) -> Named:
-    """Find out what a table calls its columns.
+def find_columns(columns: Columns, there: Collection[str], source: str) -> TableColumns:
+    """Find the names of the columns in a table.
 
-    The picture's must be there, and the text's unless `columns.text` is empty, which says that there are no
-    captions. Of the others, those that were not asked for by name may be missing.
+    The image column is required, and so is the text column unless `columns.text` is empty. The others are
+    required only if the configuration names them.
 
     Raises:
-        DataError: one that is needed or was asked for is not there
+        DataError: a required column is missing
     """
-    return Named(*(_find(field, columns, there, source) for field in Named._fields))
+    return TableColumns(*(_find(field, columns, there, source) for field in TableColumns._fields))
 
 
 def _find(field: str, columns: Columns, there: Collection[str], source: str) -> str:
     name = getattr(columns, field)
     default = Columns.model_fields[field].default
-    candidates = (name, *ALSO_CALLED.get(field, ())) if name == default else (name,)
+    candidates = (name, *ALIASES.get(field, ())) if name == default else (name,)
     found = next((candidate for candidate in candidates if candidate in there), "")
     is_needed = field == "image" or (field == "text" and name) or (name and name != default)
     if is_needed and not found:
@@ -61,29 +61,29 @@ def _find(field: str, columns: Columns, there: Collection[str], source: str) -> 
 
 @dataclass(frozen=True)
 class RowReader:
-    """Rows of one table → samples.
+    """Converts rows of one table to samples.
 
     Args:
-        columns: what they are called
-        root: where relative file names begin
+        columns: their names
+        root: folder at which relative file names begin
     """
 
-    columns: Named
+    columns: TableColumns
     root: Path
 
-    def sample(self, row: Row | Unusable, name: str) -> Sample | Unreadable:
-        """The sample in a row, or why it cannot be used."""
+    def sample(self, row: TableRow | Unusable, name: str) -> Sample | Unreadable:
+        """Return the sample in a row, or why it is unusable."""
         return read_sample(name, lambda: self._read(row, name))
 
-    def states(self, row: Row | Unusable) -> list[object]:
-        """What of a row and of the files that it names tells that they have changed."""
+    def states(self, row: TableRow | Unusable) -> list[object]:
+        """Return what changes when a row or a file that it names changes."""
         if isinstance(row, Unusable):
             return [str(row)]
         files = [self.root / value for value in self._files(row)]
         named = {column: repr(row.get(column)) for column in self.columns if column}
-        return [named, *(state(file) for file in files)]
+        return [named, *(file_state(file) for file in files)]
 
-    def _read(self, row: Row | Unusable, name: str) -> Sample:
+    def _read(self, row: TableRow | Unusable, name: str) -> Sample:
         if isinstance(row, Unusable):
             raise row
         image = self._pictures(row, self.columns.image)
@@ -93,7 +93,7 @@ class RowReader:
         references = self._pictures(row, self.columns.reference)
         return Sample(name, image[0], self._text(row), references, mask[0] if mask else None, self._face(row))
 
-    def _text(self, row: Row) -> str:
+    def _text(self, row: TableRow) -> str:
         if not self.columns.text:
             return ""
         text = row.get(self.columns.text)
@@ -101,11 +101,11 @@ class RowReader:
             raise Unusable(f"it has no caption in the column {self.columns.text!r}")
         return check_text(text.strip())
 
-    def _pictures(self, row: Row, column: str) -> tuple[bytes, ...]:
-        return tuple(self._bytes(value, column) for value in _listed(row.get(column) if column else None))
+    def _pictures(self, row: TableRow, column: str) -> tuple[bytes, ...]:
+        return tuple(self._bytes(value, column) for value in _as_list(row.get(column) if column else None))
 
     def _bytes(self, value: object, column: str) -> bytes:
-        """A picture as it may stand in a table: a file's name, its bytes, or both (Hugging Face's form)."""
+        """Return an image of a table: a file's name, its bytes, or both (Hugging Face's form)."""
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
@@ -115,21 +115,21 @@ class RowReader:
             raise Unusable(f"in the column {column!r} is no file name and no picture, but {kind}")
         return read_bytes(self.root / value)
 
-    def _face(self, row: Row) -> np.ndarray | None:
+    def _face(self, row: TableRow) -> np.ndarray | None:
         value = row.get(self.columns.face) if self.columns.face else None
         if value is None or value == "":
             return None
         if isinstance(value, str):
             value = _from_json(value) or read_bytes(self.root / value)
-        return face_embedding(value) if isinstance(value, bytes) else vector(value)
+        return face_embedding(value) if isinstance(value, bytes) else check_vector(value)
 
-    def _files(self, row: Row) -> Iterator[str]:
+    def _files(self, row: TableRow) -> Iterator[str]:
         for column in (self.columns.image, self.columns.reference, self.columns.mask, self.columns.face):
-            yield from (value for value in _listed(row.get(column)) if isinstance(value, str))
+            yield from (value for value in _as_list(row.get(column)) if isinstance(value, str))
 
 
-def _listed(value: object) -> list[object]:
-    """One or several: a list as it stands or as JSON, nothing as an empty one."""
+def _as_list(value: object) -> list[object]:
+    """Return one or several values as a list: a list, JSON of one, or nothing for an empty cell."""
     if value is None or value == "":
         return []
     if isinstance(value, str):
@@ -138,7 +138,7 @@ def _listed(value: object) -> list[object]:
 
 
 def _from_json(cell: str) -> list[Any]:
-    """The list that a cell of a CSV spells; empty if it is none."""
+    """Parse the list in a CSV cell; return an empty list if it holds none."""
     if not cell.startswith("["):
         return []
     try:

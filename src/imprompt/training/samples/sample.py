@@ -1,4 +1,4 @@
-"""One training sample as it lies in the data: encoded pictures, not yet decoded, and words."""
+"""One training sample as the data hold it: encoded images and text."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sample:
-    """A target picture, its caption, and what it may be prompted with.
+    """A target image, its caption, and its image prompts.
 
     Attributes:
-        name: where it is, for messages: a path, "00001.tar:000123", "train.jsonl line 7"
+        name: its location, for messages: a path, "00001.tar:000123", "train.jsonl line 7"
         image: the target, an encoded picture (PNG, JPEG, ...)
         text: the caption
-        references: pictures to prompt with; none means the target itself
-        mask: a grey picture, encoded; black is where the loss does not look
+        references: image prompts; none means the target itself
+        mask: an encoded grayscale image; the loss ignores black areas
         face: an embedding of the face in the target, "512", float32
     """
 
@@ -30,7 +30,7 @@ class Sample:
 
     @property
     def key(self) -> bytes:
-        """SHA-256 of the content, 32 bytes: the same sample has the same key wherever it lies."""
+        """SHA-256 of the content, 32 bytes; the same sample has the same key in every source."""
         face = b"" if self.face is None else np.ascontiguousarray(self.face, dtype=np.float32).tobytes()
         parts = (self.image, self.text.encode(), *self.references, self.mask or b"", face)
         digest = hashlib.sha256()
@@ -42,18 +42,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A sample that cannot be used, and why: `reason` is a phrase ("no such file")."""
+    """A sample that is unusable; `reason` is a phrase ("no such file")."""
 
     name: str
     reason: str
 
 
 class Unusable(Exception):
-    """Raised while one sample is read; the message is the reason, a phrase. It never leaves this package."""
+    """Raised while a sample is read; the message is a phrase. It never leaves this package."""
 
 
 def read_sample(name: str, read: Callable[[], Sample]) -> Sample | Unreadable:
-    """Read one sample, or say why it cannot be used."""
+    """Read one sample, or return why it is unusable."""
     try:
         return read()
     except Unusable as fault:
@@ -62,10 +62,10 @@ def read_sample(name: str, read: Callable[[], Sample]) -> Sample | Unreadable:
 
 @runtime_checkable
 class Part(Protocol):
-    """Some consecutive samples of a source, read when asked for; small and picklable, for other processes.
+    """Some consecutive samples of a source, read on demand; small and picklable, for other processes.
 
     Attributes:
-        identity: changes when the files behind it do: names without folders, sizes and times of change
+        identity: fingerprint of the files: names without folders, sizes and times of change
     """
 
     @property
@@ -76,5 +76,5 @@ class Part(Protocol):
     def __len__(self) -> int: ...
 
     def samples(self) -> Iterator[Sample | Unreadable]:
-        """Read them, in order; files that are missing or damaged come as `Unreadable`, in their place."""
+        """Read the samples in order; missing or damaged ones become `Unreadable`, in their place."""
         ...

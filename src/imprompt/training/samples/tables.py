@@ -1,4 +1,4 @@
-"""Tables of captions and file names: one part for all kinds; JSON, as the official script's or kohya's."""
+"""Tables of captions and file names: one part for all kinds; JSON of the official script or of kohya."""
 
 import itertools
 import json
@@ -9,27 +9,27 @@ from typing import Any, Protocol, runtime_checkable
 
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
-from imprompt.training.samples.files import fingerprint, was_not_fetched
+from imprompt.training.samples.files import fingerprint, is_not_fetched
 from imprompt.training.samples.kohya import metadata_rows
-from imprompt.training.samples.rows import Row, RowReader, find_columns
+from imprompt.training.samples.rows import RowReader, TableRow, find_columns
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable
 
 
 @runtime_checkable
-class Rows(Protocol):
-    """Consecutive rows of a table, read when asked for; small and picklable."""
+class TableRows(Protocol):
+    """Consecutive rows of a table, read on demand; small and picklable."""
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What tells that they have changed, if their cells do not."""
+        """What changes with the rows if their cells do not."""
         ...
 
-    def read(self) -> Iterator[Row | Unusable]:
-        """The rows, from the first; perhaps more than belong to the part."""
+    def read(self) -> Iterator[TableRow | Unusable]:
+        """Yield rows from the first one, perhaps more than belong to the part."""
         ...
 
-    def read_names(self) -> Iterator[Row | Unusable]:
-        """The same, but only cells that may be file names."""
+    def read_names(self) -> Iterator[TableRow | Unusable]:
+        """Yield the same rows, but only cells that may be file names."""
         ...
 
 
@@ -38,22 +38,22 @@ class TablePart:
     """Some consecutive rows of a table.
 
     Args:
-        table: its name, for messages
-        first: the number of rows before them
-        count: how many they are
-        rows: where they come from
-        reader: what makes samples of them
+        table: name of the table, for messages
+        first: number of rows before them
+        count: number of rows
+        rows: source of the rows
+        reader: converts them to samples
     """
 
     table: str
     first: int
     count: int
-    rows: Rows
+    rows: TableRows
     reader: RowReader
 
     @property
     def identity(self) -> str:
-        """Of the rows and of the files that they name."""
+        """Fingerprint of the rows and of the files that they name."""
         named = itertools.islice(self.rows.read_names(), self.count)
         return fingerprint(itertools.chain([self.rows.state, self.count], map(self.reader.states, named)))
 
@@ -61,50 +61,50 @@ class TablePart:
         return self.count
 
     def samples(self) -> Iterator[Sample | Unreadable]:
-        """Read them, in the table's order."""
+        """Read the samples in the order of the table."""
         for number, row in enumerate(itertools.islice(self.rows.read(), self.count), start=self.first + 1):
             yield self.reader.sample(row, f"{self.table} row {number}")
 
 
 @dataclass(frozen=True)
-class HeldRows:
+class ListRows:
     """Rows in memory."""
 
-    held: tuple[Row, ...]
+    held: tuple[TableRow, ...]
 
     @property
     def state(self) -> tuple[object, ...]:
-        """Nothing but the cells."""
+        """Nothing, as the cells cover everything."""
         return ()
 
-    def read(self) -> Iterator[Row | Unusable]:
-        """See `Rows`."""
+    def read(self) -> Iterator[TableRow | Unusable]:
+        """See `TableRows`."""
         return iter(self.held)
 
-    def read_names(self) -> Iterator[Row | Unusable]:
-        """See `Rows`."""
+    def read_names(self) -> Iterator[TableRow | Unusable]:
+        """See `TableRows`."""
         return iter(self.held)
 
 
 def json_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
-    """A JSON list of objects, or kohya's metadata; it is read whole.
+    """Open a JSON list of objects, or kohya's metadata; the file is read whole.
 
     Raises:
         DataError: no JSON, neither of the two, or a column that is not there
     """
     rows = _json_rows(path, root_of(path, data))
     there = {column for row in rows for column in row}
-    rows = [row for row in rows if not was_not_fetched(row)]
+    rows = [row for row in rows if not is_not_fetched(row)]
     reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
     return [
-        TablePart(path.name, start, len(some), HeldRows(some), reader)
+        TablePart(path.name, start, len(some), ListRows(some), reader)
         for start in range(0, len(rows), part_size)
         if (some := tuple(rows[start : start + part_size]))
     ]
 
 
 def root_of(table: Path, data: DataSettings) -> Path:
-    """Where the relative file names in a table begin."""
+    """Return the folder at which relative file names in a table begin."""
     return Path(data.root) if data.root else table.parent
 
 

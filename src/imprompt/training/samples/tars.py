@@ -1,6 +1,6 @@
-"""Tar files as WebDataset lays them out and img2dataset writes them.
+"""Tar files in the layout of WebDataset, as img2dataset writes them.
 
-Files of one sample follow one another and have one name up to the first dot (of the last part of the path):
+Files of one sample are consecutive and share their name up to the first dot (of the last part of the path):
 
     000000012.jpg               the target: the first suffix of a picture
     000000012.txt               its caption; or 000000012.caption, or "caption" in 000000012.json
@@ -8,10 +8,10 @@ Files of one sample follow one another and have one name up to the first dot (of
     000000012.mask.png          where the loss looks
     000000012.face.npy          the embedding of the face in it
 
-Hidden files (macOS's `._000000012.jpg`) belong to no sample. A sample without a picture whose .json says that
-it could not be fetched ("status", img2dataset) is none.
-Opening reads headers only; a part keeps where its first sample begins, and reads one sample at a time. What
-gzip has packed is unpacked first (packed.py).
+Hidden files (macOS's `._000000012.jpg`) belong to no sample. A sample without an image is skipped if its
+.json records that it could not be fetched ("status", img2dataset). Opening reads headers only; a part stores
+where its first sample begins, and reads one sample at a time. Gzip files are decompressed first
+(gzip_tars.py).
 """
 
 import itertools
@@ -27,29 +27,29 @@ from imprompt.training.config import Columns, DataSettings
 from imprompt.training.samples.files import (
     CAPTIONS,
     PICTURES,
-    caption,
     caption_suffixes,
     check_bytes,
     check_text,
+    decode_caption,
+    explain_no_caption,
     face_embedding,
+    file_state,
     fingerprint,
     is_hidden,
-    no_caption,
-    state,
-    was_not_fetched,
+    is_not_fetched,
 )
-from imprompt.training.samples.headers import CutOff, Member, read_headers
-from imprompt.training.samples.packed import open_tar
+from imprompt.training.samples.gzip_tars import open_tar
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
+from imprompt.training.samples.tar_headers import DamagedTar, TarMember, read_headers
 
 _CAPTIONS = tuple(f".{word}" for word in CAPTIONS)
 
-Suffixes = Mapping[str, Member]
-"""What belongs to one sample: "jpg" → where its bytes are."""
+Suffixes = Mapping[str, TarMember]
+"""The files of one sample: "jpg" → the position of its bytes."""
 
 
-class Group(NamedTuple):
-    """The files of one sample; `offset` is where the first one's header begins."""
+class TarSample(NamedTuple):
+    """The files of one sample; `offset` is where the header of the first one begins."""
 
     key: str
     offset: int
@@ -68,15 +68,15 @@ class TarPart:
 
     @property
     def identity(self) -> str:
-        """Of the tar file's name, size and time of change, and of the place in it."""
+        """Fingerprint of the tar file's name, size and time of change, and of the position in it."""
         words = self.columns.model_dump().values()
-        return fingerprint((self.path.name, state(self.path), self.offset, self.count, *words))
+        return fingerprint((self.path.name, file_state(self.path), self.offset, self.count, *words))
 
     def __len__(self) -> int:
         return self.count
 
     def samples(self) -> Iterator[Sample | Unreadable]:
-        """Read them, in the tar's order."""
+        """Read the samples in the order of the tar file."""
         with open_tar(self.path) as file:
             file.seek(self.offset)
             for group in itertools.islice(_groups(file, self.columns), self.count):
@@ -86,9 +86,9 @@ class TarPart:
     def _read(self, file: BinaryIO, files: Suffixes, name: str) -> Sample:
         image = find_picture(files, self.columns)
         if image is None:
-            raise Unusable(f"it has no picture{_dots(files, self.columns)}")
-        mask, face = (_having(files, word) for word in (self.columns.mask, self.columns.face))
-        references = _having(files, self.columns.reference)
+            raise Unusable(f"it has no picture{_explain_dots(files, self.columns)}")
+        mask, face = (_files_of_role(files, word) for word in (self.columns.mask, self.columns.face))
+        references = _files_of_role(files, self.columns.reference)
         return Sample(
             name=name,
             image=_content(file, image),
@@ -100,7 +100,7 @@ class TarPart:
 
 
 def tar_parts(paths: Sequence[Path], data: DataSettings, part_size: int) -> Sequence[TarPart]:
-    """Tar files, one after another; a part never spans two.
+    """Open tar files, one after another; a part never spans two.
 
     Raises:
         DataError: tar files that are cut off or are none (all are named), or a suffix that no file has
@@ -111,7 +111,7 @@ def tar_parts(paths: Sequence[Path], data: DataSettings, part_size: int) -> Sequ
     for path in paths:
         try:
             parts += _index(path, data.columns, part_size, suffixes)
-        except (CutOff, OSError) as fault:
+        except (DamagedTar, OSError) as fault:
             faults.append(f"{path} {fault}")
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
@@ -120,8 +120,8 @@ def tar_parts(paths: Sequence[Path], data: DataSettings, part_size: int) -> Sequ
     return parts
 
 
-def find_picture(files: Suffixes, columns: Columns) -> Member | None:
-    """The target of a sample: the file of that suffix, or by default the first one of a picture's."""
+def find_picture(files: Suffixes, columns: Columns) -> TarMember | None:
+    """Return the target of a sample: the configured suffix, or by default the first image."""
     if columns.image != Columns.model_fields["image"].default:
         return files.get(columns.image)
     return next((member for suffix, member in files.items() if f".{suffix.lower()}" in PICTURES), None)
@@ -143,27 +143,27 @@ def _index(path: Path, columns: Columns, part_size: int, suffixes: set[str]) -> 
     ]
 
 
-def _groups(file: BinaryIO, columns: Columns) -> Iterator[Group]:
-    """Samples from where the file stands, those left out that img2dataset could not fetch."""
+def _groups(file: BinaryIO, columns: Columns) -> Iterator[TarSample]:
+    """Yield samples from the current position, without those that img2dataset could not fetch."""
     visible = (member for member in read_headers(file) if not is_hidden(member.name))
     for key, members in itertools.groupby(visible, key=lambda member: _split(member.name)[0]):
-        files: dict[str, Member] = {}
+        files: dict[str, TarMember] = {}
         for member in members:
             files.setdefault(_split(member.name)[1], member)
-        group = Group(key, next(iter(files.values())).header, files)
-        if find_picture(files, columns) is not None or not was_not_fetched(_facts(file, files)):
+        group = TarSample(key, next(iter(files.values())).header, files)
+        if find_picture(files, columns) is not None or not is_not_fetched(_facts(file, files)):
             yield group
 
 
 def _split(name: str) -> tuple[str, str]:
-    """`a/b.reference.png` → `a/b` and `reference.png`."""
+    """Split `a/b.reference.png` into `a/b` and `reference.png`."""
     folder, last = os.path.split(name)
     stem, _, suffix = last.partition(".")
     return os.path.join(folder, stem), suffix
 
 
 def _facts(file: BinaryIO, files: Suffixes) -> Mapping[str, Any]:
-    """What img2dataset notes of a sample, as JSON; nothing if it is none."""
+    """Return what img2dataset recorded of a sample as JSON; empty if there is nothing."""
     if "json" not in files:
         return {}
     try:
@@ -178,16 +178,16 @@ def _text(file: BinaryIO, files: Suffixes, columns: Columns) -> str:
         return ""
     for suffix in caption_suffixes(columns):
         if suffix in files:
-            return caption(_content(file, files[suffix]))
+            return decode_caption(_content(file, files[suffix]))
     is_default = columns.text == Columns.model_fields["text"].default
     noted = _facts(file, files).get("caption") if is_default else None
     if not isinstance(noted, str):
-        raise Unusable(f"{no_caption('', columns)}{_dots(files, columns)}")
+        raise Unusable(f"{explain_no_caption('', columns)}{_explain_dots(files, columns)}")
     return check_text(noted.strip())
 
 
-def _dots(files: Suffixes, columns: Columns) -> str:
-    """Half a sentence, if a picture's or a caption's name has more dots than the one before its suffix."""
+def _explain_dots(files: Suffixes, columns: Columns) -> str:
+    """Return half a sentence if the name of an image or caption has more dots than that of its suffix."""
     roles = {columns.reference, columns.mask, columns.face}
     for suffix, member in files.items():
         before, _, last = suffix.rpartition(".")
@@ -199,20 +199,20 @@ def _dots(files: Suffixes, columns: Columns) -> str:
     return ""
 
 
-def _having(files: Suffixes, word: str) -> list[Member]:
-    """Files whose suffix is the word, or begins with it (`reference.1.png`), in the order of the suffixes."""
+def _files_of_role(files: Suffixes, word: str) -> list[TarMember]:
+    """Return files whose suffix is the word or begins with it (`reference.1.png`), sorted by suffix."""
     found = [suffix for suffix in files if word and (suffix == word or suffix.startswith(f"{word}."))]
     return [files[suffix] for suffix in sorted(found)]
 
 
-def _content(file: BinaryIO, member: Member) -> bytes:
+def _content(file: BinaryIO, member: TarMember) -> bytes:
     check_bytes(member.size, member.name)
     file.seek(member.offset)
     return file.read(member.size)
 
 
 def _check_suffixes(there: set[str], columns: Columns, path: Path) -> None:
-    """A suffix that was asked for by name must be there at least once."""
+    """Refuse a suffix of `columns` that was set and that no file has."""
     for field, kind in Columns.model_fields.items():
         word = getattr(columns, field)
         if word in ("", kind.default) or any(name == word or name.startswith(f"{word}.") for name in there):

@@ -1,4 +1,4 @@
-"""Watching a run: its log, its terminal, its page, its model card."""
+"""The record of a run: its log, its terminal, its page, its model card."""
 
 from imprompt.training.watching.card import write_card
 from imprompt.training.watching.display import Display

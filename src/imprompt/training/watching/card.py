@@ -1,4 +1,4 @@
-"""The model card of a finished adapter: what it is, how to use it, what it was made of and how good it is.
+"""The model card of a finished adapter: purpose, use, data, recipe and quality.
 
 In the form that the Hugging Face hub reads: facts for machines between two lines of `---`, then Markdown.
 """
@@ -17,8 +17,8 @@ from imprompt.report import format_short
 from imprompt.runtime.output import write_atomically
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.watching.commands import is_decoupled, model_options
-from imprompt.training.watching.history import History, duration, read_history
-from imprompt.training.watching.verdict import judge
+from imprompt.training.watching.history import History, format_duration, read_history
+from imprompt.training.watching.verdict import judge_adapter
 
 CARD_FILE = "README.md"
 ADAPTER_FILE = "adapter.safetensors"
@@ -29,7 +29,7 @@ _FACES = ("faceid", "faceid-plus", "faceid-plusv2")
 
 
 def write_card(folder: Path) -> Path:
-    """Write the model card of the run in `folder`, beside its adapter, and return its path.
+    """Write the model card of the run in `folder`, next to its adapter, and return its path.
 
     Raises:
         TrainingError: the run has no finished adapter
@@ -45,7 +45,7 @@ def write_card(folder: Path) -> Path:
 
 
 def card_of(history: History) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     sections = [
         _header(history),
         f"# {history.name}: an image-prompt adapter\n\n{_what(history)}",
@@ -61,7 +61,7 @@ def card_of(history: History) -> str:
 
 
 def _header(history: History) -> str:
-    """What the hub reads; a licence is the maker's to choose."""
+    """Return the facts that the hub reads; the owner chooses the license."""
     lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
     if (model := _hub_id(history.setting("base.model", ""))) is not None:
         lines.append(f"base_model: {model}")
@@ -70,42 +70,42 @@ def _header(history: History) -> str:
 
 
 def _hub_id(model: str) -> str | None:
-    """The model, if that is a name on the hub; a folder here says nothing to others."""
+    """Return the model if it is a name on the hub; a local folder means nothing to others."""
     return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else None
 
 
 def _what(history: History) -> str:
     size, count = _size(history)
     get, encoder = history.setting, history.setting("base.image_encoder", "known")
-    seen = (
+    encoder_name = (
         "the embedded model’s own image encoder" if encoder == "known" else f"the image encoder `{encoder}`"
     )
     start = get("adapter.start")
     if not is_decoupled(history):
-        return _compared(history, seen)
+        return _compared(history, encoder_name)
     return (
         "An IP-Adapter (Ye et al. 2023, [arXiv:2308.06721](https://arxiv.org/abs/2308.06721)): pictures as "
         f"prompts for `{get('base.model', '?')}`. Variant “{get('adapter.variant', '?')}”, "
-        f"{get('adapter.tokens', '?')} image tokens, by {seen}; {count:,} trained parameters, "
+        f"{get('adapter.tokens', '?')} image tokens, by {encoder_name}; {count:,} trained parameters, "
         f"{size / 1e6:.1f} MB. The base and the encoder are not changed."
         f"{f' Training went on from `{start}`.' if start else ''}"
     )
 
 
-def _compared(history: History, seen: str) -> str:
-    """What an adapter is that was made to be compared with the decoupled one."""
+def _compared(history: History, encoder_name: str) -> str:
+    """Describe an adapter that was made for comparison with the decoupled one."""
     size, count = _size(history)
-    injection = history.setting("adapter.injection")
-    base = "trained too, and in the file" if MECHANISMS[injection].trains_base else "not changed"
+    mechanism = history.mechanism
+    base = "trained too, and in the file" if MECHANISMS[mechanism].trains_base else "not changed"
     return (
-        f"Pictures as prompts for `{history.setting('base.model', '?')}` by the mechanism “{injection}”, "
-        f"made to be compared with the decoupled one; by {seen}; {count:,} trained parameters, "
+        f"Pictures as prompts for `{history.setting('base.model', '?')}` by the mechanism “{mechanism}”, "
+        f"made to be compared with the decoupled one; by {encoder_name}; {count:,} trained parameters, "
         f"{size / 1e6:.1f} MB. The encoder is not changed, the U-Net is {base}."
     )
 
 
 def _size(history: History) -> tuple[int, int]:
-    """Bytes and parameters of the adapter's file."""
+    """Return bytes and parameters of the adapter's file."""
     path = history.adapter_file
     assert path is not None
     with safe_open(path, "pt") as file:
@@ -119,11 +119,11 @@ def _with_imprompt(history: History) -> str:
         return "`imprompt generate` takes decoupled adapters only.\n\n" + _code(
             "python",
             "import imprompt",
-            "from imprompt.training.mechanisms import load_injection",
+            "from imprompt.training.mechanisms import load_mechanism",
             "",
             f"pipe = imprompt.load_base({model})",
-            f'injection = load_injection("{ADAPTER_FILE}", pipe)',
-            'pictures = injection.pictures(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
+            f'mechanism = load_mechanism("{ADAPTER_FILE}", pipe)',
+            'pictures = mechanism.pictures(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
         )
     options = model_options(history)
     options[options.index("--adapter") + 1] = ADAPTER_FILE
@@ -142,7 +142,7 @@ def _with_imprompt(history: History) -> str:
 
 
 def _encoder(history: History) -> str:
-    """The image encoder as `load_adapter` takes it."""
+    """Return the image encoder as `load_adapter` takes it."""
     encoder = history.setting("base.image_encoder", "known")
     if encoder != "known":
         return _quoted(encoder)
@@ -189,7 +189,7 @@ def _diffusers_code(model: str, encoder: str) -> str:
 
 
 def _place(encoder: str) -> str:
-    """What `from_pretrained` takes for "owner/name:folder/in/it"."""
+    """Return what `from_pretrained` takes for "owner/name:folder/in/it"."""
     name, _, folder = encoder.partition(":")
     return _quoted(name) + (f", subfolder={_quoted(folder)}" if folder else "")
 
@@ -210,7 +210,8 @@ def _recipe(history: History) -> str:
     get = history.setting
     drops = [f"{100 * get(f'loss.{name}_drop', 0):g} %" for name in ("image", "text", "both")]
     rows = {
-        "steps × samples": f"{history.step:,} × {get('training.batch_size', '?')} = {_seen(history)} samples",
+        "steps × samples": f"{history.step:,} × {get('training.batch_size', '?')} = "
+        f"{_count_samples(history)} samples",
         "learning rate": f"{get('training.learning_rate', '?')}, {_schedule(history)}",
         "optimiser": f"AdamW, weight decay {get('training.weight_decay', '?')}, gradients clipped to norm "
         f"{get('training.max_gradient_norm', '?')}",
@@ -228,19 +229,19 @@ def _recipe(history: History) -> str:
 
 def _schedule(history: History) -> str:
     get = history.setting
-    said = [f"{get('training.schedule', 'constant')}"]
-    said += [f"{steps:,} steps of warm-up" for steps in [get("training.warmup_steps", 0)] if steps]
-    said += [f"{steps:,} of cool-down" for steps in [get("training.cooldown_steps", 0)] if steps]
-    return ", ".join(said)
+    phases = [f"{get('training.schedule', 'constant')}"]
+    phases += [f"{steps:,} steps of warm-up" for steps in [get("training.warmup_steps", 0)] if steps]
+    phases += [f"{steps:,} of cool-down" for steps in [get("training.cooldown_steps", 0)] if steps]
+    return ", ".join(phases)
 
 
-def _seen(history: History) -> str:
+def _count_samples(history: History) -> str:
     batch = history.setting("training.batch_size")
     return f"{history.step * batch:,}" if batch else "?"
 
 
 def _figures(history: History) -> str:
-    """The held-out figures at the end, and the best of those that have a better and a worse."""
+    """Return the last held-out figures, and the best of those that have a direction."""
     best: dict[str, Callable[..., tuple[int, float]]] = {
         "held-out loss": min,
         "gap to shuffled": max,
@@ -251,12 +252,12 @@ def _figures(history: History) -> str:
     rows = []
     for name in (*best, "similarity to a shuffled reference"):
         if points := history.finite(name):
-            said = "–"
+            best_words = "–"
             if name in best:
                 step, value = best[name](points, key=lambda point: point[1])
-                said = f"{format_short(_four(value))}, at step {step:,}"
-            rows.append([name, format_short(_four(points[-1][1])), said])
-    sentence = judge(history).sentence
+                best_words = f"{format_short(_four(value))}, at step {step:,}"
+            rows.append([name, format_short(_four(points[-1][1])), best_words])
+    sentence = judge_adapter(history).sentence
     table = _table(("on held-out samples", "at the end", "best"), rows)
     return f"{sentence}\n\n{table}" if rows else sentence
 
@@ -269,7 +270,7 @@ def _limits(history: History) -> str:
     ]
     if variant in _FACES or variant == "full-face":
         limits.append("It draws faces like a given person's: use it with that person's consent only.")
-    if judge(history).trend == "none":
+    if judge_adapter(history).trend == "none":
         limits.append("By the figures above it hardly reads its reference: train longer before using it.")
     limits.append("The held-out samples come from the same data: the figures say nothing of other pictures.")
     return "\n".join(f"- {limit}" for limit in limits)
@@ -279,11 +280,11 @@ def _cost(history: History) -> str:
     facts = history.environment
     processes = facts.get("processes", 1)
     device = facts.get("device", "a machine that was not noted")
-    shown = f"{processes} × {device}" if processes > 1 else device
+    machines = f"{processes} × {device}" if processes > 1 else device
     names = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "python")
     versions = ", ".join(f"{name} {facts[name]}" for name in names if name in facts)
     commit = f", commit `{facts['commit']}`" if "commit" in facts else ""
-    return f"{duration(history.seconds)} on {shown}.{f' {versions}{commit}.' if versions else ''}"
+    return f"{format_duration(history.seconds)} on {machines}.{f' {versions}{commit}.' if versions else ''}"
 
 
 def _table(titles: tuple[str, ...], rows: list[list[str]]) -> str:
@@ -300,5 +301,5 @@ def _quoted(text: str) -> str:
 
 
 def _four(value: float | int) -> float | int:
-    """Four significant digits."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""What to type next: how a run goes on, and how to draw with what it made."""
+"""Commands to type next: how a run continues, and how to generate with its adapter."""
 
 import shlex
 
@@ -6,7 +6,7 @@ from imprompt.training.watching.history import History
 
 
 def resume_command(history: History) -> str:
-    """Go on where the run stopped; the configuration's file as it was named at the start."""
+    """Return the command that continues the run, with the configuration file named at the start."""
     command = str(history.environment.get("command", ""))
     if not command.startswith("imprompt train"):
         command = "imprompt train CONFIG.toml"
@@ -14,18 +14,18 @@ def resume_command(history: History) -> str:
 
 
 def generate_command(history: History) -> str:
-    """Draw with the finished adapter, or the newest checkpoint; empty if there is neither, or no way to."""
+    """Return the command that uses the newest adapter; empty if there is none, or no command for it."""
     words = ["imprompt", "generate", "REFERENCE.png", *model_options(history)]
     return shlex.join(words) if history.newest_adapter and is_decoupled(history) else ""
 
 
 def is_decoupled(history: History) -> bool:
-    """Whether the run's adapter is of the kind that `imprompt generate` takes."""
-    return history.setting("adapter.injection", "decoupled") == "decoupled"
+    """Whether `imprompt generate` takes the run's adapter."""
+    return history.mechanism == "decoupled"
 
 
 def model_options(history: History) -> list[str]:
-    """The options of `imprompt generate` that name the run's base, image encoder and adapter."""
+    """Return the options of `imprompt generate` for the run's base, image encoder and adapter."""
     base, encoder = history.setting("base.model", "mini"), history.setting("base.image_encoder", "known")
     options = [] if base == "mini" else ["--base", base]
     options += [] if encoder == "known" else ["--image-encoder", encoder]

@@ -1,4 +1,4 @@
-"""Which curves a run's page shows, the most telling first."""
+"""The curves on a run's page, the most informative first."""
 
 import re
 
@@ -27,7 +27,7 @@ _KNOWN = (
 
 
 def run_charts(history: History) -> list[Chart]:
-    """The charts of a run, those without any figure left out; figures that we do not know come last."""
+    """Return the charts of a run that have points; figures without a chart of their own come last."""
     chosen = [
         _gap(history),
         _similarity(history),
@@ -38,11 +38,11 @@ def run_charts(history: History) -> list[Chart]:
         _speed(history),
         _waiting(history),
     ]
-    others = [Chart(name, "", (_line(history, name, ""),)) for name in history.series if not _known(name)]
+    others = [Chart(name, "", (_line(history, name, ""),)) for name in history.series if not _is_known(name)]
     return [chart for chart in (*chosen, *others) if any(_has_points(line) for line in chart.lines)]
 
 
-def _known(name: str) -> bool:
+def _is_known(name: str) -> bool:
     return name in _KNOWN or _LEVEL.fullmatch(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""A run in the terminal: a bar that says how it goes, and a line for what is worth keeping.
+"""A run in the terminal: a progress bar, and lines for events and held-out figures.
 
     ━━━━━━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━━━  570/900  0:04:12 left  loss 0.1234  94 samples/s  waiting 2 %
 
@@ -20,7 +20,7 @@ from rich.text import Text
 from imprompt.training.watching.log import Figures
 
 _BAR_WIDTH = 12
-"""Columns that the bar has at least; words that do not fit beside it are left out, the last ones first."""
+"""Least number of columns of the bar; words that do not fit next to it are left out, the last ones first."""
 
 _ABOUT_TRAINING = (
     "loss",
@@ -63,26 +63,26 @@ class Display:
         self.close()
 
     def advance(self, step: int) -> None:
-        """Tell how far it is; cheap enough for every step."""
+        """Set the current step; cheap enough for every step."""
         self.line.completed = step
 
     def figures(self, step: int, figures: Figures) -> None:
-        """Show figures: those of training beside the bar, all others (held-out ones) on a line that stays."""
+        """Show figures: those of training next to the bar, all others on a line that stays."""
         self.advance(step)
         self.line.figures.update({name: figures[name] for name in _ABOUT_TRAINING if name in figures})
         others = {name: value for name, value in figures.items() if name not in _ABOUT_TRAINING}
         if others:
-            said = (f"{name} {value:.4g}" for name, value in others.items())
-            self._print(f"step {step:,}  {'  '.join(said)}")
+            words = (f"{name} {value:.4g}" for name, value in others.items())
+            self._print(f"step {step:,}  {'  '.join(words)}")
         elif self._live is None:
             self._print("step " + "  ".join(self.line.words()))
 
     def event(self, step: int, sentence: str) -> None:
-        """Show what happened, on a line that stays."""
+        """Show a sentence on a line that stays."""
         self._print(f"step {step:,}  {sentence}")
 
     def close(self) -> None:
-        """Leave the bar as it is and give the terminal back."""
+        """Leave the bar as it is and release the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -93,7 +93,7 @@ class Display:
 
 
 class _Line:
-    """The bar and as many words as the terminal is wide enough for."""
+    """The bar and as many words as fit into the terminal."""
 
     def __init__(self, total: int, completed: int) -> None:
         self.total, self.completed, self.begun_at = total, completed, completed
@@ -101,20 +101,20 @@ class _Line:
         self.started = time.monotonic()
 
     def words(self) -> list[str]:
-        """What is said beside the bar, the most important first."""
-        said = [f"{self.completed:,}/{self.total:,}"]
+        """Return the words next to the bar, the most important first."""
+        words = [f"{self.completed:,}/{self.total:,}"]
         if (left := self.seconds_left()) is not None:
-            said.append(f"{datetime.timedelta(seconds=round(left))} left")
-        return said + [word for name, word in self._said().items() if name in self.figures]
+            words.append(f"{datetime.timedelta(seconds=round(left))} left")
+        return words + [word for name, word in self._describe_figures().items() if name in self.figures]
 
     def seconds_left(self) -> float | None:
-        """Until the last step, at the pace since the display began; None before the first step."""
+        """Return the time to the last step at the present pace; None before the first step."""
         done = self.completed - self.begun_at
         if done <= 0:
             return None
         return (self.total - self.completed) * (time.monotonic() - self.started) / done
 
-    def _said(self) -> Mapping[str, str]:
+    def _describe_figures(self) -> Mapping[str, str]:
         value = {name: self.figures.get(name, math.nan) for name in _ABOUT_TRAINING}
         return {
             "loss": f"loss {value['loss']:.4f}",

@@ -1,4 +1,4 @@
-"""Sample grids for a page: few enough, and small enough, to stand inside it."""
+"""Sample grids on a page, few and small enough to be embedded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ SMALL_MOST_GRIDS = 8
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """A sample grid inside a page; `source` is a data URI, width and height are in pixels."""
+    """A sample grid on a page; `source` is a data URI, width and height are in pixels."""
 
     step: int
     source: str
@@ -25,30 +25,30 @@ class SampleGrid:
     height: int
 
 
-def legend(history: History) -> str:
-    """What the rows of a grid are, as the run's settings say."""
+def describe_grid(history: History) -> str:
+    """Describe the rows of a grid by the run's settings."""
     scales = history.setting("watch.scales")
     prompts = history.setting("watch.prompts")
     if not scales or not prompts:
         return "What the adapter draws, from the same noise each time."
-    strengths = _listed([f"{scale:g}" for scale in scales])
+    strengths = _join_words([f"{scale:g}" for scale in scales])
     return (
         f"First row: held-out references. Below, from the same noise each time: λ = {strengths}, "
-        f"{', then '.join(_prompted(prompt) for prompt in prompts)}."
+        f"{', then '.join(_describe_prompt(prompt) for prompt in prompts)}."
     )
 
 
-def _prompted(prompt: str) -> str:
+def _describe_prompt(prompt: str) -> str:
     known = {"": "without a prompt", "own": "with the sample’s own caption"}
     return known.get(prompt, f"with “{prompt}”")
 
 
-def _listed(words: list[str]) -> str:
+def _join_words(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 def choose_evenly(pictures: dict[int, Path], most: int) -> dict[int, Path]:
-    """At most `most` pictures, evenly spread, the first and the last among them."""
+    """Return at most `most` images, evenly spread, the first and the last included."""
     steps = list(pictures)
     if len(steps) <= most:
         return pictures
@@ -57,14 +57,14 @@ def choose_evenly(pictures: dict[int, Path], most: int) -> dict[int, Path]:
 
 
 def embed_grids(pictures: dict[int, Path], room: int | None = None) -> list[SampleGrid]:
-    """The grids as data URIs: as they are, or, with `room` bytes for all, as JPEGs that fit into that."""
+    """Return grids as data URIs: unchanged, or as JPEGs that fit into `room` bytes together."""
     small = room is not None
     few = choose_evenly(pictures, SMALL_MOST_GRIDS if small else MOST_GRIDS)
     each = room // max(len(few), 1) if small else LARGEST_WHOLE
-    return [_embed(step, path, each, small=small) for step, path in few.items()]
+    return [_embed_grid(step, path, each, small=small) for step, path in few.items()]
 
 
-def _embed(step: int, path: Path, room: int, *, small: bool) -> SampleGrid:
+def _embed_grid(step: int, path: Path, room: int, *, small: bool) -> SampleGrid:
     data, kind = path.read_bytes(), "png"
     with Image.open(path) as opened:
         picture = opened.convert("RGB")

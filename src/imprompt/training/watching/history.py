@@ -1,4 +1,4 @@
-"""What a run's folder tells, read back: for its page and its card, whether it runs, failed or is finished."""
+"""A run read back from its folder, whether it runs, failed or is finished."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _ABSOLUTE = re.compile(r"(?<![\w.~:/\\])(?:/|[A-Za-z]:[\\/])(?:[^\s/\\:'\",\]]+[
 
 @dataclass(frozen=True)
 class Event:
-    """What happened at a step; `time` in Unix seconds."""
+    """An event at a step; `time` is in Unix seconds."""
 
     step: int
     time: float | int
@@ -26,16 +26,16 @@ class Event:
 
 @dataclass(frozen=True)
 class History:
-    """A run, as its folder has it.
+    """A run as its folder records it.
 
     Attributes:
         folder: the run's folder
         config: the resolved configuration, empty if there is none
-        environment: what it ran on, empty if that was not written
+        environment: versions, device and command, empty if not written
         series: name of a figure → its points
-        events: what happened, in order
+        events: the events, in order
         pictures: step → sample grid
-        seconds: time between the log's lines, but not between a stop and the resume after it
+        seconds: time between the log's lines, without that between a stop and the resume
         written: Unix time of the last line; None for an empty log
     """
 
@@ -50,54 +50,59 @@ class History:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """The name of the folder."""
         return self.folder.resolve().name
 
     @property
     def total_steps(self) -> int | None:
-        """How many steps it shall make; None if the configuration is gone."""
+        """The configured number of steps; None if the configuration is missing."""
         return self.setting("training.steps")
 
     @property
     def step(self) -> int:
-        """How far it is, or came."""
+        """The last step that was logged."""
         return max((points[-1][0] for points in self.series.values()), default=self._last_event_step)
 
     @property
-    def finished(self) -> bool:
-        """Whether the last step was made and the adapter written."""
+    def is_finished(self) -> bool:
+        """Whether the last step was taken and the adapter written."""
         return self.adapter_file is not None and self.step >= (self.total_steps or 0) > 0
 
     @property
     def adapter_file(self) -> Path | None:
-        """The finished adapter, if there is one."""
+        """The finished adapter, if it exists."""
         path = self.folder / "adapter.safetensors"
         return path if path.exists() else None
 
     @property
     def newest_adapter(self) -> Path | None:
-        """The finished adapter, or that of the last checkpoint, if there is one."""
+        """The finished adapter, or that of the last checkpoint, if one exists."""
         checkpoints = sorted((self.folder / "checkpoints").glob("[0-9]*/adapter.safetensors"))
         return self.adapter_file or (checkpoints[-1] if checkpoints else None)
 
     def setting(self, key: str, otherwise: Any = None) -> Any:
-        """A setting by its dotted key."""
+        """Return a setting by its dotted key."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return otherwise if value is None else value
 
+    @property
+    def mechanism(self) -> str:
+        """The mechanism of the run's adapter; earlier versions of imprompt called the setting `injection`."""
+        return self.setting("adapter.mechanism") or self.setting("adapter.injection", "decoupled")
+
     def finite(self, name: str) -> list[tuple[int, float]]:
-        """The points of a figure that have a value."""
+        """Return the points of a figure that have a value."""
         return [(step, value) for step, value in self.series.get(name, []) if value is not None]
 
     def last(self, name: str) -> float | None:
-        """The last finite value of a figure."""
+        """Return the last finite value of a figure."""
         points = self.finite(name)
         return points[-1][1] if points else None
 
     def lowest(self, name: str) -> tuple[int, float] | None:
-        """The step at which a figure was lowest, and its value there."""
+        """Return the step at which a figure was lowest, and its value there."""
         return min(self.finite(name), key=lambda point: point[1], default=None)
 
     @property
@@ -106,9 +111,9 @@ class History:
 
 
 def read_history(folder: Path) -> History:
-    """Read a run's folder; what is not there yet is empty. Absolute paths lose their folders.
+    """Read a run's folder; missing files are empty, and absolute paths lose their folders.
 
-    Where a step was logged twice, as after a resume, the later line counts.
+    If a step was logged twice, as after a resume, the later line counts.
     """
     values: dict[str, dict[int, float | None]] = {}
     events: list[Event] = []
@@ -117,7 +122,7 @@ def read_history(folder: Path) -> History:
         step, time = line.pop("step"), float(line.pop("time", 0.0))
         sentence = line.pop("event", None)
         if sentence is not None:
-            events.append(Event(step, time, without_folders(str(sentence))))
+            events.append(Event(step, time, strip_folders(str(sentence))))
         if before is not None and not _resumes(sentence):
             seconds += max(time - before, 0.0)
         before = time
@@ -125,8 +130,8 @@ def read_history(folder: Path) -> History:
             values.setdefault(name, {})[step] = None if value is None else float(value)
     return History(
         folder=folder,
-        config=portable(read_json(folder / "config.json") or {}),
-        environment=portable(read_json(folder / ENVIRONMENT_FILE) or {}),
+        config=remove_folders(read_json(folder / "config.json") or {}),
+        environment=remove_folders(read_json(folder / ENVIRONMENT_FILE) or {}),
         series={name: sorted(points.items()) for name, points in values.items()},
         events=events,
         pictures=_pictures(folder / SAMPLES_FOLDER),
@@ -135,27 +140,27 @@ def read_history(folder: Path) -> History:
     )
 
 
-def without_folders(text: str) -> str:
-    """A sentence whose absolute paths are bare names: a page is for others, who have not these folders.
+def strip_folders(text: str) -> str:
+    """Reduce the absolute paths in a sentence to names, as other machines lack these folders.
 
-    Bytes of a name that are no UTF-8 are spelled out: a page is UTF-8.
+    Bytes of a name that are not UTF-8 are escaped, as a page is UTF-8.
     """
     return _ABSOLUTE.sub("", text).encode("utf-8", "backslashreplace").decode()
 
 
-def portable(value: Any) -> Any:
-    """Settings whose absolute paths are bare names."""
+def remove_folders(value: Any) -> Any:
+    """Reduce the absolute paths in settings to names."""
     if isinstance(value, str):
-        return without_folders(value)
+        return strip_folders(value)
     if isinstance(value, dict):
-        return {key: portable(inner) for key, inner in value.items()}
+        return {key: remove_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [portable(inner) for inner in value]
+        return [remove_folders(inner) for inner in value]
     return value
 
 
-def duration(seconds: float | int) -> str:
-    """A time in words: "42 s", "12 min", "3 h 20 min", "2 d 4 h"."""
+def format_duration(seconds: float | int) -> str:
+    """Write a time: "42 s", "12 min", "3 h 20 min", "2 d 4 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

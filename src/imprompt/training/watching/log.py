@@ -1,4 +1,4 @@
-"""What a run says of itself: `log.jsonl`, sample grids and TensorBoard, and Weights & Biases when asked.
+"""The log of a run: `log.jsonl`, sample grids, TensorBoard and, if configured, Weights & Biases.
 
 runs/cats/log.jsonl             one JSON object a line: "step", "time", and figures or an "event"
 runs/cats/samples/000300.png    what the adapter drew at that step
@@ -31,14 +31,14 @@ Figures = Mapping[str, float | int]
 
 
 class RunLog:
-    """Where a run writes what happens; one process of a run has one.
+    """Writes figures, grids and events; one process of a run has one.
 
     Args:
         folder: the run's folder; made if it is not there
         config: the resolved configuration, for Weights & Biases
-        from_step: the step that a resumed run goes on from: what was said of later steps is dropped, for they
-            will be run again; 0 begins a new log
-        wandb: a Weights & Biases project to report to as well; empty for none
+        from_step: the step from which a resumed run continues; lines of later steps are deleted, as these
+            steps will run again; 0 begins a new log
+        wandb: a Weights & Biases project to report to as well, or ""
 
     Raises:
         MissingExtra: TensorBoard is not installed
@@ -53,41 +53,41 @@ class RunLog:
         self.path = folder / LOG_FILE
         with _output_errors(folder):
             (folder / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
-        _keep_until(folder, from_step)
-        self._board = _board(folder, from_step)
+        _drop_later(folder, from_step)
+        self._open_tensorboard = _open_tensorboard(folder, from_step)
         self._wandb = _wandb_run(wandb, folder, config) if wandb else None
 
     def figures(self, step: int, figures: Figures) -> None:
-        """Write figures of one step, with six significant digits; what is not finite is null."""
-        self._write(step, {name: _rounded(value) for name, value in figures.items()})
+        """Write the figures of one step with six significant digits; infinities and NaN become null."""
+        self._write(step, {name: _round(value) for name, value in figures.items()})
         for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
+            self._open_tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log({"step": step, **figures})
 
     def picture(self, step: int, picture: Image.Image, caption: str) -> Path:
-        """Write a sample grid, whole or not at all; the caption stands in the file too ("Description")."""
+        """Write a sample grid atomically, with its caption in the file ("Description")."""
         path = self.folder / SAMPLES_FOLDER / f"{step:06d}.png"
         facts = PngImagePlugin.PngInfo()
         facts.add_itxt("Description", caption)
         with write_atomically(path) as part:
             picture.save(part, format="PNG", pnginfo=facts)
         # Height, width, channels: TensorBoard takes an array, and a copy of it, for its own thread.
-        self._board.add_image("samples", _as_array(picture), step, dataformats="HWC")
+        self._open_tensorboard.add_image("samples", _as_array(picture), step, dataformats="HWC")
         if self._wandb is not None:
             image = _wandb_package().Image(picture, caption=caption)
             self._wandb.log({"step": step, "samples": image})
         return path
 
     def event(self, step: int, sentence: str) -> None:
-        """Write what happened, as a sentence: started, resumed, rolled back, interrupted, finished."""
+        """Write an event as a sentence: started, resumed, rolled back, interrupted, finished."""
         sentence = sentence.encode("utf-8", "backslashreplace").decode()  # a file name may be no UTF-8
         self._write(step, {"event": sentence})
-        self._board.add_text("events", sentence, step)
+        self._open_tensorboard.add_text("events", sentence, step)
 
     def close(self) -> None:
-        """Write what TensorBoard and Weights & Biases still hold back; the log holds nothing back."""
-        self._board.close()
+        """Flush TensorBoard and Weights & Biases; the log itself is written at once."""
+        self._open_tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
@@ -104,14 +104,14 @@ class RunLog:
         self.close()
 
     def _write(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Append one line, and leave it to the system at once: a killed run has all its lines."""
+        """Append one line and flush it, so that a killed run has all its lines."""
         line = json.dumps({"step": step, "time": round(time.time(), 3), **facts}, ensure_ascii=False)
         with _output_errors(self.path), self.path.open("a", encoding="utf-8") as log:
             log.write(line + "\n")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The log's lines as objects, in order; a line that a killed run left unfinished is passed over."""
+    """Yield the log's lines as objects, in order; a half-written line is skipped."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as log:
@@ -125,7 +125,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_environment(folder: Path) -> Path:
-    """Write what the run ran on to `environment.json`: versions, commit, device, threads, command.
+    """Write `environment.json`: versions, commit, device, threads, command.
 
     No name of a user or a machine, and no absolute path, gets into it: it goes into the run's page.
     """
@@ -136,8 +136,8 @@ def write_environment(folder: Path) -> Path:
     return path
 
 
-def _keep_until(folder: Path, step: int) -> None:
-    """Drop the log's lines and the sample grids of later steps; of all steps when nothing is resumed."""
+def _drop_later(folder: Path, step: int) -> None:
+    """Delete the log's lines and the sample grids after a step; all of them for a new run."""
     path = folder / LOG_FILE
     if path.exists():
         kept = [line for line in read_lines(path) if step and line["step"] <= step]
@@ -149,7 +149,7 @@ def _keep_until(folder: Path, step: int) -> None:
             picture.unlink()
 
 
-def _board(folder: Path, from_step: int) -> "SummaryWriter":
+def _open_tensorboard(folder: Path, from_step: int) -> "SummaryWriter":
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -169,7 +169,7 @@ def _wandb_package() -> Any:
 
 
 def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
-    """A run over there. It cannot go back a step, so a resumed run is another one of the same group."""
+    """Start a run there; it cannot go back a step, so a resumed run is a new one of the same group."""
     run = _wandb_package().init(
         project=project, name=folder.name, group=folder.name, dir=str(folder), config=dict(config)
     )
@@ -177,8 +177,8 @@ def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
     return run
 
 
-def _rounded(value: float | int) -> float | int | None:
-    """Six significant digits; JSON knows no NaN and no infinity."""
+def _round(value: float | int) -> float | int | None:
+    """Round to six significant digits; JSON has no NaN and no infinity."""
     if isinstance(value, int):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
@@ -191,7 +191,7 @@ def _as_array(picture: Image.Image) -> Any:
 
 
 class _output_errors:
-    """Turn the system's refusal to write into our error, naming what could not be written."""
+    """Turn an OSError into an OutputError that names the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The page of a run: one file that shows how it went, to look at while it runs, to keep and to send around.
+"""The page of a run: a single file to look at while it runs, to keep and to share.
 
 It has no parts outside itself, works without its script, and is remade from the run's folder at any time,
 also for a run that was stopped or failed.
@@ -27,9 +27,9 @@ from imprompt.runtime.output import write_atomically
 from imprompt.training.config import parse_config
 from imprompt.training.watching.commands import generate_command, resume_command
 from imprompt.training.watching.curves import run_charts
-from imprompt.training.watching.grids import SampleGrid, embed_grids, legend
-from imprompt.training.watching.history import Event, History, duration, read_history
-from imprompt.training.watching.verdict import GAP, Verdict, judge
+from imprompt.training.watching.grids import SampleGrid, describe_grid, embed_grids
+from imprompt.training.watching.history import Event, History, format_duration, read_history
+from imprompt.training.watching.verdict import GAP, Verdict, judge_adapter
 
 PAGE_FILE = "index.html"
 SMALL_PAGE_FILE = "index-small.html"
@@ -60,7 +60,7 @@ def write_page(folder: Path, *, small: bool = False) -> Path:
 
 def build_page(history: History, grids: list[SampleGrid]) -> str:
     """Return the page as HTML."""
-    verdict, total = judge(history), history.total_steps
+    verdict, total = judge_adapter(history), history.total_steps
     sections = [
         _samples(grids, history),
         Section("Curves", blocks=run_charts(history)),
@@ -84,7 +84,7 @@ def build_page(history: History, grids: list[SampleGrid]) -> str:
 
 
 def _about(history: History) -> str:
-    """The overline: what is trained on what."""
+    """Return the line above the title: what is trained on what."""
     variant, model = history.setting("adapter.variant"), history.setting("base.model")
     if not variant or not model:
         return "Image-prompt adapter"
@@ -93,12 +93,12 @@ def _about(history: History) -> str:
 
 
 def _state(history: History) -> str:
-    """How far it is, for how long it ran and on what."""
-    said = [f"{'Finished: step' if history.finished else 'Step'} {history.step:,}"]
+    """Return how far the run is, how long it took, and on which device."""
+    said = [f"{'Finished: step' if history.is_finished else 'Step'} {history.step:,}"]
     if total := history.total_steps:
         said[0] += f" of {total:,}"
     if history.seconds:
-        said.append(duration(history.seconds))
+        said.append(format_duration(history.seconds))
     if device := history.environment.get("device"):
         processes = history.environment.get("processes", 1)
         said.append(f"{processes} × {device}" if processes > 1 else str(device))
@@ -138,7 +138,7 @@ def _samples(grids: list[SampleGrid], history: History) -> Section:
     count = len(history.pictures)
     remark = f" {len(grids)} of {count} grids are here." if len(grids) < count else ""
     html = f'<div class="pair{wide}">{"".join(pair)}</div>{_slider(grids)}'
-    return Section("Samples", f"{legend(history)}{remark}", [Markup(html)])
+    return Section("Samples", f"{describe_grid(history)}{remark}", [Markup(html)])
 
 
 def _grid(grid: SampleGrid, kind: str) -> str:
@@ -169,7 +169,7 @@ def _events(events: list[Event]) -> Section:
     note = "Times are UTC." + (f" {earlier:,} earlier ones are in log.jsonl." if earlier > 0 else "")
     lines = "".join(
         f"<li><b>step {event.step:,}</b><span>{_when(event.time)}</span>"
-        f"<p>{escape(_upper(event.sentence))}</p></li>"
+        f"<p>{escape(_capitalize(event.sentence))}</p></li>"
         for event in events[-MOST_EVENTS:]
     )
     return Section("Events", note, [Markup(f'<ol class="events">{lines}</ol>')])
@@ -177,7 +177,7 @@ def _events(events: list[Event]) -> Section:
 
 def _commands(history: History) -> Section:
     blocks = []
-    if not history.finished:
+    if not history.is_finished:
         blocks.append(Code(resume_command(history), "Go on where it stopped."))
     if command := generate_command(history):
         blocks.append(Code(command, "Draw with it."))
@@ -223,5 +223,5 @@ def _when(time: float | int, *, year: bool = False) -> str:
     return f"{moment.day} {moment:%b %Y, %H:%M} UTC" if year else f"{moment.day} {moment:%b, %H:%M}"
 
 
-def _upper(sentence: str) -> str:
+def _capitalize(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]

@@ -1,8 +1,8 @@
-"""Does the adapter read its reference, and does it learn to? One sentence, from the shuffled-reference gap.
+"""Whether the adapter reads its reference, in one sentence, by the gap to a shuffled reference.
 
-The gap is the loss of held-out samples with another sample's reference minus that with the true one, without
-text. An adapter that ignores its reference has none, however well its loss falls; so it is what to look at
-first.
+The gap is the held-out loss with another sample's reference minus that with the true one, without text. An
+adapter that ignores its reference has no gap, however low its loss; so the gap is the first figure to look
+at.
 """
 
 from dataclasses import dataclass
@@ -14,28 +14,28 @@ from imprompt.training.watching.history import History
 GAP = "gap to shuffled"
 
 _NOTHING = 0.005
-"""A gap below this share of the held-out loss is taken for none."""
+"""A gap below this share of the held-out loss counts as none."""
 
 _CHANGE = 0.05
 """The gap moves if its last quarter differs from the quarter before by this share of the larger of them."""
 
 _LOOKS = 4
-"""Fewer looks than this say nothing of a trend."""
+"""Least number of evaluations that show a trend."""
 
 Trend = Literal["unknown", "none", "early", "rising", "level", "falling"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gap says: `trend` for programs, `sentence` for people; `share` is gap over held-out loss."""
+    """The verdict: `trend` for programs, `sentence` for people; `share` is gap over held-out loss."""
 
     trend: Trend
     sentence: str
     share: float | None = None
 
 
-def judge(history: History) -> Verdict:
-    """Say what the shuffled-reference gap says so far."""
+def judge_adapter(history: History) -> Verdict:
+    """Judge the run by the present gap to a shuffled reference."""
     gaps = [value for _, value in history.finite(GAP)]
     loss = history.last("held-out loss")
     if not gaps or not loss:
@@ -47,8 +47,8 @@ def judge(history: History) -> Verdict:
     if share < _NOTHING:
         return Verdict("none", f"The adapter does not read its reference: {change}.", share)
     trend = _trend(gaps)
-    said = (_AT_THE_END if history.finished else _SO_FAR)[trend]
-    return Verdict(trend, f"The adapter reads its reference: {change}{said}", share)
+    ending = (_AT_THE_END if history.is_finished else _SO_FAR)[trend]
+    return Verdict(trend, f"The adapter reads its reference: {change}{ending}", share)
 
 
 _SO_FAR: dict[Trend, str] = {
@@ -75,7 +75,7 @@ def _percent(share: float | int) -> str:
 
 
 def _trend(gaps: list[float | int]) -> Trend:
-    """Compare the mean of the last quarter of the looks with that of the quarter before."""
+    """Compare the mean of the last quarter of the evaluations with that of the quarter before."""
     if len(gaps) < _LOOKS:
         return "early"
     quarter = len(gaps) // 4

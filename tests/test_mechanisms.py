@@ -22,19 +22,19 @@ from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.projection import HiddenProjection, LinearProjection
 from imprompt.training.mechanisms import (
     MECHANISMS,
-    ConcatenatedInjection,
-    DecoupledInjection,
-    Injection,
-    ReplacedInjection,
+    ConcatenatedMechanism,
+    DecoupledMechanism,
+    Mechanism,
+    ReplacedMechanism,
     TimeProjection,
-    TwoStreamInjection,
-    UnclipInjection,
-    load_injection,
+    TwoStreamMechanism,
+    UnclipMechanism,
+    load_mechanism,
     read_metadata,
-    time_width,
+    time_embedding_width,
 )
 
-Make = Callable[[Any], Injection]
+Make = Callable[[Any], Mechanism]
 KINDS = [*MECHANISMS, "concatenated, hidden"]
 TRAINING = [name for name in MECHANISMS if MECHANISMS[name].trains_base]
 
@@ -45,18 +45,18 @@ def projection() -> LinearProjection:
     )
 
 
-def made(kind: str, pipe: Any) -> Injection:
+def made(kind: str, pipe: Any) -> Mechanism:
     """A mechanism on a pipeline, as if trained."""
     if kind == "decoupled":
-        return DecoupledInjection(tiny.adapter(pipe.unet).requires_grad_(True), pipe)
+        return DecoupledMechanism(tiny.adapter(pipe.unet).requires_grad_(True), pipe)
     if kind == "concatenated, hidden":
         sizes = tiny.EMBEDDING_DIM, tiny.SD_CONTEXT, 3
         hidden = HiddenProjection(*sizes, hidden=5, generator=torch.Generator().manual_seed(1))
-        return ConcatenatedInjection(hidden, pipe)
+        return ConcatenatedMechanism(hidden, pipe)
     if kind == "unclip":
-        added = TimeProjection(tiny.EMBEDDING_DIM, time_width(pipe.unet))
+        added = TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet))
         nn.init.normal_(added.proj.weight, std=0.5, generator=torch.Generator().manual_seed(2))
-        return UnclipInjection(added, pipe)
+        return UnclipMechanism(added, pipe)
     kind_of: Any = MECHANISMS[kind]
     return kind_of(projection(), pipe)
 
@@ -78,8 +78,8 @@ def call(*prompts: str, seeds: int = 0, **more: Any) -> dict[str, Any]:
     }
 
 
-def drawn(injection: Injection, pipe: Any, *seeds: int, scale: float = 1.0, text: str = "") -> np.ndarray:
-    return pixels(injection.pictures(pipe, images(*seeds), scale, call(*[text] * len(seeds))))
+def drawn(mechanism: Mechanism, pipe: Any, *seeds: int, scale: float = 1.0, text: str = "") -> np.ndarray:
+    return pixels(mechanism.pictures(pipe, images(*seeds), scale, call(*[text] * len(seeds))))
 
 
 def pixels(pictures: list[Image.Image]) -> np.ndarray:
@@ -120,24 +120,24 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_image_prompt_changes_the_picture_and_each_sample_has_its_own(kind: str, pipe: Any) -> None:
-    injection = made(kind, pipe)
-    both = drawn(injection, pipe, 1, 2)
-    other = drawn(injection, pipe, 1, 3)
+    mechanism = made(kind, pipe)
+    both = drawn(mechanism, pipe, 1, 2)
+    other = drawn(mechanism, pipe, 1, 3)
     assert np.abs(both[0] - other[0]).max() <= 1
     assert np.abs(both[1] - other[1]).max() > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_text_acts_beside_the_image_where_it_is_said_to(kind: str, pipe: Any) -> None:
-    injection = made(kind, pipe)
-    silent, told = drawn(injection, pipe, 1), drawn(injection, pipe, 1, text="a red cat")
-    assert np.array_equal(silent, told) == (not injection.works_with_text)
+    mechanism = made(kind, pipe)
+    silent, told = drawn(mechanism, pipe, 1), drawn(mechanism, pipe, 1, text="a red cat")
+    assert np.array_equal(silent, told) == (not mechanism.works_with_text)
 
 
 def test_unclip_begins_as_the_base_bit_for_bit(pipe: Any) -> None:
     base = plain(pipe, "a cat", "")
-    injection = UnclipInjection(TimeProjection(tiny.EMBEDDING_DIM, time_width(pipe.unet)), pipe)
-    pictures = injection.pictures(pipe, images(1, 2), 1.0, call("a cat", ""))
+    mechanism = UnclipMechanism(TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet)), pipe)
+    pictures = mechanism.pictures(pipe, images(1, 2), 1.0, call("a cat", ""))
     assert np.array_equal(pixels(pictures), base)
 
 
@@ -148,19 +148,19 @@ def test_without_a_share_two_streams_are_the_text_alone(pipe: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["replaced", "unclip"])
 def test_scale_zero_is_no_image(kind: str, pipe: Any) -> None:
-    injection = made(kind, pipe)
-    assert np.array_equal(drawn(injection, pipe, 1, scale=0.0), drawn(injection, pipe, 2, scale=0.0))
+    mechanism = made(kind, pipe)
+    assert np.array_equal(drawn(mechanism, pipe, 1, scale=0.0), drawn(mechanism, pipe, 2, scale=0.0))
 
 
 def test_two_streams_are_the_mean_of_two_attentions(pipe: Any) -> None:
     """At a layer, against its own processor called by hand."""
-    injection = made("two-stream", pipe)
+    mechanism = made("two-stream", pipe)
     attn = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     hidden, text = tiny_bases.numbers(1, 6, 16), tiny_bases.numbers(1, 5, tiny.SD_CONTEXT, seed=1)
     image = tiny_bases.numbers(1, 3, tiny.SD_CONTEXT, seed=2)
     with torch.no_grad():
         wanted = (attn(hidden, text) + attn(hidden, image)) / 2
-        with injection._mixed(image, 0.5):  # pyright: ignore[reportAttributeAccessIssue]
+        with mechanism._mix(image, 0.5):  # pyright: ignore[reportAttributeAccessIssue]
             assert torch.allclose(attn(hidden, text), wanted, atol=1e-6)
 
 
@@ -171,33 +171,33 @@ def test_two_streams_are_the_mean_of_two_attentions(pipe: Any) -> None:
 def test_gradients_reach_exactly_what_is_said_to_be_trained(kind: str, pipe: Any) -> None:
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.requires_grad_(False)
-    injection = made(kind, pipe)
+    mechanism = made(kind, pipe)
     inputs: Any = {"image_embedding": tiny.embedding(2, 1, seed=1)}
     given: dict[str, Any] = tiny.unet_input(pipe.unet)
-    with injection.prompted(inputs) as denoise:
+    with mechanism.condition_on(inputs) as denoise:
         made_of = denoise(given["sample"], given["timestep"], given["encoder_hidden_states"], None)
         made_of.square().sum().backward()
-    assert [n for n, p in injection.trained.named_parameters() if p.grad is None or not p.grad.any()] == []
-    learning = {id(p) for p in injection.trained.parameters()}
+    assert [n for n, p in mechanism.trained.named_parameters() if p.grad is None or not p.grad.any()] == []
+    learning = {id(p) for p in mechanism.trained.parameters()}
     in_base = [id(p) in learning for p in pipe.unet.parameters()]
-    assert all(in_base) if injection.trains_base else not any(in_base)
+    assert all(in_base) if mechanism.trains_base else not any(in_base)
     assert all(p.grad is None for part in (pipe.text_encoder, pipe.vae) for p in part.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_and_drawing_see_the_same(kind: str, pipe: Any) -> None:
     """One step of one sample without guidance, by the pipeline and by hand."""
-    injection, seen = made(kind, pipe), []
+    mechanism, seen = made(kind, pipe), []
     embedding = tiny.embedding(1, seed=1)
     hook = pipe.unet.register_forward_hook(
         lambda module, args, kwargs, output: seen.append((args, kwargs, output)), with_kwargs=True
     )
     more = call("a cat", guidance_scale=1.0) | {"num_inference_steps": 1}
-    injection.pictures(pipe, images(1), 1.0, more)
+    mechanism.pictures(pipe, images(1), 1.0, more)
     hook.remove()
     (args, _, output), *_ = seen
     text = pipe.encode_prompt(["a cat"], pipe.device, 1, False)[0]
-    with torch.no_grad(), injection.prompted({"image_embedding": embedding[:, None]}) as denoise:
+    with torch.no_grad(), mechanism.condition_on({"image_embedding": embedding[:, None]}) as denoise:
         by_hand = denoise(args[0], torch.tensor([int(args[1])]), text, None)
     assert torch.allclose(by_hand, output[0], atol=1e-5)
 
@@ -207,19 +207,22 @@ def test_what_is_trained_on_the_embedded_base_is_counted() -> None:
     embedding_dim, context_dim, tokens = 256, int(pipe.unet.config["cross_attention_dim"]), 4
 
     def counted(kind: Any, module: nn.Module) -> int:
-        injection: Injection = kind(module, pipe)
-        injection.detach()
-        return injection.parameters
+        mechanism: Mechanism = kind(module, pipe)
+        mechanism.detach()
+        return mechanism.parameters
 
     linear = LinearProjection(embedding_dim, context_dim, tokens)
     hidden = HiddenProjection(embedding_dim, context_dim, tokens, hidden=755)
     base = sum(p.numel() for p in pipe.unet.parameters())
     inside = 256 * 768 + 768 + 2 * 192
-    assert counted(DecoupledInjection, ImagePromptAdapter.for_unet(pipe.unet, linear)) == 775_296
-    assert counted(ConcatenatedInjection, linear) == inside
-    assert abs(counted(ConcatenatedInjection, hidden) / 775_296 - 1) < 0.01  # what scripts/study compares
-    assert counted(ReplacedInjection, linear) == counted(TwoStreamInjection, linear) == base + inside
-    assert counted(UnclipInjection, TimeProjection(embedding_dim, time_width(pipe.unet))) == base + 256 * 640
+    assert counted(DecoupledMechanism, ImagePromptAdapter.for_unet(pipe.unet, linear)) == 775_296
+    assert counted(ConcatenatedMechanism, linear) == inside
+    assert abs(counted(ConcatenatedMechanism, hidden) / 775_296 - 1) < 0.01  # what scripts/study compares
+    assert counted(ReplacedMechanism, linear) == counted(TwoStreamMechanism, linear) == base + inside
+    assert (
+        counted(UnclipMechanism, TimeProjection(embedding_dim, time_embedding_width(pipe.unet)))
+        == base + 256 * 640
+    )
 
 
 # Files, and what is left behind
@@ -227,18 +230,18 @@ def test_what_is_trained_on_the_embedded_base_is_counted() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_says_what_it_is_and_draws_the_same_elsewhere(kind: str, pipe: Any, tmp_path: Path) -> None:
-    injection, path = made(kind, pipe), tmp_path / "adapter.safetensors"
-    injection.save(path, {"seed": "7", "steps": "500"})
+    mechanism, path = made(kind, pipe), tmp_path / "adapter.safetensors"
+    mechanism.save(path, {"seed": "7", "steps": "500"})
     said = read_metadata(path)
-    assert said["injection"] == injection.name == kind.partition(",")[0]
+    assert said["injection"] == mechanism.name == kind.partition(",")[0]
     assert (said["seed"], said["steps"]) == ("7", "500")
     assert int(said["parameters"]) == sum(value.numel() for value in read_tensors(path).tensors.values())
     other = tiny.sd_pipeline()
-    if injection.trains_base:  # the file has it all
+    if mechanism.trains_base:  # the file has it all
         nn.init.zeros_(other.unet.conv_in.weight)
-    loaded = load_injection(path, other)
-    assert type(loaded) is type(injection)
-    assert np.array_equal(drawn(loaded, other, 1, text="a cat"), drawn(injection, pipe, 1, text="a cat"))
+    loaded = load_mechanism(path, other)
+    assert type(loaded) is type(mechanism)
+    assert np.array_equal(drawn(loaded, other, 1, text="a cat"), drawn(mechanism, pipe, 1, text="a cat"))
     loaded.save(tmp_path / "again.safetensors", {"seed": "7", "steps": "500"})
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
@@ -246,14 +249,14 @@ def test_a_file_says_what_it_is_and_draws_the_same_elsewhere(kind: str, pipe: An
 @pytest.mark.parametrize("kind", KINDS)
 def test_detaching_leaves_nothing(kind: str, pipe: Any) -> None:
     before, picture = state_of(pipe), plain(pipe, "a cat")
-    injection = made(kind, pipe)
-    drawn(injection, pipe, 1)
-    if injection.trains_base:
+    mechanism = made(kind, pipe)
+    drawn(mechanism, pipe, 1)
+    if mechanism.trains_base:
         with torch.no_grad():
             for parameter in pipe.unet.parameters():
                 parameter.add_(0.1)
-    injection.detach()
-    injection.detach()
+    mechanism.detach()
+    mechanism.detach()
     assert_same_state(before, state_of(pipe))
     assert np.array_equal(plain(pipe, "a cat"), picture)
 
@@ -261,14 +264,14 @@ def test_detaching_leaves_nothing(kind: str, pipe: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_on_the_way_leaves_no_hook(kind: str, pipe: Any) -> None:
     before = state_of(pipe)
-    injection = made(kind, pipe)
+    mechanism = made(kind, pipe)
 
     def fail(*_: object) -> dict[str, Tensor]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        injection.pictures(pipe, images(1), 1.0, call("", callback_on_step_end=fail))
-    injection.detach()
+        mechanism.pictures(pipe, images(1), 1.0, call("", callback_on_step_end=fail))
+    mechanism.detach()
     assert_same_state(before, state_of(pipe))
 
 
@@ -280,14 +283,14 @@ def test_every_mechanism_works_beside_a_controlnet(kind: str, pipe: Any) -> None
         **parts, controlnet=control, requires_safety_checker=False
     )
     controlled.set_progress_bar_config(disable=True)
-    injection, edges = made(kind, pipe), tiny.picture(seed=5, width=16, height=16)
+    mechanism, edges = made(kind, pipe), tiny.picture(seed=5, width=16, height=16)
 
     def both(strength: float) -> np.ndarray:
         more = call("", "", image=[edges, edges], controlnet_conditioning_scale=strength)
-        return pixels(injection.pictures(controlled, images(1, 2), 1.0, more))
+        return pixels(mechanism.pictures(controlled, images(1, 2), 1.0, more))
 
     without = both(0.0)
-    assert np.abs(without - drawn(injection, pipe, 1, 2)).max() <= 1
+    assert np.abs(without - drawn(mechanism, pipe, 1, 2)).max() <= 1
     assert np.abs(both(1.0) - without).max() > 1
 
 
@@ -295,9 +298,9 @@ def test_every_mechanism_works_beside_a_controlnet(kind: str, pipe: Any) -> None
 
 
 def test_a_pipeline_with_another_unet_is_refused(pipe: Any) -> None:
-    injection = made("unclip", pipe)
+    mechanism = made("unclip", pipe)
     with pytest.raises(AdapterMismatch, match="another U-Net than the one that the unclip adapter is on"):
-        drawn(injection, tiny.sd_pipeline(), 1)
+        drawn(mechanism, tiny.sd_pipeline(), 1)
 
 
 @pytest.mark.parametrize("kind", TRAINING)
@@ -308,14 +311,17 @@ def test_a_base_that_reads_a_pooled_text_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["concatenated", *TRAINING])
 def test_image_prompts_that_are_not_as_many_as_prompts_are_refused(kind: str, pipe: Any) -> None:
-    injection = made(kind, pipe)
+    mechanism = made(kind, pipe)
     with pytest.raises(InvalidReference, match="2 image prompts need as many prompts"):
-        injection.pictures(pipe, images(1, 2), 1.0, call(""))
+        mechanism.pictures(pipe, images(1, 2), 1.0, call(""))
 
 
 @pytest.mark.parametrize("kind", ["unclip", "two-stream"])
 def test_a_batch_of_another_size_is_refused(kind: str, pipe: Any) -> None:
-    with made(kind, pipe).prompted({"image_embedding": tiny.embedding(2, 1)}), pytest.raises(AmbiguousBatch):
+    with (
+        made(kind, pipe).condition_on({"image_embedding": tiny.embedding(2, 1)}),
+        pytest.raises(AmbiguousBatch),
+    ):
         pipe.unet(**tiny.unet_input(pipe.unet, batch=3))
 
 
@@ -354,12 +360,12 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Tensor], dict[str, str]], Any],
 def test_a_wrong_file_is_refused_and_leaves_the_base_alone(name: str, pipe: Any, tmp_path: Path) -> None:
     kind, change, message = FAULTS[name]
     path = tmp_path / "adapter.safetensors"
-    injection = made(kind, pipe)
-    injection.save(path, {})
-    injection.detach()
+    mechanism = made(kind, pipe)
+    mechanism.save(path, {})
+    mechanism.detach()
     before = state_of(pipe)
     with pytest.raises(CheckpointError, match=message):
-        load_injection(damaged(path, change), pipe)
+        load_mechanism(damaged(path, change), pipe)
     assert_same_state(before, state_of(pipe))
 
 
@@ -369,7 +375,7 @@ def test_a_file_of_another_base_is_refused(pipe: Any, tmp_path: Path) -> None:
     with pytest.raises(
         AdapterMismatch, match="whose text embedding is 20 wide; that of this base is 28 wide"
     ):
-        load_injection(path, tiny.xl_pipeline())
+        load_mechanism(path, tiny.xl_pipeline())
 
 
 def test_a_published_adapter_is_decoupled(pipe: Any, tmp_path: Path) -> None:
@@ -377,7 +383,7 @@ def test_a_published_adapter_is_decoupled(pipe: Any, tmp_path: Path) -> None:
     made("decoupled", pipe).save(path, {})
     damaged(path, lambda tensors, metadata: metadata.pop("injection"))
     assert read_metadata(path)["injection"] == "decoupled"
-    assert isinstance(load_injection(path, tiny.sd_pipeline()), DecoupledInjection)
+    assert isinstance(load_mechanism(path, tiny.sd_pipeline()), DecoupledMechanism)
 
 
 @pytest.mark.parametrize("kind", ["concatenated", "replaced"])

@@ -1,6 +1,6 @@
-"""Tar files that gzip has packed: unpacked once into a temporary file, where samples are found by place.
+"""Gzip-compressed tar files, decompressed once into a temporary file in which samples are found by offset.
 
-Gzip can be read from its beginning only, and samples are read by part, by several processes and in any order.
+Gzip can be read only from its beginning, but several processes read samples by part and in any order.
 """
 
 import functools
@@ -15,53 +15,53 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from imprompt.training.samples.files import state
-from imprompt.training.samples.headers import CutOff
+from imprompt.training.samples.files import file_state
+from imprompt.training.samples.tar_headers import DamagedTar
 
 TARS = (".tar", ".tar.gz", ".tgz")
-"""What tar files' names end in, in small letters."""
+"""Suffixes of tar files, in lower case."""
 
 MAX_GROWTH = 20
-"""How many times its size a packed tar file may have unpacked; pictures hardly grow, and text fourfold."""
+"""Largest growth factor in decompression; images hardly grow, and text grows fourfold."""
 
 MIN_UNPACKED_BYTES = 64 * 1024 * 1024
-"""So much any packed tar file may have."""
+"""Size that every decompressed tar file may have."""
 
 UNPACKED_AT_ONCE = 4
-"""Packed tar files that a process keeps unpacked; those read last."""
+"""Number of tar files that a process keeps decompressed, those read last."""
 
 _CHUNK = 1024 * 1024
 
 
 def is_tar(name: str) -> bool:
-    """Whether a file is a tar file, packed or not, by its name."""
+    """Whether a file is a tar file, compressed or not, by its name."""
     return name.lower().endswith(TARS)
 
 
 @contextmanager
 def open_tar(path: Path) -> Iterator[BinaryIO]:
-    """Open a tar file for reading at any place.
+    """Open a tar file for random access.
 
     Raises:
         CutOff: what is packed cannot be unpacked, or grows beyond MAX_GROWTH
-        OSError: it cannot be read, or there is no room for what it unpacks to
+        OSError: it cannot be read, or there is no room for its content
     """
     if path.name.lower().endswith(".tar"):
         with path.open("rb") as file:
             yield file
     else:
-        yield io.BufferedReader(_Places(_unpacked(path, state(path))))
+        yield io.BufferedReader(_SharedReader(_unpack_cached(path, file_state(path))))
 
 
 @functools.lru_cache(maxsize=UNPACKED_AT_ONCE)
-def _unpacked(path: Path, _: tuple[int, int]) -> "_Unpacked":
-    unpacked = _Unpacked()
+def _unpack_cached(path: Path, _: tuple[int, int]) -> "_UnpackedFile":
+    unpacked = _UnpackedFile()
     _unpack(path, unpacked.file)
     return unpacked
 
 
-class _Unpacked:
-    """A file without a name; it is gone when nobody reads it any more."""
+class _UnpackedFile:
+    """An unnamed file that is deleted with its last reader."""
 
     def __init__(self) -> None:
         self.file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
@@ -76,47 +76,47 @@ def _unpack(path: Path, unpacked: BinaryIO) -> None:
             while chunk := packed.read(_CHUNK):
                 size += len(chunk)
                 if size > limit:
-                    raise CutOff(
+                    raise DamagedTar(
                         f"unpacks to more than {limit:,} bytes; if that is right, unpack it (gunzip)"
                     )
                 unpacked.write(chunk)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CutOff(f"is not what gzip packs, or is cut off: {error}") from error
+        raise DamagedTar(f"is not what gzip packs, or is cut off: {error}") from error
     unpacked.flush()
 
 
-class _Places(io.RawIOBase):
-    """Reads a file that others read too: its place is its own.
+class _SharedReader(io.RawIOBase):
+    """Reads a shared file at a position of its own.
 
     Args:
-        unpacked: is kept open as long as this is
+        unpacked: the shared file, kept open as long as this reader
     """
 
-    def __init__(self, unpacked: _Unpacked) -> None:
+    def __init__(self, unpacked: _UnpackedFile) -> None:
         self._unpacked = unpacked
         self._at = 0
         self.mode, self.name = "rb", ""
 
     def readable(self) -> bool:
-        """It is."""
+        """Return true."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return true."""
         return True
 
     def fileno(self) -> int:
-        """The file's."""
+        """Return the descriptor of the shared file."""
         return self._unpacked.file.fileno()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As files do, from the beginning, from here or from the end."""
+        """Seek as files do, from the beginning, the current position or the end."""
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self.fileno()).st_size}
         self._at = origin[whence] + offset
         return self._at
 
     def readinto(self, buffer: "memoryview | bytearray", /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As files do."""
+        """Read as files do."""
         content = os.pread(self.fileno(), len(buffer), self._at)
         buffer[: len(content)] = content
         self._at += len(content)

@@ -1,4 +1,4 @@
-"""Tables that are read line by line, JSON lines, CSV, TSV: a part keeps where its first row begins."""
+"""Tables that are read line by line (JSON lines, CSV, TSV); a part stores where its first row begins."""
 
 import csv
 import json
@@ -9,31 +9,32 @@ from typing import BinaryIO, NamedTuple
 
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
-from imprompt.training.samples.files import was_not_fetched
-from imprompt.training.samples.rows import Row, RowReader, find_columns
+from imprompt.training.samples.files import is_not_fetched
+from imprompt.training.samples.rows import RowReader, TableRow, find_columns
 from imprompt.training.samples.sample import Unusable
 from imprompt.training.samples.tables import TablePart, root_of
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
-"""Of one JSON line, which may hold a face embedding; what is longer is read in pieces, none of them JSON."""
+"""Largest JSON line, which may hold a face embedding; a longer one is read in pieces, none of which is
+JSON."""
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-class _Found(NamedTuple):
-    """Where parts begin (byte offsets), how many rows there are in all, and their columns."""
+class _TableIndex(NamedTuple):
+    """Byte offsets of the parts, the number of rows, and the columns."""
 
     starts: list[int]
     rows: int
     columns: set[str]
 
 
-class Form(NamedTuple):
-    """How rows are written.
+class LineFormat(NamedTuple):
+    """The format of the rows.
 
     Args:
-        header: the columns of a CSV; None for JSON lines
-        delimiter: what stands between a CSV's cells
+        header: columns of a CSV; None for JSON lines
+        delimiter: separator of a CSV's cells
     """
 
     header: tuple[str, ...] | None = None
@@ -42,45 +43,45 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class LineRows:
-    """Rows of a file from an offset on.
+    """Rows of a file, starting at an offset.
 
     Args:
-        path: of the file
-        offset: where the first row begins, in bytes
-        form: of its rows
+        path: the file
+        offset: byte offset of the first row
+        form: format of its rows
     """
 
     path: Path
     offset: int
-    form: Form
+    form: LineFormat
 
     @property
     def state(self) -> tuple[object, ...]:
-        """Nothing but the cells."""
+        """Nothing, as the cells cover everything."""
         return ()
 
-    def read(self) -> Iterator[Row | Unusable]:
-        """See `Rows`."""
+    def read(self) -> Iterator[TableRow | Unusable]:
+        """See `TableRows`."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             yield from _rows(file, self.form)
 
-    def read_names(self) -> Iterator[Row | Unusable]:
-        """See `Rows`."""
+    def read_names(self) -> Iterator[TableRow | Unusable]:
+        """See `TableRows`."""
         return self.read()
 
 
 def json_lines_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
-    """A JSON object on each line.
+    """Open a file with a JSON object on each line.
 
     Raises:
         DataError: it cannot be read, or has not a column
     """
-    return _parts(path, Form(), 0, data, part_size)
+    return _parts(path, LineFormat(), 0, data, part_size)
 
 
 def csv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
-    """A CSV file whose first row names the columns; cells may hold line breaks, in quotes.
+    """Open a CSV file whose first row names the columns; quoted cells may hold line breaks.
 
     A list (several references, a face embedding) is written as JSON: `[0.1, 0.2]`.
 
@@ -91,7 +92,7 @@ def csv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TableP
 
 
 def tsv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
-    """A CSV file with tabs between its cells, which may be in quotes as a CSV's.
+    """Open a CSV file with tabs between its cells, which may be quoted.
 
     Raises:
         DataError: it cannot be read, has not a column, or a cell begins with a quote that is no CSV's
@@ -102,10 +103,12 @@ def tsv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TableP
 def _cell_parts(path: Path, delimiter: str, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     with _readable(path).open("rb") as file:
         header = tuple(next(_cells(file, delimiter), []))
-        return _parts(path, Form(header, delimiter), file.tell(), data, part_size)
+        return _parts(path, LineFormat(header, delimiter), file.tell(), data, part_size)
 
 
-def _parts(path: Path, form: Form, start: int, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+def _parts(
+    path: Path, form: LineFormat, start: int, data: DataSettings, part_size: int
+) -> Sequence[TablePart]:
     found = _scan(_readable(path), form, start, part_size)
     there = found.columns if form.header is None else set(form.header)
     reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
@@ -115,7 +118,7 @@ def _parts(path: Path, form: Form, start: int, data: DataSettings, part_size: in
     ]
 
 
-def _scan(path: Path, form: Form, start: int, part_size: int) -> _Found:
+def _scan(path: Path, form: LineFormat, start: int, part_size: int) -> _TableIndex:
     starts, count, columns = [], 0, set()
     with path.open("rb") as file:
         file.seek(start)
@@ -124,21 +127,21 @@ def _scan(path: Path, form: Form, start: int, part_size: int) -> _Found:
                 starts.append(start)
             count, start = count + 1, file.tell()
             columns.update(() if isinstance(row, Unusable) else row)
-    return _Found(starts, count, columns)
+    return _TableIndex(starts, count, columns)
 
 
-def _rows(file: BinaryIO, form: Form) -> Iterator[Row | Unusable]:
-    """Rows from where the file stands, but those not fetched; after each, the file stands behind it."""
+def _rows(file: BinaryIO, form: LineFormat) -> Iterator[TableRow | Unusable]:
+    """Yield rows without those not fetched; after each the file is positioned behind it."""
     header, delimiter = form
     if header is None:
         lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
         rows = (_json_row(line) for line in lines if line.strip())
     else:
         rows = (_csv_row(cells, header) for cells in _cells(file, delimiter))
-    yield from (row for row in rows if isinstance(row, Unusable) or not was_not_fetched(row))
+    yield from (row for row in rows if isinstance(row, Unusable) or not is_not_fetched(row))
 
 
-def _json_row(line: bytes) -> Row | Unusable:
+def _json_row(line: bytes) -> TableRow | Unusable:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -146,7 +149,7 @@ def _json_row(line: bytes) -> Row | Unusable:
     return row if isinstance(row, dict) else Unusable("it is no JSON object")
 
 
-def _csv_row(cells: list[str], header: tuple[str, ...]) -> Row | Unusable:
+def _csv_row(cells: list[str], header: tuple[str, ...]) -> TableRow | Unusable:
     if len(cells) != len(header):
         return Unusable(f"it has {len(cells)} cells, and the table has {len(header)} columns")
     if not all(cell.isascii() or _is_text(cell) for cell in cells):
@@ -155,12 +158,12 @@ def _csv_row(cells: list[str], header: tuple[str, ...]) -> Row | Unusable:
 
 
 def _is_text(cell: str) -> bool:
-    """Whether all its bytes were UTF-8: those that were not have become lone surrogates."""
+    """Whether all bytes were UTF-8; others have become lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in cell)
 
 
 def _cells(file: BinaryIO, delimiter: str) -> Iterator[list[str]]:
-    """Cells row by row; a row may be several lines, so lines are handed over one by one."""
+    """Yield the cells of each row; a row may span several lines, which are read one at a time."""
     is_tsv = delimiter == "\t"  # which some write without quoting: then a quote in front would eat lines
     encoding = "utf-8-sig" if file.tell() == 0 else "utf-8"
     lines = (line.decode(encoding, "surrogateescape") for line in iter(file.readline, b""))

@@ -1,8 +1,8 @@
-"""Samples → rows: everything that frozen models can say of a sample before training begins.
+"""Samples → rows: everything that the frozen models compute of a sample before training begins.
 
-What a row holds is a function of its sample alone, to the last bit: pictures and captions go through the
-models in batches of one size, at a place that follows from their content, so that nothing depends on how
-samples are grouped; and on the CPU with one thread, so that no order of sums depends on the machine's load.
+A row is a function of its sample alone, to the last bit. Images and captions go through the models in batches
+of one size, at a place that follows from their content, so that the grouping of samples does not matter. On
+the CPU they use one thread, so that the order of sums does not depend on the load of the machine.
 """
 
 import contextlib
@@ -24,28 +24,29 @@ from imprompt.inputs.crop import encoder_view
 from imprompt.inputs.encoder import Input
 from imprompt.inputs.image import decode_image
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import DTYPES, TAKES, FrozenBase, quiet
+from imprompt.training.frozen_base import DTYPES, TAKES, FrozenBase, quiet
 from imprompt.training.samples import Sample, Unreadable
 from imprompt.training.targets import make_mask, make_target
 
 THUMBNAIL = 64
-"""Side in pixels of the small pictures that sample grids show."""
+"""Side in pixels of the thumbnails in sample grids."""
 
 _LONGEST_QUEUE = 4
-"""How many items may wait for one place of a batch, decoded, before it runs with other places empty."""
+"""Largest number of decoded items that wait for one place of a batch; then it runs with other places
+empty."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Row:
+class CacheRow:
     """A sample as training reads it.
 
     Attributes:
-        key: the sample's
-        picture: SHA-256 of the target's file: samples with the same one lie on the same side of the split
+        key: the sample's `Sample.key`
+        picture: SHA-256 of the target's file; samples that share it are on the same side of the split
         caption: the text
-        thumbnails: of each reference, what the image encoder sees of it, as JPEG
+        thumbnails: for each reference the image encoder's view of it, as JPEG
         tensors: "moments", "text_embeddings", ...: see `CachedSamples.row`
     """
 
@@ -56,26 +57,26 @@ class Row:
     tensors: Mapping[str, Tensor]
 
 
-class Recipe(NamedTuple):
-    """Everything but the samples that rows follow from."""
+class CacheRecipe(NamedTuple):
+    """Everything but the samples that determines the rows of a cache."""
 
     entries: Mapping[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256; caches with the same one may be mixed."""
+        """SHA-256 of the entries; caches with the same one may be mixed."""
         return hashlib.sha256(json.dumps(self.entries, sort_keys=True).encode()).hexdigest()
 
 
-def recipe_of(config: TrainingConfig, frozen: FrozenBase) -> Recipe:
-    """Collect the encoders' weights and the settings of how pictures are cut."""
+def make_recipe(config: TrainingConfig, frozen: FrozenBase) -> CacheRecipe:
+    """Collect the encoders' fingerprints and the settings of cropping."""
     data, takes = config.data, TAKES[config.adapter.variant]
     encoders = dict(frozen.fingerprints())
     if set(takes) == {"face_embedding"}:
         del encoders["image_encoder"]
     if config.cache.text == "captions":
         del encoders["text_encoder"]
-    return Recipe(
+    return CacheRecipe(
         {
             "format": 1,
             "encoders": encoders,
@@ -91,29 +92,30 @@ def recipe_of(config: TrainingConfig, frozen: FrozenBase) -> Recipe:
     )
 
 
-def blanks_of(config: TrainingConfig, frozen: FrozenBase) -> dict[Input, Tensor]:
-    """What stands for a dropped image, float32; but for faces, whose width only the data knows."""
+def encode_blanks(config: TrainingConfig, frozen: FrozenBase) -> dict[Input, Tensor]:
+    """Encode what replaces a dropped image, in float32; of faces only the data know the width."""
     names: list[Input] = [name for name in TAKES[config.adapter.variant] if name != "face_embedding"]
     return {name: frozen.blank(name).float().cpu().contiguous() for name in names}
 
 
-def picture_digest(sample: Sample) -> bytes:
-    """SHA-256 of the target's file."""
-    return _digest(sample.image)
+def hash_picture(sample: Sample) -> bytes:
+    """Return the SHA-256 of the target's file."""
+    return _hash(sample.image)
 
 
-def _digest(data: bytes) -> bytes:
+def _hash(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-class Batches(Generic[Item]):
-    """Collects items of one shape for batches, and keeps what becomes of each.
+class ContentBatcher(Generic[Item]):
+    """Collects items of one shape for batches, and the result of each.
 
-    The place of an item in its batch follows from its content, for matrix products sum in another order at
-    their edges; an empty place is filled with a copy of another item. That costs about a sixth more batches.
+    The place of an item in its batch follows from its content, because matrix products sum in a different
+    order at their edges. An empty place is filled with a copy of another item. That costs about a sixth more
+    batches.
 
     Args:
-        size: of every batch
+        size: items of a batch
         work: items → tensors, "size ..."
     """
 
@@ -123,7 +125,7 @@ class Batches(Generic[Item]):
         self._made: dict[Hashable, dict[str, Tensor]] = {}
 
     def add(self, name: Hashable, item: Item, digest: bytes, shape: Hashable = None) -> None:
-        """Take an item with the digest of its content; only those with the same `shape` share a batch."""
+        """Add an item with the digest of its content; items share a batch if their `shape` is equal."""
         if shape not in self._waiting:
             self._waiting[shape] = [deque() for _ in range(self._size)]
         places = self._waiting[shape]
@@ -133,7 +135,7 @@ class Batches(Generic[Item]):
             self._run(places)
 
     def finish(self) -> dict[Hashable, dict[str, Tensor]]:
-        """What has become of each item, by its name."""
+        """Return the result of each item, by name."""
         for places in self._waiting.values():
             while any(places):
                 self._run(places)
@@ -148,8 +150,8 @@ class Batches(Generic[Item]):
                 self._made[one[0]] = {name: values[row] for name, values in made.items()}
 
 
-class Seen(NamedTuple):
-    """A sample, decoded: its target, what it may be prompted with, and what is small enough to keep."""
+class DecodedSample(NamedTuple):
+    """A decoded sample: the target, its references, and what is small enough to keep."""
 
     pixels: Tensor
     size_condition: tuple[int, ...]
@@ -158,11 +160,11 @@ class Seen(NamedTuple):
 
 
 class RowEncoder:
-    """Makes rows of samples.
+    """Encodes samples as rows.
 
     Args:
-        frozen: what they are shown to
-        config: how pictures are cut, what is kept and in which precision
+        frozen: the models that encode
+        config: crops, cached tensors and their precision
     """
 
     def __init__(self, frozen: FrozenBase, config: TrainingConfig) -> None:
@@ -170,48 +172,48 @@ class RowEncoder:
         self._dtype = DTYPES[config.cache.precision]
         self._takes = TAKES[config.adapter.variant]
 
-    def rows(self, samples: Iterable[Sample]) -> list[Row | Unreadable]:
-        """Encode samples, in order; pictures that cannot be decoded come as `Unreadable`, in their place.
+    def rows(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
+        """Encode samples, in order; images that cannot be decoded become `Unreadable`, in their place.
 
         Raises:
             DataError: a value that the cache's precision cannot hold
         """
-        with _one_thread(self.frozen.device), quiet("diffusers", "transformers"):
+        with compute_on_one_thread(self.frozen.device), quiet("diffusers", "transformers"):
             return self._rows(samples)
 
-    def _rows(self, samples: Iterable[Sample]) -> list[Row | Unreadable]:
+    def _rows(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
         size = self.config.cache.batch_size
-        targets = Batches[Tensor](size, self._moments)
-        references = Batches[Image.Image](size, self._inputs)
-        texts = Batches[str](size, self._text)
-        begun: list[tuple[Row, list[tuple[int, int]]] | Unreadable] = []
+        targets = ContentBatcher[Tensor](size, self._moments)
+        references = ContentBatcher[Image.Image](size, self._inputs)
+        texts = ContentBatcher[str](size, self._text)
+        started: list[tuple[CacheRow, list[tuple[int, int]]] | Unreadable] = []
         for place, sample in enumerate(samples):
             try:
-                seen = self.see(sample)
+                decoded = self.decode_sample(sample)
             except ImageError as error:
-                begun.append(Unreadable(sample.name, str(error)))
+                started.append(Unreadable(sample.name, str(error)))
                 continue
-            targets.add(place, seen.pixels, picture_digest(sample), seen.pixels.shape)
+            targets.add(place, decoded.pixels, hash_picture(sample), decoded.pixels.shape)
             if self.config.cache.text == "states":
-                texts.add(place, sample.text, _digest(sample.text.encode()))
-            places = [(place, number) for number in range(len(seen.references))]
+                texts.add(place, sample.text, _hash(sample.text.encode()))
+            places = [(place, number) for number in range(len(decoded.references))]
             if set(self._takes) != {"face_embedding"}:
                 files = sample.references or [sample.image]
-                for where, picture, file in zip(places, seen.references, files, strict=True):
-                    references.add(where, picture, _digest(file))
-            begun.append((self._begun(sample, seen), places))
+                for where, picture, file in zip(places, decoded.references, files, strict=True):
+                    references.add(where, picture, _hash(file))
+            started.append((self._start_row(sample, decoded), places))
         made, inputs, words = targets.finish(), references.finish(), texts.finish()
         return [
             one
             if isinstance(one, Unreadable)
-            else _finished(
+            else _complete_row(
                 one[0], {**made[place], **words.get(place, {})}, [inputs[p] for p in one[1] if p in inputs]
             )
-            for place, one in enumerate(begun)
+            for place, one in enumerate(started)
         ]
 
-    def see(self, sample: Sample) -> Seen:
-        """Decode a sample's pictures and cut the target.
+    def decode_sample(self, sample: Sample) -> DecodedSample:
+        """Decode the images of a sample and crop the target.
 
         Raises:
             ImageError: one cannot be decoded, or there is no face embedding where one is needed; the message
@@ -226,38 +228,40 @@ class RowEncoder:
         mask = None
         if sample.mask is not None:
             mask = make_mask(decode_image(sample.mask, "its mask"), picture.size, self.config.data)
-        return Seen(target.pixels, target.size_condition, references or [picture], mask)
+        return DecodedSample(target.pixels, target.size_condition, references or [picture], mask)
 
-    def _begun(self, sample: Sample, seen: Seen) -> Row:
-        """The row, but for what comes from batches."""
+    def _start_row(self, sample: Sample, decoded: DecodedSample) -> CacheRow:
+        """Return the row without what batches compute."""
         tensors: dict[str, Tensor] = {}
         if self.frozen.needs_size:
-            tensors["size_condition"] = torch.tensor(seen.size_condition)
-        if seen.mask is not None:
-            tensors["mask"] = seen.mask
+            tensors["size_condition"] = torch.tensor(decoded.size_condition)
+        if decoded.mask is not None:
+            tensors["mask"] = decoded.mask
         if "face_embedding" in self._takes and sample.face is not None:
             face = torch.from_numpy(sample.face.copy()).to(self._dtype)
-            tensors["face_embedding"] = face.expand(len(seen.references), -1)
-        return Row(sample.key, picture_digest(sample), sample.text, tuple(self.thumbnails(seen)), tensors)
+            tensors["face_embedding"] = face.expand(len(decoded.references), -1)
+        return CacheRow(
+            sample.key, hash_picture(sample), sample.text, tuple(self.encode_thumbnails(decoded)), tensors
+        )
 
-    def thumbnails(self, seen: Seen) -> list[bytes]:
-        """Of each reference, what the image encoder sees of it, small, as JPEG."""
+    def encode_thumbnails(self, decoded: DecodedSample) -> list[bytes]:
+        """Return the encoder's view of each reference as a small JPEG."""
         crop = self.config.data.reference_crop
-        return [_jpeg(encoder_view(picture, THUMBNAIL, crop)) for picture in seen.references]
+        return [_jpeg(encoder_view(picture, THUMBNAIL, crop)) for picture in decoded.references]
 
     def _moments(self, pixels: list[Tensor]) -> dict[str, Tensor]:
-        return self._kept({"moments": self.frozen.moments(torch.stack(pixels))})
+        return self._to_cache_precision({"moments": self.frozen.moments(torch.stack(pixels))})
 
     def _text(self, captions: list[str]) -> dict[str, Tensor]:
-        return self._kept(self.frozen.text(captions))
+        return self._to_cache_precision(self.frozen.text(captions))
 
     def _inputs(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
         names: list[Input] = [name for name in self._takes if name != "face_embedding"]
         crop = self.config.data.reference_crop
-        return self._kept({**self.frozen.image_inputs(pictures, names, crop)})
+        return self._to_cache_precision({**self.frozen.image_inputs(pictures, names, crop)})
 
-    def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """In the cache's precision, on the CPU."""
+    def _to_cache_precision(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Convert to the cache's precision, on the CPU."""
         kept = {name: values.to("cpu", self._dtype) for name, values in tensors.items()}
         for name, values in kept.items():
             if values.isnan().any() or (values == torch.inf).any():
@@ -267,15 +271,17 @@ class RowEncoder:
         return kept
 
 
-def _finished(row: Row, made: Mapping[str, Tensor], inputs: Sequence[Mapping[str, Tensor]]) -> Row:
-    """Add what came from batches; a mask shrinks to the latents' size."""
+def _complete_row(
+    row: CacheRow, made: Mapping[str, Tensor], inputs: Sequence[Mapping[str, Tensor]]
+) -> CacheRow:
+    """Add what batches computed; a mask shrinks to the size of the latents."""
     stacked = {name: torch.stack([one[name] for one in inputs]) for name in (inputs[0] if inputs else ())}
     tensors = {**row.tensors, **made, **stacked}
     if "mask" in tensors:
         shape = made["moments"].shape[-2:]
         shrunk = F.interpolate(tensors["mask"][None], shape, mode="area")[0]
         tensors["mask"] = shrunk.to(made["moments"].dtype)
-    return Row(row.key, row.picture, row.caption, row.thumbnails, tensors)
+    return CacheRow(row.key, row.picture, row.caption, row.thumbnails, tensors)
 
 
 def _jpeg(picture: Image.Image) -> bytes:
@@ -285,7 +291,7 @@ def _jpeg(picture: Image.Image) -> bytes:
 
 
 @contextlib.contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def compute_on_one_thread(device: torch.device) -> Iterator[None]:
     """Let torch compute with one thread on the CPU, as every worker process does."""
     before = torch.get_num_threads()
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""File names with braces and wild cards → files: `shards/{00000..00099}.tar`, `{a,b}.csv`, `s/*.tar`.
+"""File names with braces and wildcards → files: `shards/{00000..00099}.tar`, `{a,b}.csv`, `s/*.tar`.
 
 A file or folder that exists under the very name is taken as it is: `my [set]/*.tar`, `my {v2}/0.tar`.
 """
@@ -23,8 +23,8 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
-def matching(pattern: str) -> list[Path]:
-    """Every file that a pattern names: braces in their order, wild cards in that of the names.
+def expand_paths(pattern: str) -> list[Path]:
+    """Return every file that a pattern names: braces in their order, wildcards sorted by name.
 
     Raises:
         DataError: a file is missing or is none, no file matches a wild card, or the pattern names more than
@@ -35,7 +35,7 @@ def matching(pattern: str) -> list[Path]:
     names = list(itertools.islice(expand(pattern), MAX_FILES + 1))
     if len(names) > MAX_FILES:
         raise DataError(f"data.source {shorten(pattern)!r} names more than {MAX_FILES:,} files; name fewer")
-    paths = [Path(path) for name in names for path in _found(name)]
+    paths = [Path(path) for name in names for path in _glob(name)]
     if fault := next(filter(None, map(file_fault, paths)), None):
         raise DataError(f"data.source: {fault}")
     missing = [path for path in paths if not path.exists()]
@@ -46,7 +46,7 @@ def matching(pattern: str) -> list[Path]:
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """Every name that braces stand for; `{08..10}` counts, and keeps the number of digits.
+    """Yield every name that braces stand for; `{08..10}` counts and keeps the number of digits.
 
     Braces in the names of what exists are no pattern.
     """
@@ -68,7 +68,7 @@ def _choices(inside: str) -> Iterable[str]:
     return (f"{number:0{len(counted[1])}d}" for number in range(first, last + 1))
 
 
-def _found(name: str) -> list[str]:
+def _glob(name: str) -> list[str]:
     is_wild = any(character in name for character in "*?[") and not os.path.lexists(name)
     if not is_wild:
         return [name]
@@ -77,6 +77,6 @@ def _found(name: str) -> list[str]:
 
 
 def _literal_part(pattern: str) -> str:
-    """The longest beginning of a pattern that is a folder as it stands, with the slash behind it; or ""."""
+    """Return the longest beginning of a pattern that is an existing folder, with its slash; or ""."""
     ends = [place for place, character in enumerate(pattern, 1) if character == "/"]
     return next((pattern[:end] for end in reversed(ends) if os.path.isdir(pattern[:end])), "")

@@ -1,7 +1,7 @@
-"""How like its reference, and its prompt, a picture is: cosines of a CLIP model or the adapter's encoder.
+"""How similar images are to their references and prompts: cosines of a CLIP model or the adapter's encoder.
 
-The adapter's own encoder is what it was trained to please, so its figure says whether the adapter works, not
-how well; a judge that training knows nothing of is `watch.judge`.
+The adapter is trained on its own encoder, whose figure therefore shows whether the adapter works, but not how
+well; `watch.judge` names an independent judge.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from imprompt.errors import UnknownModel
 from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 
 
-class Likeness:
-    """A judge of pictures.
+class SimilarityJudge:
+    """A judge of images.
 
     Args:
         name: a CLIP model, a folder or a hub id; empty for the adapter's own encoder
-        encoder: the adapter's own; without it, and without a name, nothing is measured
+        encoder: the adapter's own encoder; without it and without a name nothing is measured
 
     Raises:
         UnknownModel: no such CLIP model
@@ -37,22 +37,24 @@ class Likeness:
     def figures(
         self, pictures: Sequence[Image.Image], references: Sequence[Image.Image], prompts: Sequence[str]
     ) -> dict[str, float]:
-        """Mean cosine of each picture with its reference, with the next one's, and with its prompt."""
+        """Return mean cosines of images with their references, shuffled references, and prompts."""
         if self.encoder is None:
             return {}
-        drawn, shown = (
+        image_embeddings, reference_embeddings = (
             self.encoder.encode(self.encoder.pixels(side)).float() for side in (pictures, references)
         )
-        figures = {"similarity to reference": mean_cosine(drawn, shown)}
+        figures = {"similarity to reference": mean_cosine(image_embeddings, reference_embeddings)}
         if len(pictures) > 1:
-            figures["similarity to a shuffled reference"] = mean_cosine(drawn, shown.roll(1, dims=0))
+            figures["similarity to a shuffled reference"] = mean_cosine(
+                image_embeddings, reference_embeddings.roll(1, dims=0)
+            )
         if self.texts is not None and all(prompts):
-            figures["similarity to prompt"] = mean_cosine(drawn.cpu(), self.embedded(prompts))
+            figures["similarity to prompt"] = mean_cosine(image_embeddings.cpu(), self.embed_prompts(prompts))
         return figures
 
     @torch.no_grad()
-    def embedded(self, prompts: Sequence[str]) -> Float[Tensor, "prompts d"]:
-        """Text embeddings in the pictures' space."""
+    def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "prompts d"]:
+        """Return text embeddings in the space of the image embeddings."""
         assert self.texts is not None
         model, tokenizer = self.texts
         return model(
@@ -61,7 +63,7 @@ class Likeness:
 
 
 def load_text_tower(name: str) -> tuple[Any, Any]:
-    """Load a CLIP model's text encoder and its tokenizer.
+    """Load the text encoder and the tokenizer of a CLIP model.
 
     Raises:
         UnknownModel: it is not here and cannot be fetched
@@ -73,5 +75,5 @@ def load_text_tower(name: str) -> tuple[Any, Any]:
 
 
 def mean_cosine(one: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> float:
-    """The mean cosine of corresponding rows."""
+    """Return the mean cosine of corresponding rows."""
     return float(F.cosine_similarity(one, other).mean())

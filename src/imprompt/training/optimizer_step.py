@@ -1,8 +1,8 @@
-"""One step downhill: clipped gradients → AdamW → averaged weights; a step that is not finite does not happen.
+"""One optimizer step: clipped gradients → AdamW → averaged weights; steps with NaN gradients are skipped.
 
-Whether it is finite is decided on the device, without waiting for it: AdamW is told (`found_inf`, as
-GradScaler tells it) and leaves weights and state as they are, the average likewise. What was wrong is read
-with the log.
+The device decides whether gradients are finite, without a synchronization: AdamW receives `found_inf`, as
+from GradScaler, and leaves weights and state unchanged, and so does the average. The log reads the faults
+later.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from imprompt.training.settings import LoopSettings
 
 FIRST_LOSS_SCALE = 2.0**12
-"""Of float16 gradients, so that small ones do not vanish; halved when they overflow."""
+"""Initial loss scale for float16, so that small gradients do not vanish; halved when gradients overflow."""
 
 _GROW_AFTER = 2000
-"""Good steps after which the loss scale doubles."""
+"""Number of good steps after which the loss scale doubles."""
 
 
-class Trouble(NamedTuple):
-    """What went wrong since it was last asked for.
+class GradientFaults(NamedTuple):
+    """Gradients that were not finite since the last report.
 
     Attributes:
-        skipped: steps that did not happen, in the whole run
-        in_a_row: the longest series of them that is no matter of the loss scale
-        name: of the first parameter whose gradient was not finite
+        skipped: steps skipped in the whole run
+        in_a_row: the longest series of them that the loss scale does not explain
+        name: the first parameter whose gradient was not finite
     """
 
     skipped: int
@@ -37,13 +37,13 @@ class Trouble(NamedTuple):
     name: str
 
 
-class Descent:
-    """The trained weights, their optimiser and their average.
+class AveragedOptimizer:
+    """AdamW with clipping, a loss scale for float16, and an average of the trained weights.
 
     Args:
-        groups: as the optimiser wants them, each with its "lr" and perhaps a "name"
-        names: of the parameters, in the groups' order
-        settings: of the loop
+        groups: parameter groups of torch, each with its "lr" and perhaps a "name"
+        names: names of the parameters, in the order of the groups
+        settings: settings of the loop
 
     Attributes:
         trained: the parameters
@@ -52,12 +52,10 @@ class Descent:
 
     def __init__(self, groups: list[dict[str, Any]], names: Sequence[str], settings: LoopSettings) -> None:
         self.settings, self.names = settings, list(names)
-        self.optimizer: Any = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.groups = [str(group.get("name", "")) for group in self.optimizer.param_groups]
-        self.trained: list[nn.Parameter] = [
-            p for group in self.optimizer.param_groups for p in group["params"]
-        ]
+        self.adamw: Any = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+        self.rates = [group["lr"] for group in self.adamw.param_groups]
+        self.groups = [str(group.get("name", "")) for group in self.adamw.param_groups]
+        self.trained: list[nn.Parameter] = [p for group in self.adamw.param_groups for p in group["params"]]
         self.averaged: list[Tensor] = (
             [p.detach().clone() for p in self.trained] if settings.ema_decay else list(self.trained)
         )
@@ -73,19 +71,19 @@ class Descent:
         self._culprit = torch.tensor(-1.0, device=device)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a loss' gradients to those that are there."""
+        """Add the gradients of a loss to those of earlier passes."""
         (loss * self.counters["loss scale"]).backward()
 
     @torch.no_grad()
     def step(self, factor: float, step: int) -> dict[str, Tensor]:
-        """Take one step with the gradients that are there, and forget them; return norms.
+        """Take one step with the accumulated gradients, reset them, and return their norms.
 
         Args:
-            factor: of the learning rates
+            factor: factor of the learning rates
             step: number of the step, from 0
         """
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.trained]
-        shared(gradients)
+        sum_over_processes(gradients)
         # One call for all tensors, as torch's own clip_grad_norm_ does it.
         foreach: Any = torch
         foreach._foreach_div_(gradients, self.counters["loss scale"])
@@ -93,17 +91,17 @@ class Descent:
         norm = torch.linalg.vector_norm(norms)
         is_bad = ~norm.isfinite()
         foreach._foreach_mul_(gradients, (self.settings.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0))
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+        for group, rate in zip(self.adamw.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        self.optimizer.found_inf = is_bad.float()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.adamw.found_inf = is_bad.float()
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
         self._average(is_bad, step)
-        self._count(is_bad, norms)
-        return {"gradient norm": norm, **self._by_group(norms)}
+        self._count_faults(is_bad, norms)
+        return {"gradient norm": norm, **self._norms_by_group(norms)}
 
     def _average(self, is_bad: Tensor, step: int) -> None:
-        """Exponential moving average, with a short memory while the run is young."""
+        """Update the exponential moving average, whose memory is short in early steps."""
         if not self.settings.ema_decay:
             return
         decay = min(self.settings.ema_decay, (2 + step) / (11 + step))
@@ -111,10 +109,10 @@ class Descent:
         for average, parameter in zip(self.averaged, self.trained, strict=True):
             average.lerp_(parameter, share)
 
-    def _count(self, is_bad: Tensor, norms: Tensor) -> None:
+    def _count_faults(self, is_bad: Tensor, norms: Tensor) -> None:
         counters, bad = self.counters, is_bad.float()
         scale = counters["loss scale"]
-        # Too large a scale overflows by itself: that is what halving it is for.
+        # A scale that is too large overflows by itself, and halving it is the remedy.
         is_trouble = bad * (scale <= 1)
         first = (~norms.isfinite()).float().argmax()
         self._culprit = torch.where(is_bad & (self._culprit < 0), first.float(), self._culprit)
@@ -129,8 +127,8 @@ class Descent:
             ).clamp(min=1)
             counters["good in a row"] = torch.where(grows, 0.0, good)
 
-    def _by_group(self, norms: Tensor) -> dict[str, Tensor]:
-        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+    def _norms_by_group(self, norms: Tensor) -> dict[str, Tensor]:
+        sizes = [len(group["params"]) for group in self.adamw.param_groups]
         parts = norms.split(sizes)
         return {
             f"gradient norm of the {name}": torch.linalg.vector_norm(part)
@@ -138,76 +136,76 @@ class Descent:
             if name
         }
 
-    def trouble(self) -> Trouble:
-        """Read what went wrong since the last call; waits for the device."""
+    def read_faults(self) -> GradientFaults:
+        """Return what went wrong since the last call; this waits for the device."""
         culprit = int(self._culprit)
-        found = Trouble(
+        found = GradientFaults(
             int(self.counters["skipped"]), int(self._worst), self.names[culprit] if culprit >= 0 else ""
         )
         self._worst, self._culprit = torch.zeros_like(self._worst), torch.full_like(self._culprit, -1)
         return found
 
     @contextlib.contextmanager
-    def averages_in_place(self) -> Iterator[None]:
-        """The averaged weights in the trained ones' place, for looking and for saving."""
+    def use_averages(self) -> Iterator[None]:
+        """Put the averaged weights in place of the trained ones, to evaluate and to save."""
         if not self.settings.ema_decay:
             yield
             return
         current = [p.detach().clone() for p in self.trained]
-        write(self.trained, self.averaged)
+        copy_values(self.trained, self.averaged)
         try:
             yield
         finally:
-            write(self.trained, current)
+            copy_values(self.trained, current)
 
     def state(self, *, with_weights: bool = True) -> dict[str, Any]:
-        """Everything that an exact continuation needs; on the CPU.
+        """Return, on the CPU, all that an exact continuation needs.
 
         Args:
-            with_weights: False where the objective writes the trained weights themselves
+            with_weights: False if the objective writes the trained weights
         """
         state: dict[str, Any] = {
             "shapes": [tuple(p.shape) for p in self.trained],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.adamw.state_dict(),
             "counters": {name: float(value) for name, value in self.counters.items()},
         }
-        # Copies: on a CPU the weights would change when averages stand in their place.
+        # Copies: on a CPU the weights would change when averages replace them.
         if with_weights:
             state["trained"] = [p.detach().to("cpu", copy=True) for p in self.trained]
         if self.settings.ema_decay:
             state["averaged"] = [average.to("cpu", copy=True) for average in self.averaged]
         return state
 
-    def go_back(self, state: Mapping[str, Any]) -> None:
-        """Take a state's weights and moments, but go on counting what went wrong."""
+    def roll_back(self, state: Mapping[str, Any]) -> None:
+        """Restore the weights and moments of a state, but keep the counters of faults."""
         counters = self.counters
         self.load(state)
         self.counters = counters | {"bad in a row": torch.zeros_like(counters["bad in a row"])}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; weights that it does not hold are in place already."""
+        """Continue from a state; weights that it lacks must be in place already."""
         if "trained" in state:
-            write(self.trained, state["trained"])
+            copy_values(self.trained, state["trained"])
         if self.settings.ema_decay:
-            write(self.averaged, state["averaged"])
-        rates = [group["weight_decay"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, decay in zip(self.optimizer.param_groups, rates, strict=True):
-            group["weight_decay"] = decay  # what the settings say now
+            copy_values(self.averaged, state["averaged"])
+        rates = [group["weight_decay"] for group in self.adamw.param_groups]
+        self.adamw.load_state_dict(state["optimizer"])
+        for group, decay in zip(self.adamw.param_groups, rates, strict=True):
+            group["weight_decay"] = decay  # of the present settings
         self.counters = {
             name: torch.full_like(self.counters[name], value) for name, value in state["counters"].items()
         }
 
 
 @torch.no_grad()
-def write(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy values into weights."""
+def copy_values(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into weights, in place."""
     for weight, value in zip(weights, values, strict=True):
         weight.copy_(value)
 
 
-def shared(gradients: Sequence[Tensor]) -> None:
-    """Add up every process' gradients, in place: one message, whatever the number of tensors."""
+def sum_over_processes(gradients: Sequence[Tensor]) -> None:
+    """Sum the gradients of all processes, in place and in one message."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -216,8 +214,8 @@ def shared(gradients: Sequence[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def factor_at(settings: LoopSettings, step: int) -> float:
-    """The learning rate's factor: linear warm-up, then constant or cosine, linear cool-down to zero."""
+def learning_rate_factor(settings: LoopSettings, step: int) -> float:
+    """Return the factor of the learning rate: warm-up, constant or cosine, cool-down to zero."""
     warm = (step + 1) / max(settings.warmup_steps, 1)
     cool = (settings.steps - step) / max(settings.cooldown_steps, 1)
     if getattr(settings, "schedule", "constant") == "cosine":

@@ -1,4 +1,4 @@
-"""The frozen models of a run: what they make of pictures and captions, and how to tell them from others.
+"""The frozen models of a run: encodings of images and captions, and fingerprints of the models.
 
 The base's U-Net is one of them; the cache needs the others, training the U-Net alone.
 """
@@ -37,18 +37,18 @@ TAKES: dict[Variant, tuple[Input, ...]] = {
     "faceid-plus": ("face_embedding", "image_features"),
     "faceid-plusv2": ("face_embedding", "image_features"),
 }
-"""What the projection of each variant is given."""
+"""The inputs of each variant's projection."""
 
 
 class FrozenBase:
-    """A base model and its image encoder: frozen, in evaluation mode.
+    """A base model and its image encoder, frozen and in evaluation mode.
 
     Args:
         pipe: a diffusers pipeline with a U-Net; moved, converted and frozen in place, and its safety
             checker taken off
         image_encoder: None if only face embeddings are needed
-        device: where everything computes
-        dtype: in which everything computes but what `encoding_dtype` excepts
+        device: device of all models
+        dtype: type of all models, except where `choose_encoding_dtype` returns another
 
     Attributes:
         unet, scheduler: the pipeline's
@@ -70,11 +70,11 @@ class FrozenBase:
             raise AdapterMismatch(f"a {type(pipe).__name__} has no U-Net; training needs a base that has one")
         remove_safety_checker(pipe)
         self.device, self.dtype = torch.device(device), dtype
-        # Before bfloat16 rounds the weights; of other types this can wait until it is asked for.
+        # Before bfloat16 rounds the weights; for other types this can wait until it is needed.
         bfloat16 = dtype == torch.bfloat16
-        self._fingerprints = _fingerprints(pipe, image_encoder) if bfloat16 else None
+        self._fingerprints = hash_models(pipe, image_encoder) if bfloat16 else None
         autoencoder = cast(Any, pipe).vae
-        encodes_in = encoding_dtype(dtype, autoencoder)
+        encodes_in = choose_encoding_dtype(dtype, autoencoder)
         apart = None if encodes_in == dtype else copy.deepcopy(autoencoder).to(device).to(encodes_in)
         with quiet("diffusers"):  # it warns of parts to keep in float32, though there are none
             self.pipe: Any = pipe.to(device, dtype)
@@ -89,21 +89,21 @@ class FrozenBase:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Every network, the image encoder last."""
+        """All networks, the image encoder last."""
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         apart = [] if self.autoencoder is self.pipe.vae else [self.autoencoder]
         return [*parts, *apart, *([self.image_encoder.model] if self.image_encoder else [])]
 
     @property
     def needs_size(self) -> bool:
-        """Whether the U-Net is told the picture's size and a pooled text, as SDXL's and Kolors's are."""
+        """Whether the U-Net takes the image size and a pooled text, as that of SDXL and Kolors does."""
         return self.unet.config.addition_embed_type == "text_time"
 
     @torch.no_grad()
     def moments(
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch twochannels latent_height latent_width"]:
-        """Encode pictures in [-1, 1]: the latents' mean and log-variance, unscaled, float32.
+        """Encode images in [-1, 1]: mean and log-variance of the latents, unscaled, float32.
 
         The log-variance of a deterministic autoencoder is -∞, so that `latents` gives the mean exactly.
         """
@@ -116,12 +116,12 @@ class FrozenBase:
         moments: Float[Tensor, "batch twochannels latent_height latent_width"],
         noise: Float[Tensor, "batch channels latent_height latent_width"],
     ) -> Float[Tensor, "batch channels latent_height latent_width"]:
-        """Draw latents, mean + deviation · noise, shifted and scaled as the base was trained, float32."""
+        """Sample latents, mean + deviation · noise, shifted and scaled as in the base's training, float32."""
         mean, log_variance = moments.float().chunk(2, dim=1)
-        return self._scaled(mean + (log_variance / 2).exp() * noise)
+        return self._scale(mean + (log_variance / 2).exp() * noise)
 
-    def _scaled(self, latents: Tensor) -> Tensor:
-        """By AutoencoderKL's rule: whole tensors by two numbers, or each channel by its own two."""
+    def _scale(self, latents: Tensor) -> Tensor:
+        """Scale as AutoencoderKL does: all channels by two numbers, or each by its own two."""
         config = self.pipe.vae.config
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
             mean, std = (
@@ -133,7 +133,7 @@ class FrozenBase:
 
     @torch.no_grad()
     def text(self, captions: Sequence[str]) -> dict[str, Float[Tensor, "batch ..."]]:
-        """Encode captions as the pipeline does, cut to the length that its text encoder takes.
+        """Encode captions as the pipeline does, truncated to the length of its text encoder.
 
         Returns:
             "text_embeddings", "batch length width"; for SDXL and Kolors also "pooled_text", "batch width"
@@ -151,7 +151,7 @@ class FrozenBase:
     def image_inputs(
         self, pictures: Sequence[Image.Image], names: Collection[Input], crop: Crop | str = "center"
     ) -> dict[Input, Float[Tensor, "batch ..."]]:
-        """Encode upright RGB pictures to what a projection takes.
+        """Encode upright RGB images to the inputs of a projection.
 
         Raises:
             AdapterMismatch: there is no image encoder, or a face embedding, which none makes
@@ -160,7 +160,7 @@ class FrozenBase:
         return encoder.inputs(encoder.pixels(pictures, crop), names)
 
     def blank(self, name: Input) -> Float[Tensor, "..."]:
-        """What stands for a dropped image: see `ImageEncoder.blank`.
+        """Return the encoding that replaces a dropped image: see `ImageEncoder.blank`.
 
         Raises:
             AdapterMismatch: as `image_inputs`
@@ -177,15 +177,15 @@ class FrozenBase:
         pooled_text: Float[Tensor, "batch width"] | None,
         size_condition: Int[Tensor, "batch 6"] | None,
     ) -> dict[str, Tensor] | None:
-        """What SDXL's U-Net is told beside text and time (`added_cond_kwargs`); None for other bases.
+        """Return SDXL's `added_cond_kwargs`; None for bases without them.
 
         Args:
-            pooled_text: of `text`
+            pooled_text: see `text`
             size_condition: original height and width, top and left of the cut, the target's height and width
                 in pixels (Podell et al. 2023, section 2.2)
 
         Raises:
-            AdapterMismatch: the base needs both and one is missing
+            AdapterMismatch: one of the two that the base needs is missing
         """
         if not self.needs_size:
             return None
@@ -195,32 +195,33 @@ class FrozenBase:
         return {"text_embeds": pooled_text, "time_ids": sizes}
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the autoencoder, of the text encoders with their tokenizers, of the image encoder.
+        """Return the SHA-256 of the autoencoder, the text encoders with tokenizers, the image encoder.
 
-        Weights count as rounded to float16: a model is the same one in whatever type it is loaded.
+        Weights are rounded to float16 first, so that the type in which a model is loaded does not matter.
         """
         if self._fingerprints is None:
-            self._fingerprints = _fingerprints(self.pipe, self.image_encoder)
+            self._fingerprints = hash_models(self.pipe, self.image_encoder)
         return self._fingerprints
 
 
-def _fingerprints(pipe: Any, encoder: ImageEncoder | None) -> dict[str, str]:
+def hash_models(pipe: Any, encoder: ImageEncoder | None) -> dict[str, str]:
+    """Return the SHA-256 of each frozen model of a pipeline and of its image encoder."""
     numbered = ("", "_2", "_3")
     texts = [getattr(pipe, f"text_encoder{number}", None) for number in numbered]
     tokenizers = [getattr(pipe, f"tokenizer{number}", None) for number in numbered]
     return {
-        "autoencoder": weights_fingerprint(pipe.vae, rounded=True),
-        "text_encoder": _digest(
-            weights_fingerprint(*(text for text in texts if text is not None), rounded=True),
+        "autoencoder": hash_weights(pipe.vae, rounded=True),
+        "text_encoder": _hash_json(
+            hash_weights(*(text for text in texts if text is not None), rounded=True),
             *(_vocabulary(tokenizer) for tokenizer in tokenizers if tokenizer is not None),
         ),
         "image_encoder": ""
         if encoder is None
-        else _digest(weights_fingerprint(encoder.model, rounded=True), encoder.mean, encoder.std),
+        else _hash_json(hash_weights(encoder.model, rounded=True), encoder.mean, encoder.std),
     }
 
 
-def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBase:
+def load_frozen_base(config: TrainingConfig, device: torch.device | str) -> FrozenBase:
     """Load the frozen models of a run.
 
     On the CPU they compute in float32, so that every process fills a cache with the same bytes; elsewhere in
@@ -231,15 +232,15 @@ def load_frozen(config: TrainingConfig, device: torch.device | str) -> FrozenBas
         ConfigError: base.image_encoder is "known" for a base whose encoder is not
         AdapterMismatch: a base without a U-Net
     """
-    dtype = DTYPES[frozen_precision(config, device)]
+    dtype = DTYPES[choose_frozen_precision(config, device)]
     # Exact weights first: the cache's autoencoder may need them wider than the rest.
     pipe = load_base(config.base.model, device="cpu", dtype=torch.float32)
     encoder = _image_encoder(config)
     return FrozenBase(pipe, encoder, device=device, dtype=dtype)
 
 
-def frozen_precision(config: TrainingConfig, device: torch.device | str) -> Precision:
-    """The number format of a run's frozen models; float32 on the CPU and where the base itself learns."""
+def choose_frozen_precision(config: TrainingConfig, device: torch.device | str) -> Precision:
+    """Return the number format of a run's frozen models; float32 on a CPU or for a trained base."""
     if config.trains_base or torch.device(device).type == "cpu":
         return "fp32"
     return resolve_precision(config.training.precision, str(device))
@@ -258,8 +259,8 @@ def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
     )
 
 
-def encoding_dtype(dtype: torch.dtype, autoencoder: Any) -> torch.dtype:
-    """In what an autoencoder encodes: float16 if the base does and its range allows it, else float32.
+def choose_encoding_dtype(dtype: torch.dtype, autoencoder: Any) -> torch.dtype:
+    """Return the type in which an autoencoder encodes: float16 if base and range allow it, else float32.
 
     `force_upcast` is how diffusers notes that it does not. Bfloat16 would round latents by half a percent,
     once and for all.
@@ -268,12 +269,12 @@ def encoding_dtype(dtype: torch.dtype, autoencoder: Any) -> torch.dtype:
     return torch.float16 if safe else torch.float32
 
 
-def weights_fingerprint(*modules: nn.Module, rounded: bool = False) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters and buffers that are saved.
+def hash_weights(*modules: nn.Module, rounded: bool = False) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of all saved parameters and buffers.
 
     Args:
-        modules: in this order
-        rounded: take what is wider than float16 as if it were stored in that
+        modules: the modules, in this order
+        rounded: round types wider than float16 to float16 first
     """
     digest = hashlib.sha256()
     for module in modules:
@@ -285,19 +286,19 @@ def weights_fingerprint(*modules: nn.Module, rounded: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _digest(*words: object) -> str:
+def _hash_json(*words: object) -> str:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
 
 def _vocabulary(tokenizer: Any) -> list[object]:
-    """What a tokenizer's answers follow from, beside its class."""
+    """Return what determines the output of a tokenizer."""
     known = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
     return [type(tokenizer).__name__, getattr(tokenizer, "model_max_length", None), sorted(known.items())]
 
 
 @contextlib.contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Let libraries report errors only. Changing a level costs time: not again where it is so."""
+    """Let libraries log errors only; levels that are high enough already are left alone, which saves time."""
     loggers = [logging.getLogger(name) for name in names]
     loggers = [logger for logger in loggers if logger.level < logging.ERROR]
     levels = [logger.level for logger in loggers]

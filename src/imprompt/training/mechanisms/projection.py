@@ -1,4 +1,4 @@
-"""Mechanisms that bring in what a projection makes of the image embedding."""
+"""Mechanisms that read a projection of the image embedding."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,42 +8,42 @@ from torch import Tensor, nn
 
 from imprompt.errors import InvalidReference
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Injection, Inputs
+from imprompt.training.mechanisms.base import Inputs, Mechanism
 
 PREFIX = "image_proj."
-"""Of a projection's tensors in a file, as in the official layout."""
+"""Prefix of a projection's tensors in a file, as in the official layout."""
 
 
-class ProjectedInjection(Injection):
-    """A projection of image embeddings, trained from new.
+class ProjectedMechanism(Mechanism):
+    """A new projection of image embeddings.
 
     Attributes:
-        projection: "batch embedding_dim" → what the U-Net is given
+        projection: "batch embedding_dim" → input of the U-Net
     """
 
     projection: nn.Module
 
-    def projected(self, inputs: Inputs) -> Tensor:
-        """Of one image prompt each, "batch 1 ..."."""
+    def project(self, inputs: Inputs) -> Tensor:
+        """Project one image prompt per sample, "batch 1 ..."."""
         return self.projection(inputs["image_embedding"][:, 0])
 
-    def both_sides(
+    def project_both_branches(
         self, pipe: Any, images: Sequence[ImageEmbeddings], call: Mapping[str, Any], scale: float | int = 1
     ) -> tuple[Tensor, Tensor]:
-        """What the projection makes of image embeddings multiplied by `scale`, and of no image, for guidance.
+        """Project image embeddings times `scale`, and blank ones for guidance.
 
         Raises:
             AdapterMismatch: the pipeline has another U-Net
-            InvalidReference: a prompt has no image prompt of its own, or is to make several pictures
+            InvalidReference: a prompt has no image prompt of its own, or asks for several images
         """
         self.check_pipeline(pipe)
         _check_counts(images, call)
-        positive = self._stacked([one.inputs for one in images])
-        negative = self._stacked([one.blank for one in images])
+        positive = self._stack([one.inputs for one in images])
+        negative = self._stack([one.blank for one in images])
         return self.projection(scale * positive), self.projection(negative)
 
-    def _stacked(self, sides: Sequence[Inputs]) -> Tensor:
-        """One image embedding of each side, the first of several, in the projection's format and place."""
+    def _stack(self, sides: Sequence[Inputs]) -> Tensor:
+        """Stack one image embedding per prompt, the first of several, in the projection's format."""
         like = next(self.projection.parameters())
         each = [side["image_embedding"] for side in sides]
         return torch.stack([one.to(like).reshape(-1, one.shape[-1])[0] for one in each])

@@ -1,7 +1,7 @@
-"""Samples written to disk, in the layouts that `imprompt train` reads; every layout holds the same bytes.
+"""Writing samples in the layouts that `imprompt train` reads; every layout holds the same bytes.
 
     folder      000000000.png  000000000.txt  (000000000.reference.png)
-    official    data.json, a list of {"image_file", "text", ("reference")}, and the pictures beside it
+    official    data.json, a list of {"image_file", "text", ("reference")}, and the images next to it
     webdataset  00000.tar ...: 10,000 samples each of .png, .txt, .json (and .reference.png), named as
                 img2dataset names them
 
@@ -18,11 +18,11 @@ from typing import Literal, NamedTuple
 Layout = Literal["folder", "official", "webdataset"]
 
 TAR_SAMPLES = 10_000
-"""Samples in a tar file, img2dataset's default."""
+"""Samples per tar file, the default of img2dataset."""
 
 
 class EncodedSample(NamedTuple):
-    """One sample as files hold it; `reference` is None if the picture itself is to be the image prompt."""
+    """A sample as files hold it; without a `reference` the image itself is the image prompt."""
 
     image: bytes
     text: str
@@ -83,7 +83,7 @@ def _next_shard(open_shards: list[tarfile.TarFile], path: Path) -> list[tarfile.
 
 
 def _members(picture: EncodedSample, key: str) -> Iterator[tuple[str, bytes]]:
-    """The files of a sample in a tar, by suffix."""
+    """Yield the suffixes and contents of a sample's files in a tar."""
     yield "png", picture.image
     yield "txt", picture.text.encode()
     yield "json", json.dumps({"key": key, "caption": picture.text, "status": "success"}).encode()

@@ -1,23 +1,23 @@
-"""A run's configuration → its samples, cached: what is not there yet is made first."""
+"""A run's configuration → its cached samples; what the cache lacks is encoded first."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from imprompt.errors import DataError
-from imprompt.training.cache.encoding import blanks_of, recipe_of
-from imprompt.training.cache.engines import make_all
+from imprompt.training.cache.cached_samples import CachedSamples
+from imprompt.training.cache.encode import encode_blanks, make_recipe
+from imprompt.training.cache.engines import make_shards
 from imprompt.training.cache.folder import CacheFolder, Manifest, PartState, Receipt
-from imprompt.training.cache.live import LiveSamples
-from imprompt.training.cache.making import Job, Progress
-from imprompt.training.cache.reading import CachedSamples
+from imprompt.training.cache.live_samples import LiveSamples
+from imprompt.training.cache.shard_maker import Progress, ShardJob
 from imprompt.training.cache.shards import Shard
 from imprompt.training.cache.skipping import none_left, refusal, too_many
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import FrozenBase
+from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.samples import Part, Unreadable, open_source
 
 _CHECKERS = 4
-"""Threads that compare parts with their digests, about a gigabyte a second each."""
+"""Number of threads that compare parts with their digests, about a gigabyte per second each."""
 
 
 def build_cache(
@@ -27,34 +27,34 @@ def build_cache(
     *,
     check: bool = True,
 ) -> CachedSamples | LiveSamples:
-    """Make what is missing of a run's cache, and open it; without a cache, look through the samples.
+    """Encode what a run's cache lacks, and open it; without a cache, examine the samples.
 
-    May be called again after anything: parts that are done are not done again, and those that are not as they
-    were written are, which `notes` of the result says. A sample that cannot be used
-    is left out and written down; more than 1 % of them (but 1 may always be) stop it.
+    It may be called again at any time: finished parts are kept, and damaged ones are encoded again, which the
+    `notes` of the result mention. An unusable sample is left out and written down. More than 1 % of them (one
+    is always allowed) are an error.
 
     Args:
-        config: of the run
-        frozen: the models, or what loads them
-        on_progress: told how far it is
-        check: whether parts are compared with their digests; of several processes on a machine, one does it
+        config: the run
+        frozen: the models, or a function that loads them
+        on_progress: called with the number of finished samples and of all
+        check: whether parts are compared with their digests, which one process per machine does
 
     Raises:
         DataError: no usable data, too much of it damaged, or a cache that does not hold the run's source
         OutputError: the cache cannot be written
-        MissingExtra: Ray is asked for and is not installed
+        MissingExtra: Ray is configured and is not installed
     """
     base = frozen if isinstance(frozen, FrozenBase) else frozen()
     if not config.cache.enabled:
         return LiveSamples(config, base, on_progress)
-    recipe = recipe_of(config, base)
+    recipe = make_recipe(config, base)
     folder = CacheFolder(config.cache_folder, recipe.fingerprint)
     folder.begin(recipe)
     builder = _Builder(config, base, folder, on_progress, check)
     data = config.data
-    manifest = builder.build(data.source, held_out=False) if data.source else builder.finished()
+    manifest = builder.build(data.source, held_out=False) if data.source else builder.check_complete()
     apart = builder.build(data.held_out, held_out=True) if isinstance(data.held_out, str) else None
-    blanks = blanks_of(config, base)
+    blanks = encode_blanks(config, base)
     return CachedSamples(
         folder, manifest, data, apart, blanks=blanks, skipped=builder.skipped, notes=builder.notes
     )
@@ -77,7 +77,7 @@ class _Builder:
         self.notes: list[str] = []
 
     def build(self, source: str, *, held_out: bool) -> Manifest:
-        """Make what is missing of a source, and note that it is complete."""
+        """Encode what the cache lacks of a source and record that it is complete."""
         parts = open_source(source, self.config.data, self.config.cache.shard_size)
         receipts = self._receipts(source, parts)
         shards = tuple((one.shard, one.rows) for one in receipts if one.shard)
@@ -89,18 +89,18 @@ class _Builder:
         self.skipped += skipped
         return manifest
 
-    def finished(self) -> Manifest:
-        """The one source that is complete; there is nothing to make a damaged part from."""
+    def check_complete(self) -> Manifest:
+        """Check the one complete source of the cache; without data nothing can be repaired."""
         manifest = self.folder.only_manifest()
         with ThreadPoolExecutor(_CHECKERS) as pool:
             names = [name for name, _ in manifest.shards]
-            for done, has_digest in enumerate(pool.map(self._is_checked, names), start=1):
+            for done, has_digest in enumerate(pool.map(self._check_shard, names), start=1):
                 self._note_unchecked(not has_digest)
                 self.on_progress(done, len(names))
         return manifest
 
-    def _is_checked(self, name: str) -> bool:
-        """Whether a part holds a digest; one that does not match is an error."""
+    def _check_shard(self, name: str) -> bool:
+        """Return whether a shard holds a digest; raise an error if the digest does not match."""
         try:
             shard = Shard(self.folder.shard(name))
             if self.check:
@@ -110,7 +110,7 @@ class _Builder:
         return shard.has_digest
 
     def _receipts(self, source: str, parts: Sequence[Part]) -> list[Receipt]:
-        """What all parts have become, in order."""
+        """Return the receipts of all parts, in order."""
         tally, missing = _Tally(source, parts, self.folder, self.on_progress), []
         for number, state in enumerate(self._states(parts)):
             if state.receipt is None:
@@ -118,13 +118,13 @@ class _Builder:
             else:
                 tally.add(number, state.receipt)
         if missing:
-            job = Job(self.config, self.folder, str(self.frozen.device))
-            for number, receipt in make_all([parts[number] for number in missing], job, self.frozen):
+            job = ShardJob(self.config, self.folder, str(self.frozen.device))
+            for number, receipt in make_shards([parts[number] for number in missing], job, self.frozen):
                 tally.add(missing[number], receipt)
         return tally.in_order()
 
     def _states(self, parts: Sequence[Part]) -> Iterator[PartState]:
-        """What is there of each part, in order; damage is noted."""
+        """Yield what the cache holds of each part, in order, and record damage."""
         with ThreadPoolExecutor(_CHECKERS) as pool:
             for state in pool.map(self._state, parts):
                 if state.damage:
@@ -145,7 +145,7 @@ class _Builder:
 
 
 class _Tally:
-    """Counts what is done, and stops when too much of it cannot be used."""
+    """Counts encoded samples, and stops when too many of them are unusable."""
 
     def __init__(
         self, source: str, parts: Sequence[Part], folder: CacheFolder, on_progress: Progress
@@ -156,7 +156,7 @@ class _Tally:
         self._receipts: dict[int, Receipt] = {}
 
     def add(self, number: int, receipt: Receipt) -> None:
-        """Take the receipt of a part.
+        """Add the receipt of a part.
 
         Raises:
             DataError: more samples than 1 % of all, and than 1, cannot be used
@@ -171,5 +171,5 @@ class _Tally:
             raise refusal(skipped, self._total, self._source, path)
 
     def in_order(self) -> list[Receipt]:
-        """The receipts of all parts that are done, in the source's order."""
+        """Return the receipts of all encoded parts, in the order of the source."""
         return [self._receipts[number] for number in sorted(self._receipts)]

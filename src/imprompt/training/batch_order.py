@@ -1,11 +1,11 @@
-"""Which samples a step sees: a pure function of (seed, step), whatever processes and restarts there are.
+"""The samples of each step as a pure function of (seed, step), whatever the number of processes and restarts.
 
     row = rows[π(i mod n)]        π: a permutation of 0 … n - 1, another one in every epoch i div n
 
 The permutation is computed, not stored: a Feistel network over the next power of four, walked until it lands
 inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"), so a billion rows cost what ten do.
-With buckets every batch has one shape: a round has as many batches of each bucket as it needs to be seen
-once, in an order that is such a permutation too.
+With buckets every batch has one shape. A round reads each bucket once, and a permutation of the same kind
+gives the order of its batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ _ROUNDS = 6
 _MASK = (1 << 64) - 1
 
 
-class Order:
-    """Endless batches of row numbers.
+class BatchOrder:
+    """An endless sequence of batches of row numbers.
 
     Args:
         buckets: shape → row numbers of that shape; at least one row in all
         batch_size: rows of a batch
-        seed: another seed, another order
+        seed: seed of the order
     """
 
     def __init__(self, buckets: Mapping[Any, Sequence[int] | np.ndarray], batch_size: int, seed: int) -> None:
@@ -32,41 +32,41 @@ class Order:
         ]
         self.batch_size, self.seed = batch_size, seed
         self.batches = [-(-len(rows) // batch_size) for rows in self.rows]
-        """How many batches of each bucket a round has."""
+        """Number of batches of each bucket in a round."""
 
     def batch(self, step: int) -> list[int]:
         """Return the rows of a step, all of one bucket."""
         turn, place = divmod(step, sum(self.batches))
-        place = int(permuted(np.array([place]), sum(self.batches), (self.seed, turn, -1))[0])
+        place = int(permute(np.array([place]), sum(self.batches), (self.seed, turn, -1))[0])
         bucket = 0
         while place >= self.batches[bucket]:
             place -= self.batches[bucket]
             bucket += 1
         first = (turn * self.batches[bucket] + place) * self.batch_size
-        return self._laid_end_to_end(bucket, np.arange(first, first + self.batch_size))
+        return self._rows_at(bucket, np.arange(first, first + self.batch_size))
 
-    def _laid_end_to_end(self, bucket: int, places: np.ndarray) -> list[int]:
-        """Rows at places of the bucket's epochs, which follow one another without a gap."""
+    def _rows_at(self, bucket: int, places: np.ndarray) -> list[int]:
+        """Return the rows at places of the bucket's epochs, which follow one another without a gap."""
         rows = self.rows[bucket]
         epochs, insides = places // len(rows), places % len(rows)
         chosen = np.empty_like(places)
         for epoch in np.unique(epochs):
             now = epochs == epoch
-            chosen[now] = permuted(insides[now], len(rows), (self.seed, int(epoch), bucket))
+            chosen[now] = permute(insides[now], len(rows), (self.seed, int(epoch), bucket))
         return rows[chosen].tolist()
 
 
-def permuted(places: np.ndarray, count: int, key: tuple[int, ...]) -> np.ndarray:
-    """Return where a permutation of 0 … count - 1 puts each place; every key has a permutation of its own."""
+def permute(places: np.ndarray, count: int, key: tuple[int, ...]) -> np.ndarray:
+    """Map places by a permutation of 0 … count - 1; every key has a permutation of its own."""
     half = max(1, ((count - 1).bit_length() + 1) // 2)
-    keys = [mixed(*key, number) for number in range(_ROUNDS)]
+    keys = [mix_bits(*key, number) for number in range(_ROUNDS)]
     result = _feistel(places.astype(np.uint64), half, keys)
     while (outside := result >= count).any():
         result[outside] = _feistel(result[outside], half, keys)
     return result.astype(np.int64)
 
 
-def mixed(*numbers: int) -> int:
+def mix_bits(*numbers: int) -> int:
     """Return 64 bits that depend on every bit of every number (SplitMix64, Steele et al. 2014)."""
     state = 0
     for number in numbers:
@@ -81,12 +81,12 @@ def _feistel(values: np.ndarray, half: int, keys: Sequence[int]) -> np.ndarray:
     mask = np.uint64((1 << half) - 1)
     left, right = values >> np.uint64(half), values & mask
     for key in keys:
-        left, right = right, left ^ (_scattered(right, key) & mask)
+        left, right = right, left ^ (_hash_round(right, key) & mask)
     return (left << np.uint64(half)) | right
 
 
-def _scattered(values: np.ndarray, key: int) -> np.ndarray:
+def _hash_round(values: np.ndarray, key: int) -> np.ndarray:
     with np.errstate(over="ignore"):
-        mixed = (values ^ np.uint64(key)) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-        return mixed ^ (mixed >> np.uint64(32))
+        bits = (values ^ np.uint64(key)) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+        return bits ^ (bits >> np.uint64(32))

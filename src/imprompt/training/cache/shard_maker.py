@@ -1,29 +1,29 @@
-"""Part in, shard out: what every engine does, here, in another process or on another machine."""
+"""Part in, shard out: the work of every engine, in this process, in another one or on another machine."""
 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from imprompt.errors import DataError, TrainingError
-from imprompt.training.cache.encoding import Row, RowEncoder, recipe_of
+from imprompt.training.cache.encode import CacheRow, RowEncoder, make_recipe
 from imprompt.training.cache.folder import CacheFolder, Receipt
 from imprompt.training.cache.shards import Shard, write_shard
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen import FrozenBase, load_frozen
+from imprompt.training.frozen_base import FrozenBase, load_frozen_base
 from imprompt.training.samples import Part, Sample, Unreadable
 
 Progress = Callable[[int, int], None]
-"""Called with the samples that are done and those that there are."""
+"""Called with the number of finished samples and of all."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker must know; picklable.
+class ShardJob:
+    """What a worker needs to know; picklable.
 
     Attributes:
-        config: of the run
-        folder: where shards go
-        device: of the frozen models
+        config: the run
+        folder: the folder for shards
+        device: the device of the frozen models
     """
 
     config: TrainingConfig
@@ -32,18 +32,18 @@ class Job:
 
 
 class ShardMaker:
-    """Turns parts into shards.
+    """Encodes parts as shards.
 
     Args:
-        job: of the run
-        frozen: the models, on the job's device
+        job: the run
+        frozen: the models on the job's device
     """
 
-    def __init__(self, job: Job, frozen: FrozenBase) -> None:
+    def __init__(self, job: ShardJob, frozen: FrozenBase) -> None:
         self._job, self._encoder = job, RowEncoder(frozen, job.config)
 
     def make(self, part: Part) -> Receipt:
-        """Encode a part, unless that is done: a shard that is there and whole is not written again.
+        """Encode a part; an intact shard that exists already is not written again.
 
         Raises:
             OutputError: it cannot be written
@@ -65,28 +65,28 @@ class ShardMaker:
         return receipt
 
     def _rows(self, samples: list[Sample], name: str) -> tuple[int, list[tuple[int, str]]]:
-        """How many rows their shard has, written now if it is not there, and which samples are not in it."""
+        """Write the shard if it is missing; return its number of rows and the skipped samples."""
         path = self._job.folder.shard(name)
         with contextlib.suppress(DataError):  # not there, or damaged: it is made
             shard = Shard(path)
             shard.check()
             return len(shard), shard.skipped
         made = self._encoder.rows(samples)
-        rows = [one for one in made if isinstance(one, Row)]
+        rows = [one for one in made if isinstance(one, CacheRow)]
         skipped = [(place, one.reason) for place, one in enumerate(made) if isinstance(one, Unreadable)]
         if rows:
             write_shard(path, rows, skipped)
         return len(rows), skipped
 
 
-def maker_for(job: Job) -> ShardMaker:
-    """Load the models in this process, which is not the one that began the run.
+def load_shard_maker(job: ShardJob) -> ShardMaker:
+    """Load the models in a process other than the one that began the run.
 
     Raises:
-        TrainingError: they are not the same as there
+        TrainingError: the models differ from those of that process
     """
-    frozen = load_frozen(job.config, job.device)
-    if recipe_of(job.config, frozen).fingerprint != job.folder.fingerprint:
+    frozen = load_frozen_base(job.config, job.device)
+    if make_recipe(job.config, frozen).fingerprint != job.folder.fingerprint:
         raise TrainingError(
             f"{job.config.base.model} or its image encoder are other models in this process than where the "
             "run began; give every machine the same files"
