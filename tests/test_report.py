@@ -20,8 +20,6 @@ from imprompt.errors import OutputError
 from imprompt.report import (
     Chart,
     Column,
-    Dot,
-    DotPlot,
     Grid,
     Interval,
     KeyFigure,
@@ -56,6 +54,7 @@ def report_of(*, rows: int = 3, size: int = 16, name: str = "cat") -> Report:
         [
             [name, Interval(0.4671, 0.4132, 0.5183), Interval(0.155, 0.118, 0.192), 828, "a word"],
             ["λ = 0", -0.0034, 0.01375, 207, None],
+            ["λ = 1", Interval(0.748, 0.713, 0.781), Interval(0.75, 0.72, 0.78), 207, ""],
         ],
         strong=[0],
     )
@@ -69,13 +68,11 @@ def report_of(*, rows: int = 3, size: int = 16, name: str = "cat") -> Report:
     curve = Chart(
         "Both", "λ beside each point.", [line], x_label="reference", y_label="text", is_scatter=True
     )
-    dots = [Dot(name, 0.467, (0.413, 0.518), "accent"), Dot("floor", -0.003)]
-    plot = DotPlot("Gap", "A dot is a mean.", dots, [("ceiling", 0.748)])
     grid = Grid(
         ["reference", f"{name} 1"],
         [PictureRow([noise(size, size, seed=k), noise(size, size)], f"{name} {k}") for k in range(rows)],
     )
-    sections = [Section("Scores", f"All of {name}.", [table, curve, plot]), Section("Pictures", "", [grid])]
+    sections = [Section("Scores", f"All of {name}.", [table, curve]), Section("Pictures", "", [grid])]
     tiles = [
         KeyFigure(Interval(0.4671, 0.4132, 0.5183), "gap", "0.748 at best"),
         KeyFigure(0.155, "first", percent=True),

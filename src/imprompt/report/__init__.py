@@ -5,11 +5,11 @@ write_report(report, folder, summary)
 write_scores(scores, folder)
 
 blocks      what a page is made of
-charts      lines as SVG          dots    rows with intervals as SVG          axes    their axes
+charts      lines as SVG                axes    their axes
 pictures    sheets and pictures inside a page
 numbers     numbers in words, and the interval
-page        a report as HTML      look    its style sheet and script
-summary     a report as data      files   the files of a report
+page        a report as HTML            look    its style sheet and script
+summary     a report as data            files   the files of a report
 """
 
 from imprompt.report.blocks import (
@@ -27,7 +27,6 @@ from imprompt.report.blocks import (
     best_median_worst,
 )
 from imprompt.report.charts import Chart, Line, Tone, draw_chart, smooth_points, thin_points
-from imprompt.report.dots import Dot, DotPlot, draw_dots
 from imprompt.report.files import (
     SCORES_FILE,
     SUMMARY_FILE,
@@ -50,8 +49,6 @@ __all__ = [
     "Chart",
     "Code",
     "Column",
-    "Dot",
-    "DotPlot",
     "Facts",
     "Grid",
     "Interval",
@@ -66,7 +63,6 @@ __all__ = [
     "best_median_worst",
     "data_uri",
     "draw_chart",
-    "draw_dots",
     "draw_sheet",
     "embed_picture",
     "encode_jpeg",

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imprompt.report.charts import Chart
-from imprompt.report.dots import DotPlot
 from imprompt.report.numbers import Interval
 from imprompt.report.pictures import PictureRow
 
@@ -110,7 +109,7 @@ class Markup:
     html: str
 
 
-Block = Table | Chart | DotPlot | Grid | Facts | Code | Markup
+Block = Table | Chart | Grid | Facts | Code | Markup
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from imprompt.report.blocks import (
     Table,
 )
 from imprompt.report.charts import Chart, draw_chart
-from imprompt.report.dots import DotPlot, draw_dots
 from imprompt.report.look import SCRIPT, STYLE
 from imprompt.report.numbers import Interval, format_mean, format_number, format_setting
 from imprompt.report.pictures import InlinePicture, PictureRow, embed_picture, join_pictures
@@ -150,7 +149,7 @@ def section_html(section: Section, embed: Embed) -> str:
     text = f"<p>{escape(section.text)}</p>" if section.text else ""
     parts, charts = [], []
     for block in section.blocks:
-        if isinstance(block, (Chart, DotPlot)):
+        if isinstance(block, Chart):
             charts.append(_chart(block))
             continue
         parts += [*_side_by_side(charts), _block(block, embed)]
@@ -198,14 +197,14 @@ def _facts_table(title: str, facts: Mapping[str, Any]) -> str:
 # Charts and tables
 
 
-def _chart(chart: Chart | DotPlot) -> str:
+def _chart(chart: Chart) -> str:
     """Draw a chart; unless they are too many, its numbers are folded away under it."""
     table = chart_table(chart)
     few = 0 < len(table.rows) <= MOST_NUMBERS
     numbers = f"<details><summary>In numbers</summary>{_table(table)}</details>" if few else ""
     return (
         f'<figure class="chart"><h3>{escape(chart.title)}</h3><p class="note">{escape(chart.note)}</p>'
-        f"{draw_chart(chart) if isinstance(chart, Chart) else draw_dots(chart)}{numbers}</figure>"
+        f"{draw_chart(chart)}{numbers}</figure>"
     )
 
 

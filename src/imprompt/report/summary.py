@@ -8,7 +8,6 @@ from typing import Any
 
 from imprompt.report.blocks import Block, Cell, Grid, Report, Table
 from imprompt.report.charts import Chart, Ends
-from imprompt.report.dots import DotPlot
 
 
 def report_data(report: Report) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def report_data(report: Report) -> dict[str, Any]:
 def block_data(block: Block) -> dict[str, Any]:
     """Return a block's words and numbers; of a grid its titles and labels."""
     kind = type(block).__name__.lower()
-    if not isinstance(block, (Table, Chart, DotPlot, Grid)):
+    if not isinstance(block, (Table, Chart, Grid)):
         return {"kind": kind, **dataclasses.asdict(block)}
     if isinstance(block, Grid):
         columns, rows = list(block.titles), [[row.label] for row in block.rows]
@@ -44,20 +43,11 @@ def block_data(block: Block) -> dict[str, Any]:
     return {"kind": kind, "title": block.title, "note": block.note, "columns": columns, "rows": rows}
 
 
-def chart_table(chart: Chart | DotPlot) -> Table:
-    """Return a chart's numbers as a table, for those who cannot see it or want to copy them."""
-    rows = _dot_rows(chart) if isinstance(chart, DotPlot) else _line_rows(chart)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(columns, [[row.get(name) for name in columns] for row in rows])
+def chart_table(chart: Chart) -> Table:
+    """Return a chart's numbers as a table, for those who cannot see it or want to copy them.
 
-
-def _dot_rows(plot: DotPlot) -> list[dict[str, Cell]]:
-    dots = [{"": dot.name, "value": dot.value} | _ends("", dot.ends) for dot in plot.dots]
-    return dots + [{"": name, "value": value} for name, value in plot.marks]
-
-
-def _line_rows(chart: Chart) -> list[dict[str, Cell]]:
-    """Return a row for each point: its line if there are several, its name, x and y with their ends."""
+    A point is a row: its line if there are several, its name, x and y with the ends of their intervals.
+    """
     y_label, rows = chart.y_label or "value", []
     for line in chart.lines:
         for index, (x, y) in enumerate(line.points):
@@ -67,7 +57,8 @@ def _line_rows(chart: Chart) -> list[dict[str, Cell]]:
             row |= {chart.x_label: x} | _ends(f"{chart.x_label} ", x_ends)
             row |= {y_label: y} | _ends(f"{y_label} ", line.intervals[index] if line.intervals else None)
             rows.append(row)
-    return rows
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(columns, [[row.get(name) for name in columns] for row in rows])
 
 
 def _ends(prefix: str, ends: Ends | None) -> dict[str, Cell]:
