@@ -66,7 +66,12 @@ def report_of(*, rows: int = 3, size: int = 16, name: str = "cat") -> Report:
         names=["0", "1"],
     )
     curve = Chart(
-        "Both", "λ beside each point.", [line], x_label="reference", y_label="text", is_scatter=True
+        f"Both of {name}",
+        "λ beside each point.",
+        [line],
+        x_label="reference",
+        y_label="text",
+        is_scatter=True,
     )
     grid = Grid(
         ["reference", f"{name} 1"],
