@@ -55,9 +55,7 @@ from imprompt.lab.study.runs import (
 from imprompt.lab.study.settings import ALONE, CONTROL, STYLE, TEXT
 from imprompt.lab.study.tradeoff import AREA, follow_both, measure_tradeoff
 from imprompt.lab.suite.painting import PaintSettings
-from imprompt.lab.suite.scoring import (
-    DRAWING,
-)
+from imprompt.lab.suite.scoring import DRAWING
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, select_suitable
 from imprompt.projection import HiddenProjection, LinearProjection

@@ -34,14 +34,8 @@ from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.lab.suite.against import compare_scores, load_earlier_report, read_scores
 from imprompt.lab.suite.measure import measure
-from imprompt.lab.suite.painting import (
-    SMALL as SMALL_SUITE,
-)
-from imprompt.lab.suite.painting import (
-    PaintSettings,
-    SuiteModels,
-    SuiteSettings,
-)
+from imprompt.lab.suite.painting import SMALL as SMALL_SUITE
+from imprompt.lab.suite.painting import PaintSettings, SuiteModels, SuiteSettings
 from imprompt.lab.suite.scoring import Readings, count_copies, score_pictures
 from imprompt.lab.suite.showcase import write_showcase
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subjects, select_suitable

@@ -10,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imprompt.report import (
-    Chart,
-    Line,
-    draw_chart,
-    embed_picture,
-    format_short,
-    smooth_points,
-    thin_points,
-)
+from imprompt.report import Chart, Line, draw_chart, embed_picture, format_short, smooth_points, thin_points
 from imprompt.report.axes import move_apart, round_step, value_axis
 from imprompt.report.charts import MOST_POINTS
 

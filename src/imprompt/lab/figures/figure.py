@@ -19,11 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from imprompt.evaluation.metrics import bootstrap_difference, bootstrap_interval
-from imprompt.report import (
-    Interval,
-    PictureRow,
-    draw_sheet,
-)
+from imprompt.report import Interval, PictureRow, draw_sheet
 
 Verdict = Literal["no", "partly", "yes"]
 WORST_FIRST: tuple[Verdict, ...] = ("no", "partly", "yes")

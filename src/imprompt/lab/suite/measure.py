@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console
 
 from imprompt import mini
 from imprompt.checkpoint import EMBEDDED, load_adapter
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.against import EarlierReport, compare_scores, load_earlier_report
-from imprompt.lab.suite.page import build_report, print_findings
+from imprompt.lab.suite.page import build_report, judge_difference
 from imprompt.lab.suite.painting import (
     SMALL,
     SuiteCondition,
@@ -26,6 +27,7 @@ from imprompt.lab.suite.scoring import (
     CURVE_SCALES,
     DRAWING,
     FLOOR,
+    PROMPTED,
     SCALES,
     Galleries,
     Readings,
@@ -44,6 +46,7 @@ from imprompt.lab.suite.scoring import (
 from imprompt.lab.suite.subjects import (
     CHANGES,
     SPLITS,
+    TEXT_SPLIT,
     Subject,
     sample_gallery,
     sample_subjects,
@@ -112,25 +115,29 @@ def measure(
     drawings = {style: sample_gallery(style, settings.gallery - 1) for style in styles}
     galleries = Galleries(models.judge, drawings)
     scores, splits = score_splits(models, subjects, pictures, galleries)
-    text_scores, texts = score_texts(models, subjects["combinations"], pictures, settings)
+    text_scores, texts = score_texts(models, subjects[TEXT_SPLIT], pictures, settings)
     findings = SuiteFindings(
         models.name,
         models.adapter.projection.tokens,
         settings,
         splits,
         texts,
-        measure_diversity(models, subjects["combinations"], settings),
+        measure_diversity(models, subjects[TEXT_SPLIT], settings),
         count_copies(
             models.judge,
-            pictures["combinations", name_scale(1.0)],
-            [subject.picture for subject in subjects["combinations"]],
+            pictures[TEXT_SPLIT, PROMPTED],
+            [subject.picture for subject in subjects[TEXT_SPLIT]],
         ),
         round(time.monotonic() - started, 1),
         None if earlier is None else compare_scores([*scores, *text_scores], earlier),
     )
     write_scores([*scores, *text_scores], output)
-    write_report(build_report(findings, subjects, pictures, scores), output, plain(findings))
-    print_findings(findings)
+    report = build_report(findings, subjects, pictures, scores)
+    write_report(report, output, plain(findings))
+    Console().print(report.lead, highlight=False)
+    if findings.against is not None:
+        for name, difference in findings.against.differences.items():
+            Console().print(f"{name}: {difference.signed}, {judge_difference(difference)}", highlight=False)
     return findings
 
 
@@ -142,7 +149,7 @@ def paint_all(
         (split, several, SuiteCondition(scale)) for split, several in subjects.items() for scale in SCALES
     ]
     for name, change in CHANGES.items():
-        few = select_suitable(subjects["combinations"], change)[: settings.text_subjects]
+        few = select_suitable(subjects[TEXT_SPLIT], change)[: settings.text_subjects]
         jobs += [(name, few, SuiteCondition(scale, change)) for scale in CURVE_SCALES]  # type: ignore[list-item]
     pictures: Pictures = {}
     with show_progress("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
@@ -152,7 +159,7 @@ def paint_all(
     for split, several in subjects.items():
         originals = [subject.picture for subject in several]
         pictures[split, DRAWING], pictures[split, CODEC] = originals, reconstruct_pictures(models, originals)
-        pictures[split, FLOOR] = rotate(pictures[split, name_scale(1.0)])
+        pictures[split, FLOOR] = rotate(pictures[split, PROMPTED])
     return pictures
 
 
@@ -200,7 +207,7 @@ def score_condition(
 
 def summarize_split(scores: Mapping[str, Sequence[Score]], subjects: Sequence[Subject]) -> SplitFindings:
     """Average the scores of a split's conditions."""
-    prompted = attribute_shares(scores[name_scale(1.0)], subjects)
+    prompted = attribute_shares(scores[PROMPTED], subjects)
     drawn = attribute_shares(scores[DRAWING], subjects)
 
     def over(value: Callable[[Score], float | bool]) -> dict[str, Interval]:

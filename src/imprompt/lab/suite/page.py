@@ -1,17 +1,14 @@
-"""The suite's page, and its tables in the terminal."""
+"""The suite's page."""
 
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
-from rich.console import Console
-from rich.table import Table as ConsoleTable
 
 from imprompt.lab.making.captions import write_full_caption
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.scoring import (
     CODEC,
     CURVE_SCALES,
-    FLOOR,
     PROMPTED,
     SCALES,
     Comparison,
@@ -228,31 +225,3 @@ def comparison_section(comparison: Comparison) -> Section:
 def judge_difference(difference: Interval) -> str:
     """Say whether this report has more or less than the other one."""
     return {1: "more", -1: "less", 0: "cannot be told"}[difference.sign]
-
-
-def print_findings(findings: SuiteFindings, console: Console | None = None) -> None:
-    """Print the key figures as two tables."""
-    console = console or Console()
-    table = ConsoleTable(
-        "", "λ = 0", "λ = 0.5", PROMPTED, "floor", "ceiling", "found first", title="attributes kept"
-    )
-    for split, found in findings.splits.items():
-        conditions = (*(name_scale(scale) for scale in SCALES), FLOOR, CODEC)
-        table.add_row(
-            f"unseen {split}",
-            *(found.kept[name].percent for name in conditions),
-            found.found[PROMPTED].percent,
-        )
-    console.print(table)
-    texts = ConsoleTable("", "best λ", "asked for and present", "others kept", title="with a text")
-    for found in findings.texts.values():
-        scale = CURVE_SCALES[found.best]
-        texts.add_row(
-            f"“{found.text}”", f"{scale:g}", found.asked[found.best].percent, found.kept[found.best].percent
-        )
-    console.print(texts)
-    if findings.against is not None:
-        table = ConsoleTable("", "difference", "", title=f"against {findings.against.name}, λ = 1")
-        for name, difference in findings.against.differences.items():
-            table.add_row(name, difference.signed, judge_difference(difference))
-        console.print(table)
