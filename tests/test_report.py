@@ -29,6 +29,7 @@ from imprompt.report import (
     Section,
     Table,
     best_median_worst,
+    plain,
     write_report,
     write_scores,
 )
@@ -223,3 +224,37 @@ def test_the_middle_one_is_the_median() -> None:
     assert best_median_worst([5.0, 1.0, 4.0, 2.0, 3.0]) == [0, 4, 1]
     with pytest.raises(ValueError, match="not numbers"):
         best_median_worst([1.0, math.nan])
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("interval", "sign", "percent"),
+    [
+        (Interval(0.25, 0.125, 0.375), 1, "25 % [12, 38]"),
+        (Interval(-0.25, -0.375, -0.125), -1, "-25 % [-38, -12]"),
+        (Interval(0.0, -0.125, 0.125), 0, "0 % [-12, 12]"),
+    ],
+)
+def test_an_interval_has_the_sign_of_a_difference_that_it_excludes_zero_from(
+    interval: Interval, sign: int, percent: str
+) -> None:
+    assert (interval.sign, interval.percent) == (sign, percent)
+
+
+def test_results_are_written_under_the_names_that_they_choose() -> None:
+    @dataclass(frozen=True)
+    class Figures:
+        retrieval_1: Interval
+
+        def to_json(self) -> dict[str, Any]:
+            return {"retrieval@1": self.retrieval_1}
+
+    @dataclass(frozen=True)
+    class Result:
+        judges: dict[str, Figures]
+
+    interval = Interval(0.5, 0.25, math.nan)
+    expected = {"judges": {"CLIP": {"retrieval@1": {"mean": 0.5, "low": 0.25, "high": None}}}}
+    assert plain(Result({"CLIP": Figures(interval)})) == expected
