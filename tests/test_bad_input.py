@@ -111,7 +111,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a pickle with code": (
         "cat.png --adapter code.bin",
         1,
-        "code.bin holds more than tensors, perhaps code; it was refused and nothing in it was run",
+        "code.bin holds more than tensors, perhaps code; it was refused, and nothing in it was run",
     ),
     "a plain pickle with code": ("cat.png --adapter plain.bin", 1, "plain.bin *"),
     "a wrong-shaped tensor": (
@@ -127,8 +127,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "an unknown image encoder": (
         "cat.png --image-encoder frob/none",
         1,
-        "the adapter {toy.adapter} needs an image encoder that we do not know, 14 wide; "
-        "no image encoder at frob/none: *",
+        "the adapter {toy.adapter} needs an unknown image encoder, 14 wide; no image encoder at frob/none: *",
     ),
     "a missing output folder": (
         "cat.png --output none/out.png",

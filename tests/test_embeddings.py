@@ -333,7 +333,7 @@ def altered(path: Path, tensors: dict[str, Tensor | None] | None = None, **metad
         ),
         (
             {"inputs.image_embedding": vectors(3, 7)},
-            "as many images, not 3 of image_embedding, 2 of image_feat",
+            "same number of images, not 3 of image_embedding, 2 of image_feat",
         ),
         ({"inputs.image_features": vectors(2, 6)}, "(images patches d), not (2, 6) of torch.float32"),
         ({"blank.image_embedding": vectors(6)}, "must have shape (7,), not (6,)"),
