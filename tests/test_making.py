@@ -19,7 +19,7 @@ from imprompt.checkpoint import save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import load_image_encoder
-from imprompt.lab.making.batches import batches, to_pixels
+from imprompt.lab.making.batches import iterate_batches, to_pixels
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import Drawings, build_data
@@ -110,10 +110,13 @@ def test_data_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
-    (first,), (again,) = next(batches(40, 4, 1, range(7, 8))), next(batches(40, 4, 1, range(7, 8)))
+    (first,), (again,) = (
+        next(iterate_batches(40, 4, 1, range(7, 8))),
+        next(iterate_batches(40, 4, 1, range(7, 8))),
+    )
     assert first == again
-    assert first.rows != next(batches(40, 4, 2, range(7, 8)))[0].rows
-    assert first.random().random() == again.random().random()
+    assert first.rows != next(iterate_batches(40, 4, 2, range(7, 8)))[0].rows
+    assert first.make_random().random() == again.make_random().random()
 
 
 def test_pixels_span_minus_one_to_one() -> None:

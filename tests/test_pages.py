@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imprompt.report import Chart, Line, draw_chart, embed_picture, format_short, smooth_points, thin_points
-from imprompt.report.axes import move_apart, round_step, value_axis
+from imprompt.report.axes import make_value_axis, move_apart, round_step
 from imprompt.report.charts import MOST_POINTS
 
 FINITE = st.floats(-1e12, 1e12, allow_subnormal=False)
@@ -47,7 +47,7 @@ def test_a_round_step_is_one_two_or_five_and_at_most_two_and_a_half_times_larger
 @settings(max_examples=40)
 @given(values=st.lists(FINITE, min_size=1), zero=st.booleans())
 def test_an_axis_holds_all_values_and_has_few_ticks(values: list[float], zero: bool) -> None:
-    axis = value_axis(values, 198, 12, zero=zero)
+    axis = make_value_axis(values, 198, 12, zero=zero)
     slack = 1e-9 * (axis.high - axis.low)
     assert axis.low - slack <= min(values)
     assert max(values) <= axis.high + slack

@@ -28,8 +28,8 @@ from imprompt.report import (
     Report,
     Section,
     Table,
-    best_median_worst,
-    plain,
+    pick_best_median_worst,
+    to_plain,
     write_report,
     write_scores,
 )
@@ -209,7 +209,7 @@ def test_without_pyarrow_there_is_csv_alone(tmp_path: Path, monkeypatch: pytest.
     count=st.integers(1, 8),
 )
 def test_best_median_and_worst_are_what_they_are_called(scores: Sequence[float], count: int) -> None:
-    places = best_median_worst(scores, count)
+    places = pick_best_median_worst(scores, count)
     assert len(places) == len(set(places)) == min(len(scores), 3 * count)
     chosen = [scores[place] for place in places]
     assert chosen == sorted(chosen, reverse=True)
@@ -221,9 +221,9 @@ def test_best_median_and_worst_are_what_they_are_called(scores: Sequence[float],
 
 
 def test_the_middle_one_is_the_median() -> None:
-    assert best_median_worst([5.0, 1.0, 4.0, 2.0, 3.0]) == [0, 4, 1]
+    assert pick_best_median_worst([5.0, 1.0, 4.0, 2.0, 3.0]) == [0, 4, 1]
     with pytest.raises(ValueError, match="not numbers"):
-        best_median_worst([1.0, math.nan])
+        pick_best_median_worst([1.0, math.nan])
 
 
 # Numbers
@@ -257,4 +257,4 @@ def test_results_are_written_under_the_names_that_they_choose() -> None:
 
     interval = Interval(0.5, 0.25, math.nan)
     expected = {"judges": {"CLIP": {"retrieval@1": {"mean": 0.5, "low": 0.25, "high": None}}}}
-    assert plain(Result({"CLIP": Figures(interval)})) == expected
+    assert to_plain(Result({"CLIP": Figures(interval)})) == expected

@@ -24,7 +24,7 @@ from imprompt.report.blocks import (
     Report,
     Section,
     Table,
-    best_median_worst,
+    pick_best_median_worst,
 )
 from imprompt.report.charts import Chart, Line, Tone, draw_chart, smooth_points, thin_points
 from imprompt.report.files import (
@@ -36,9 +36,9 @@ from imprompt.report.files import (
     write_scores,
 )
 from imprompt.report.numbers import Interval, format_mean, format_short, format_value
-from imprompt.report.page import SMALL_BYTES, escape, page_html
-from imprompt.report.pictures import PictureRow, data_uri, draw_sheet, embed_picture, encode_jpeg
-from imprompt.report.summary import plain
+from imprompt.report.page import SMALL_BYTES, escape, render_page
+from imprompt.report.pictures import PictureRow, draw_sheet, embed_picture, encode_jpeg, make_data_uri
+from imprompt.report.summary import to_plain
 
 __all__ = [
     "SCORES_FILE",
@@ -60,8 +60,6 @@ __all__ = [
     "Section",
     "Table",
     "Tone",
-    "best_median_worst",
-    "data_uri",
     "draw_chart",
     "draw_sheet",
     "embed_picture",
@@ -70,11 +68,13 @@ __all__ = [
     "format_mean",
     "format_short",
     "format_value",
+    "make_data_uri",
     "make_folder",
-    "page_html",
-    "plain",
+    "pick_best_median_worst",
+    "render_page",
     "smooth_points",
     "thin_points",
+    "to_plain",
     "write_picture",
     "write_report",
     "write_scores",

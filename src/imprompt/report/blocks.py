@@ -171,7 +171,7 @@ class Report:
     source: str = "summary.json"
 
 
-def best_median_worst(scores: Sequence[float | int], count: int = 1) -> list[int]:
+def pick_best_median_worst(scores: Sequence[float | int], count: int = 1) -> list[int]:
     """Return the places of the `count` best, the `count` middle and the `count` worst scores, best first.
 
     No place is returned twice: of fewer than 3 × `count` scores all places are returned. Of equal scores the

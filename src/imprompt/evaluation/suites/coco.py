@@ -103,7 +103,7 @@ def compute_judge_features(
 ) -> JudgeFeatures:
     """Compute a judge's features of everything, or read those that are stored."""
     places = {str(image.path): place for place, image in enumerate(images)}
-    files = [folder.picture(task.key) for task in run.tasks]
+    files = [folder.picture_path(task.key) for task in run.tasks]
     references, stored = [image.path for image in images], folder.path / "features"
     with show_progress(f"judging by {judge.name}", len(files) + 3 * len(images)) as advance:
         return JudgeFeatures(

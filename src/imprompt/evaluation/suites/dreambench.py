@@ -160,7 +160,7 @@ def score_shots(
     folder: BenchmarkFolder,
 ) -> list[SubjectScore]:
     """Return a judge's score of every image."""
-    files = [folder.picture(shot.task.key) for shot in shots]
+    files = [folder.picture_path(shot.task.key) for shot in shots]
     with show_progress(f"judging by {judge.name}", len(files)) as advance:
         features = compute_features(judge.model, files, "drawn", folder.path / "features", advance)
     following = measure_prompt_following(judge, shots, features)

@@ -12,7 +12,7 @@ from imprompt.evaluation.settings import CocoSettings, DreamBenchSettings, Metho
 from imprompt.evaluation.suites.drawing import DrawingJob, draw_all
 from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.tasks import Task
-from imprompt.report import Report, plain, write_report, write_scores
+from imprompt.report import Report, to_plain, write_report, write_scores
 from imprompt.runtime.progress import show_progress
 
 PARALLELISM_KEYS = ("workers", "engine")
@@ -92,7 +92,7 @@ def write_results(
     """
     write_scores(scores, output)
     head = {"suite": suite, "settings": options.model_dump(mode="json"), "seconds": round(seconds, 1)}
-    write_report(report, output, {**head, **plain(result)})
+    write_report(report, output, {**head, **to_plain(result)})
 
 
 # Words of the page

@@ -111,7 +111,7 @@ class Figure:
         """The verdict of its worst number."""
         return WORST_FIRST[min(WORST_FIRST.index(one.verdict) for one in self.criteria.values())]
 
-    def sheet(self, shown: int) -> Image.Image:
+    def draw_sheet(self, shown: int) -> Image.Image:
         """Draw the first `shown` rows under their titles."""
         rows = [
             PictureRow(row) for row in zip(*(column[:shown] for column in self.columns.values()), strict=True)

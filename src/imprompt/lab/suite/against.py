@@ -19,7 +19,7 @@ from imprompt.evaluation.metrics import bootstrap_difference
 from imprompt.lab.suite.painting import SuiteSettings
 from imprompt.lab.suite.scoring import PROMPTED, Comparison, Score
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, TEXT_SPLIT
-from imprompt.report import SCORES_FILE, SUMMARY_FILE, Interval, plain
+from imprompt.report import SCORES_FILE, SUMMARY_FILE, Interval, to_plain
 
 
 class SuiteMeasure(NamedTuple):
@@ -54,7 +54,7 @@ def load_earlier_report(folder: Path, settings: SuiteSettings) -> EarlierReport:
             f"{folder} cannot be compared with: it holds no report that this version of `imprompt evaluate "
             f"mini` wrote ({error!r:.200})"
         ) from error
-    ours = plain(settings)
+    ours = to_plain(settings)
     if different := [key for key in ours if ours[key] != theirs.get(key)]:
         key = different[0]
         raise ConfigError(

@@ -35,13 +35,13 @@ from imprompt.lab.suite.scoring import (
     SplitFindings,
     SuiteFindings,
     TextFindings,
-    attribute_shares,
+    average,
     count_copies,
-    mean_of,
+    measure_attribute_shares,
+    measure_seed_distances,
     name_scale,
     read_pictures,
     score_pictures,
-    seed_distances,
 )
 from imprompt.lab.suite.subjects import (
     CHANGES,
@@ -52,7 +52,7 @@ from imprompt.lab.suite.subjects import (
     sample_subjects,
     select_suitable,
 )
-from imprompt.report import Interval, make_folder, plain, write_report, write_scores
+from imprompt.report import Interval, make_folder, to_plain, write_report, write_scores
 from imprompt.runtime.progress import show_progress
 
 Pictures = dict[tuple[str, str], list[Image.Image]]
@@ -133,7 +133,7 @@ def measure(
     )
     write_scores([*scores, *text_scores], output)
     report = build_report(findings, subjects, pictures, scores)
-    write_report(report, output, plain(findings))
+    write_report(report, output, to_plain(findings))
     Console().print(report.lead, highlight=False)
     if findings.against is not None:
         for name, difference in findings.against.differences.items():
@@ -207,11 +207,11 @@ def score_condition(
 
 def summarize_split(scores: Mapping[str, Sequence[Score]], subjects: Sequence[Subject]) -> SplitFindings:
     """Average the scores of a split's conditions."""
-    prompted = attribute_shares(scores[PROMPTED], subjects)
-    drawn = attribute_shares(scores[DRAWING], subjects)
+    prompted = measure_attribute_shares(scores[PROMPTED], subjects)
+    drawn = measure_attribute_shares(scores[DRAWING], subjects)
 
     def over(value: Callable[[Score], float | bool]) -> dict[str, Interval]:
-        return {name: mean_of(value(score) for score in some) for name, some in scores.items()}
+        return {name: average(value(score) for score in some) for name, some in scores.items()}
 
     return SplitFindings(
         kept=over(lambda score: score.kept),
@@ -239,8 +239,8 @@ def score_texts(
         findings[name] = TextFindings(
             change.text,
             len(few),
-            [mean_of(bool(score.asked) for score in scores) for scores in curve],
-            [mean_of(score.kept for score in scores) for scores in curve],
+            [average(bool(score.asked) for score in scores) for scores in curve],
+            [average(score.kept for score in scores) for scores in curve],
         )
         everything += [score for scores in curve for score in scores]
     return everything, findings
@@ -253,4 +253,4 @@ def measure_diversity(models: SuiteModels, subjects: Sequence[Subject], settings
         paint(models, few, SuiteCondition(1.0, seed=seed), settings.paint) for seed in range(settings.seeds)
     ]
     embeddings = torch.stack([read_pictures(models.judge, some).embeddings for some in seeds])
-    return mean_of(seed_distances(embeddings))
+    return average(measure_seed_distances(embeddings))
