@@ -19,7 +19,7 @@ from imprompt.checkpoint import save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import load_image_encoder
-from imprompt.lab.making.batches import batches, to_pixels
+from imprompt.lab.making.batches import iterate_batches, to_pixels
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import Drawings, build_data
@@ -34,14 +34,8 @@ from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.lab.suite.against import compare_scores, load_earlier_report, read_scores
 from imprompt.lab.suite.measure import measure
-from imprompt.lab.suite.painting import (
-    SMALL as SMALL_SUITE,
-)
-from imprompt.lab.suite.painting import (
-    PaintSettings,
-    SuiteModels,
-    SuiteSettings,
-)
+from imprompt.lab.suite.painting import SMALL as SMALL_SUITE
+from imprompt.lab.suite.painting import PaintSettings, SuiteModels, SuiteSettings
 from imprompt.lab.suite.scoring import Readings, count_copies, score_pictures
 from imprompt.lab.suite.showcase import write_showcase
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subjects, select_suitable
@@ -116,10 +110,13 @@ def test_data_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
-    (first,), (again,) = next(batches(40, 4, 1, range(7, 8))), next(batches(40, 4, 1, range(7, 8)))
+    (first,), (again,) = (
+        next(iterate_batches(40, 4, 1, range(7, 8))),
+        next(iterate_batches(40, 4, 1, range(7, 8))),
+    )
     assert first == again
-    assert first.rows != next(batches(40, 4, 2, range(7, 8)))[0].rows
-    assert first.random().random() == again.random().random()
+    assert first.rows != next(iterate_batches(40, 4, 2, range(7, 8)))[0].rows
+    assert first.make_random().random() == again.make_random().random()
 
 
 def test_pixels_span_minus_one_to_one() -> None:

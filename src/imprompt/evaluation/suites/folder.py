@@ -76,13 +76,13 @@ class BenchmarkFolder:
         else:
             self._write({"settings": self._read("settings"), "models": fingerprint})
 
-    def picture(self, key: str) -> Path:
+    def picture_path(self, key: str) -> Path:
         """Return the file of a task's image."""
         return self.path / "pictures" / f"{key}.png"
 
     def is_drawn(self, task: Task) -> bool:
         """Whether a task's image exists."""
-        return self.picture(task.key).exists()
+        return self.picture_path(task.key).exists()
 
     def write(self, task: Task, picture: Image.Image) -> None:
         """Write an image; two processes may write the same one."""
@@ -92,7 +92,7 @@ class BenchmarkFolder:
             "scale": task.scale,
             "reference": Path(task.reference).name,
         }
-        save_picture(picture, self.picture(task.key), about)
+        save_picture(picture, self.picture_path(task.key), about)
 
     def write_faults(self, name: str, faults: Mapping[str, str]) -> None:
         """Write the names of what cannot be used, and why, in place of the file's former content."""

@@ -12,6 +12,7 @@ from imprompt.evaluation.settings import CocoSettings, DreamBenchSettings, Metho
 from imprompt.evaluation.suites.drawing import DrawingJob, draw_all
 from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.tasks import Task
+from imprompt.report import Report, to_plain, write_report, write_scores
 from imprompt.runtime.progress import show_progress
 
 PARALLELISM_KEYS = ("workers", "engine")
@@ -64,6 +65,34 @@ def collect_image_settings(
     groups = {"method": options.method.model_dump(), "drawing": drawing, "data": data}
     flat = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
     return {"suite": suite, **flat, "device": device}
+
+
+def write_results(
+    suite: str,
+    options: CocoSettings | DreamBenchSettings,
+    scores: Sequence[Any],
+    result: Any,
+    report: Report,
+    output: Path,
+    seconds: float,
+) -> None:
+    """Write scores, summary and page.
+
+    Args:
+        suite: the suite's name
+        options: the settings of the run
+        scores: rows of one dataclass
+        result: a dataclass of figures
+        report: the page
+        output: the folder
+        seconds: how long the run took
+
+    Raises:
+        OutputError: a file cannot be written
+    """
+    write_scores(scores, output)
+    head = {"suite": suite, "settings": options.model_dump(mode="json"), "seconds": round(seconds, 1)}
+    write_report(report, output, {**head, **to_plain(result)})
 
 
 # Words of the page

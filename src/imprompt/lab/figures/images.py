@@ -72,19 +72,19 @@ class FigureImages:
     @cached_property
     def alone(self) -> list[Image.Image]:
         """Images of the image prompts alone, λ = 1, with the seed of all figures."""
-        return self.paint(self.prompts())
+        return self.paint(self.build_prompts())
 
     @cached_property
     def seeds(self) -> list[list[Image.Image]]:
         """Images of the image prompts alone with `SEEDS` seeds, the seed of all figures first."""
-        return [self.alone, *(self.paint(self.prompts(), seed=seed) for seed in range(1, SEEDS))]
+        return [self.alone, *(self.paint(self.build_prompts(), seed=seed) for seed in range(1, SEEDS))]
 
     @cached_property
     def unprompted(self) -> list[Image.Image]:
         """Images without image prompt or text: the floor of most numbers."""
         return self.paint()
 
-    def prompts(
+    def build_prompts(
         self, subjects: Sequence[Subject] | None = None, *, scale: float = 1.0, **options: Any
     ) -> list[Reference]:
         """Return each row's image prompt: its own character's, or that of `subjects`."""
@@ -122,17 +122,17 @@ class FigureImages:
             condition = SuiteCondition(1.0, change, seed)
             return paint_rows(call, self.subjects, condition, self.settings.paint, **inputs)
 
-    def share_kept(self, pictures: Pictures, change: TextChange | None = None) -> Values:
+    def measure_kept(self, pictures: Pictures, change: TextChange | None = None) -> Values:
         """Return the share of each image prompt's attributes, without the text's, that the judge reads."""
         names = [list_kept_attributes(subject, change) for subject in self.subjects]
         return read_shares(read_pictures(self.models.judge, pictures), self.subjects, names)
 
-    def share_present(self, pictures: Pictures, change: TextChange) -> Values:
+    def measure_present(self, pictures: Pictures, change: TextChange) -> Values:
         """Return 1 where the judge reads what the text asks for, 0 elsewhere."""
         words = read_pictures(self.models.judge, pictures).words[change.attribute]
         return np.array([float(word == change.word) for word in words])
 
-    def share_of_owner(
+    def measure_ownership(
         self,
         pictures: Pictures,
         among: Sequence[str] = ATTRIBUTES,

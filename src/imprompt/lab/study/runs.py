@@ -44,7 +44,7 @@ class StudyScore(Score):
         mechanism, seed: of the run
         text: the name of the text in `CHANGES`, "" for none
         diversity: mean cosine distance among its subject's images of several seeds; None without several
-        edges: how much nearer its edges are to its own control than to others', see `edge_gaps`
+        edges: how much nearer its edges are to its own control than to others', see `measure_edge_gaps`
         lines: share of its pixels that a line drawing could have; on the fine-tuned base
     """
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console
 
 from imprompt import mini
 from imprompt.checkpoint import EMBEDDED, load_adapter
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.against import EarlierReport, compare_scores, load_earlier_report
-from imprompt.lab.suite.page import build_report, print_findings
+from imprompt.lab.suite.page import build_report, judge_difference
 from imprompt.lab.suite.painting import (
     SMALL,
     SuiteCondition,
@@ -26,6 +27,7 @@ from imprompt.lab.suite.scoring import (
     CURVE_SCALES,
     DRAWING,
     FLOOR,
+    PROMPTED,
     SCALES,
     Galleries,
     Readings,
@@ -33,23 +35,24 @@ from imprompt.lab.suite.scoring import (
     SplitFindings,
     SuiteFindings,
     TextFindings,
-    attribute_shares,
+    average,
     count_copies,
-    mean_of,
+    measure_attribute_shares,
+    measure_seed_distances,
     name_scale,
     read_pictures,
     score_pictures,
-    seed_distances,
 )
 from imprompt.lab.suite.subjects import (
     CHANGES,
     SPLITS,
+    TEXT_SPLIT,
     Subject,
     sample_gallery,
     sample_subjects,
     select_suitable,
 )
-from imprompt.report import Interval, make_folder, plain, write_report, write_scores
+from imprompt.report import Interval, make_folder, to_plain, write_report, write_scores
 from imprompt.runtime.progress import show_progress
 
 Pictures = dict[tuple[str, str], list[Image.Image]]
@@ -112,25 +115,29 @@ def measure(
     drawings = {style: sample_gallery(style, settings.gallery - 1) for style in styles}
     galleries = Galleries(models.judge, drawings)
     scores, splits = score_splits(models, subjects, pictures, galleries)
-    text_scores, texts = score_texts(models, subjects["combinations"], pictures, settings)
+    text_scores, texts = score_texts(models, subjects[TEXT_SPLIT], pictures, settings)
     findings = SuiteFindings(
         models.name,
         models.adapter.projection.tokens,
         settings,
         splits,
         texts,
-        measure_diversity(models, subjects["combinations"], settings),
+        measure_diversity(models, subjects[TEXT_SPLIT], settings),
         count_copies(
             models.judge,
-            pictures["combinations", name_scale(1.0)],
-            [subject.picture for subject in subjects["combinations"]],
+            pictures[TEXT_SPLIT, PROMPTED],
+            [subject.picture for subject in subjects[TEXT_SPLIT]],
         ),
         round(time.monotonic() - started, 1),
         None if earlier is None else compare_scores([*scores, *text_scores], earlier),
     )
     write_scores([*scores, *text_scores], output)
-    write_report(build_report(findings, subjects, pictures, scores), output, plain(findings))
-    print_findings(findings)
+    report = build_report(findings, subjects, pictures, scores)
+    write_report(report, output, to_plain(findings))
+    Console().print(report.lead, highlight=False)
+    if findings.against is not None:
+        for name, difference in findings.against.differences.items():
+            Console().print(f"{name}: {difference.signed}, {judge_difference(difference)}", highlight=False)
     return findings
 
 
@@ -142,7 +149,7 @@ def paint_all(
         (split, several, SuiteCondition(scale)) for split, several in subjects.items() for scale in SCALES
     ]
     for name, change in CHANGES.items():
-        few = select_suitable(subjects["combinations"], change)[: settings.text_subjects]
+        few = select_suitable(subjects[TEXT_SPLIT], change)[: settings.text_subjects]
         jobs += [(name, few, SuiteCondition(scale, change)) for scale in CURVE_SCALES]  # type: ignore[list-item]
     pictures: Pictures = {}
     with show_progress("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
@@ -152,7 +159,7 @@ def paint_all(
     for split, several in subjects.items():
         originals = [subject.picture for subject in several]
         pictures[split, DRAWING], pictures[split, CODEC] = originals, reconstruct_pictures(models, originals)
-        pictures[split, FLOOR] = rotate(pictures[split, name_scale(1.0)])
+        pictures[split, FLOOR] = rotate(pictures[split, PROMPTED])
     return pictures
 
 
@@ -200,11 +207,11 @@ def score_condition(
 
 def summarize_split(scores: Mapping[str, Sequence[Score]], subjects: Sequence[Subject]) -> SplitFindings:
     """Average the scores of a split's conditions."""
-    prompted = attribute_shares(scores[name_scale(1.0)], subjects)
-    drawn = attribute_shares(scores[DRAWING], subjects)
+    prompted = measure_attribute_shares(scores[PROMPTED], subjects)
+    drawn = measure_attribute_shares(scores[DRAWING], subjects)
 
     def over(value: Callable[[Score], float | bool]) -> dict[str, Interval]:
-        return {name: mean_of(value(score) for score in some) for name, some in scores.items()}
+        return {name: average(value(score) for score in some) for name, some in scores.items()}
 
     return SplitFindings(
         kept=over(lambda score: score.kept),
@@ -232,8 +239,8 @@ def score_texts(
         findings[name] = TextFindings(
             change.text,
             len(few),
-            [mean_of(bool(score.asked) for score in scores) for scores in curve],
-            [mean_of(score.kept for score in scores) for scores in curve],
+            [average(bool(score.asked) for score in scores) for scores in curve],
+            [average(score.kept for score in scores) for scores in curve],
         )
         everything += [score for scores in curve for score in scores]
     return everything, findings
@@ -246,4 +253,4 @@ def measure_diversity(models: SuiteModels, subjects: Sequence[Subject], settings
         paint(models, few, SuiteCondition(1.0, seed=seed), settings.paint) for seed in range(settings.seeds)
     ]
     embeddings = torch.stack([read_pictures(models.judge, some).embeddings for some in seeds])
-    return mean_of(seed_distances(embeddings))
+    return average(measure_seed_distances(embeddings))

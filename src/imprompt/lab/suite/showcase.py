@@ -14,11 +14,7 @@ from PIL import Image
 from imprompt import mini
 from imprompt.lab.suite.painting import PaintSettings, SuiteCondition, SuiteModels, paint
 from imprompt.lab.suite.subjects import CHANGES, Subject
-from imprompt.report import (
-    PictureRow,
-    draw_sheet,
-    write_picture,
-)
+from imprompt.report import PictureRow, draw_sheet, write_picture
 
 FEATURED = 8
 """Characters in the README's picture."""
