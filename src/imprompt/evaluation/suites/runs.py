@@ -8,7 +8,7 @@ import torch
 
 from imprompt.evaluation.judges import LoadedJudge, load_judges
 from imprompt.evaluation.methods import METHODS, load_conditioning_encoder
-from imprompt.evaluation.settings import CocoSettings, DreamBenchSettings, MethodSettings
+from imprompt.evaluation.settings import BenchmarkSettings, MethodSettings
 from imprompt.evaluation.suites.drawing import DrawingJob, draw_all
 from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.tasks import Task
@@ -34,7 +34,7 @@ class BenchmarkRun(NamedTuple):
 
 
 def generate_images_and_load_judges(
-    options: CocoSettings | DreamBenchSettings, suite: str, tasks: Sequence[Task], folder: BenchmarkFolder
+    options: BenchmarkSettings, suite: str, tasks: Sequence[Task], folder: BenchmarkFolder
 ) -> BenchmarkRun:
     """Load the judges first, so that a missing one is found at once, and generate the missing images.
 
@@ -50,18 +50,14 @@ def generate_images_and_load_judges(
     return BenchmarkRun([task for task in tasks if task.key not in failed], failed, judges)
 
 
-def collect_image_settings(
-    options: CocoSettings | DreamBenchSettings, suite: str, device: str
-) -> dict[str, Any]:
+def collect_image_settings(options: BenchmarkSettings, suite: str, device: str) -> dict[str, Any]:
     """Return every setting that changes an image, under dotted keys; which images there are is not one."""
     drawing = {
         key: value for key, value in options.drawing.model_dump().items() if key not in PARALLELISM_KEYS
     }
     if device == "cpu":
         drawing["precision"] = "fp32"
-    data: dict[str, Any] = {"samples": options.data.samples}
-    if isinstance(options, CocoSettings):
-        data["scale"] = options.data.scale
+    data = {key: value for key, value in options.model_dump()["data"].items() if key in ("samples", "scale")}
     groups = {"method": options.method.model_dump(), "drawing": drawing, "data": data}
     flat = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
     return {"suite": suite, **flat, "device": device}
@@ -69,7 +65,7 @@ def collect_image_settings(
 
 def write_results(
     suite: str,
-    options: CocoSettings | DreamBenchSettings,
+    options: BenchmarkSettings,
     scores: Sequence[Any],
     result: Any,
     report: Report,
@@ -115,9 +111,7 @@ def write_lead(subject: str, run: BenchmarkRun, unreadable: int) -> str:
     return f"{subject}, {len(run.tasks):,} pictures.{warning}{missing}"
 
 
-def describe_run(
-    options: CocoSettings | DreamBenchSettings, run: BenchmarkRun, more: Mapping[str, Any]
-) -> dict[str, Any]:
+def describe_run(options: BenchmarkSettings, run: BenchmarkRun, more: Mapping[str, Any]) -> dict[str, Any]:
     """List how a run was made, by name; `more` are the suite's own facts. Empty facts are left out."""
     published, drawing = METHODS[options.method.name], options.drawing
     sampler = "DDIM" if drawing.sampler == "ddim" and published.takes_sampler else "its own sampler"

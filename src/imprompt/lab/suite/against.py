@@ -76,15 +76,15 @@ def read_scores(path: Path) -> list[Score]:
 def list_measures() -> list[SuiteMeasure]:
     """List what is compared: attributes kept and references found by split, and both shares of each text."""
 
-    def kept(score: Score) -> float:
+    def share(score: Score) -> float:
         return score.kept
 
     found = [
         SuiteMeasure(f"found first, unseen {one}", one, PROMPTED, lambda x: x.rank == 0) for one in SPLITS
     ]
-    alone = [SuiteMeasure(f"kept, unseen {one}", one, PROMPTED, kept) for one in SPLITS]
+    alone = [SuiteMeasure(f"kept, unseen {one}", one, PROMPTED, share) for one in SPLITS]
     asked = [SuiteMeasure(f"“{one}”: present", TEXT_SPLIT, one, lambda x: bool(x.asked)) for one in CHANGES]
-    others = [SuiteMeasure(f"“{one}”: others kept", TEXT_SPLIT, one, kept) for one in CHANGES]
+    others = [SuiteMeasure(f"“{one}”: others kept", TEXT_SPLIT, one, share) for one in CHANGES]
     pairs = [*zip(alone, found, strict=True), *zip(asked, others, strict=True)]
     return [measure for pair in pairs for measure in pair]
 

@@ -30,7 +30,6 @@ from imprompt.lab.suite.scoring import (
     PROMPTED,
     SCALES,
     Galleries,
-    Readings,
     Score,
     SplitFindings,
     SuiteFindings,
@@ -159,13 +158,9 @@ def paint_all(
     for split, several in subjects.items():
         originals = [subject.picture for subject in several]
         pictures[split, DRAWING], pictures[split, CODEC] = originals, reconstruct_pictures(models, originals)
-        pictures[split, FLOOR] = rotate(pictures[split, PROMPTED])
+        first, *others = pictures[split, PROMPTED]
+        pictures[split, FLOOR] = [*others, first]
     return pictures
-
-
-def rotate(pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Return each subject's image at the place of another subject."""
-    return [*pictures[1:], pictures[0]]
 
 
 def score_splits(
@@ -177,32 +172,24 @@ def score_splits(
     """Score every condition without text, split by split."""
     everything: list[Score] = []
     findings: dict[Split, SplitFindings] = {}
+    scales = {name_scale(scale): scale for scale in SCALES}
     for split, several in subjects.items():
         references = read_pictures(models.judge, pictures[split, DRAWING])
         scores = {
-            condition: score_condition(models, several, some, references, condition, galleries)
+            condition: score_pictures(
+                several,
+                read_pictures(models.judge, some),
+                references,
+                condition=condition,
+                scale=scales.get(condition, 1.0),
+                galleries=galleries,
+            )
             for (name, condition), some in pictures.items()
             if name == split
         }
         findings[split] = summarize_split(scores, several)
         everything += [score for some in scores.values() for score in some]
     return everything, findings
-
-
-def score_condition(
-    models: SuiteModels,
-    subjects: Sequence[Subject],
-    pictures: Sequence[Image.Image],
-    references: Readings,
-    condition: str,
-    galleries: Galleries,
-) -> list[Score]:
-    """Score the images of one condition without text."""
-    readings = read_pictures(models.judge, pictures)
-    scale = float(condition.removeprefix("λ = ")) if condition.startswith("λ") else 1.0
-    return score_pictures(
-        subjects, readings, references, condition=condition, scale=scale, galleries=galleries
-    )
 
 
 def summarize_split(scores: Mapping[str, Sequence[Score]], subjects: Sequence[Subject]) -> SplitFindings:
