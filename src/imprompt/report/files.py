@@ -11,12 +11,11 @@ from typing import Any
 
 from PIL import Image
 
-from imprompt.errors import OutputError
 from imprompt.report.blocks import Report
 from imprompt.report.page import render_small_page, render_whole_page
 from imprompt.report.summary import collect_report_data, to_plain
 from imprompt.runtime.environment import describe_environment
-from imprompt.runtime.output import write_atomically
+from imprompt.runtime.output import make_folder, write_atomically
 
 PAGE_FILE, SMALL_PAGE_FILE, SUMMARY_FILE = "index.html", "index-small.html", "summary.json"
 SCORES_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
@@ -97,18 +96,6 @@ def write_summary(summary: Mapping[str, Any], path: Path) -> None:
             to_plain({**summary, "versions": versions, "environment": facts}), indent=1, ensure_ascii=False
         )
         part.write_text(text + "\n", encoding="utf-8")
-
-
-def make_folder(folder: Path) -> None:
-    """Create a report's folder, before any work is done.
-
-    Raises:
-        OutputError: it cannot be created
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be made: {error.strerror or error}") from error
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:

@@ -38,8 +38,8 @@ def check_output(path: Path, *suffixes: str) -> None:
         raise OutputError(f"{path} cannot be written: the folder {path.parent} is read-only for you")
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, if they do not exist.
+def make_folder(folder: Path) -> Path:
+    """Create a folder and its parents, if they do not exist; return the folder.
 
     Raises:
         OutputError: the folder cannot be created
@@ -48,6 +48,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {folder} cannot be made: {error.strerror or error}") from error
+    return folder
 
 
 def remove_stale_parts(folder: Path) -> None:

@@ -24,7 +24,7 @@ from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.runs import BenchmarkRun, generate_images_and_load_judges, write_results
 from imprompt.evaluation.suites.scoring import JudgeFeatures, SimilarityScores, score_images
 from imprompt.evaluation.suites.tasks import Task, derive_seed
-from imprompt.report import make_folder
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 

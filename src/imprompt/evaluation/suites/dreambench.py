@@ -32,7 +32,7 @@ from imprompt.evaluation.suites.features import compute_features
 from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.runs import generate_images_and_load_judges, write_results
 from imprompt.evaluation.suites.tasks import Task, derive_seed
-from imprompt.report import make_folder
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 

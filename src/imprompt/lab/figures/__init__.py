@@ -26,7 +26,7 @@ from imprompt.lab.suite.painting import SuiteModels
 from imprompt.lab.suite.scoring import average
 from imprompt.lab.suite.showcase import CONTACTS, write_showcase
 from imprompt.lab.suite.subjects import CHANGES, sample_subjects
-from imprompt.report import make_folder
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 __all__ = ["FigureSettings", "evaluate_figures", "make_figures"]

@@ -37,7 +37,8 @@ from imprompt.lab.study.runs import (
 from imprompt.lab.study.settings import SMALL, StudySettings
 from imprompt.lab.study.tradeoff import measure_tradeoff
 from imprompt.lab.suite.scoring import DRAWING
-from imprompt.report import Grid, draw_sheet, make_folder, write_picture, write_report, write_scores
+from imprompt.report import Grid, draw_sheet, write_picture, write_report, write_scores
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 __all__ = [

@@ -16,8 +16,7 @@ from PIL import Image
 from imprompt.errors import ConfigError
 from imprompt.lab.study.settings import StudySettings
 from imprompt.lab.suite.scoring import Score
-from imprompt.report import make_folder
-from imprompt.runtime.output import write_atomically
+from imprompt.runtime.output import make_folder, write_atomically
 from imprompt.training.mechanisms import MECHANISMS, read_metadata
 
 ADAPTER_FILE, CONFIG_FILE = "adapter.safetensors", "config.json"

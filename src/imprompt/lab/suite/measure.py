@@ -51,7 +51,8 @@ from imprompt.lab.suite.subjects import (
     sample_subjects,
     select_suitable,
 )
-from imprompt.report import Interval, make_folder, to_plain, write_report, write_scores
+from imprompt.report import Interval, to_plain, write_report, write_scores
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 Pictures = dict[tuple[str, str], list[Image.Image]]
