@@ -138,11 +138,11 @@ PATTERN = "down_blocks." + "a.attn1" * 3000 + "!"
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "100,000 entries": (
         lambda path: write_empty(path, (f"image_proj.{n}" for n in range(100_000))),
-        "header of .* bytes; such a file has at most|more than 10,000 tensors",
+        "header of .* bytes; the limit is|more than 10,000 tensors",
     ),
     "300,000 entries": (
         lambda path: write_empty(path, (f"image_proj.{n}" for n in range(300_000))),
-        r"has a header of \d\d,\d{3},\d{3} bytes; such a file has at most 8,388,608",
+        r"has a header of \d\d,\d{3},\d{3} bytes; the limit is 8,388,608",
     ),
     "10,001 entries": (
         lambda path: write_empty(path, (f"image_proj.{n}" for n in range(MAX_TENSORS + 1))),

@@ -132,12 +132,12 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a missing output folder": (
         "cat.png --output none/out.png",
         1,
-        "none/out.png cannot be written: there is no folder none; make it first",
+        "none/out.png cannot be written: there is no folder none; create it first",
     ),
     "a folder as output": (
         "cat.png --output folder.png",
         1,
-        "folder.png cannot be written: it is there already and is not a file",
+        "folder.png cannot be written: it exists and is not a file",
     ),
     "a device as output": (
         "cat.png --output /dev/null",
@@ -247,7 +247,7 @@ def test_a_missing_output_folder_is_found_before_any_work(imprompt: Imprompt) ->
 def test_the_first_numbered_name_that_cannot_be_written_stops_all(imprompt: Imprompt, toy: ToyModel) -> None:
     Path("x-1.png").mkdir()
     result = imprompt("generate", "cat.png", "--count", "2", "--output", "x.png", *toy.options)
-    assert_one_line(result, 1, "x-1.png cannot be written: it is there already and is not a file")
+    assert_one_line(result, 1, "x-1.png cannot be written: it exists and is not a file")
     assert not Path("x-0.png").exists()
 
 

@@ -285,7 +285,7 @@ def test_no_file_an_empty_one_and_a_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path / "x").endswith("no such file")
     assert refusal(tmp_path / "empty").endswith("is empty")
     assert "cannot be read" in refusal(tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be read: its name has 5000 bytes and may have 255"):
+    with pytest.raises(CheckpointError, match="cannot be read: its name has 5000 bytes; the limit is 255"):
         load_embeddings(tmp_path / ("a" * 5000))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import ClosedSettings, explain, read_toml
+from imprompt.runtime.settings import ClosedSettings, explain_fault, read_toml
 
 Settings = TypeVar("Settings", bound=ClosedSettings)
 
@@ -131,4 +131,4 @@ def load_settings(kind: type[Settings], path: Path, changes: Sequence[str] = ())
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error.errors()[0], kind)}") from error
+        raise ConfigError(f"{path}: {explain_fault(error.errors()[0], kind)}") from error

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import explain, read_toml
+from imprompt.runtime.settings import explain_fault, read_toml
 from imprompt.training.settings import LoopSettings
 
 
@@ -129,5 +129,5 @@ def parse_recipe(values: dict[str, Any], source: str) -> StageRecipe:
         fault: Any = error.errors()[0]
         fault["loc"] = [part for part in fault["loc"] if part != values.get("stage")]
         raise ConfigError(
-            f"{source}: {explain(fault, kinds.get(str(values.get('stage')), StageRecipe))}"
+            f"{source}: {explain_fault(fault, kinds.get(str(values.get('stage')), StageRecipe))}"
         ) from error
