@@ -40,7 +40,7 @@ from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.objectives.base import build_scheduler
 from imprompt.lab.making.vocabulary import ATTRIBUTES
-from imprompt.lab.suite.painting import PaintSettings, SuiteModels
+from imprompt.lab.suite.images import ImageSettings, SuiteModels
 from imprompt.lab.suite.scoring import Readings
 from imprompt.lab.suite.showcase import COLUMNS
 from imprompt.lab.suite.structure import draw_line_pictures, measure_line_shares
@@ -48,7 +48,7 @@ from imprompt.lab.suite.subjects import CHANGES, Subject
 from imprompt.projection import LinearProjection
 
 SIZE = 32
-QUICK = FigureSettings(subjects=3, shown=2, paint=PaintSettings(steps=2, batch_size=2))
+QUICK = FigureSettings(subjects=3, shown=2, paint=ImageSettings(steps=2, batch_size=2))
 
 
 def build_pipeline(seed: int) -> Any:
@@ -181,7 +181,7 @@ def test_a_row_has_the_same_noise_in_every_column_and_batch(
     images: FigureImages, models: SuiteModels
 ) -> None:
     whole = FigureImages(
-        models, FigureSettings(3, 2, PaintSettings(steps=2, batch_size=3)), [CHANGES["red ground"]]
+        models, FigureSettings(3, 2, ImageSettings(steps=2, batch_size=3)), [CHANGES["red ground"]]
     )
     for one, other in zip(images.alone, whole.alone, strict=True):
         assert np.abs(np.subtract(np.asarray(one, int), np.asarray(other, int))).max() <= 1

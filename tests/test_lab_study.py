@@ -54,7 +54,7 @@ from imprompt.lab.study.runs import (
 )
 from imprompt.lab.study.settings import ALONE, CONTROL, STYLE, TEXT
 from imprompt.lab.study.tradeoff import AREA, follow_both, measure_tradeoff
-from imprompt.lab.suite.painting import PaintSettings
+from imprompt.lab.suite.images import ImageSettings
 from imprompt.lab.suite.scoring import DRAWING
 from imprompt.lab.suite.structure import draw_line_pictures, measure_edge_gaps, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, select_suitable
@@ -78,7 +78,7 @@ QUICK = StudySettings(
     text_subjects=2,
     scales=(0.5,),
     others=3,
-    paint=PaintSettings(steps=1, batch_size=4),
+    paint=ImageSettings(steps=1, batch_size=4),
 )
 
 

@@ -33,9 +33,9 @@ from imprompt.lab.making.shipping import ship
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.lab.suite.against import compare_scores, load_earlier_report, read_scores
+from imprompt.lab.suite.images import SMALL as SMALL_SUITE
+from imprompt.lab.suite.images import ImageSettings, SuiteModels, SuiteSettings
 from imprompt.lab.suite.measure import measure
-from imprompt.lab.suite.painting import SMALL as SMALL_SUITE
-from imprompt.lab.suite.painting import PaintSettings, SuiteModels, SuiteSettings
 from imprompt.lab.suite.scoring import Readings, count_copies, score_pictures
 from imprompt.lab.suite.showcase import write_showcase
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subjects, select_suitable
@@ -397,7 +397,7 @@ def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path:
     adapter = ImagePromptAdapter.for_unet(pipe.unet, LinearProjection(32, 64, 2))
     adapter.image_encoder = encoder
     models = SuiteModels(pipe, adapter, CharacterJudge.load(model / "judge"), "untrained")
-    settings = SuiteSettings(6, 3, 4, 2, 2, PaintSettings(steps=2, batch_size=8))
+    settings = SuiteSettings(6, 3, 4, 2, 2, ImageSettings(steps=2, batch_size=8))
     shown = replace(models, controlnet=mini.controlnet(weights=model))
     write_showcase(shown, sample_subjects("combinations", 3), settings.paint, tmp_path)
     with Image.open(tmp_path / "readme.png") as figure, Image.open(tmp_path / "contact-sheet.png") as sheet:

@@ -21,8 +21,8 @@ from imprompt.lab.figures.figure import Figure
 from imprompt.lab.figures.images import FigureImages, FigureSettings
 from imprompt.lab.figures.page import write_figures
 from imprompt.lab.figures.panels import PANELS, draw_overview
+from imprompt.lab.suite.images import SuiteModels
 from imprompt.lab.suite.measure import load_models
-from imprompt.lab.suite.painting import SuiteModels
 from imprompt.lab.suite.scoring import average
 from imprompt.lab.suite.showcase import CONTACTS, write_showcase
 from imprompt.lab.suite.subjects import CHANGES, sample_subjects

@@ -18,7 +18,7 @@ from imprompt.lab.figures.measures import Pictures, list_differences, read_share
 from imprompt.lab.making.characters import sample_character
 from imprompt.lab.making.drawing import draw
 from imprompt.lab.making.vocabulary import ATTRIBUTES
-from imprompt.lab.suite.painting import PaintSettings, SuiteCondition, SuiteModels, paint_rows
+from imprompt.lab.suite.images import ImageSettings, SuiteCondition, SuiteModels, generate_rows
 from imprompt.lab.suite.scoring import list_kept_attributes, read_pictures
 from imprompt.lab.suite.subjects import Subject, TextChange, sample_subjects
 from imprompt.reference import Reference
@@ -44,7 +44,7 @@ class FigureSettings:
 
     subjects: int = 48
     shown: int = 6
-    paint: PaintSettings = field(default_factory=PaintSettings)
+    paint: ImageSettings = field(default_factory=ImageSettings)
 
 
 class FigureImages:
@@ -72,17 +72,17 @@ class FigureImages:
     @cached_property
     def alone(self) -> list[Image.Image]:
         """Images of the image prompts alone, λ = 1, with the seed of all figures."""
-        return self.paint(self.build_prompts())
+        return self.generate(self.build_prompts())
 
     @cached_property
     def seeds(self) -> list[list[Image.Image]]:
         """Images of the image prompts alone with `SEEDS` seeds, the seed of all figures first."""
-        return [self.alone, *(self.paint(self.build_prompts(), seed=seed) for seed in range(1, SEEDS))]
+        return [self.alone, *(self.generate(self.build_prompts(), seed=seed) for seed in range(1, SEEDS))]
 
     @cached_property
     def unprompted(self) -> list[Image.Image]:
         """Images without image prompt or text: the floor of most numbers."""
-        return self.paint()
+        return self.generate()
 
     def build_prompts(
         self, subjects: Sequence[Subject] | None = None, *, scale: float = 1.0, **options: Any
@@ -91,7 +91,7 @@ class FigureImages:
         subjects = self.subjects if subjects is None else subjects
         return [Reference(subject.picture, scale=scale, **options) for subject in subjects]
 
-    def paint(
+    def generate(
         self,
         *image_prompts: Sequence[Reference],
         change: TextChange | None = None,
@@ -120,7 +120,7 @@ class FigureImages:
 
         with adapter.attach(pipe):
             condition = SuiteCondition(1.0, change, seed)
-            return paint_rows(call, self.subjects, condition, self.settings.paint, **inputs)
+            return generate_rows(call, self.subjects, condition, self.settings.paint, **inputs)
 
     def measure_kept(self, pictures: Pictures, change: TextChange | None = None) -> Values:
         """Return the share of each image prompt's attributes, without the text's, that the judge reads."""

@@ -62,8 +62,8 @@ def draw_text_figure(images: FigureImages) -> Figure:
     columns: dict[str, Pictures] = {"image prompt": few.drawings, "no text": few.alone}
     numbers = {}
     for name, change in CHANGES.items():
-        plain = few.paint(change=change)
-        both = few.paint(few.build_prompts(scale=TEXT_SCALES[name]), change=change)
+        plain = few.generate(change=change)
+        both = few.generate(few.build_prompts(scale=TEXT_SCALES[name]), change=change)
         columns |= {f"“{change.text}” alone": plain, f"“{change.text}”, scale {TEXT_SCALES[name]:g}": both}
         key = name.replace(" ", "-")
         numbers[key] = (few.measure_present(both, change), few.measure_present(few.alone, change))
@@ -74,7 +74,7 @@ def draw_text_figure(images: FigureImages) -> Figure:
 def draw_fine_tuned(images: FigureImages) -> Figure:
     """Draw with the same adapter on a base fine-tuned on line drawings."""
     base = require(images.models.fine_tuned, "fine-tuned base")
-    plain, prompted = images.paint(pipe=base), images.paint(images.build_prompts(), pipe=base)
+    plain, prompted = images.generate(pipe=base), images.generate(images.build_prompts(), pipe=base)
     lines = [one for drawing in images.drawings for one in draw_line_pictures([drawing])]
     columns = {
         "image prompt": images.drawings,
@@ -95,8 +95,8 @@ def draw_control(images: FigureImages) -> Figure:
     controlnet = require(images.models.controlnet, "ControlNet")
     pipe = mini.as_pipeline(StableDiffusionControlNetPipeline, images.models.pipe, controlnet=controlnet)
     edges = find_edges(images.partner_drawings)
-    plain = images.paint(pipe=pipe, image=edges)
-    both = images.paint(images.build_prompts(), pipe=pipe, image=edges)
+    plain = images.generate(pipe=pipe, image=edges)
+    both = images.generate(images.build_prompts(), pipe=pipe, image=edges)
     columns = {
         "image prompt": images.drawings,
         "picture for edges": images.partner_drawings,
@@ -116,8 +116,10 @@ def draw_image_to_image(images: FigureImages) -> Figure:
     """Draw from another picture."""
     starts, edges = images.partner_drawings, find_edges(images.partner_drawings)
     pipe = mini.as_pipeline(StableDiffusionImg2ImgPipeline, images.models.pipe)
-    made = [images.paint(images.build_prompts(), pipe=pipe, image=starts, strength=one) for one in STRENGTHS]
-    plain = images.paint(pipe=pipe, image=starts, strength=STRENGTHS[1])
+    made = [
+        images.generate(images.build_prompts(), pipe=pipe, image=starts, strength=one) for one in STRENGTHS
+    ]
+    plain = images.generate(pipe=pipe, image=starts, strength=STRENGTHS[1])
     columns = {
         "image prompt": images.drawings,
         "start": starts,
@@ -140,7 +142,7 @@ def draw_inpainting(images: FigureImages) -> Figure:
     inputs: dict[str, Any] = {"pipe": mini.as_pipeline(mini.InpaintPipeline, images.models.pipe)}
     inputs |= {"image": pictures, "mask_image": [mask] * len(pictures), "strength": 1.0}
     inputs |= {"width": size, "height": size}
-    plain, painted = images.paint(**inputs), images.paint(images.build_prompts(), **inputs)
+    plain, painted = images.generate(**inputs), images.generate(images.build_prompts(), **inputs)
     cover, rest = Image.new("RGB", (size, size), HIDDEN), (0, height, size, size)
     columns = {
         "image prompt": images.drawings,
@@ -162,7 +164,7 @@ def draw_inpainting(images: FigureImages) -> Figure:
 def draw_fine_grained(images: FigureImages) -> Figure:
     """Draw with tokens of the grid of features, and with tokens of one embedding."""
     plus, edges = require(images.models.plus, "adapter mini-plus"), find_edges(images.drawings)
-    grid = [images.paint(images.build_prompts(), adapter=plus, seed=seed) for seed in range(2)]
+    grid = [images.generate(images.build_prompts(), adapter=plus, seed=seed) for seed in range(2)]
     few, many = images.models.adapter.projection.tokens, plus.projection.tokens
     columns = {"image prompt": images.drawings}
     columns |= {f"{few} tokens, seed {seed}": images.seeds[seed] for seed in range(2)}
@@ -176,13 +178,13 @@ def draw_fine_grained(images: FigureImages) -> Figure:
 
 def draw_mixing(images: FigureImages) -> Figure:
     """Draw two image prompts in one image: both everywhere, and one above the other."""
-    both = images.paint(images.build_prompts(scale=0.5), images.build_prompts(images.partners, scale=0.5))
+    both = images.generate(images.build_prompts(scale=0.5), images.build_prompts(images.partners, scale=0.5))
     above = torch.zeros(images.size, images.size)
     above[: round(HEAD_SHARE * images.size)] = 1
-    stacked = images.paint(
+    stacked = images.generate(
         images.build_prompts(mask=above), images.build_prompts(images.partners, mask=1 - above)
     )
-    alone, other = images.alone, images.paint(images.build_prompts(images.partners))
+    alone, other = images.alone, images.generate(images.build_prompts(images.partners))
     columns = {
         "first": images.drawings,
         "second": images.partner_drawings,
@@ -218,7 +220,7 @@ def draw_style_and_layout(images: FigureImages) -> Figure:
         images.build_prompts(layers="style"),
         images.build_prompts(images.partners, layers="composition"),
     )
-    colors, shapes, both = images.paint(style), images.paint(layout), images.paint(style, layout)
+    colors, shapes, both = images.generate(style), images.generate(layout), images.generate(style, layout)
     columns = {
         "colors from": images.drawings,
         "shapes from": images.partner_drawings,
@@ -268,7 +270,7 @@ def draw_overview(images: FigureImages, figures: Mapping[str, Figure]) -> Figure
     columns = {
         "image prompt": images.drawings,
         "variation": images.alone,
-        f"“{change.text}”": images.paint(images.build_prompts(scale=scale), change=change),
+        f"“{change.text}”": images.generate(images.build_prompts(scale=scale), change=change),
         "edges": control["its edges"],
         "with edges": control["both"],
         "start": start["start"],

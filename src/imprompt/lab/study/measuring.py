@@ -31,7 +31,7 @@ from imprompt.lab.study.settings import (
     StudySettings,
     StudyTask,
 )
-from imprompt.lab.suite.painting import SuiteCondition, paint_rows
+from imprompt.lab.suite.images import SuiteCondition, generate_rows
 from imprompt.lab.suite.scoring import (
     DRAWING,
     Galleries,
@@ -139,7 +139,7 @@ def measure_run(study: Study, run: StudyRun | None, advance: Callable[[int], Non
     pictures: dict[str, list[Image.Image]] = {}
     for base, some in itertools.groupby(tasks, key=lambda task: task.base):
         pipe, mechanism = load_study_pipeline(study, run, base)
-        pictures |= {task.key: paint_task(study, pipe, mechanism, task, advance) for task in some}
+        pictures |= {task.key: generate_task(study, pipe, mechanism, task, advance) for task in some}
     return RunResult(score_tasks(study, name_run(run), tasks, pictures), pictures)
 
 
@@ -184,7 +184,7 @@ def load_study_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[
     return pipe, mechanism
 
 
-def paint_task(
+def generate_task(
     study: Study, pipe: Any, mechanism: Mechanism | None, task: StudyTask, advance: Callable[[int], None]
 ) -> list[Image.Image]:
     """Generate one image of each subject of a task, with the same noise in every run and condition."""
@@ -199,7 +199,7 @@ def paint_task(
 
     inputs = {"image": study.controls} if task.condition == CONTROL else {}
     condition = SuiteCondition(task.scale, task.change, task.seed)
-    return paint_rows(call, subjects, condition, study.settings.paint, advance, **inputs)
+    return generate_rows(call, subjects, condition, study.settings.paint, advance, **inputs)
 
 
 # Scoring

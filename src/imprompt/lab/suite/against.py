@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from imprompt.errors import ConfigError
 from imprompt.evaluation.metrics import bootstrap_difference
-from imprompt.lab.suite.painting import SuiteSettings
+from imprompt.lab.suite.images import SuiteSettings
 from imprompt.lab.suite.scoring import PROMPTED, Comparison, Score
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, TEXT_SPLIT
 from imprompt.report import SCORES_FILE, SUMMARY_FILE, Interval, to_plain

@@ -13,15 +13,15 @@ from imprompt.checkpoint import EMBEDDED, load_adapter
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.against import EarlierReport, compare_scores, load_earlier_report
-from imprompt.lab.suite.page import build_report, judge_difference
-from imprompt.lab.suite.painting import (
+from imprompt.lab.suite.images import (
     SMALL,
     SuiteCondition,
     SuiteModels,
     SuiteSettings,
-    paint,
+    generate_images,
     reconstruct_pictures,
 )
+from imprompt.lab.suite.page import build_report, judge_difference
 from imprompt.lab.suite.scoring import (
     CODEC,
     CURVE_SCALES,
@@ -110,7 +110,7 @@ def measure(
     subjects: dict[Split, list[Subject]] = {
         split: sample_subjects(split, settings.subjects) for split in SPLITS
     }
-    pictures = paint_all(models, subjects, settings)
+    pictures = generate_all(models, subjects, settings)
     styles = sorted({subject.character.style for several in subjects.values() for subject in several})
     drawings = {style: sample_gallery(style, settings.gallery - 1) for style in styles}
     galleries = Galleries(models.judge, drawings)
@@ -141,7 +141,7 @@ def measure(
     return findings
 
 
-def paint_all(
+def generate_all(
     models: SuiteModels, subjects: Mapping[Split, Sequence[Subject]], settings: SuiteSettings
 ) -> Pictures:
     """Generate every image that is scored, and the images of floor and ceiling."""
@@ -154,7 +154,7 @@ def paint_all(
     pictures: Pictures = {}
     with show_progress("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
         for name, several, condition in jobs:
-            made = paint(models, several, condition, settings.paint, advance)
+            made = generate_images(models, several, condition, settings.paint, advance)
             pictures[name, name_scale(condition.scale)] = made
     for split, several in subjects.items():
         originals = [subject.picture for subject in several]
@@ -238,7 +238,8 @@ def measure_diversity(models: SuiteModels, subjects: Sequence[Subject], settings
     """Return the mean distance among the judge's embeddings of several images of one subject at λ = 1."""
     few = subjects[: settings.diverse]
     seeds = [
-        paint(models, few, SuiteCondition(1.0, seed=seed), settings.paint) for seed in range(settings.seeds)
+        generate_images(models, few, SuiteCondition(1.0, seed=seed), settings.paint)
+        for seed in range(settings.seeds)
     ]
     embeddings = torch.stack([read_pictures(models.judge, some).embeddings for some in seeds])
     return average(measure_seed_distances(embeddings))

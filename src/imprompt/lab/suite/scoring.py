@@ -22,7 +22,7 @@ from imprompt.evaluation.metrics import (
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.making.characters import Split
 from imprompt.lab.making.labels import LABELS
-from imprompt.lab.suite.painting import SuiteSettings
+from imprompt.lab.suite.images import SuiteSettings
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.report import Interval
 from imprompt.runtime.settings import resolve_in_cache
