@@ -243,7 +243,7 @@ def test_inspect_shows_what_an_adapter_is(imprompt: Imprompt, toy: ToyModel) -> 
     for words in (
         "base",
         "4 cross-attention layers",
-        "an image encoder that we do not know, 14 wide",
+        "an unknown image encoder, 14 wide",
         "float32",
     ):
         assert words in output

@@ -91,9 +91,7 @@ def test_what_is_no_file_is_not_read(imprompt: Imprompt, toy: ToyModel, command:
     options = toy.options if command.startswith("generate") and "--job" not in command else []
     words = [word for word in command.split() if word != "generate"]
     result = imprompt(*(["generate", *options] if "generate" in command else []), *words)
-    assert_one_line(
-        result, 1, f"{name} cannot be read: it is {KINDS[kind]}, not a file; copy what it gives *"
-    )
+    assert_one_line(result, 1, f"{name} cannot be read: it is {KINDS[kind]}, not a file; copy its content *")
 
 
 @pytest.mark.parametrize("index", ["model_index.json", "config.json"])
@@ -134,9 +132,9 @@ def test_files_and_folders_and_nothing_are_left_to_who_opens_them(folder: Path) 
 
 LONG, DEEP = "a" * 5000 + ".png", "/".join(["a" * 100] * 50) + ".png"
 NAMES = {
-    "long": (LONG, rf"its name has 5004 bytes and may have {MAX_NAME_BYTES}"),
-    "wide": ("ä" * 200, rf"its name has 400 bytes and may have {MAX_NAME_BYTES}"),
-    "deep": (DEEP, rf"its path has 5053 bytes and may have {MAX_PATH_BYTES}"),
+    "long": (LONG, rf"its name has 5004 bytes; the limit is {MAX_NAME_BYTES}"),
+    "wide": ("ä" * 200, rf"its name has 400 bytes; the limit is {MAX_NAME_BYTES}"),
+    "deep": (DEEP, rf"its path has 5053 bytes; the limit is {MAX_PATH_BYTES}"),
     "NUL": ("a\0b.png", "its name holds a NUL character"),
     "surrogate": ("a\ud800.png", "holds half of a surrogate pair"),
 }

@@ -1,8 +1,8 @@
-"""The published adapters, as one table, and the encoders that they need.
+"""The table of published adapters, and the encoders that they need.
 
-What was looked up: file names in the published lists of several user interfaces (2024–2026), the licences in
-the model cards' text as quoted there, the encoders in the official code (tencent-ailab/IP-Adapter at 62e4af9)
-and in Kwai-Kolors/Kolors, `ipadapter/`. No file was downloaded. What could not be looked up, `note` says.
+Sources: file names in the published lists of several user interfaces (2024–2026), the licenses in the text of
+the model cards quoted there, the encoders in the official code (tencent-ailab/IP-Adapter at 62e4af9) and in
+Kwai-Kolors/Kolors, `ipadapter/`. No file was downloaded. `note` states what could not be checked.
 """
 
 from pathlib import Path
@@ -15,29 +15,30 @@ class PublishedAdapter(NamedTuple):
     """A published adapter."""
 
     repository: str
-    """Its hub id."""
+    """Hub id of the repository."""
     file: str
-    """The file in it."""
+    """Path of the file in the repository."""
     variant: str
-    """As `Description.variant`."""
+    """The variant, as in `Description.variant`."""
     base_family: str
-    """As `Description.base_family`."""
+    """The base models, as in `Description.base_family`."""
     encoder: str | None
-    """Hub id and folder of the image encoder, "owner/name:folder"; None if it takes no pictures."""
+    """Hub id and folder of the image encoder, "owner/name:folder"; None for an adapter of face embeddings
+    only."""
     license: str
-    """Of the weights; "not checked" where we have not seen it."""
+    """License of the weights, or "not checked"."""
     face_plus_version: Literal[1, 2] | None = None
-    """Of FaceID-Plus."""
+    """Version of FaceID-Plus; None for other variants."""
     note: str = ""
-    """What it is for, and what was not checked."""
+    """Purpose of the adapter, and what was not checked."""
 
 
 class EmbeddedAdapter(NamedTuple):
-    """An adapter that imprompt brings itself.
+    """An adapter that is embedded in imprompt.
 
     Attributes:
-        variant: as `Description.variant`
-        file: in the embedded model's folder `adapter`
+        variant: the variant, as in `Description.variant`
+        file: file name in the embedded model's folder `adapter`
     """
 
     variant: str
@@ -48,7 +49,7 @@ EMBEDDED = {
     "mini": EmbeddedAdapter("base", "ip-adapter.safetensors"),
     "mini-plus": EmbeddedAdapter("plus", "ip-adapter-plus.safetensors"),
 }
-"""Name → what it is."""
+"""Name → embedded adapter."""
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "mini" / "weights"
 """The embedded model's shipped weights: `base`, `adapter`, `image_encoder`, `styles`, `control`, `judge`."""
@@ -60,7 +61,7 @@ VIT_L_336 = "Kwai-Kolors/Kolors-IP-Adapter-Plus:image_encoder"
 _OFFICIAL, _FACE = "h94/IP-Adapter", "h94/IP-Adapter-FaceID"
 _COMPOSITION, _KOLORS = "ostris/ip-composition-adapter", "Kwai-Kolors/Kolors-IP-Adapter-Plus"
 _APACHE = "Apache-2.0"
-_RESEARCH = "research only, not for commercial use (it stands on InsightFace's models)"
+_RESEARCH = "research only, not for commercial use (it depends on InsightFace's models)"
 _SD, _XL = "SD1.5", "SDXL"
 _LORA = "with LoRA inside the file"
 _FIVE_FACES = "made for about five faces of one person, side by side"
@@ -200,16 +201,16 @@ PUBLISHED = {
         note="its shapes are as other readers of it expect them; its size was not checked",
     ),
 }
-"""Short name → what it is; names are matched without regard to case."""
+"""Short name → published adapter; the case of names does not matter."""
 
 
 class Encoder(NamedTuple):
-    """What makes an input of a projection."""
+    """The model that makes an input of a projection."""
 
     name: str
-    """As a phrase."""
+    """Name of the model, as a phrase."""
     source: str | None = None
-    """Hub id and folder of the one that published adapters need, if there are any."""
+    """Hub id and folder of the model that published adapters use, if there is one."""
 
 
 ENCODERS: dict[tuple[Input, int], Encoder] = {
@@ -223,10 +224,10 @@ ENCODERS: dict[tuple[Input, int], Encoder] = {
     ("image_features", 1664): Encoder("CLIP ViT-bigG/14 penultimate features", VIT_BIGG),
     ("face_embedding", 512): Encoder("ArcFace identity embedding"),
 }
-"""What a projection takes, and its width → what gives that."""
+"""(input of a projection, width) → the model that makes it."""
 
 
 def describe_encoder(input: Input, width: int) -> Encoder:
-    """Name what gives an input of a width, known or not."""
-    unknown = "a face embedder" if input == "face_embedding" else "an image encoder"
-    return ENCODERS.get((input, width), Encoder(f"{unknown} that we do not know"))
+    """Return the model that makes an input of this width, known or unknown."""
+    kind = "face embedder" if input == "face_embedding" else "image encoder"
+    return ENCODERS.get((input, width), Encoder(f"an unknown {kind}"))

@@ -1,4 +1,4 @@
-"""Settings read from one TOML file: typed and closed; an unknown key is an error that names a near one."""
+"""Settings of a TOML file: typed and closed. An unknown key is an error that suggests a similar one."""
 
 import os
 import re
@@ -13,13 +13,13 @@ from imprompt.errors import ConfigError
 from imprompt.runtime.files import file_fault, shorten
 
 MAX_TOML_BYTES = 1024 * 1024
-"""Of a recipe or a job; one of a hundred references has 20 kB."""
+"""The largest recipe or job, in bytes; a job of a hundred references has 20 kB."""
 
 MAX_KEY_PARTS = 64
-"""Parts of a dotted key; none of ours has more than three."""
+"""The largest number of parts of a dotted key; known keys have at most three."""
 
 MAX_WHOLE_NUMBER = 2**63 - 1
-"""The largest whole number that TOML promises to hold; the smallest is its negative minus one."""
+"""The largest whole number that TOML guarantees; the smallest one is its negative minus one."""
 
 _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_KEY_PARTS},}}")
@@ -37,7 +37,7 @@ def normalize_spelling(value: object) -> object:
 class ClosedSettings(BaseModel):
     """A frozen group of settings that knows all its keys."""
 
-    # The docstring below a field is its description; tables in docs are made of these.
+    # The docstring below a field is its description, from which the tables in docs are made.
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
@@ -45,18 +45,18 @@ def read_toml(path: Path, settings: Sequence[str] = (), *, kind: str = "recipe")
     """Read a TOML file.
 
     Args:
-        path: of the file
-        settings: `key=value` (dotted keys, TOML values) that replace what the file says
-        kind: what messages call such a file
+        path: path of the file
+        settings: `key=value` (dotted keys, TOML values) that override the file
+        kind: the kind of file in messages
 
     Raises:
-        ConfigError: no such file, one that cannot be read, no TOML, one that is larger, deeper or holds
-            larger numbers than the limits above, or a setting without `=`
+        ConfigError: the file is missing, cannot be read, is no TOML, or exceeds one of the limits above; or a
+            setting has no `=`
     """
     if fault := file_fault(path):
         raise ConfigError(fault)
     try:
-        values = _parse(_text(path, kind), path)
+        values = _parse(_read_text(path, kind), path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such {kind}") from error
     except OSError as error:  # a folder
@@ -68,21 +68,21 @@ def read_toml(path: Path, settings: Sequence[str] = (), *, kind: str = "recipe")
     return values
 
 
-def _text(path: Path, kind: str) -> str:
+def _read_text(path: Path, kind: str) -> str:
     with path.open("rb") as file:
         data = file.read(MAX_TOML_BYTES + 1)
     if len(data) > MAX_TOML_BYTES:
         size = path.stat().st_size
-        raise ConfigError(f"{path} has {size:,} bytes; a {kind} has at most {MAX_TOML_BYTES:,}: split it")
+        raise ConfigError(f"{path} has {size:,} bytes; a {kind} may have {MAX_TOML_BYTES:,}: split it")
     return data.decode("utf-8")
 
 
 def _parse(text: str, path: Path | str) -> dict[str, Any]:
-    """TOML → values, none of them deeper or larger than ours can be.
+    """Parse TOML and check its depth and its numbers.
 
     Raises:
-        ConfigError: one of the limits above, or more digits than Python reads
-        ValueError: no TOML
+        ConfigError: the text exceeds a limit above, or a number has more digits than Python reads
+        ValueError: the text is no TOML
     """
     if long := _LONG_KEY.search(text):
         raise ConfigError(f"{path}: {shorten(long[0])!r} is a key of more than {MAX_KEY_PARTS} parts")
@@ -90,7 +90,7 @@ def _parse(text: str, path: Path | str) -> dict[str, Any]:
         values = tomllib.loads(text)
         _check_numbers(values, path)
     except RecursionError:
-        raise ConfigError(f"{path} holds lists or groups inside one another, too deep to be read") from None
+        raise ConfigError(f"{path} holds lists or groups that are nested too deeply to be read") from None
     except tomllib.TOMLDecodeError:
         raise
     except ValueError as error:
@@ -101,7 +101,7 @@ def _parse(text: str, path: Path | str) -> dict[str, Any]:
 
 
 def _check_numbers(value: object, path: Path | str, key: str = "") -> None:
-    """Refuse whole numbers that TOML does not promise to hold, wherever they are."""
+    """Refuse whole numbers outside the range that TOML guarantees."""
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_numbers(inner, path, f"{key}.{name}".lstrip("."))
@@ -117,7 +117,7 @@ def _check_numbers(value: object, path: Path | str, key: str = "") -> None:
 
 
 def replace_setting(values: dict[str, Any], setting: str) -> None:
-    """Put one `key=value` into nested settings; a value that is no TOML is taken as a string."""
+    """Override one `key=value` in nested settings; a value that is no TOML is taken as a string."""
     key, separator, text = setting.partition("=")
     if not separator:
         raise ConfigError(f"--set takes key=value, not {setting!r}")
@@ -135,7 +135,7 @@ def replace_setting(values: dict[str, Any], setting: str) -> None:
     values[last] = value
 
 
-def explain(
+def explain_fault(
     error: ValidationError,
     kind: type[BaseModel],
     counterpart: Callable[[str], str | None] = lambda _: None,
@@ -198,8 +198,8 @@ def _explain_unknown_key(
     elif (meaning := counterpart(key)) and key not in dict(known):
         return f"{unknown}: {meaning}"
     near = find_nearest(key, (name for name, _ in known))
-    meant = " or ".join(repr(full) for name, full in known if name == near)
-    return unknown + (f"; did you mean {meant}?" if meant else "")
+    similar = " or ".join(repr(full) for name, full in known if name == near)
+    return unknown + (f"; did you mean {similar}?" if similar else "")
 
 
 def _explain_demand(fault: Any) -> str:
@@ -224,23 +224,23 @@ def _quote(value: object) -> str:
 
 
 ALLOWED_SLIPS = 2
-"""Letters that a misspelling of a long word gets wrong; one of a word of fewer than six letters."""
+"""Number of wrong letters in a misspelling of a long word; a word of fewer than six letters has one."""
 
 
 def find_nearest(word: str, known: Iterable[str]) -> str | None:
-    """Find the word that this one is a misspelling of; None if it resembles none.
+    """Return the known word of which this one is a misspelling; None if it resembles none.
 
-    A guess at what only sounds alike would send people to the wrong setting.
+    A word that is merely similar would send people to the wrong setting.
     """
     allowed = ALLOWED_SLIPS if len(word) >= 6 else 1
-    near = [one for one in known if abs(len(one) - len(word)) <= allowed]
-    slips = {one: _count_slips(word, one) for one in near}
-    found = min(slips, key=lambda one: slips[one], default=None)
-    return found if found is not None and slips[found] <= allowed else None
+    candidates = [other for other in known if abs(len(other) - len(word)) <= allowed]
+    slips = {other: _count_slips(word, other) for other in candidates}
+    nearest = min(slips, key=lambda other: slips[other], default=None)
+    return nearest if nearest is not None and slips[nearest] <= allowed else None
 
 
 def _count_slips(first: str, second: str) -> int:
-    """Letters left out, added, replaced, or swapped with their neighbours (optimal string alignment)."""
+    """Count letters that are missing, added, replaced or swapped (optimal string alignment)."""
     earlier, before = [0], list(range(len(second) + 1))
     for row, letter in enumerate(first, 1):
         costs = [row]
@@ -254,7 +254,7 @@ def _count_slips(first: str, second: str) -> int:
 
 
 def list_keys(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str]]:
-    """Every key that settings know, those of groups too, and what to write for it: `group.key`."""
+    """Yield every key of the settings and its groups, with its full name `group.key`."""
     for name, field in kind.model_fields.items():
         yield name, f"{group}{name}"
         for inner in (field.annotation, *get_args(field.annotation)):
@@ -263,7 +263,7 @@ def list_keys(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str
 
 
 def resolve_in_cache(folder: str) -> Path:
-    """Where a recipe's folder is: as it stands if it begins with `/` or `.`, else in the cache."""
+    """Return the folder of a recipe: unchanged if it begins with `/` or `.`, else a folder in the cache."""
     if folder.startswith(("/", ".")):
         return Path(folder)
     cache = os.environ.get("IMPROMPT_CACHE")

@@ -24,6 +24,7 @@ from imprompt.projection import (
     ResamplerProjection,
 )
 from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.precision import fastest_precision
 from imprompt.runtime.progress import show_running_total
 from imprompt.training.batch_order import BatchOrder
@@ -187,11 +188,7 @@ def write_config(config: TrainingConfig, folder: Path) -> None:
     Raises:
         OutputError: it cannot be written
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
-    write_json(folder / CONFIG_FILE, dump_config(config))
+    write_json(make_folder(folder) / CONFIG_FILE, dump_config(config))
 
 
 def build_run(config: TrainingConfig, base: FrozenBase) -> Run:

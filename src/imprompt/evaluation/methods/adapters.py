@@ -37,7 +37,7 @@ class AdapterMethod(Method):
     ) -> list[Image.Image]:
         """Implement `Method.draw` for every variant that takes a picture."""
         with self.adapter.use(Reference(reference, scale=scale)):
-            return call_pipeline(self.pipe, self.pipeline_arguments(text, seeds), seeds=seeds)
+            return call_pipeline(self.pipe, self.build_pipeline_arguments(text, seeds), seeds=seeds)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Implement `Method.modules`."""

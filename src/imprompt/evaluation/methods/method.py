@@ -71,7 +71,7 @@ class Method(ABC):
                 digest.update(_sample_values(tensor))
         return digest.hexdigest()
 
-    def pipeline_arguments(self, text: str, seeds: Sequence[int]) -> dict[str, Any]:
+    def build_pipeline_arguments(self, text: str, seeds: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of a diffusers pipeline: steps, guidance, generators, prompts, size."""
         drawing, count = self.drawing, len(seeds)
         arguments: dict[str, Any] = {

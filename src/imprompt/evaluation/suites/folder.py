@@ -11,9 +11,7 @@
 Any number of processes and machines may write into one folder at once.
 """
 
-import contextlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from imprompt.errors import ConfigError, OutputError
+from imprompt.errors import ConfigError
 from imprompt.evaluation.suites.tasks import Task
-from imprompt.runtime.output import save_picture, write_atomically
+from imprompt.runtime.output import make_folder, remove_stale_parts, save_picture, write_atomically
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,9 @@ class BenchmarkFolder:
             OutputError: it cannot be created
             ConfigError: it holds images of other settings
         """
-        try:
-            for name in ("pictures", "features"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            self._remove_half_written()
-        except OSError as error:
-            raise OutputError(f"the folder {self.path} cannot be made: {error.strerror or error}") from error
+        for name in ("pictures", "features"):
+            make_folder(self.path / name)
+        remove_stale_parts(self.path)
         values = json.loads(json.dumps(settings))
         if stored := self._read("settings"):
             if different := _first_difference(stored, values):
@@ -53,13 +48,6 @@ class BenchmarkFolder:
                 )
         else:
             self._write({"settings": values})
-
-    def _remove_half_written(self) -> None:
-        """Remove the half-written files of killed processes: no file takes an hour to write."""
-        for path in self.path.glob("*/.imprompt-*.part"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > 3600:
-                    path.unlink()
 
     def check_models(self, fingerprint: str) -> None:
         """Store which models generate, or compare them with those that did before.
@@ -76,13 +64,13 @@ class BenchmarkFolder:
         else:
             self._write({"settings": self._read("settings"), "models": fingerprint})
 
-    def picture(self, key: str) -> Path:
+    def picture_path(self, key: str) -> Path:
         """Return the file of a task's image."""
         return self.path / "pictures" / f"{key}.png"
 
     def is_drawn(self, task: Task) -> bool:
         """Whether a task's image exists."""
-        return self.picture(task.key).exists()
+        return self.picture_path(task.key).exists()
 
     def write(self, task: Task, picture: Image.Image) -> None:
         """Write an image; two processes may write the same one."""
@@ -92,7 +80,7 @@ class BenchmarkFolder:
             "scale": task.scale,
             "reference": Path(task.reference).name,
         }
-        save_picture(picture, self.picture(task.key), about)
+        save_picture(picture, self.picture_path(task.key), about)
 
     def write_faults(self, name: str, faults: Mapping[str, str]) -> None:
         """Write the names of what cannot be used, and why, in place of the file's former content."""

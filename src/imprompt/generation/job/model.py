@@ -30,7 +30,7 @@ from imprompt.generation.job.reference import (
     Text,
     as_tuple,
 )
-from imprompt.runtime.settings import ClosedSettings, explain, read_toml
+from imprompt.runtime.settings import ClosedSettings, explain_fault, read_toml
 
 
 class Job(ClosedSettings):
@@ -180,4 +180,4 @@ def parse_job(values: Mapping[str, Any], source: str = "", move: Move | None = N
     try:
         return Job.model_validate(values, context={} if move is None else {"move": move})
     except ValidationError as error:
-        raise ConfigError(f"{source}{explain(error, Job, extra_keys=['size'])}") from error
+        raise ConfigError(f"{source}{explain_fault(error, Job, extra_keys=['size'])}") from error

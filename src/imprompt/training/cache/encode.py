@@ -23,8 +23,9 @@ from imprompt.errors import DataError, ImageError
 from imprompt.inputs.crop import encoder_view
 from imprompt.inputs.encoder import Input
 from imprompt.inputs.image import decode_image
+from imprompt.runtime.foreign_models import log_errors_only
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen_base import DTYPES, TAKES, FrozenBase, quiet
+from imprompt.training.frozen_base import DTYPES, TAKES, FrozenBase
 from imprompt.training.samples import Sample, Unreadable
 from imprompt.training.targets import make_mask, make_target
 
@@ -178,7 +179,7 @@ class RowEncoder:
         Raises:
             DataError: a value that the cache's precision cannot hold
         """
-        with compute_on_one_thread(self.frozen.device), quiet("diffusers", "transformers"):
+        with compute_on_one_thread(self.frozen.device), log_errors_only("diffusers", "transformers"):
             return self._rows(samples)
 
     def _rows(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:

@@ -13,16 +13,15 @@ same name are equal. Each file that is read back holds its SHA-256; a damaged fi
 written again. A finished cache is only read, so that its folder may be read-only.
 """
 
-import contextlib
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from imprompt.errors import DataError, OutputError
+from imprompt.errors import DataError
+from imprompt.runtime.output import make_folder, remove_stale_parts
 from imprompt.training.cache.encode import CacheRecipe
 from imprompt.training.cache.shards import Shard
 from imprompt.training.cache.skipping import write_skipped
@@ -102,21 +101,11 @@ class CacheFolder:
         Raises:
             OutputError: it cannot be made
         """
-        try:
-            for name in ("shards", "receipts"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from error
-        self._remove_leftovers()
+        for name in ("shards", "receipts"):
+            make_folder(self.path / name)
+        remove_stale_parts(self.path)
         if not (self.path / "recipe.json").exists():
             write_json(self.path / "recipe.json", recipe.entries)
-
-    def _remove_leftovers(self) -> None:
-        """Delete half-written files of killed processes: writing takes less than an hour."""
-        for path in self.path.glob("*/.imprompt-*.part"):
-            with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
-                if time.time() - path.stat().st_mtime > 3600:
-                    path.unlink()
 
     def shard(self, name: str) -> Path:
         """Return the path of a shard."""
