@@ -25,7 +25,7 @@ from imprompt.projection import (
 )
 from imprompt.runtime.files import name_fault, shorten
 from imprompt.runtime.output import make_folder
-from imprompt.runtime.precision import fastest_precision
+from imprompt.runtime.precision import find_fastest_precision
 from imprompt.runtime.progress import show_running_total
 from imprompt.training.batch_order import BatchOrder
 from imprompt.training.batches import PromptBatch, PromptBatches, make_loader
@@ -202,7 +202,7 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
     objective = ImagePromptObjective(config, base, mechanism, samples)
     training = config.training
     if processes.device.type == "cpu" and training.precision == "auto":
-        objective.precision = broadcast_from_main(fastest_precision())
+        objective.precision = broadcast_from_main(find_fastest_precision())
     batches = PromptBatches(
         samples,
         BatchOrder(samples.buckets, training.batch_size, training.seed),
