@@ -23,7 +23,7 @@ from imprompt.projection import (
     PerceiverShape,
     ResamplerProjection,
 )
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.output import make_folder
 from imprompt.runtime.precision import find_fastest_precision
 from imprompt.runtime.progress import show_running_total
@@ -138,7 +138,7 @@ def check_name(folder: Path) -> None:
     Raises:
         OutputError: see above
     """
-    fault = name_fault(folder)
+    fault = find_name_fault(folder)
     if not fault and any("\ud800" <= character <= "\udfff" for character in str(folder)):
         fault = "its name is not UTF-8, which TensorBoard needs; choose another"
     if fault:

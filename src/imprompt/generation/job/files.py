@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from imprompt.errors import ConfigError, ImageError
 from imprompt.generation.job.model import Job, JobControl, JobReference, Move
-from imprompt.runtime.files import file_fault
+from imprompt.runtime.files import find_file_fault
 from imprompt.runtime.output import SETTINGS_KEY, check_output, write_atomically
 from imprompt.runtime.settings import read_toml
 
@@ -134,7 +134,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ImageError: no such picture, or one that was not written by imprompt
     """
-    if fault := file_fault(path):
+    if fault := find_file_fault(path):
         raise ImageError(fault)
     try:
         with PngImageFile(Path(path)) as picture:  # pyright: ignore[reportArgumentType]

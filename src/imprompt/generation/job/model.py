@@ -29,7 +29,7 @@ from imprompt.inputs.crop import CropName, Noise
 from imprompt.inputs.embeddings import Combine, load_embeddings
 from imprompt.inputs.image import load_image
 from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.settings import normalize_spelling
 
 DEFAULT_STEPS = 25
@@ -43,7 +43,7 @@ Move = Callable[[str], str]
 
 
 def _read_path(path: str, info: Any) -> str:
-    if fault := name_fault(path):
+    if fault := find_name_fault(path):
         raise ValueError(f"{shorten(path)!r} cannot be used: {fault}")
     move: Move | None = (info.context or {}).get("move")
     return move(path) if move else path
