@@ -29,7 +29,7 @@ from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.inputs.image import load_image
 from imprompt.reference import MAX_IMAGES, Reference
-from imprompt.runtime.files import MAX_NAME_BYTES, MAX_PATH_BYTES, file_fault, name_fault
+from imprompt.runtime.files import MAX_NAME_BYTES, MAX_PATH_BYTES, find_file_fault, find_name_fault
 from imprompt.runtime.output import check_output
 from imprompt.runtime.settings import read_toml, replace_setting
 from test_bad_input import assert_one_line
@@ -125,7 +125,7 @@ def test_the_library_reads_no_device(
 
 
 def test_files_and_folders_and_nothing_are_left_to_who_opens_them(folder: Path) -> None:
-    assert [file_fault(path) for path in ("cat.png", ".", "none", folder)] == [None] * 4
+    assert [find_file_fault(path) for path in ("cat.png", ".", "none", folder)] == [None] * 4
 
 
 # Names
@@ -177,7 +177,7 @@ def test_a_name_that_no_file_can_have_is_refused_everywhere(
 
 @pytest.mark.parametrize("name", ["a" * MAX_NAME_BYTES, "ä" * 127, "/".join(["a" * 200] * 20), ""])
 def test_a_name_that_a_file_can_have_is_left_alone(name: str) -> None:
-    assert name_fault(name) is None
+    assert find_name_fault(name) is None
 
 
 OPTIONS = ["--base", "--adapter", "--image-encoder", "--mask", "--negative", "--init-image", "--control"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imprompt.checkpoint.bounds import MAX_NESTING, MAX_TENSORS, check_archive, check_names
 from imprompt.errors import CheckpointError, OutputError
-from imprompt.runtime.files import file_fault, header_fault, shorten
+from imprompt.runtime.files import find_file_fault, find_header_fault, shorten
 from imprompt.runtime.foreign_models import first_line
 from imprompt.runtime.output import check_output, write_atomically
 
@@ -88,7 +88,7 @@ def _order_metadata(path: Path) -> None:
 
 
 def _read_head(path: Path) -> bytes:
-    if fault := file_fault(path):
+    if fault := find_file_fault(path):
         raise CheckpointError(fault)
     try:
         with path.open("rb") as file:
@@ -116,7 +116,7 @@ def _recognize_other_file(path: Path) -> str | None:
 
 def _read_safetensors(path: Path) -> TensorFile:
     try:
-        if fault := header_fault(path):
+        if fault := find_header_fault(path):
             raise CheckpointError(fault)
         with safetensors.safe_open(path, framework="pt") as file:
             names = check_names(file.keys(), path)

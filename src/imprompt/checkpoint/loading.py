@@ -28,7 +28,7 @@ from imprompt.checkpoint.saving import check_sound
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
 from imprompt.inputs.encoder import ImageEncoder, describe_unconditional, load_image_encoder
 from imprompt.projection import Input
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.hub import fetch_file
 
 EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
@@ -119,7 +119,7 @@ def find_embedded_part(folder: Path) -> Path:
 
 
 def _locate(source: str) -> _Source:
-    if fault := name_fault(source):
+    if fault := find_name_fault(source):
         raise UnknownModel(f"no adapter {shorten(source)!r}: {fault}")
     by_name = {name.lower(): published for name, published in PUBLISHED.items()}
     path, published = Path(source), by_name.get(source.lower())

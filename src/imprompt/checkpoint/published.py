@@ -66,130 +66,56 @@ _SD, _XL = "SD1.5", "SDXL"
 _LORA = "with LoRA inside the file"
 _FIVE_FACES = "made for about five faces of one person, side by side"
 
+_FACE_CROP, _LAYOUT = "takes the cropped face", "the layout of a picture without its style and content"
+
+
+def _define_sd15(file: str, variant: str, encoder: str = VIT_H, note: str = "") -> PublishedAdapter:
+    return PublishedAdapter(
+        _OFFICIAL, f"models/{file}.safetensors", variant, _SD, encoder, _APACHE, note=note
+    )
+
+
+def _define_sdxl(file: str, variant: str, encoder: str = VIT_H, note: str = "") -> PublishedAdapter:
+    path = f"sdxl_models/{file}.safetensors"
+    return PublishedAdapter(_OFFICIAL, path, variant, _XL, encoder, _APACHE, note=note)
+
+
+def _define_face(
+    file: str, variant: str, base: str, note: str = _LORA, version: Literal[1, 2] | None = None
+) -> PublishedAdapter:
+    encoder = VIT_H if variant == "faceid-plus" else None
+    return PublishedAdapter(_FACE, f"{file}.bin", variant, base, encoder, _RESEARCH, version, note)
+
+
+def _define_composition(file: str, base: str, note: str) -> PublishedAdapter:
+    return PublishedAdapter(_COMPOSITION, f"{file}.safetensors", "plus", base, VIT_H, _APACHE, note=note)
+
+
 PUBLISHED = {
-    "sd15": PublishedAdapter(_OFFICIAL, "models/ip-adapter_sd15.safetensors", "base", _SD, VIT_H, _APACHE),
-    "sd15-light": PublishedAdapter(
-        _OFFICIAL,
-        "models/ip-adapter_sd15_light.safetensors",
-        "base",
-        _SD,
-        VIT_H,
-        _APACHE,
-        note="follows the text more than sd15",
+    "sd15": _define_sd15("ip-adapter_sd15", "base"),
+    "sd15-light": _define_sd15("ip-adapter_sd15_light", "base", note="follows the text more than sd15"),
+    "sd15-vit-G": _define_sd15("ip-adapter_sd15_vit-G", "base", VIT_BIGG),
+    "sd15-plus": _define_sd15("ip-adapter-plus_sd15", "plus"),
+    "sd15-plus-face": _define_sd15("ip-adapter-plus-face_sd15", "plus", note=_FACE_CROP),
+    "sd15-full-face": _define_sd15("ip-adapter-full-face_sd15", "full-face", note=_FACE_CROP),
+    "sd15-composition": _define_composition("ip_plus_composition_sd15", _SD, _LAYOUT),
+    "sdxl": _define_sdxl("ip-adapter_sdxl", "base", VIT_BIGG),
+    "sdxl-vit-h": _define_sdxl("ip-adapter_sdxl_vit-h", "base"),
+    "sdxl-plus": _define_sdxl("ip-adapter-plus_sdxl_vit-h", "plus"),
+    "sdxl-plus-face": _define_sdxl("ip-adapter-plus-face_sdxl_vit-h", "plus", note=_FACE_CROP),
+    "sdxl-composition": _define_composition(
+        "ip_plus_composition_sdxl", _XL, f"{_LAYOUT}; its shapes were not checked"
     ),
-    "sd15-vit-G": PublishedAdapter(
-        _OFFICIAL, "models/ip-adapter_sd15_vit-G.safetensors", "base", _SD, VIT_BIGG, _APACHE
+    "sd15-faceid": _define_face("ip-adapter-faceid_sd15", "faceid", _SD),
+    "sd15-faceid-plus": _define_face("ip-adapter-faceid-plus_sd15", "faceid-plus", _SD, version=1),
+    "sd15-faceid-plusv2": _define_face("ip-adapter-faceid-plusv2_sd15", "faceid-plus", _SD, version=2),
+    "sd15-faceid-portrait": _define_face(
+        "ip-adapter-faceid-portrait_sd15", "faceid-portrait", _SD, _FIVE_FACES
     ),
-    "sd15-plus": PublishedAdapter(
-        _OFFICIAL, "models/ip-adapter-plus_sd15.safetensors", "plus", _SD, VIT_H, _APACHE
-    ),
-    "sd15-plus-face": PublishedAdapter(
-        _OFFICIAL,
-        "models/ip-adapter-plus-face_sd15.safetensors",
-        "plus",
-        _SD,
-        VIT_H,
-        _APACHE,
-        note="takes the cropped face",
-    ),
-    "sd15-full-face": PublishedAdapter(
-        _OFFICIAL,
-        "models/ip-adapter-full-face_sd15.safetensors",
-        "full-face",
-        _SD,
-        VIT_H,
-        _APACHE,
-        note="takes the cropped face",
-    ),
-    "sd15-composition": PublishedAdapter(
-        _COMPOSITION,
-        "ip_plus_composition_sd15.safetensors",
-        "plus",
-        _SD,
-        VIT_H,
-        _APACHE,
-        note="the layout of a picture without its style and content",
-    ),
-    "sdxl": PublishedAdapter(
-        _OFFICIAL, "sdxl_models/ip-adapter_sdxl.safetensors", "base", _XL, VIT_BIGG, _APACHE
-    ),
-    "sdxl-vit-h": PublishedAdapter(
-        _OFFICIAL, "sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "base", _XL, VIT_H, _APACHE
-    ),
-    "sdxl-plus": PublishedAdapter(
-        _OFFICIAL, "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors", "plus", _XL, VIT_H, _APACHE
-    ),
-    "sdxl-plus-face": PublishedAdapter(
-        _OFFICIAL,
-        "sdxl_models/ip-adapter-plus-face_sdxl_vit-h.safetensors",
-        "plus",
-        _XL,
-        VIT_H,
-        _APACHE,
-        note="takes the cropped face",
-    ),
-    "sdxl-composition": PublishedAdapter(
-        _COMPOSITION,
-        "ip_plus_composition_sdxl.safetensors",
-        "plus",
-        _XL,
-        VIT_H,
-        _APACHE,
-        note="the layout of a picture without its style and content; its shapes were not checked",
-    ),
-    "sd15-faceid": PublishedAdapter(
-        _FACE, "ip-adapter-faceid_sd15.bin", "faceid", _SD, None, _RESEARCH, note=_LORA
-    ),
-    "sd15-faceid-plus": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-plus_sd15.bin",
-        "faceid-plus",
-        _SD,
-        VIT_H,
-        _RESEARCH,
-        face_plus_version=1,
-        note=_LORA,
-    ),
-    "sd15-faceid-plusv2": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-plusv2_sd15.bin",
-        "faceid-plus",
-        _SD,
-        VIT_H,
-        _RESEARCH,
-        face_plus_version=2,
-        note=_LORA,
-    ),
-    "sd15-faceid-portrait": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-portrait_sd15.bin",
-        "faceid-portrait",
-        _SD,
-        None,
-        _RESEARCH,
-        note=_FIVE_FACES,
-    ),
-    "sdxl-faceid": PublishedAdapter(
-        _FACE, "ip-adapter-faceid_sdxl.bin", "faceid", _XL, None, _RESEARCH, note=_LORA
-    ),
-    "sdxl-faceid-plusv2": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-plusv2_sdxl.bin",
-        "faceid-plus",
-        _XL,
-        VIT_H,
-        _RESEARCH,
-        face_plus_version=2,
-        note=_LORA,
-    ),
-    "sdxl-faceid-portrait": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-portrait_sdxl.bin",
-        "faceid-portrait",
-        _XL,
-        None,
-        _RESEARCH,
-        note=_FIVE_FACES,
+    "sdxl-faceid": _define_face("ip-adapter-faceid_sdxl", "faceid", _XL),
+    "sdxl-faceid-plusv2": _define_face("ip-adapter-faceid-plusv2_sdxl", "faceid-plus", _XL, version=2),
+    "sdxl-faceid-portrait": _define_face(
+        "ip-adapter-faceid-portrait_sdxl", "faceid-portrait", _XL, _FIVE_FACES
     ),
     "kolors-plus": PublishedAdapter(
         _KOLORS,

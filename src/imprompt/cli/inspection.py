@@ -12,7 +12,7 @@ from imprompt.cli.pictures import read_picture_facts
 from imprompt.errors import CheckpointError
 from imprompt.generation.job import EMBEDDINGS_SUFFIX, Job, has_settings, read_settings
 from imprompt.inputs.image import is_picture
-from imprompt.runtime.files import file_fault
+from imprompt.runtime.files import find_file_fault
 
 
 class Inspection(NamedTuple):
@@ -59,7 +59,7 @@ def inspect_file(file: Path) -> Inspection:
     Raises:
         ImageError, CheckpointError, ConfigError: it cannot be read
     """
-    if fault := file_fault(file):
+    if fault := find_file_fault(file):
         raise CheckpointError(fault)
     if file.is_dir():
         return _inspect_folder(file)
@@ -110,7 +110,7 @@ def _read_head(file: Path) -> bytes:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = {} if file_fault(file) else json.loads(file.read_text())
+        content = {} if find_file_fault(file) else json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -19,7 +19,7 @@ from imprompt import mini
 from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.settings import Settings
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 
 _MINI = "mini"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -114,7 +114,7 @@ def _check_controls(pipe: Any, models: Sequence[ControlNetModel]) -> None:
 
 
 def _check_name(kind: str, name: str, index: str) -> None:
-    if fault := name_fault(name):
+    if fault := find_name_fault(name):
         raise UnknownModel(f"no {kind} {shorten(name)!r}: {fault}")
     path = Path(name)
     if path.is_dir() and not (path / index).is_file():

@@ -15,9 +15,9 @@ from imprompt.generation.job.limits import (
     DEFAULT_STEPS,
     MAX_SIDE,
     MAX_STEPS,
-    settings_fault,
-    size_fault,
-    text_fault,
+    find_settings_fault,
+    find_size_fault,
+    find_text_fault,
 )
 from imprompt.inputs.crop import MAX_PROPORTION
 
@@ -83,7 +83,7 @@ def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[
         ConfigError: the first such setting
     """
     for name in ("prompt", "negative_prompt"):
-        if fault := text_fault(getattr(settings, name)):
+        if fault := find_text_fault(getattr(settings, name)):
             raise ConfigError(f"{name}: {fault}")
     _check_guidance(pipe, settings)
     if settings.steps < 1:
@@ -101,7 +101,7 @@ def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[
 def _check_guidance(pipe: DiffusionPipeline, settings: Settings) -> None:
     if not math.isfinite(settings.guidance_scale):
         raise ConfigError(f"guidance_scale must be a finite number, not {settings.guidance_scale}")
-    if fault := settings_fault(settings):
+    if fault := find_settings_fault(settings):
         raise ConfigError(fault)
     if tuple(settings.guidance_interval) == (0, 1):
         return
@@ -127,7 +127,7 @@ def _check_size(pipe: DiffusionPipeline, size: tuple[int, int] | None) -> None:
             raise ConfigError(f"a picture may be {MAX_SIDE} pixels wide or high, not {side}")
         if side < _unit(pipe) or side % _unit(pipe):
             raise ConfigError(f"size must be a multiple of {_unit(pipe)} pixels on this base, not {side}")
-    if fault := size_fault(size):
+    if fault := find_size_fault(size):
         raise ConfigError(fault)
 
 

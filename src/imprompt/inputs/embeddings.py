@@ -20,7 +20,7 @@ from torch import Tensor
 
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
 from imprompt.inputs.encoder import Input
-from imprompt.runtime.files import file_fault, header_fault
+from imprompt.runtime.files import find_file_fault, find_header_fault
 from imprompt.runtime.output import check_output, write_atomically
 from imprompt.runtime.settings import normalize_spelling
 
@@ -295,12 +295,12 @@ def _prefix_names(tensors: Mapping[Input, Tensor], prefix: str) -> dict[str, Ten
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if fault := file_fault(path):
+    if fault := find_file_fault(path):
         raise CheckpointError(fault)
     try:
         if not path.stat().st_size:
             raise CheckpointError(f"{path} is empty")
-        if fault := header_fault(path):
+        if fault := find_header_fault(path):
             raise CheckpointError(fault)
         with safetensors.safe_open(path, framework="pt") as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})

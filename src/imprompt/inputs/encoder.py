@@ -13,7 +13,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from imprompt.errors import AdapterMismatch, UnknownModel
 from imprompt.inputs.crop import Crop, encoder_pixels
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.foreign_models import explain_failure, parse_source
 from imprompt.runtime.hub import fetch_existing_files
 
@@ -204,7 +204,7 @@ def load_image_encoder(source: CLIPVisionModelWithProjection | str | Path) -> Im
     """
     if isinstance(source, CLIPVisionModelWithProjection):
         return ImageEncoder(source)
-    if fault := name_fault(source):
+    if fault := find_name_fault(source):
         raise UnknownModel(f"no image encoder at {shorten(str(source))!r}: {fault}")
     place = parse_source(source)
     with explain_failure(f"no image encoder at {source}"):

@@ -24,7 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from imprompt.errors import ImageError
-from imprompt.runtime.files import file_fault
+from imprompt.runtime.files import find_file_fault
 from imprompt.runtime.foreign_models import first_line
 
 ImagePrompt = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -107,7 +107,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     Raises:
         ImageError: the file is missing, empty, or of an unknown format
     """
-    if fault := file_fault(path):
+    if fault := find_file_fault(path):
         raise ImageError(fault)
     try:
         with path.open("rb") as file:

@@ -36,7 +36,7 @@ def shorten(text: str) -> str:
     )
 
 
-def name_fault(name: str | os.PathLike[str]) -> str | None:
+def find_name_fault(name: str | os.PathLike[str]) -> str | None:
     """Return why no file can have this name.
 
     Returns:
@@ -56,14 +56,14 @@ def name_fault(name: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def file_fault(path: str | os.PathLike[str]) -> str | None:
+def find_file_fault(path: str | os.PathLike[str]) -> str | None:
     """Return why a path cannot be read as a file; the caller reports a missing file and a folder.
 
     Returns:
         a sentence that names the path; None for a regular file, a folder, or a missing path
     """
     name = shorten(os.fspath(path))
-    if fault := name_fault(path):
+    if fault := find_name_fault(path):
         return f"{name} cannot be read: {fault}"
     try:
         mode = os.stat(path).st_mode
@@ -73,7 +73,7 @@ def file_fault(path: str | os.PathLike[str]) -> str | None:
     return f"{name} cannot be read: it is {kind}, not a file; copy its content into a file" if kind else None
 
 
-def header_fault(path: Path) -> str | None:
+def find_header_fault(path: Path) -> str | None:
     """Return why the header of an existing safetensors file is refused.
 
     Returns:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imprompt.errors import OutputError
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +26,7 @@ def check_output(path: Path, *suffixes: str) -> None:
         OutputError: no file can have the name, the suffix is another one, the folder is missing or read-only,
             or the path exists and is no file
     """
-    if fault := name_fault(path):
+    if fault := find_name_fault(path):
         raise OutputError(f"{shorten(str(path))} cannot be written: {fault}")
     if suffixes and path.suffix not in suffixes:
         raise OutputError(f"{path} cannot be written: its name must end in {' or '.join(suffixes)}")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.files import file_fault, shorten
+from imprompt.runtime.files import find_file_fault, shorten
 
 MAX_TOML_BYTES = 1024 * 1024
 """The largest recipe or job, in bytes; a job of a hundred references has 20 kB."""
@@ -53,7 +53,7 @@ def read_toml(path: Path, settings: Sequence[str] = (), *, kind: str = "recipe")
         ConfigError: the file is missing, cannot be read, is no TOML, or exceeds one of the limits above; or a
             setting has no `=`
     """
-    if fault := file_fault(path):
+    if fault := find_file_fault(path):
         raise ConfigError(fault)
     try:
         values = _parse(_read_text(path, kind), path)

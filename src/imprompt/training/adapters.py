@@ -23,9 +23,9 @@ from imprompt.projection import (
     PerceiverShape,
     ResamplerProjection,
 )
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.output import make_folder
-from imprompt.runtime.precision import fastest_precision
+from imprompt.runtime.precision import find_fastest_precision
 from imprompt.runtime.progress import show_running_total
 from imprompt.training.batch_order import BatchOrder
 from imprompt.training.batches import PromptBatch, PromptBatches, make_loader
@@ -138,7 +138,7 @@ def check_name(folder: Path) -> None:
     Raises:
         OutputError: see above
     """
-    fault = name_fault(folder)
+    fault = find_name_fault(folder)
     if not fault and any("\ud800" <= character <= "\udfff" for character in str(folder)):
         fault = "its name is not UTF-8, which TensorBoard needs; choose another"
     if fault:
@@ -202,7 +202,7 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
     objective = ImagePromptObjective(config, base, mechanism, samples)
     training = config.training
     if processes.device.type == "cpu" and training.precision == "auto":
-        objective.precision = broadcast_from_main(fastest_precision())
+        objective.precision = broadcast_from_main(find_fastest_precision())
     batches = PromptBatches(
         samples,
         BatchOrder(samples.buckets, training.batch_size, training.seed),

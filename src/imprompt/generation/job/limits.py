@@ -24,7 +24,7 @@ MAX_PROMPT_CHARACTERS = 20_000
 """The most characters of a text; a text encoder reads the first 75 words or so."""
 
 
-def text_fault(text: str) -> str | None:
+def find_text_fault(text: str) -> str | None:
     """Return a sentence that says why a text cannot be a prompt; None for a text that can."""
     if len(text) > MAX_PROMPT_CHARACTERS:
         return (
@@ -35,7 +35,7 @@ def text_fault(text: str) -> str | None:
     return lone and f"{lone!r} is half of a surrogate pair and no character; leave it out"
 
 
-def settings_fault(settings: Any) -> str | None:
+def find_settings_fault(settings: Any) -> str | None:
     """Return a sentence that says which settings exclude each other; None if there are none.
 
     Args:
@@ -52,7 +52,7 @@ def settings_fault(settings: Any) -> str | None:
     return None
 
 
-def size_fault(size: tuple[int, int] | None) -> str | None:
+def find_size_fault(size: tuple[int, int] | None) -> str | None:
     """Return a sentence that says that a picture would have too many pixels; None for an allowed size."""
     if size is None or size[0] * size[1] <= MAX_MADE_PIXELS:
         return None

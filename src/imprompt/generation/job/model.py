@@ -12,8 +12,8 @@ from imprompt.generation.job.limits import (
     DEFAULT_STEPS,
     MAX_PICTURES,
     MAX_REFERENCES,
-    settings_fault,
-    size_fault,
+    find_settings_fault,
+    find_size_fault,
 )
 from imprompt.generation.job.pictures import read_settings, upgrade_settings
 from imprompt.generation.job.reference import (
@@ -80,7 +80,7 @@ class Job(ClosedSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Job":
-        if fault := settings_fault(self):
+        if fault := find_settings_fault(self):
             raise ValueError(fault)
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height belong together; give both, or size")
@@ -93,7 +93,7 @@ class Job(ClosedSettings):
             raise ValueError(
                 f"{len(self.references):,} references are too many for one job; it may have {MAX_REFERENCES}"
             )
-        if fault := size_fault(self.size):
+        if fault := find_size_fault(self.size):
             raise ValueError(fault)
         return self
 

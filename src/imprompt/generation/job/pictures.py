@@ -9,7 +9,7 @@ from typing import Any
 from PIL.PngImagePlugin import PngImageFile
 
 from imprompt.errors import ImageError
-from imprompt.runtime.files import file_fault
+from imprompt.runtime.files import find_file_fault
 from imprompt.runtime.output import SETTINGS_KEY
 
 _NOT_OF_THE_JOB = {"versions"}
@@ -30,7 +30,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ImageError: no such picture, or one that was not written by imprompt
     """
-    if fault := file_fault(path):
+    if fault := find_file_fault(path):
         raise ImageError(fault)
     try:
         with PngImageFile(Path(path)) as picture:  # pyright: ignore[reportArgumentType]

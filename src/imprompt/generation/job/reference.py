@@ -15,12 +15,12 @@ from pydantic import (
 from imprompt.attention.layer_weights import Convention
 from imprompt.checkpoint import EMBEDDED
 from imprompt.errors import InvalidReference
-from imprompt.generation.job.limits import MAX_PICTURES, MAX_SIDE, MAX_STEPS, text_fault
+from imprompt.generation.job.limits import MAX_PICTURES, MAX_SIDE, MAX_STEPS, find_text_fault
 from imprompt.inputs.crop import CropName, Noise
 from imprompt.inputs.embeddings import Combine, load_embeddings
 from imprompt.inputs.image import load_image
 from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.settings import ClosedSettings, normalize_spelling
 
 EMBEDDINGS_SUFFIX = ".safetensors"
@@ -31,7 +31,7 @@ Move = Callable[[str], str]
 
 
 def _read_path(path: str, info: Any) -> str:
-    if fault := name_fault(path):
+    if fault := find_name_fault(path):
         raise ValueError(f"{shorten(path)!r} cannot be used: {fault}")
     return _move_path(path, info)
 
@@ -61,7 +61,7 @@ def as_tuple(value: object) -> object:
 
 
 def _check_text(text: str) -> str:
-    if fault := text_fault(text):
+    if fault := find_text_fault(text):
         raise ValueError(fault)
     return text
 
