@@ -217,7 +217,7 @@ def test_a_loop_of_ones_own_is_followed_by_the_schedulers_own_count(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_that_nothing_tells_is_refused() -> None:
-    with pytest.raises(AttachmentError, match="stands twice in the list of PNDMScheduler"):
+    with pytest.raises(AttachmentError, match="is twice in the list of PNDMScheduler"):
         own(PNDMScheduler, start=1)
 
 
