@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,27 @@ def write_atomically(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_if_changed(path: Path, data: bytes) -> None:
+    """Write a file atomically; one with the same content stays untouched, as its folder may be read-only.
+
+    Raises:
+        OutputError: the file cannot be written
+    """
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
+    with write_atomically(path) as part:
+        part.write_bytes(data)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete half-written files of killed processes, an hour old, in the subfolders of a folder."""
+    for path in folder.glob("*/.imprompt-*.part"):
+        with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def save_picture(picture: "Image.Image", path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from imprompt.errors import OutputError, TrainingError
+from imprompt.runtime.foreign_models import first_line
 from imprompt.training.integrity import read_json, write_json
 
 STATE_FILE = "state.pt"
@@ -263,5 +264,4 @@ def sha256(path: Path) -> str:
 
 def describe_fault(error: Exception) -> str:
     """Return why something could not be written."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return (error.strerror if isinstance(error, OSError) else None) or lines[0]
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)

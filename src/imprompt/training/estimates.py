@@ -4,9 +4,7 @@ The base is built from its configuration files on fake tensors, which have shape
 once. So parameters, stored activations and operations are counted, not guessed.
 """
 
-import contextlib
 import json
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt import mini
 from imprompt.errors import UnknownModel
+from imprompt.runtime.foreign_models import explain_failure, log_errors_only, parse_source
 from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import DTYPES, TAKES, choose_frozen_precision
@@ -117,7 +116,7 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
     takes at least as many.
     """
     settings = read_settings(config.base.model, "unet")
-    with _quiet(), FakeTensorMode():
+    with log_errors_only("diffusers"), FakeTensorMode():  # it warns about fake tensors
         unet = UNet2DConditionModel.from_config(dict(settings))
         assert isinstance(unet, UNet2DConditionModel)
         trained = _trainable(unet, config)
@@ -161,15 +160,12 @@ def read_settings(model: str, part: str) -> Settings:
         UnknownModel: it is not there, or not JSON
     """
     name = str(Path(part, "config.json")) if part else "config.json"
-    try:
+    with explain_failure(f"{model}: {name} cannot be read"):
         if model.partition(":")[0] == "mini":
             path = mini.WEIGHTS / "base" / name
         else:
             path = Path(model, name) if Path(model).is_dir() else fetch_file(model, name)
         return json.loads(path.read_text())
-    except Exception as error:  # a foreign folder and a network: this may fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnknownModel(f"{model}: {name} cannot be read: {reason}") from error
 
 
 def _inputs(config: TrainingConfig) -> int:
@@ -191,8 +187,8 @@ def _encoder_settings(config: TrainingConfig) -> Settings:
         raise UnknownModel(f"base.image_encoder: no encoder is known for {config.base.model}; name one")
     if name == "known":
         return json.loads((mini.WEIGHTS / "image_encoder" / "config.json").read_text())
-    owner, _, folder = (name, "", "") if Path(name).is_dir() else name.partition(":")
-    return read_settings(owner, folder)
+    source = parse_source(name)
+    return read_settings(source.name, source.subfolder)
 
 
 def _trainable(unet: nn.Module, config: TrainingConfig) -> int:
@@ -237,15 +233,3 @@ def _keep(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
     whole = tensor if tensor._base is None else tensor._base
     kept[id(whole)] = whole
     return tensor
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Pretended tensors make diffusers and PyTorch talk of what concerns real ones."""
-    logger = logging.getLogger("diffusers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

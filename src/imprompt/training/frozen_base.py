@@ -3,12 +3,10 @@
 The base's U-Net is one of them; the cache needs the others, training the U-Net alone.
 """
 
-import contextlib
 import copy
 import hashlib
 import json
-import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,6 +22,7 @@ from imprompt.generation.models import load_base
 from imprompt.generation.pipeline_results import remove_safety_checker
 from imprompt.inputs.crop import Crop
 from imprompt.inputs.encoder import ImageEncoder, Input, load_image_encoder
+from imprompt.runtime.foreign_models import log_errors_only
 from imprompt.runtime.precision import Precision, resolve_precision
 from imprompt.training.config import TrainingConfig, Variant
 
@@ -76,7 +75,7 @@ class FrozenBase:
         autoencoder = cast(Any, pipe).vae
         encodes_in = choose_encoding_dtype(dtype, autoencoder)
         apart = None if encodes_in == dtype else copy.deepcopy(autoencoder).to(device).to(encodes_in)
-        with quiet("diffusers"):  # it warns of parts to keep in float32, though there are none
+        with log_errors_only("diffusers"):  # it warns of parts to keep in float32, though there are none
             self.pipe: Any = pipe.to(device, dtype)
         self.pipe.set_progress_bar_config(disable=True)
         self.autoencoder: Any = self.pipe.vae if apart is None else apart
@@ -138,7 +137,7 @@ class FrozenBase:
         Returns:
             "text_embeddings", "batch length width"; for SDXL and Kolors also "pooled_text", "batch width"
         """
-        with quiet("diffusers", "transformers"):  # they would name every caption that is cut
+        with log_errors_only("diffusers", "transformers"):  # they would name every caption that is cut
             made = self.pipe.encode_prompt(
                 prompt=list(captions),
                 device=self.device,
@@ -294,18 +293,3 @@ def _vocabulary(tokenizer: Any) -> list[object]:
     """Return what determines the output of a tokenizer."""
     known = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
     return [type(tokenizer).__name__, getattr(tokenizer, "model_max_length", None), sorted(known.items())]
-
-
-@contextlib.contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Let libraries log errors only; levels that are high enough already are left alone, which saves time."""
-    loggers = [logging.getLogger(name) for name in names]
-    loggers = [logger for logger in loggers if logger.level < logging.ERROR]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

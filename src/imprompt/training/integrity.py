@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imprompt.runtime.output import write_atomically
+from imprompt.runtime.output import write_if_changed
 
 DIGEST_KEY = "sha256"
 """Under which a file holds its own digest."""
@@ -39,7 +39,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         text = json.dumps(whole, indent=1, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # a file name whose bytes are no UTF-8
         text = json.dumps(whole, indent=1).encode()
-    write_bytes(path, text + b"\n")
+    write_if_changed(path, text + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -58,25 +58,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return values if digest in (None, json_digest(path.name, values)) else None
     except (OSError, ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, 5,000 digits
         return None
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically; one with the same content is left alone, for a cache may be read-only.
-
-    Raises:
-        OutputError: it cannot be written
-    """
-    if _holds(path, data):
-        return
-    with write_atomically(path) as part:
-        part.write_bytes(data)
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    try:
-        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
-    except OSError:
-        return False
 
 
 def tensors_with_digest(data: bytes, name: str) -> bytes:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.errors import TrainingError
+from imprompt.runtime.foreign_models import first_line
 from imprompt.runtime.precision import resolve_precision
 from imprompt.training.checkpoints import Checkpoint, Checkpoints
 from imprompt.training.objectives.objective import Objective
@@ -290,9 +291,7 @@ class Run:
         try:
             return self.objective.look()
         except Exception as error:
-            self.event(
-                f"no sample grid: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
+            self.event(f"no sample grid: {first_line(error)}")
             return None, {}
 
     def save(self) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from imprompt.errors import UnknownModel
 from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
+from imprompt.runtime.foreign_models import first_line
 
 
 class SimilarityJudge:
@@ -71,7 +72,7 @@ def load_text_tower(name: str) -> tuple[Any, Any]:
     try:
         return CLIPTextModelWithProjection.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UnknownModel(f"no CLIP model at {name}: {str(error).splitlines()[0]}") from error
+        raise UnknownModel(f"no CLIP model at {name}: {first_line(error)}") from error
 
 
 def mean_cosine(one: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> float:

@@ -11,9 +11,7 @@
 Any number of processes and machines may write into one folder at once.
 """
 
-import contextlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,8 @@ from PIL import Image
 
 from imprompt.errors import ConfigError, OutputError
 from imprompt.evaluation.suites.tasks import Task
-from imprompt.runtime.output import save_picture, write_atomically
+from imprompt.runtime.faults import write_faults
+from imprompt.runtime.output import remove_leftovers, save_picture, write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class BenchmarkFolder:
         try:
             for name in ("pictures", "features"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            self._remove_half_written()
+            remove_leftovers(self.path)
         except OSError as error:
             raise OutputError(f"the folder {self.path} cannot be made: {error.strerror or error}") from error
         values = json.loads(json.dumps(settings))
@@ -53,13 +52,6 @@ class BenchmarkFolder:
                 )
         else:
             self._write({"settings": values})
-
-    def _remove_half_written(self) -> None:
-        """Remove the half-written files of killed processes: no file takes an hour to write."""
-        for path in self.path.glob("*/.imprompt-*.part"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > 3600:
-                    path.unlink()
 
     def check_models(self, fingerprint: str) -> None:
         """Store which models generate, or compare them with those that did before.
@@ -97,10 +89,8 @@ class BenchmarkFolder:
     def write_faults(self, name: str, faults: Mapping[str, str]) -> None:
         """Write the names of what cannot be used, and why, in place of the file's former content."""
         path = self.path / f"{name}.jsonl"
-        lines = [json.dumps({"name": key, "reason": why}, ensure_ascii=False) for key, why in faults.items()]
-        if lines:
-            with write_atomically(path) as part:
-                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if faults:
+            write_faults(path, faults.items())
         else:
             path.unlink(missing_ok=True)
 
@@ -118,11 +108,6 @@ class BenchmarkFolder:
     def _write(self, values: Mapping[str, Any]) -> None:
         with write_atomically(self._drawing_file) as part:
             part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def too_many(faults: int, total: int) -> bool:
-    """Whether more than 1 % failed; one may always fail."""
-    return faults > max(1, total // 100)
 
 
 def describe_first(faults: Mapping[str, str]) -> str:

@@ -5,12 +5,11 @@ of one size, at a place that follows from their content, so that the grouping of
 the CPU they use one thread, so that the order of sums does not depend on the load of the machine.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -23,8 +22,10 @@ from imprompt.errors import DataError, ImageError
 from imprompt.inputs.crop import encoder_view
 from imprompt.inputs.encoder import Input
 from imprompt.inputs.image import decode_image
+from imprompt.runtime.foreign_models import log_errors_only
+from imprompt.runtime.threads import compute_on_one_thread
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen_base import DTYPES, TAKES, FrozenBase, quiet
+from imprompt.training.frozen_base import DTYPES, TAKES, FrozenBase
 from imprompt.training.samples import Sample, Unreadable
 from imprompt.training.targets import make_mask, make_target
 
@@ -178,7 +179,7 @@ class RowEncoder:
         Raises:
             DataError: a value that the cache's precision cannot hold
         """
-        with compute_on_one_thread(self.frozen.device), quiet("diffusers", "transformers"):
+        with compute_on_one_thread(self.frozen.device), log_errors_only("diffusers", "transformers"):
             return self._rows(samples)
 
     def _rows(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
@@ -288,15 +289,3 @@ def _jpeg(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=90, subsampling=0)
     return file.getvalue()
-
-
-@contextlib.contextmanager
-def compute_on_one_thread(device: torch.device) -> Iterator[None]:
-    """Let torch compute with one thread on the CPU, as every worker process does."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

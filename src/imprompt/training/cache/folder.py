@@ -13,19 +13,18 @@ same name are equal. Each file that is read back holds its SHA-256; a damaged fi
 written again. A finished cache is only read, so that its folder may be read-only.
 """
 
-import contextlib
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from imprompt.errors import DataError, OutputError
+from imprompt.runtime.faults import write_faults
+from imprompt.runtime.output import remove_leftovers
 from imprompt.training.cache.encode import CacheRecipe
 from imprompt.training.cache.shards import Shard
-from imprompt.training.cache.skipping import write_skipped
 from imprompt.training.config import DataSettings
 from imprompt.training.integrity import read_json, write_json
 from imprompt.training.samples import Part, Unreadable
@@ -107,16 +106,9 @@ class CacheFolder:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from error
-        self._remove_leftovers()
+        remove_leftovers(self.path)
         if not (self.path / "recipe.json").exists():
             write_json(self.path / "recipe.json", recipe.entries)
-
-    def _remove_leftovers(self) -> None:
-        """Delete half-written files of killed processes: writing takes less than an hour."""
-        for path in self.path.glob("*/.imprompt-*.part"):
-            with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
-                if time.time() - path.stat().st_mtime > 3600:
-                    path.unlink()
 
     def shard(self, name: str) -> Path:
         """Return the path of a shard."""
@@ -171,7 +163,7 @@ class CacheFolder:
     def write_skipped(self, source: str, skipped: Sequence[Unreadable]) -> Path:
         """Write which samples are unusable, in order, each once; return the path."""
         path = self.path / f"skipped-{_short_hash(source)}.jsonl"
-        write_skipped(path, skipped)
+        write_faults(path, [(one.name, one.reason) for one in skipped])
         return path
 
     def _manifest_path(self, source: str, held_out: bool) -> Path:

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from imprompt.errors import DataError, ImageError, OutputError
+from imprompt.runtime.faults import too_many, write_faults
 from imprompt.training.cache.cached_samples import (
     Bucket,
     add_face_blank,
@@ -19,7 +20,7 @@ from imprompt.training.cache.cached_samples import (
 )
 from imprompt.training.cache.encode import CacheRow, RowEncoder, encode_blanks, hash_picture
 from imprompt.training.cache.shard_maker import Progress
-from imprompt.training.cache.skipping import none_left, refusal, too_many, write_skipped
+from imprompt.training.cache.skipping import build_none_usable, build_refusal
 from imprompt.training.cache.split import split_rows
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase
@@ -85,7 +86,7 @@ class LiveSamples:
                 self._skip(found, done - len(usable), len(parts), source)
             on_progress(done, len(parts))
         if not usable:
-            raise none_left(self.skipped[-1], source)
+            raise build_none_usable(self.skipped[-1], source)
         return usable
 
     def _examine_part(self, part: Part) -> _UsableSample | Unreadable:
@@ -102,9 +103,9 @@ class LiveSamples:
     def _skip(self, one: Unreadable, skipped: int, total: int, source: str) -> None:
         self.skipped.append(one)
         path = _make_folder(Path(self._config.output)) / SKIPPED_FILE
-        write_skipped(path, self.skipped)
+        write_faults(path, [(one.name, one.reason) for one in self.skipped])
         if too_many(skipped, total):
-            raise refusal(self.skipped[-skipped:], total, source, path)
+            raise build_refusal(self.skipped[-skipped:], total, source, path)
 
     def _latent_sizes(self, frozen: FrozenBase) -> np.ndarray:
         shapes = {one.shape for one in self._usable}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imprompt.errors import DataError, MissingExtra
+from imprompt.runtime.foreign_models import first_line
 from imprompt.training.config import DataSettings
 from imprompt.training.samples.files import file_state, is_not_fetched
 from imprompt.training.samples.rows import RowReader, TableRow, find_columns
@@ -111,15 +112,11 @@ def _open_parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (OSError, ArrowException) as error:
-        raise DataError(f"{path} is no Parquet file, or is damaged: {_first_line(error)}") from error
+        raise DataError(f"{path} is no Parquet file, or is damaged: {first_line(error)}") from error
 
 
 def _batches(file: Any, path: Path, group: int, columns: tuple[str, ...]) -> Iterator[Any]:
     try:
         yield from file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(columns))
     except OSError as error:
-        raise DataError(f"{path} is damaged in row group {group}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is damaged in row group {group}: {first_line(error)}") from error

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from imprompt.errors import TrainingError
 from imprompt.report import format_short
+from imprompt.runtime.environment import PACKAGES
 from imprompt.runtime.output import write_atomically
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.watching.commands import is_decoupled, model_options
@@ -281,8 +282,7 @@ def _cost(history: History) -> str:
     processes = facts.get("processes", 1)
     device = facts.get("device", "a machine that was not noted")
     machines = f"{processes} × {device}" if processes > 1 else device
-    names = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "python")
-    versions = ", ".join(f"{name} {facts[name]}" for name in names if name in facts)
+    versions = ", ".join(f"{name} {facts[name]}" for name in (*PACKAGES, "python") if name in facts)
     commit = f", commit `{facts['commit']}`" if "commit" in facts else ""
     return f"{format_duration(history.seconds)} on {machines}.{f' {versions}{commit}.' if versions else ''}"
 
