@@ -329,6 +329,7 @@ def test_dreambench_scores_fidelity_and_prompts_at_every_scale(
     }
     assert len({row["seed"] for row in scores}) == 6  # the same noise at every λ
     assert set(summary.judges["clip"].to_json()) == {"λ 0", "λ 1", "real pictures", "is self"}
+    assert summary.curve is not None
     assert summary.curve.scales == [0.0, 1.0]
     assert 0 < summary.judges["clip"].real.mean <= 1
     assert "CP · PF" in (tmp_path / "db" / "index.html").read_text()

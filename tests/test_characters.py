@@ -10,24 +10,30 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imprompt.errors import ConfigError
-from imprompt.lab.making.captions import attribute_phrases, full_caption, sample_caption
+from imprompt.lab.making.captions import build_attribute_phrases, sample_caption, write_full_caption
 from imprompt.lab.making.characters import (
     Character,
     Split,
     belongs_to,
+    change_attributes,
+    change_style,
     find_character,
-    in_style,
     sample_character,
-    with_attributes,
 )
-from imprompt.lab.making.drawing import all_variants, choose_variants, dicebear_options, draw, load_style
+from imprompt.lab.making.drawing import (
+    build_dicebear_options,
+    choose_variants,
+    draw,
+    list_variants,
+    load_style,
+)
 from imprompt.lab.making.exporting import CHANGES, change_character, draw_sample
 from imprompt.lab.making.vocabulary import (
     ATTRIBUTES,
     PARTS,
     Choice,
-    held_out_variants,
     is_held_out,
+    list_held_out_variants,
     load_vocabulary,
     split_variants,
 )
@@ -91,7 +97,7 @@ def test_every_variant_that_a_word_names_exists(style: str) -> None:
     choices += [choice for words in parts.parts.values() for lines in words.values() for choice in lines]
     for choice in choices:
         for component, variants in choice.components.items():
-            assert variants == ("*",) or set(variants) <= set(all_variants(parts, component))
+            assert variants == ("*",) or set(variants) <= set(list_variants(parts, component))
 
 
 @every_style
@@ -128,7 +134,7 @@ def test_training_never_sees_what_is_held_out(seed: int) -> None:
     variants = set(choose_variants(character, style).items())
     for attribute in PARTS:
         word = character.get(attribute)
-        assert not word or not variants & set(held_out_variants(style, attribute, word))
+        assert not word or not variants & set(list_held_out_variants(style, attribute, word))
 
 
 @given(seeds, st.sampled_from(["combinations", "parts", "styles"]))
@@ -145,7 +151,7 @@ def test_an_unseen_part_is_drawn_with_a_variant_that_training_never_sees(seed: i
     character = sample_character(random.Random(seed), "parts")
     style = VOCABULARY.styles[character.style]
     word = character[character.unseen_part]
-    held_out = set(held_out_variants(style, character.unseen_part, word))
+    held_out = set(list_held_out_variants(style, character.unseen_part, word))
     assert held_out & set(choose_variants(character, style).items())
 
 
@@ -162,22 +168,22 @@ def test_nothing_has_the_color_of_the_ground_behind_it(seed: int) -> None:
 
 def test_a_bald_head_and_a_hat_have_no_hair_color() -> None:
     for hairdo in ("bald", "hat"):
-        changed = with_attributes(PERSON, {"hairdo": hairdo}, random.Random(0))
+        changed = change_attributes(PERSON, {"hairdo": hairdo}, random.Random(0))
         assert changed.get("hair") is None
-        assert with_attributes(changed, {"hairdo": "bob"}, random.Random(0)).get("hair") is not None
+        assert change_attributes(changed, {"hairdo": "bob"}, random.Random(0)).get("hair") is not None
 
 
 def test_a_word_that_a_style_lacks_is_named_with_those_it_has() -> None:
     with pytest.raises(ConfigError, match="no hairdo 'mohawk'; it has: bald, short"):
-        with_attributes(PERSON, {"hairdo": "mohawk"}, random.Random(0))
+        change_attributes(PERSON, {"hairdo": "mohawk"}, random.Random(0))
     with pytest.raises(ConfigError, match="have no robot; they have: hair"):
-        with_attributes(PERSON, {"robot": "red"}, random.Random(0))
+        change_attributes(PERSON, {"robot": "red"}, random.Random(0))
 
 
 @given(seeds, st.sampled_from(HUMAN))
 def test_a_character_keeps_its_words_in_another_style(seed: int, other: str) -> None:
     character = sample_character(random.Random(seed), "training", "open-peeps")
-    moved = in_style(character, other, random.Random(0))
+    moved = change_style(character, other, random.Random(0))
     if moved is None:
         return
     shared = set(moved.attributes) & set(character.attributes)
@@ -225,7 +231,7 @@ def test_every_attribute_is_seen_in_the_picture(style: str) -> None:
     for attribute in VOCABULARY.styles[style].attributes:
         for word in VOCABULARY.styles[style].words(attribute):
             changed = [
-                (one, with_attributes(one, {attribute: word}, random.Random(0)))
+                (one, change_attributes(one, {attribute: word}, random.Random(0)))
                 for one in characters
                 if one.get(attribute) not in (None, word)
             ]
@@ -234,7 +240,7 @@ def test_every_attribute_is_seen_in_the_picture(style: str) -> None:
 
 
 def test_the_ground_lies_behind_everything() -> None:
-    red = with_attributes(PERSON, {"ground": "red"}, random.Random(0))
+    red = change_attributes(PERSON, {"ground": "red"}, random.Random(0))
     assert tuple(pixels(red)[0, 0]) == (0xE3, 0x4B, 0x4B)
 
 
@@ -250,7 +256,7 @@ def test_pink_hair_is_the_same_pink_in_every_style_that_has_hair() -> None:
 
 def test_the_seed_of_a_character_chooses_its_shapes() -> None:
     other = [Character(PERSON.style, PERSON.attributes, seed) for seed in range(8)]
-    assert len({str(dicebear_options(one) | {"seed": ""}) for one in other}) > 3
+    assert len({str(build_dicebear_options(one) | {"seed": ""}) for one in other}) > 3
 
 
 # Captions
@@ -270,14 +276,14 @@ def test_a_caption_names_only_what_is_there(seed: int) -> None:
 
 
 def test_the_full_caption_names_every_attribute() -> None:
-    assert full_caption(PERSON) == (
+    assert write_full_caption(PERSON) == (
         "avataaars style, pink bob, dark skin, green clothes, sad, glasses, on a white background"
     )
 
 
 def test_a_robot_is_its_style() -> None:
     robot = Character("bottts", {"robot": "orange", "ground": "teal"})
-    assert full_caption(robot) == "orange robot, on a teal background"
+    assert write_full_caption(robot) == "orange robot, on a teal background"
 
 
 def test_some_captions_are_empty_and_orders_differ() -> None:
@@ -288,7 +294,7 @@ def test_some_captions_are_empty_and_orders_differ() -> None:
 
 
 def test_phrases_without_chance_leave_out_what_is_not_there() -> None:
-    assert "beard" not in attribute_phrases(PERSON, None)
+    assert "beard" not in build_attribute_phrases(PERSON, None)
 
 
 # Samples whose reference differs

@@ -5,6 +5,7 @@ by one, a `shell` block runs in order (see test_training_documents.py), and a `t
 """
 
 import os
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -112,3 +113,10 @@ def test_the_files_that_the_method_names_exist() -> None:
     assert [
         name for name in names if not ((ROOT / name).exists() or (ROOT / "src" / "imprompt" / name).exists())
     ] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
+def test_modules_and_functions_that_documents_name_exist(path: Path) -> None:
+    names = re.findall(r"`(imprompt(?:\.\w+)+)", path.read_text())
+    for name in names if path.name != "log.md" else []:  # the log is history
+        pkgutil.resolve_name(name)

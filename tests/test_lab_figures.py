@@ -24,27 +24,26 @@ from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.lab.figures import FigureSettings, evaluate_figures, make_figures
 from imprompt.lab.figures.figure import Figure, build_criterion, build_figure, load_texts
+from imprompt.lab.figures.images import FigureImages, sample_suitable
 from imprompt.lab.figures.measures import (
     closeness,
     correlations,
-    differing_names,
     edge_correlations,
     find_edges,
-    line_picture,
-    line_shares,
+    list_differences,
     read_shares,
     seed_differences,
 )
 from imprompt.lab.figures.page import section
-from imprompt.lab.figures.panels import PANELS, fine_tuned, inpainting, variations
-from imprompt.lab.figures.studio import Studio, sample_suited
-from imprompt.lab.making.captions import caption_patterns
+from imprompt.lab.figures.panels import PANELS, draw_fine_tuned, draw_inpainting, draw_variations
+from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.objectives.denoising import build_scheduler
 from imprompt.lab.making.vocabulary import ATTRIBUTES
 from imprompt.lab.suite.painting import PaintSettings, SuiteModels
 from imprompt.lab.suite.scoring import Readings
 from imprompt.lab.suite.showcase import COLUMNS
+from imprompt.lab.suite.structure import line_pictures, line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject
 from imprompt.projection import LinearProjection
 
@@ -85,13 +84,13 @@ def models() -> SuiteModels:
         adapter.image_encoder = ImageEncoder(tiny.vision_model())
         adapters.append(adapter.requires_grad_(False))
     control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 4))
-    judge = CharacterJudge(build_network((8, 16), (1, 1), 4, SIZE), caption_patterns()).eval()
+    judge = CharacterJudge(build_network((8, 16), (1, 1), 4, SIZE), build_caption_patterns()).eval()
     return SuiteModels(pipe, adapters[0], judge, "untrained", adapters[1], control, build_pipeline(1))
 
 
 @pytest.fixture(scope="module")
-def studio(models: SuiteModels) -> Studio:
-    return Studio(models, QUICK, [CHANGES["red ground"]])
+def images(models: SuiteModels) -> FigureImages:
+    return FigureImages(models, QUICK, [CHANGES["red ground"]])
 
 
 # All figures
@@ -135,9 +134,9 @@ def test_the_sheets_font_has_every_letter_of_the_titles(figures: list[Figure]) -
 
 
 def test_a_part_that_is_missing_is_named(models: SuiteModels, tmp_path: Path) -> None:
-    few = Studio(replace(models, fine_tuned=None), FigureSettings(subjects=1))
+    few = FigureImages(replace(models, fine_tuned=None), FigureSettings(subjects=1))
     with pytest.raises(UnknownModel, match="the figures need the embedded model's fine-tuned base"):
-        fine_tuned(few)
+        draw_fine_tuned(few)
     with pytest.raises(UnknownModel, match="the embedded model's adapter is not in"):
         evaluate_figures(output=tmp_path, weights=tmp_path)
 
@@ -178,20 +177,22 @@ def test_all_parts_come_from_one_folder(
     assert loaded.fine_tuned.unet is not loaded.pipe.unet
 
 
-def test_a_row_has_the_same_noise_in_every_column_and_batch(studio: Studio, models: SuiteModels) -> None:
-    whole = Studio(
+def test_a_row_has_the_same_noise_in_every_column_and_batch(
+    images: FigureImages, models: SuiteModels
+) -> None:
+    whole = FigureImages(
         models, FigureSettings(3, 2, PaintSettings(steps=2, batch_size=3)), [CHANGES["red ground"]]
     )
-    for one, other in zip(studio.alone, whole.alone, strict=True):
+    for one, other in zip(images.alone, whole.alone, strict=True):
         assert np.abs(np.subtract(np.asarray(one, int), np.asarray(other, int))).max() <= 1
-    assert studio.seeds[0][0] != studio.seeds[1][0]
+    assert images.seeds[0][0] != images.seeds[1][0]
 
 
-def test_inpainting_keeps_what_is_not_masked(studio: Studio) -> None:
-    figure = inpainting(studio)
+def test_inpainting_keeps_what_is_not_masked(images: FigureImages) -> None:
+    figure = draw_inpainting(images)
     picture, painted = (np.asarray(figure.columns[name][0], int) for name in ("picture", "painted"))
-    fitted = studio.models.pipe.vae.encode(to_tensor(picture)).latent_dist.mode()  # type: ignore[union-attr]
-    expected = studio.models.pipe.vae.decode(fitted).sample[0].permute(1, 2, 0)  # type: ignore[union-attr]
+    fitted = images.models.pipe.vae.encode(to_tensor(picture)).latent_dist.mode()  # type: ignore[union-attr]
+    expected = images.models.pipe.vae.decode(fitted).sample[0].permute(1, 2, 0)  # type: ignore[union-attr]
     kept = slice(5 * SIZE // 8 + 4, None)
     assert np.abs(((expected.detach().numpy() + 1) * 127.5).clip(0, 255) - painted)[kept].max() < 2
 
@@ -200,22 +201,25 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def test_a_figure_is_the_same_twice(studio: Studio, models: SuiteModels) -> None:
-    one, again = variations(studio), variations(Studio(models, QUICK, [CHANGES["red ground"]]))
+def test_a_figure_is_the_same_twice(images: FigureImages, models: SuiteModels) -> None:
+    one, again = (
+        draw_variations(images),
+        draw_variations(FigureImages(models, QUICK, [CHANGES["red ground"]])),
+    )
     assert [x.value for x in one.criteria.values()] == [x.value for x in again.criteria.values()]
     assert all(list(one.columns[title]) == list(again.columns[title]) for title in one.columns)
 
 
-def test_partners_are_unseen_and_unlike(studio: Studio) -> None:
-    for subject, partner in zip(studio.subjects, studio.partners, strict=True):
+def test_partners_are_unseen_and_unlike(images: FigureImages) -> None:
+    for subject, partner in zip(images.subjects, images.partners, strict=True):
         assert partner.character.is_held_out
         assert partner.character.style == subject.character.style
-        assert len(differing_names(subject.character, partner.character, ATTRIBUTES)) >= 4
+        assert len(list_differences(subject.character, partner.character, ATTRIBUTES)) >= 4
 
 
 def test_characters_for_texts_suit_every_text() -> None:
     changes = list(CHANGES.values())
-    suited = sample_suited(changes, 3)
+    suited = sample_suitable(changes, 3)
     assert len(suited) == 3
     assert all(change.suits(subject.character) for change in changes for subject in suited)
 
@@ -272,7 +276,7 @@ def test_the_page_states_verdict_reason_numbers_and_threshold() -> None:
 
 
 def drawings() -> list[Image.Image]:
-    return [subject.picture for subject in sample_suited([], 4)]
+    return [subject.picture for subject in sample_suitable([], 4)]
 
 
 def test_a_share_is_of_the_named_attributes() -> None:
@@ -288,7 +292,7 @@ def test_a_share_is_of_the_named_attributes() -> None:
 def test_only_attributes_that_both_have_and_not_alike_tell_two_apart() -> None:
     one = Character("dylan", {"hair": "pink", "skin": "dark", "beard": "none"})
     other = Character("dylan", {"hair": "blue", "skin": "dark", "glasses": "none"})
-    assert differing_names(one, other, ("hair", "skin", "beard", "glasses", "clothes")) == ["hair"]
+    assert list_differences(one, other, ("hair", "skin", "beard", "glasses", "clothes")) == ["hair"]
 
 
 def test_a_picture_correlates_with_itself_and_not_with_its_negative() -> None:
@@ -310,7 +314,7 @@ def test_edges_agree_with_their_own_picture_most() -> None:
 
 def test_a_line_drawing_has_the_colors_of_ink_on_paper_and_a_colored_one_has_not() -> None:
     pictures = drawings()
-    assert line_shares([line_picture(picture) for picture in pictures]) == pytest.approx(1)
+    assert line_shares(line_pictures(pictures)) == pytest.approx(1)
     assert line_shares(pictures).max() < 0.5
     assert line_shares([Image.new("RGB", (8, 8), "white")]) == 0
 

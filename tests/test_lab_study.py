@@ -38,26 +38,28 @@ from imprompt.lab.study.comparing import (
     Difference,
     StudyScores,
     bootstrap_both,
-    group_verdicts,
+    describe_verdicts,
 )
-from imprompt.lab.study.measuring import find_edge_giver, load_pipeline
+from imprompt.lab.study.measuring import find_edge_giver, load_study_pipeline
 from imprompt.lab.study.page import write_verdict
 from imprompt.lab.study.runs import (
     RunResult,
     StudyRun,
     StudyScore,
+    build_result_key,
     find_runs,
     list_differences,
     load_result,
-    result_key,
     save_result,
 )
 from imprompt.lab.study.settings import ALONE, CONTROL, STYLE, TEXT
 from imprompt.lab.study.tradeoff import AREA, follow_both, measure_tradeoff
-from imprompt.lab.suite.findings import DRAWING
 from imprompt.lab.suite.painting import PaintSettings
+from imprompt.lab.suite.scoring import (
+    DRAWING,
+)
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
-from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, suited
+from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, select_suitable
 from imprompt.projection import HiddenProjection, LinearProjection
 from imprompt.report import Interval
 from imprompt.training.mechanisms import (
@@ -186,7 +188,7 @@ def test_every_condition_is_scored_in_its_own_way(findings: StudyFindings) -> No
     scores = findings.scores
     assert scores.mechanisms == [BASE_ALONE, DECOUPLED, "concatenated", "unclip", "replaced", DRAWING]
     subjects = sample_subjects("combinations", QUICK.subjects)
-    texts = sum(len(suited(subjects, change)[: QUICK.text_subjects]) for change in CHANGES.values())
+    texts = sum(len(select_suitable(subjects, change)[: QUICK.text_subjects]) for change in CHANGES.values())
     for name in scores.mechanisms:
         mine = [score for score in scores.scores if score.mechanism == name]
         counts = {one: sum(score.condition == one for score in mine) for one in (ALONE, TEXT, CONTROL, STYLE)}
@@ -212,8 +214,8 @@ def test_a_fine_tuned_base_keeps_what_a_mechanism_has_learned(runs: Path, model:
     """The style's change of weights is added to the run's own U-Net, not put in its place."""
     study = study_module.load_study(QUICK, model)
     run = next(one for one in find_runs(runs)[0] if one.mechanism == "unclip")
-    styled, _ = load_pipeline(study, run, STYLE)
-    own, _ = load_pipeline(study, run, ALONE)
+    styled, _ = load_study_pipeline(study, run, STYLE)
+    own, _ = load_study_pipeline(study, run, ALONE)
     plain, fine_tuned = mini.pipeline(weights=model), mini.pipeline(style="lines", weights=model)
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
     added, change = (
@@ -245,7 +247,7 @@ def test_line_drawings_are_told_from_colored_ones() -> None:
     pictures = [subject.picture for subject in sample_subjects("combinations", 4)]
     assert min(line_shares(line_pictures(pictures))) > 0.99
     assert max(line_shares(pictures)) < 0.6
-    assert line_shares([Image.new("RGB", (8, 8), "white")]) == [0]
+    assert line_shares([Image.new("RGB", (8, 8), "white")]).tolist() == [0]
 
 
 # Comparing
@@ -326,7 +328,7 @@ def test_a_character_with_several_texts_counts_once() -> None:
 
 def test_mechanisms_are_listed_by_what_can_be_said() -> None:
     verdicts = {"a": "better", "b, hidden 9": "cannot be told", "c": "better", "d": "better"}
-    assert group_verdicts(verdicts) == "better than “a”, “c” and “d”, not to be told from “b, hidden 9”"
+    assert describe_verdicts(verdicts) == "better than “a”, “c” and “d”, not to be told from “b, hidden 9”"
 
 
 def run(mechanism: str, parameters: int, **changes: Any) -> StudyRun:
@@ -406,7 +408,7 @@ def test_a_stored_result_comes_back_and_only_for_its_key(tmp_path: Path) -> None
 
 def test_a_result_depends_on_adapter_weights_and_settings() -> None:
     others = [("b", "w", QUICK), ("a", "v", QUICK), ("a", "w", replace(QUICK, scales=()))]
-    assert len({result_key(*one) for one in [("a", "w", QUICK), *others]}) == 4
+    assert len({build_result_key(*one) for one in [("a", "w", QUICK), *others]}) == 4
 
 
 def test_runs_that_are_not_alike_are_said_to_differ() -> None:

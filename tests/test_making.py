@@ -20,27 +20,31 @@ from imprompt.errors import ConfigError, UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.lab.making.batches import batches, to_pixels
-from imprompt.lab.making.captions import caption_patterns
+from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import Drawings, build_data
 from imprompt.lab.making.exporting import export_samples
-from imprompt.lab.making.labels import LABELS, NOT_DRAWN, accuracies, to_labels
+from imprompt.lab.making.labels import LABELS, NOT_DRAWN, measure_accuracies, to_labels
 from imprompt.lab.making.lines import INK, PAPER, draw_lines
 from imprompt.lab.making.objectives import controlling, denoising, styling
 from imprompt.lab.making.objectives.judging import contrast, damage
-from imprompt.lab.making.recipe import Recipe, load_recipe, parse_recipe
+from imprompt.lab.making.recipe import StageRecipe, load_recipe, parse_recipe
 from imprompt.lab.making.shipping import ship
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.lab.suite.against import compare_scores, load_earlier_report, read_scores
-from imprompt.lab.suite.copying import count_copies
-from imprompt.lab.suite.findings import SMALL as SMALL_SUITE
-from imprompt.lab.suite.findings import SuiteSettings
 from imprompt.lab.suite.measure import measure
-from imprompt.lab.suite.painting import PaintSettings, SuiteModels
-from imprompt.lab.suite.scoring import Readings, score_pictures
+from imprompt.lab.suite.painting import (
+    SMALL as SMALL_SUITE,
+)
+from imprompt.lab.suite.painting import (
+    PaintSettings,
+    SuiteModels,
+    SuiteSettings,
+)
+from imprompt.lab.suite.scoring import Readings, count_copies, score_pictures
 from imprompt.lab.suite.showcase import write_showcase
-from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subjects, suited
+from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subjects, select_suitable
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.projection import LinearProjection, PatchProjection, ResamplerProjection
 from imprompt.training.config import DataSettings
@@ -67,10 +71,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make_recipe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recipe]:
+def make_recipe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], StageRecipe]:
     output = tmp_path_factory.mktemp("model")
 
-    def build(stage: str, **more: Any) -> Recipe:
+    def build(stage: str, **more: Any) -> StageRecipe:
         loop = {"steps": 2, "batch_size": 4, "warmup_steps": 1, "log_every": 1, "save_every": 1}
         values = {"stage": stage, "data": str(data), "output": str(output), **loop, **SMALL[stage], **more}
         return parse_recipe(values, "test")
@@ -79,7 +83,7 @@ def make_recipe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 
 @pytest.fixture(scope="module")
-def model(make_recipe: Callable[..., Recipe]) -> Path:
+def model(make_recipe: Callable[..., StageRecipe]) -> Path:
     """Every part, after two steps."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (denoising, controlling, styling):
@@ -171,7 +175,7 @@ def test_the_style_is_a_lora_that_changes_the_base(model: Path) -> None:
 
 
 def test_a_stage_goes_on_where_it_stopped(
-    make_recipe: Callable[..., Recipe], model: Path, tmp_path: Path
+    make_recipe: Callable[..., StageRecipe], model: Path, tmp_path: Path
 ) -> None:
     whole = train_stage(make_recipe("judge", output=str(tmp_path / "whole")))
     train_stage(make_recipe("judge", output=str(tmp_path / "half"), steps=1, cooldown_steps=0))
@@ -180,7 +184,9 @@ def test_a_stage_goes_on_where_it_stopped(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_nothing_to_resume_is_said(make_recipe: Callable[..., Recipe], model: Path, tmp_path: Path) -> None:
+def test_nothing_to_resume_is_said(
+    make_recipe: Callable[..., StageRecipe], model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="nothing to resume"):
         train_stage(make_recipe("judge", output=str(tmp_path)), resume=True)
 
@@ -234,7 +240,7 @@ def test_accuracy_is_over_those_that_have_the_attribute() -> None:
     labels[:2, 0] = torch.tensor([0, 1])
     scores = {name: torch.zeros(3, 4) for name in LABELS}
     scores["style"][:, 1] = 1.0
-    assert accuracies([scores], labels) == {"style": 0.5}
+    assert measure_accuracies([scores], labels) == {"style": 0.5}
 
 
 def test_contrast_is_smallest_for_matching_views() -> None:
@@ -254,7 +260,7 @@ def test_damage_is_of_the_generator_and_stays_in_range() -> None:
 
 def test_a_judge_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    judge = CharacterJudge(build_network((8, 16), (1, 1), 4, 32), caption_patterns()).eval()
+    judge = CharacterJudge(build_network((8, 16), (1, 1), 4, 32), build_caption_patterns()).eval()
     judge.save(tmp_path)
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     again = CharacterJudge.load(tmp_path)
@@ -384,7 +390,7 @@ def test_subjects_are_unseen_and_the_same_every_time() -> None:
     one, again = sample_subjects("combinations", 5), sample_subjects("combinations", 5)
     assert [x.character for x in one] == [x.character for x in again]
     assert all(x.character.is_held_out for x in one)
-    assert all(CHANGES["sunglasses"].suits(x.character) for x in suited(one, CHANGES["sunglasses"]))
+    assert all(CHANGES["sunglasses"].suits(x.character) for x in select_suitable(one, CHANGES["sunglasses"]))
 
 
 def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ class _Suite(NamedTuple):
 
 
 _SUITES = {
-    "mini": _Suite("lab.suite", "evaluate_mini", ("adapter", "small", "against")),
+    "mini": _Suite("lab.suite.measure", "evaluate_mini", ("adapter", "small", "against")),
     "figures": _Suite("lab.figures", "evaluate_figures", ("small",)),
     "study": _Suite("lab.study", "evaluate_study", ("runs", "small"), "runs"),
     "coco": _Suite("evaluation.suites.coco", "evaluate_coco", ("config", "settings"), "config"),

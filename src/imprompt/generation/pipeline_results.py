@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from imprompt.errors import OutputError
@@ -51,6 +52,38 @@ def call_pipeline(
             "compute in float32 or bfloat16, or make the scale smaller"
         )
     return pictures
+
+
+def call_pipeline_by_rows(
+    call: Callable[[slice, dict[str, Any]], list[Image.Image]],
+    arguments: Mapping[str, Any],
+    seeds: Sequence[int],
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> list[Image.Image]:
+    """Call a pipeline for rows that each have a seed, `batch_size` rows at a time.
+
+    Args:
+        call: receives the rows of a batch as a slice, and the arguments of the pipeline for them
+        arguments: of the pipeline; a list has a value for each row, any other value is for all rows
+        seeds: of the rows' noise
+        batch_size: most rows in one call
+        advance: called with the number of pictures of each call
+    """
+    pictures: list[Image.Image] = []
+    for start in range(0, len(seeds), batch_size):
+        rows = slice(start, start + batch_size)
+        batch = {name: value[rows] if isinstance(value, list) else value for name, value in arguments.items()}
+        made = call(rows, {**batch, "generator": make_generators(seeds[rows])})
+        pictures += made
+        advance(len(made))
+    return pictures
+
+
+def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Make a random generator for each picture, on the CPU: a seed is the same noise on every device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The embedded model: made (`making`), measured (`suite`), exhibited (`figures`).
+"""The lab: how the embedded model is made, measured and exhibited. Only `cli` imports it.
 
 Nothing of imprompt imports this but the command line.
 """

@@ -36,7 +36,7 @@ from imprompt.report.files import (
     write_report,
     write_scores,
 )
-from imprompt.report.numbers import Interval, format_short, format_value
+from imprompt.report.numbers import Interval, format_mean, format_short, format_value
 from imprompt.report.page import SMALL_BYTES, escape, page_html
 from imprompt.report.pictures import PictureRow, data_uri, draw_sheet, embed_picture, encode_jpeg
 from imprompt.report.summary import plain
@@ -71,6 +71,7 @@ __all__ = [
     "embed_picture",
     "encode_jpeg",
     "escape",
+    "format_mean",
     "format_short",
     "format_value",
     "make_folder",

@@ -83,8 +83,8 @@ def plain(value: Any) -> Any:
         return plain(value.to_json())
     if dataclasses.is_dataclass(value):
         return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
+    if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
+        return plain(dict(zip(names, value, strict=True)))
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -29,11 +29,11 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from imprompt.evaluation.methods.method import Method, iterate_modules, load_pretrained, make_generators
+from imprompt.evaluation.methods.method import Method, iterate_modules, load_pretrained
 from imprompt.evaluation.methods.shuffle import shuffle_content
 from imprompt.evaluation.methods.table import METHODS
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_results import call_pipeline, make_generators
 
 _WITHOUT_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 

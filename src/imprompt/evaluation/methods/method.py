@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.generation.pipeline_results import remove_safety_checker
+from imprompt.generation.pipeline_results import make_generators, remove_safety_checker
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -83,11 +83,6 @@ class Method(ABC):
             pipe.scheduler = replace_by_ddim(pipe.scheduler)
         pipe.set_progress_bar_config(disable=True)
         return cast(Callable[..., Any], pipe.to(self.device))
-
-
-def make_generators(seeds: Sequence[int]) -> list[Generator]:
-    """Make a random generator on the CPU for each image."""
-    return [Generator().manual_seed(seed) for seed in seeds]
 
 
 def replace_by_ddim(scheduler: Any) -> Any:

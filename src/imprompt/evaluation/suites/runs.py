@@ -58,7 +58,7 @@ def collect_image_settings(
     }
     if device == "cpu":
         drawing["precision"] = "fp32"
-    data = {"samples": options.data.samples}
+    data: dict[str, Any] = {"samples": options.data.samples}
     if isinstance(options, CocoSettings):
         data["scale"] = options.data.scale
     groups = {"method": options.method.model_dump(), "drawing": drawing, "data": data}

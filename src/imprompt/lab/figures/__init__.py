@@ -1,13 +1,13 @@
 """`imprompt evaluate figures`: the paper's figures on the embedded model, each with a measured verdict.
 
-    figures.toml    what every figure should show, and what its numbers must reach
-    panels          the figures: columns of pictures, and their numbers
-    studio          characters never seen, and the pictures of a column
-    measures        pictures → numbers
+    figures.toml    what every figure should show, and the thresholds of its numbers
+    panels          the figures: columns of images, and their numbers
+    images          unseen characters, and the images of a column
+    measures        images → numbers
     figure          numbers → "yes", "partly", "no"
-    page            the page about all
+    page            the page with all figures
 
-The figures that compare mechanisms (the paper's 3, 6, 9 and 10) are the study's.
+The figures that compare mechanisms (3, 6, 9 and 10 of the paper) belong to the study.
 """
 
 from dataclasses import replace
@@ -18,9 +18,9 @@ from rich.console import Console
 
 from imprompt import mini
 from imprompt.lab.figures.figure import Figure
+from imprompt.lab.figures.images import FigureImages, FigureSettings
 from imprompt.lab.figures.page import write_figures
-from imprompt.lab.figures.panels import PANELS, overview
-from imprompt.lab.figures.studio import FigureSettings, Studio
+from imprompt.lab.figures.panels import PANELS, draw_overview
 from imprompt.lab.suite.measure import load_models
 from imprompt.lab.suite.painting import SuiteModels
 from imprompt.lab.suite.scoring import mean_of
@@ -32,7 +32,7 @@ from imprompt.runtime.progress import show_progress
 __all__ = ["FigureSettings", "evaluate_figures", "make_figures"]
 
 SMALL = FigureSettings(subjects=12)
-"""A few minutes on two cores."""
+"""Settings that take a few minutes on two cores."""
 
 
 def evaluate_figures(
@@ -44,20 +44,20 @@ def evaluate_figures(
 ) -> list[Figure]:
     """Make every figure, and the page that says what each should show and whether it does.
 
-    Beside them `readme.png` and `contact-sheet.png`, of characters that are chosen by a hash.
+    `readme.png` and `contact-sheet.png` are written too. A hash chooses their characters.
 
     Args:
-        output: a folder, made if it is not there; files of other names in it stay
-        weights: folder of the embedded model, if not the shipped one
-        small: fewer characters behind every number
-        settings: how many, and how pictures are made, in place of what `small` says
+        output: a folder, created if it does not exist; files of other names in it stay
+        weights: folder of the embedded model, if it is not the shipped one
+        small: use fewer characters for every number
+        settings: how many characters, and how images are generated, in place of what `small` chooses
 
     Returns:
         the figures, in the page's order
 
     Raises:
         OutputError: the folder cannot be written
-        UnknownModel: some part of the embedded model is not there
+        UnknownModel: a part of the embedded model cannot be found
         MissingExtra: a library that draws, or that the fine-tuned base needs, is not installed
     """
     make_folder(output)
@@ -77,20 +77,20 @@ def evaluate_figures(
 
 
 def make_figures(models: SuiteModels, settings: FigureSettings, *, output: Path) -> list[Figure]:
-    """As `evaluate_figures`, on any models.
+    """Make the figures with any models; see `evaluate_figures`.
 
     Raises:
         UnknownModel: a part of `models` that a figure needs is None
     """
     # The overview shows this text beside every row.
-    studio = Studio(models, settings, [CHANGES["red ground"]])
+    images = FigureImages(models, settings, [CHANGES["red ground"]])
     figures: list[Figure] = []
     with show_progress("figures", len(PANELS)) as advance:
         for panel in PANELS:
-            figures.append(panel(studio))
+            figures.append(panel(images))
             advance(1)
-    figures.insert(0, overview(studio, {figure.name: figure for figure in figures}))
-    accuracy = mean_of(studio.kept([subject.picture for subject in studio.subjects]))
+    figures.insert(0, draw_overview(images, {figure.name: figure for figure in figures}))
+    accuracy = mean_of(images.share_kept([subject.picture for subject in images.subjects]))
     write_figures(figures, settings, accuracy, output)
     for figure in figures:
         Console().print(f"{figure.name}: {figure.verdict}", highlight=False)

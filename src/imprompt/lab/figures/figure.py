@@ -1,10 +1,10 @@
-"""A figure: rows of pictures, what they should show, and the verdict that follows from its numbers.
+"""A figure: rows of images, what they should show, and the verdict that follows from its numbers.
 
-    yes      every number reaches its threshold, and is certainly above its floor
-    partly   every number is certainly above its floor
-    no       some number cannot be told from its floor
+    yes      every number reaches its threshold, and is significantly above its floor
+    partly   every number is significantly above its floor
+    no       some number is not significantly above its floor
 
-Titles, promises and thresholds stand in figures.toml.
+figures.toml has titles, promises and thresholds.
 """
 
 import tomllib
@@ -19,7 +19,6 @@ from jaxtyping import Float
 from PIL import Image
 
 from imprompt.evaluation.metrics import bootstrap_difference, bootstrap_interval
-from imprompt.lab.suite.page import percent
 from imprompt.report import (
     Interval,
     PictureRow,
@@ -33,7 +32,7 @@ Values = Float[np.ndarray, " subjects"]
 """One number for each subject; NaN where there is nothing to measure."""
 
 Columns = Mapping[str, Sequence[Image.Image]]
-"""Title → a picture for each row."""
+"""Title → an image for each row."""
 
 
 @cache
@@ -44,12 +43,12 @@ def load_texts() -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Criterion:
-    """A number that a figure is judged by, beside its floor.
+    """A number that decides the verdict of a figure, and its floor.
 
     Attributes:
-        least: the mean that it must reach, from 0 to 1
+        least: the threshold of the mean, from 0 to 1
         what: what was measured
-        floor_name: of which pictures the floor is
+        floor_name: which images the floor is of
         is_share: whether it is written in percent
         values, floors: of the same subjects
     """
@@ -63,7 +62,7 @@ class Criterion:
 
     @property
     def value(self) -> Interval | None:
-        """Mean over the subjects of whom there is something to measure; None if there is no such subject."""
+        """The mean over the subjects that can be measured; None if there is no such subject."""
         return bootstrap_interval(self.values) if len(self.values) else None
 
     @property
@@ -73,7 +72,7 @@ class Criterion:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """By the rule above; what could not be measured is neither shown nor disproven."""
+        """The verdict by the rule above; "partly" for what cannot be measured."""
         if self.value is None:
             return "partly"
         if bootstrap_difference(self.values, self.floors).low <= 0:
@@ -88,19 +87,19 @@ class Criterion:
         return {"no": "not told from the floor", "partly": "below the threshold", "yes": ""}[self.verdict]
 
     def show(self, number: Interval | float | None) -> str:
-        """A number as a reader wants it."""
+        """Write a number for a reader."""
         if number is None:
             return "–"
         if not isinstance(number, Interval):
             return f"{100 * number:.0f} %" if self.is_share else f"{number:.2f}"
         if self.is_share:
-            return percent(number)
+            return number.percent
         return f"{number.mean:.2f} [{number.low:.2f}, {number.high:.2f}]"
 
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """One figure of the page: its columns of pictures, and the numbers that decide, by name."""
+    """One figure of the page: its columns of images, and by name the numbers that decide."""
 
     name: str
     columns: Columns
@@ -113,11 +112,11 @@ class Figure:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether it shows what it should: as its worst number."""
+        """The verdict of its worst number."""
         return WORST_FIRST[min(WORST_FIRST.index(one.verdict) for one in self.criteria.values())]
 
     def sheet(self, shown: int) -> Image.Image:
-        """The first `shown` rows under their titles."""
+        """Draw the first `shown` rows under their titles."""
         rows = [
             PictureRow(row) for row in zip(*(column[:shown] for column in self.columns.values()), strict=True)
         ]
@@ -125,12 +124,12 @@ class Figure:
 
 
 def build_figure(name: str, columns: Columns, numbers: Mapping[str, tuple[Values, Values]]) -> Figure:
-    """A figure whose `numbers` are values and floors under the names that figures.toml has for them."""
+    """Build a figure from values and floors under the names that figures.toml has for them."""
     return Figure(name, columns, {key: build_criterion(name, key, *pair) for key, pair in numbers.items()})
 
 
 def build_criterion(figure: str, name: str, values: Values, floors: Values) -> Criterion:
-    """A number with its threshold; subjects of whom there is nothing to measure are left out."""
+    """Build a number with its threshold; subjects that cannot be measured are left out."""
     text = load_texts()[figure][name]
     rows = np.isfinite(values) & np.isfinite(floors)
     is_share = text.get("share", True)

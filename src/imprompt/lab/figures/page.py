@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imprompt.lab.figures.figure import Criterion, Figure
-from imprompt.lab.figures.studio import FigureSettings
-from imprompt.lab.suite.page import percent
+from imprompt.lab.figures.images import FigureSettings
 from imprompt.report import Interval
 from imprompt.runtime.output import write_atomically
 
 PAGE_FILE = "README.md"
 
 QUALITY = 88
-"""Of the JPEG files."""
+"""The quality of the JPEG files."""
 
 INTRODUCTION = """\
 # Figures
@@ -45,7 +44,7 @@ number cannot be told from it. The thresholds stand in `src/imprompt/lab/figures
 def write_figures(
     figures: Sequence[Figure], settings: FigureSettings, accuracy: Interval, folder: Path
 ) -> None:
-    """Write each figure's sheet as a JPEG file, and the page about all of them.
+    """Write each figure's sheet as a JPEG file, and the page with all of them.
 
     Args:
         figures: in the page's order
@@ -61,7 +60,7 @@ def write_figures(
         shown=min(settings.shown, settings.subjects),
         steps=settings.paint.steps,
         guidance=f"{settings.paint.guidance_scale:g}",
-        accuracy=percent(accuracy),
+        accuracy=accuracy.percent,
         verdicts="\n".join(f"| {figure.texts['title']} | {figure.verdict} |" for figure in figures),
     )
     sections = [section(figure) for figure in figures]
@@ -70,7 +69,7 @@ def write_figures(
 
 
 def section(figure: Figure) -> str:
-    """One figure of the page."""
+    """Write one figure of the page."""
     title, promise, settings = (figure.texts[name] for name in ("title", "promise", "settings"))
     heading = "| measured | value | at least | floor | which is |\n| --- | --- | --- | --- | --- |"
     parts = [
@@ -85,7 +84,7 @@ def section(figure: Figure) -> str:
 
 
 def explain(figure: Figure) -> str:
-    """What is missing, in sentences; empty if nothing is."""
+    """Write what is missing, in sentences; "" if nothing is."""
     faults: dict[str, list[str]] = {}
     for criterion in figure.criteria.values():
         if criterion.fault:
@@ -94,7 +93,7 @@ def explain(figure: Figure) -> str:
 
 
 def table_row(criterion: Criterion) -> str:
-    """One number of a figure."""
+    """Write one number of a figure."""
     numbers = (criterion.value, criterion.least, criterion.floor)
     shown = " | ".join(criterion.show(number) for number in numbers)
     return f"| {criterion.what} | {shown} | {criterion.floor_name} |"

@@ -13,7 +13,7 @@ from imprompt.training.batch_order import BatchOrder
 
 
 @dataclass(frozen=True)
-class Batch:
+class DrawingBatch:
     """A step's rows of the data, and its randomness, seeded by `seed`."""
 
     rows: list[int]
@@ -28,11 +28,11 @@ class Batch:
         return random.Random(self.seed)
 
 
-def batches(count: int, batch_size: int, seed: int, steps: range) -> Iterator[list[Batch]]:
+def batches(count: int, batch_size: int, seed: int, steps: range) -> Iterator[list[DrawingBatch]]:
     """The batches of these steps over `count` drawings, one a step."""
     order = BatchOrder({"all": range(count)}, batch_size, seed)
     for step in steps:
-        yield [Batch(order.batch(step), seed * 1_000_003 + step)]
+        yield [DrawingBatch(order.batch(step), seed * 1_000_003 + step)]
 
 
 def to_pixels(pictures: UInt8[np.ndarray, "batch size size 3"]) -> Float[Tensor, "batch 3 size size"]:

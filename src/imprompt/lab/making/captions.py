@@ -45,7 +45,7 @@ HAIRDO_SIGNS: Mapping[str, str] = {
 
 def sample_caption(character: Character, rng: random.Random) -> str:
     """A caption that names some of a character's attributes."""
-    phrases = attribute_phrases(character, rng)
+    phrases = build_attribute_phrases(character, rng)
     fullness = rng.choice((0.35, 0.7, 1.0))
     named = [phrase for phrase in phrases.values() if rng.random() < fullness]
     rng.shuffle(named)
@@ -54,21 +54,21 @@ def sample_caption(character: Character, rng: random.Random) -> str:
     return ", ".join(named)
 
 
-def full_caption(character: Character) -> str:
+def write_full_caption(character: Character) -> str:
     """The caption that names every attribute, in the vocabulary's order."""
-    return ", ".join(attribute_phrases(character, None).values())
+    return ", ".join(build_attribute_phrases(character, None).values())
 
 
-def attribute_phrases(character: Character, rng: random.Random | None) -> dict[str, str]:
+def build_attribute_phrases(character: Character, rng: random.Random | None) -> dict[str, str]:
     """Attribute → its phrase; without a generator all attributes that are there, in their first wording."""
-    phrases = {"style": style_phrase(character)}
+    phrases = {"style": write_style_phrase(character)}
     hairdo, hair = character.get("hairdo"), character.get("hair")
     if hairdo is not None:
-        phrases["hairdo"] = hair_phrase(hairdo, hair, rng)
+        phrases["hairdo"] = write_hair_phrase(hairdo, hair, rng)
     for attribute in ("skin", "clothes", "robot", "expression", "glasses", "beard", "ground"):
         word = character.get(attribute)
         if word is not None:
-            phrases[attribute] = attribute_phrase(attribute, word, rng)
+            phrases[attribute] = write_attribute_phrase(attribute, word, rng)
     if "robot" in phrases:
         del phrases["style"]
     if rng is None:
@@ -82,12 +82,12 @@ def is_named(character: Character, attribute: str, rng: random.Random) -> bool:
     return rng.random() < NAMED_SHARES.get(key, 1.0)
 
 
-def style_phrase(character: Character) -> str:
+def write_style_phrase(character: Character) -> str:
     """`pixel-art style`."""
     return f"{load_vocabulary().styles[character.style].word} style"
 
 
-def hair_phrase(hairdo: str, hair: str | None, rng: random.Random | None) -> str:
+def write_hair_phrase(hairdo: str, hair: str | None, rng: random.Random | None) -> str:
     """Hairdo and hair color in one phrase, or now and then only one of them."""
     wordings = HAIRDO_PHRASES[hairdo]
     wording = wordings[0] if rng is None else rng.choice(wordings)
@@ -98,7 +98,7 @@ def hair_phrase(hairdo: str, hair: str | None, rng: random.Random | None) -> str
     return wording.format(hair=hair)
 
 
-def attribute_phrase(attribute: str, word: str, rng: random.Random | None = None) -> str:
+def write_attribute_phrase(attribute: str, word: str, rng: random.Random | None = None) -> str:
     """`dark skin`, `red clothes`, `on a blue background`, `no beard`, `angry`."""
     if attribute == "ground":
         article = "an" if word[0] in "aeiou" else "a"
@@ -109,17 +109,20 @@ def attribute_phrase(attribute: str, word: str, rng: random.Random | None = None
     return f"{word} {nouns[attribute]}" if attribute in nouns else word
 
 
-def caption_patterns() -> dict[str, dict[str, str]]:
+def build_caption_patterns() -> dict[str, dict[str, str]]:
     """Attribute → word → a regular expression that finds the word in a caption; styles and attributes."""
     vocabulary = load_vocabulary()
     styles = {name: rf"\b{vocabulary.styles[name].word} style\b" for name in vocabulary.trained_styles}
     return {
         "style": styles,
-        **{name: {word: word_pattern(name, word) for word in vocabulary.words(name)} for name in ATTRIBUTES},
+        **{
+            name: {word: build_word_pattern(name, word) for word in vocabulary.words(name)}
+            for name in ATTRIBUTES
+        },
     }
 
 
-def word_pattern(attribute: str, word: str) -> str:
+def build_word_pattern(attribute: str, word: str) -> str:
     """What `attribute_phrase` and `hair_phrase` write of a word, and nothing that they write of another."""
     if attribute == "hair":
         return rf"\b{word}\b[^,]*\b({HAIR_NOUNS})\b"

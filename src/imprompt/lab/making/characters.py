@@ -12,8 +12,8 @@ from typing import Any, Literal
 from imprompt.errors import ConfigError
 from imprompt.lab.making.vocabulary import (
     StyleParts,
-    held_out_variants,
     is_held_out,
+    list_held_out_variants,
     load_vocabulary,
 )
 
@@ -91,7 +91,7 @@ def sample_character(rng: random.Random, split: Split = "training", style: str |
     for _ in range(1000):
         character = sample_in_style(vocabulary.styles[style or rng.choice(names)], rng)
         if split == "parts":
-            character = with_unseen_part(character, rng)
+            character = add_unseen_part(character, rng)
         if belongs_to(character, split):
             return character
     raise ConfigError(f"no character of the split {split!r} was found in the style {style!r}")
@@ -111,7 +111,7 @@ def sample_in_style(style: StyleParts, rng: random.Random) -> Character:
     """A random character in a style, of whatever split."""
     attributes = {name: sample_word(name, style.words(name), rng) for name in style.attributes}
     seed = rng.randrange(2**31)
-    return settle(Character(style.name, attributes, seed), rng)
+    return remove_hidden_attributes(Character(style.name, attributes, seed), rng)
 
 
 def sample_word(attribute: str, words: tuple[str, ...], rng: random.Random) -> str:
@@ -122,7 +122,7 @@ def sample_word(attribute: str, words: tuple[str, ...], rng: random.Random) -> s
     return rng.choices(words, [shares.get(word, left) for word in words])[0]
 
 
-def settle(character: Character, rng: random.Random) -> Character:
+def remove_hidden_attributes(character: Character, rng: random.Random) -> Character:
     """Take out what cannot be seen: the hair color of a bald head, and grounds that something melts into."""
     attributes = dict(character.attributes)
     style = load_vocabulary().styles[character.style]
@@ -139,18 +139,18 @@ def settle(character: Character, rng: random.Random) -> Character:
     return replace(character, attributes=dict(sorted(attributes.items(), key=lambda item: order[item[0]])))
 
 
-def with_unseen_part(character: Character, rng: random.Random) -> Character:
+def add_unseen_part(character: Character, rng: random.Random) -> Character:
     """The same character, one of its parts drawn with a shape that training never sees; or as it was."""
     style = load_vocabulary().styles[character.style]
     parts = [
         name
         for name in PART_SPLITS
-        if name in character.attributes and any(held_out_variants(style, name, character[name]))
+        if name in character.attributes and any(list_held_out_variants(style, name, character[name]))
     ]
     return replace(character, unseen_part=rng.choice(parts)) if parts else character
 
 
-def with_attributes(character: Character, changed: Mapping[str, str], rng: random.Random) -> Character:
+def change_attributes(character: Character, changed: Mapping[str, str], rng: random.Random) -> Character:
     """The same character with some other words.
 
     Raises:
@@ -167,10 +167,10 @@ def with_attributes(character: Character, changed: Mapping[str, str], rng: rando
     attributes = {**character.attributes, **changed}
     if "hairdo" in changed and "hair" in style.attributes and "hair" not in attributes:
         attributes["hair"] = sample_word("hair", style.words("hair"), rng)
-    return settle(replace(character, attributes=attributes), rng)
+    return remove_hidden_attributes(replace(character, attributes=attributes), rng)
 
 
-def in_style(character: Character, name: str, rng: random.Random) -> Character | None:
+def change_style(character: Character, name: str, rng: random.Random) -> Character | None:
     """The same character in another style, or nothing where that style lacks its hairdo.
 
     Attributes that the other style does not draw are dropped; those that only it draws are drawn at random.
@@ -185,7 +185,7 @@ def in_style(character: Character, name: str, rng: random.Random) -> Character |
         if character.get(attribute) in style.words(attribute)
     }
     other = {a: sample_word(a, style.words(a), rng) for a in style.attributes if a not in words}
-    moved = settle(Character(name, {**other, **words}, character.seed), rng)
+    moved = remove_hidden_attributes(Character(name, {**other, **words}, character.seed), rng)
     return moved if all(moved.get(name) == word for name, word in words.items()) else None
 
 
@@ -200,11 +200,11 @@ def find_character(wanted: Mapping[str, str], rng: random.Random, style: str | N
     Raises:
         ConfigError: no style has all the words, or the words cannot be seen together
     """
-    styles = [style] if style is not None else styles_with(wanted)
+    styles = [style] if style is not None else find_styles(wanted)
     found = None
     for _ in range(200):
         name = rng.choice(styles)
-        character = with_attributes(sample_character(rng, unseen_split(name), name), wanted, rng)
+        character = change_attributes(sample_character(rng, choose_unseen_split(name), name), wanted, rng)
         if any(character.get(attribute) != word for attribute, word in wanted.items()):
             continue
         if character.is_held_out:
@@ -216,14 +216,14 @@ def find_character(wanted: Mapping[str, str], rng: random.Random, style: str | N
     return found
 
 
-def unseen_split(style: str) -> Split:
+def choose_unseen_split(style: str) -> Split:
     """The split from which a style's unseen characters come; a robot has no combination that is held out."""
     if is_unseen_style(style):
         return "styles"
     return "combinations" if "hairdo" in load_vocabulary().styles[style].attributes else "training"
 
 
-def styles_with(wanted: Mapping[str, str]) -> list[str]:
+def find_styles(wanted: Mapping[str, str]) -> list[str]:
     """The trained styles that have all the wanted words.
 
     Raises:

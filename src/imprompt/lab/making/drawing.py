@@ -41,7 +41,7 @@ def to_svg(character: Character) -> str:
         from dicebear import Avatar
     except ImportError as error:
         raise MissingExtra("dicebear", "draw") from error
-    return Avatar(load_style(character.style), dicebear_options(character)).to_string()
+    return Avatar(load_style(character.style), build_dicebear_options(character)).to_string()
 
 
 def render(svg: str, size: int) -> Image.Image:
@@ -59,10 +59,10 @@ def load_style(name: str) -> Any:
     """DiceBear's style of that name."""
     from dicebear import Style
 
-    return Style(json.loads((styles_folder() / f"{name}.json").read_text(encoding="utf-8")))
+    return Style(json.loads((find_styles_folder() / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def styles_folder() -> Path:
+def find_styles_folder() -> Path:
     """Where the package dicebear-styles keeps its definitions."""
     try:
         import dicebear_styles
@@ -71,7 +71,7 @@ def styles_folder() -> Path:
     return Path(next(iter(dicebear_styles.__path__)))
 
 
-def dicebear_options(character: Character) -> dict[str, Any]:
+def build_dicebear_options(character: Character) -> dict[str, Any]:
     """DiceBear's options that draw this character: every component's variant, every color."""
     vocabulary = load_vocabulary()
     style = vocabulary.styles[character.style]
@@ -82,12 +82,12 @@ def dicebear_options(character: Character) -> dict[str, Any]:
             options[f"{component}Variant"] = variant
     for attribute, names in style.colors.items():
         palette = style.palettes.get(attribute, vocabulary.palette(attribute))
-        color = palette[color_word(character, attribute)]
+        color = palette[choose_color_word(character, attribute)]
         options |= {f"{name}Color": color for name in names}
     return options | {f"{name}Color": color for name, color in style.fixed.items()}
 
 
-def color_word(character: Character, attribute: str) -> str:
+def choose_color_word(character: Character, attribute: str) -> str:
     """A color's word; one that is nobody's attribute (a hat's, a bald man's beard) follows from the seed."""
     word = character.get(attribute)
     if word is not None:
@@ -116,7 +116,7 @@ def choose(choice: Choice, character: Character, style: StyleParts, *, unseen: b
     """One variant of each component, by the character's seed: held-out ones where `unseen`, else others."""
     chosen = {}
     for component, variants in choice.components.items():
-        names = all_variants(style, component) if variants == ("*",) else variants
+        names = list_variants(style, component) if variants == ("*",) else variants
         training, held_out = split_variants(style.name, component, names)
         allowed = [name for name in training if is_inked_right(name, character, style)]
         pool = (held_out or allowed) if unseen else allowed
@@ -125,7 +125,7 @@ def choose(choice: Choice, character: Character, style: StyleParts, *, unseen: b
     return chosen
 
 
-def all_variants(style: StyleParts, component: str) -> tuple[str, ...]:
+def list_variants(style: StyleParts, component: str) -> tuple[str, ...]:
     """Every variant that the style has of a component, in its order."""
     return tuple(load_style(style.name).components()[component].variants())
 

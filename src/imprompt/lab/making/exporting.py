@@ -18,14 +18,14 @@ from PIL import Image
 from rich.progress import track
 
 from imprompt.errors import ConfigError, OutputError
-from imprompt.lab.making.captions import attribute_phrase, sample_caption, style_phrase
+from imprompt.lab.making.captions import sample_caption, write_attribute_phrase, write_style_phrase
 from imprompt.lab.making.characters import (
     Character,
     Split,
-    in_style,
+    change_attributes,
+    change_style,
     sample_character,
     sample_word,
-    with_attributes,
 )
 from imprompt.lab.making.dataset import BLOCK
 from imprompt.lab.making.drawing import SIZE, draw
@@ -113,14 +113,14 @@ def change_character(
     vocabulary = load_vocabulary()
     if change == "style" and "robot" not in character.attributes:
         other = rng.choice([name for name in vocabulary.trained_styles if name != character.style])
-        changed = in_style(character, other, rng)
+        changed = change_style(character, other, rng)
     elif change in character.attributes:
         words = [
             word for word in vocabulary.styles[character.style].words(change) if word != character[change]
         ]
         if not words:
             return None
-        changed = with_attributes(character, {change: sample_word(change, tuple(words), rng)}, rng)
+        changed = change_attributes(character, {change: sample_word(change, tuple(words), rng)}, rng)
     else:
         return None
     return changed if changed and (split != "training" or not changed.is_held_out) else None
@@ -128,7 +128,9 @@ def change_character(
 
 def caption_change(target: Character, change: str, rng: random.Random) -> str:
     """A caption that surely names what the reference does not show."""
-    phrase = style_phrase(target) if change == "style" else attribute_phrase(change, target[change])
+    phrase = (
+        write_style_phrase(target) if change == "style" else write_attribute_phrase(change, target[change])
+    )
     caption = sample_caption(target, rng) if rng.random() < 0.5 else ""
     return caption if phrase in caption else ", ".join(filter(None, (caption, phrase)))
 

@@ -39,7 +39,7 @@ def attribute_loss(scores: dict[str, Tensor], labels: Int[Tensor, "batch attribu
     return torch.stack(losses).mean()
 
 
-def accuracies(
+def measure_accuracies(
     scores: Sequence[dict[str, Tensor]], labels: Int[Tensor, "pictures attributes"]
 ) -> dict[str, float]:
     """Attribute → share of the pictures that have it on which its word scores highest.

@@ -15,7 +15,7 @@ from imprompt.runtime.settings import explain, read_toml
 from imprompt.training.settings import LoopSettings
 
 
-class Recipe(LoopSettings):
+class StageRecipe(LoopSettings):
     """What every part has."""
 
     data: str = "characters-128"
@@ -24,7 +24,7 @@ class Recipe(LoopSettings):
     """Folder of the model under construction: earlier parts are read from it, this one is written to it."""
 
 
-class CodecRecipe(Recipe):
+class CodecRecipe(StageRecipe):
     """The autoencoder's linear code, in closed form: `steps` batches are looked at, once."""
 
     stage: Literal["codec"]
@@ -32,7 +32,7 @@ class CodecRecipe(Recipe):
     latent_channels: int = Field(48, ge=1)
 
 
-class DecoderRecipe(Recipe):
+class DecoderRecipe(StageRecipe):
     """The convolutions that add detail to the linear decoding, trained on noised latents."""
 
     stage: Literal["decoder"]
@@ -42,7 +42,7 @@ class DecoderRecipe(Recipe):
     """Largest noise on the latents, in standard deviations of each channel."""
 
 
-class BaseRecipe(Recipe):
+class BaseRecipe(StageRecipe):
     """The text-to-image U-Net, and the text encoder with it."""
 
     stage: Literal["base"]
@@ -60,7 +60,7 @@ class BaseRecipe(Recipe):
     """Train through torch.compile, after a minute and a half of compiling."""
 
 
-class EncoderRecipe(Recipe):
+class EncoderRecipe(StageRecipe):
     """The image encoder: a CLIP vision tower that recognises attributes, with a thumbnail reader."""
 
     stage: Literal["encoder"]
@@ -74,7 +74,7 @@ class EncoderRecipe(Recipe):
     """Train through torch.compile, after a minute and a half of compiling."""
 
 
-class JudgeRecipe(Recipe):
+class JudgeRecipe(StageRecipe):
     """The judge: a convolutional network that reads attributes and tells characters apart."""
 
     stage: Literal["judge"]
@@ -85,7 +85,7 @@ class JudgeRecipe(Recipe):
     identity_weight: float = Field(0.3, ge=0)
 
 
-class ControlRecipe(Recipe):
+class ControlRecipe(StageRecipe):
     """The ControlNet on edges, beside the frozen base."""
 
     stage: Literal["control"]
@@ -94,7 +94,7 @@ class ControlRecipe(Recipe):
     text_drop: float = Field(0.5, ge=0, le=1)
 
 
-class StyleRecipe(Recipe):
+class StyleRecipe(StageRecipe):
     """A fine-tuned base: low-rank changes (LoRA) of the U-Net that make line drawings of everything."""
 
     stage: Literal["style"]
@@ -108,7 +108,7 @@ AnyRecipe = Annotated[
 ]
 
 
-def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, settings: Sequence[str] = ()) -> StageRecipe:
     """Read a recipe; `settings` are `key=value` (dotted keys, TOML values) that replace what the file says.
 
     Raises:
@@ -117,14 +117,16 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     return parse_recipe(read_toml(path, settings), str(path))
 
 
-def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
+def parse_recipe(values: dict[str, Any], source: str) -> StageRecipe:
     """Check settings against the part's recipe; the first fault becomes one sentence."""
     try:
         return TypeAdapter(AnyRecipe).validate_python(values)
     except ValidationError as error:
-        kinds = {get_args(kind.model_fields["stage"].annotation)[0]: kind for kind in Recipe.__subclasses__()}
+        kinds = {
+            get_args(kind.model_fields["stage"].annotation)[0]: kind for kind in StageRecipe.__subclasses__()
+        }
         fault: Any = error.errors()[0]
         fault["loc"] = [part for part in fault["loc"] if part != values.get("stage")]
         raise ConfigError(
-            f"{source}: {explain(fault, kinds.get(str(values.get('stage')), Recipe))}"
+            f"{source}: {explain(fault, kinds.get(str(values.get('stage')), StageRecipe))}"
         ) from error

@@ -41,8 +41,8 @@ def ship(model: Path, weights: Path, *, adapter: Path | None = None) -> int:
     for part in (*PARTS, *(extra for extra in EXTRAS if (model / extra).is_dir())):
         shutil.rmtree(weights / part, ignore_errors=True)
         for source in sorted(path for path in (model / part).rglob("*") if path.is_file()):
-            written += copy_halved(source, weights / source.relative_to(model))
-    return written + (copy_halved(adapter, weights / place) if adapter and place else 0)
+            written += copy_in_half_precision(source, weights / source.relative_to(model))
+    return written + (copy_in_half_precision(adapter, weights / place) if adapter and place else 0)
 
 
 def place_of(adapter: Path) -> Path:
@@ -61,7 +61,7 @@ def place_of(adapter: Path) -> Path:
     return Path("adapter", files[variant])
 
 
-def copy_halved(source: Path, target: Path) -> int:
+def copy_in_half_precision(source: Path, target: Path) -> int:
     """Copy one file: float tensors become float16, and a configuration forgets the folder it came from.
 
     Returns:
@@ -78,12 +78,12 @@ def copy_halved(source: Path, target: Path) -> int:
         shutil.copyfile(source, target)
     else:
         with safe_open(source, "pt") as file:
-            tensors = {name: halved(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: to_half_precision(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             write_tensors(tensors, target, file.metadata() or {})  # in order: equal weights are equal files
     return target.stat().st_size
 
 
-def halved(name: str, tensor: Tensor) -> Tensor:
+def to_half_precision(name: str, tensor: Tensor) -> Tensor:
     """A float tensor as float16; any other as it is."""
     if not tensor.is_floating_point():
         return tensor

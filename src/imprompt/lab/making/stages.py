@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from imprompt.errors import ConfigError
-from imprompt.lab.making.batches import Batch, batches
+from imprompt.lab.making.batches import DrawingBatch, batches
 from imprompt.lab.making.objectives.autoencoding import DecoderObjective, fit_codec
 from imprompt.lab.making.objectives.controlling import ControlObjective
 from imprompt.lab.making.objectives.denoising import BaseObjective
@@ -21,14 +21,14 @@ from imprompt.lab.making.recipe import (
     DecoderRecipe,
     EncoderRecipe,
     JudgeRecipe,
-    Recipe,
+    StageRecipe,
     StyleRecipe,
 )
 from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.loop import Run
 
 
-def train_stage(recipe: Recipe, *, resume: bool = False) -> Path:
+def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path:
     """Run a recipe to its end, or to Ctrl-C / SIGTERM, which save first; return the model's folder.
 
     Writes log, checkpoints and sample grids to `<output>/runs/<stage>/`, and when finished the stage's model
@@ -47,25 +47,25 @@ def train_stage(recipe: Recipe, *, resume: bool = False) -> Path:
     return output
 
 
-def build_run(recipe: Recipe, output: Path) -> Run:
+def build_run(recipe: StageRecipe, output: Path) -> Run:
     """A part's run, at its beginning."""
     objective = build_objective(recipe, output)
     objective.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     count = len(objective.drawings)
 
-    def feed(steps: range) -> Iterator[list[Batch]]:
+    def feed(steps: range) -> Iterator[list[DrawingBatch]]:
         return batches(count, recipe.batch_size, recipe.seed, steps)
 
     folder = output / "runs" / getattr(recipe, "stage", "run")
     return Run(recipe, objective, feed, folder, output=output, config=recipe.model_dump(mode="json"))
 
 
-def build_objective(recipe: Recipe, output: Path) -> Any:
+def build_objective(recipe: StageRecipe, output: Path) -> Any:
     """The objective of a recipe's part; earlier parts are read from `output`."""
     return OBJECTIVES[type(recipe)](recipe, output)
 
 
-OBJECTIVES: Mapping[type[Recipe], Callable[[Any, Path], Any]] = {
+OBJECTIVES: Mapping[type[StageRecipe], Callable[[Any, Path], Any]] = {
     DecoderRecipe: DecoderObjective,
     BaseRecipe: BaseObjective,
     EncoderRecipe: EncoderObjective,

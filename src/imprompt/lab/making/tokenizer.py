@@ -25,9 +25,9 @@ def train_tokenizer(captions: Sequence[str], *, size: int, length: int) -> CLIPT
         show_progress=False,
     )
     pieces.train_from_iterator(captions, trainer)
-    return CLIPTokenizer(vocab=pieces.get_vocab(), merges=json_merges(pieces), model_max_length=length)
+    return CLIPTokenizer(vocab=pieces.get_vocab(), merges=read_merges(pieces), model_max_length=length)
 
 
-def json_merges(pieces: Tokenizer) -> Any:
+def read_merges(pieces: Tokenizer) -> Any:
     """The learned merges, in order."""
     return [tuple(merge) for merge in json.loads(pieces.to_str())["model"]["merges"]]

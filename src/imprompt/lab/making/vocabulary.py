@@ -149,7 +149,7 @@ def split_variants(style: str, component: str, variants: Sequence[str]) -> tuple
     return (training, held_out) if training else (held_out, [])
 
 
-def held_out_variants(style: StyleParts, attribute: str, word: str) -> Iterator[tuple[str, str]]:
+def list_held_out_variants(style: StyleParts, attribute: str, word: str) -> Iterator[tuple[str, str]]:
     """(component, variant) of a word's shapes that training never sees."""
     for choice in style.parts.get(attribute, {}).get(word, ()):
         for component, variants in choice.components.items():

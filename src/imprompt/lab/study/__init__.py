@@ -1,11 +1,11 @@
-"""The study of mechanisms: every way of bringing an image prompt into one base, and what each can do.
+"""The study of mechanisms: every way in which an image prompt can reach one base, and what each can do.
 
 Table 1 of the paper compares methods on different bases and data. Here base, data, steps and batches are the
-same (recipes/study.toml, scripts/study), and what differs is the mechanism: `imprompt.training.mechanisms`.
+same (recipes/study.toml, scripts/study), and only the mechanism differs: `imprompt.training.mechanisms`.
 
-    settings    what is drawn of every run
+    settings    what is generated for every run
     runs        the runs, and the stored results of those that have been measured
-    measuring   a run → pictures and scores
+    measuring   a run → images and scores
     comparing   scores → figures, differences, verdicts
     tradeoff    text against image over the scale
     page        the report
@@ -28,15 +28,17 @@ from imprompt.lab.study.page import Results, StudyFindings, build_report, write_
 from imprompt.lab.study.runs import (
     RunResult,
     StudyRun,
+    build_result_key,
     find_runs,
+    hash_weights,
     load_result,
-    result_key,
     save_result,
-    weights_digest,
 )
 from imprompt.lab.study.settings import SMALL, StudySettings
 from imprompt.lab.study.tradeoff import measure_tradeoff
-from imprompt.lab.suite.findings import DRAWING
+from imprompt.lab.suite.scoring import (
+    DRAWING,
+)
 from imprompt.report import (
     Grid,
     draw_sheet,
@@ -59,7 +61,7 @@ __all__ = [
 ]
 
 BASE_FOLDER = ".base"
-"""Where in the folder of runs the results of the base alone are stored."""
+"""The folder, inside the folder of runs, with the results of the base alone."""
 
 
 def evaluate_study(
@@ -72,20 +74,20 @@ def evaluate_study(
 ) -> StudyFindings:
     """Measure every finished run in a folder, compare the mechanisms, and write the report.
 
-    What is measured of a run is stored beside its adapter, so that a second call measures new runs only.
+    The results of a run are stored with its adapter, so a second call measures new runs only.
 
     Args:
         runs: a folder of folders that `imprompt train` has filled, as scripts/study does
-        output: a folder for index.html, summary.json, scores and contact sheets; made if it is not there
-        small: fewer characters and steps, for a first look
-        weights: folder of the embedded model, if not the shipped one
-        settings: how much is drawn, in place of what `small` says
+        output: a folder for index.html, summary.json, scores and contact sheets; created if it does not exist
+        small: use fewer characters and steps, for a first look
+        weights: folder of the embedded model, if it is not the shipped one
+        settings: how much is generated, in place of what `small` chooses
 
     Raises:
-        ConfigError: no finished run there, or one that cannot be compared
+        ConfigError: there is no finished run, or one that cannot be compared
         OutputError: a folder cannot be written
-        UnknownModel: a part of the embedded model is not there
-        CheckpointError, AdapterMismatch: a run's file is not what it says
+        UnknownModel: a part of the embedded model cannot be found
+        CheckpointError, AdapterMismatch: a run's file is damaged or does not fit
     """
     started = time.monotonic()
     finished, unfinished = find_runs(runs)
@@ -115,19 +117,19 @@ def load_study(settings: StudySettings, weights: Path | None = None) -> Study:
 
 
 def measure_runs(study: Study, runs: Sequence[StudyRun], folder: Path) -> Results:
-    """Results of the base alone and of each run; what is missing is measured, and stored at once.
+    """Return the results of the base alone and of each run; missing ones are measured and stored at once.
 
     Args:
-        study: what they are measured with
+        study: measures the runs
         runs: in the order of the tables
-        folder: where they are, and the result of the base alone
+        folder: of the runs, and of the result of the base alone
     """
-    weights, everything = weights_digest(study.weights), (None, *runs)
+    weights, everything = hash_weights(study.weights), (None, *runs)
     results: dict[tuple[str, int], RunResult] = {}
     missing: list[tuple[StudyRun | None, Path, str]] = []
     for run in everything:
         place = folder / BASE_FOLDER if run is None else run.folder
-        key = result_key("" if run is None else run.digest, weights, study.settings)
+        key = build_result_key("" if run is None else run.digest, weights, study.settings)
         if (stored := load_result(place, key)) is None:
             missing.append((run, place, key))
         else:
@@ -140,7 +142,7 @@ def measure_runs(study: Study, runs: Sequence[StudyRun], folder: Path) -> Result
 
 
 def compare_mechanisms(scores: StudyScores) -> list[Difference]:
-    """Decoupled minus every other mechanism, measure by measure."""
+    """Return decoupled minus every other mechanism, for every measure."""
     others = [name for name in scores.mechanisms if name not in (DECOUPLED, BASE_ALONE, DRAWING)]
     found = (scores.difference(measure, other) for measure in MEASURES for other in others)
     return [one for one in found if one is not None]
@@ -158,7 +160,7 @@ def write_findings(study: Study, findings: StudyFindings, results: Results, outp
 
 
 def summarize(study: Study, findings: StudyFindings) -> dict[str, Any]:
-    """What summary.json holds beside the page's numbers."""
+    """Return what summary.json contains, without the page's numbers."""
     return {
         "suite": "study",
         "settings": asdict(study.settings),

@@ -1,4 +1,4 @@
-"""One run, measured: from the image prompt alone, with texts, with another's edges, on a fine-tuned base."""
+"""Measure one run: image prompt alone, with texts, with another's edges, on a fine-tuned base."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -29,30 +29,36 @@ from imprompt.lab.study.settings import (
     STYLE,
     TEXT,
     StudySettings,
-    Task,
+    StudyTask,
 )
-from imprompt.lab.suite.findings import DRAWING
-from imprompt.lab.suite.painting import Condition, paint_groups
-from imprompt.lab.suite.scoring import Galleries, Readings, read_pictures, score_pictures, seed_distances
+from imprompt.lab.suite.painting import SuiteCondition, paint_rows
+from imprompt.lab.suite.scoring import (
+    DRAWING,
+    Galleries,
+    Readings,
+    read_pictures,
+    score_pictures,
+    seed_distances,
+)
 from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
-from imprompt.lab.suite.subjects import CHANGES, Subject, sample_gallery, sample_subjects, suited
+from imprompt.lab.suite.subjects import CHANGES, Subject, sample_gallery, sample_subjects, select_suitable
 from imprompt.training.mechanisms import Mechanism, load_mechanism
 
 BASE_ALONE = "no image prompt"
-"""What tables call the base alone, which is measured like a run."""
+"""The name in tables of the base alone, which is measured like a run."""
 
 Pictures = Mapping[str, Sequence[Image.Image]]
-"""A task's key → its pictures."""
+"""A task's key → its images."""
 
 
 @dataclass
 class Study:
-    """What is the same for all runs; what takes time is made at its first use.
+    """What is the same for all runs; slow parts are computed at their first use.
 
     Attributes:
         weights: folder of the embedded model
-        settings: how pictures are made
-        judge: scores them; not the encoder that conditions
+        settings: how images are generated
+        judge: scores them; it is not the encoder that conditions
     """
 
     weights: Path
@@ -66,7 +72,7 @@ class Study:
 
     @cached_property
     def embeddings(self) -> list[ImageEmbeddings]:
-        """Of the subjects' drawings, by the encoder that all runs were trained with."""
+        """The embeddings of the subjects' drawings, by the encoder that all runs were trained with."""
         encoder = load_image_encoder(find_embedded_part(self.weights / "image_encoder"))
         blank = encoder.blank("image_embedding").float()
         pixels = encoder.pixels([subject.picture for subject in self.subjects])
@@ -75,75 +81,75 @@ class Study:
 
     @cached_property
     def identities(self) -> Float[Tensor, "subjects identity"]:
-        """What the judge makes of the subjects' drawings."""
+        """The judge's embeddings of the subjects' drawings."""
         return read_pictures(self.judge, [subject.picture for subject in self.subjects]).embeddings
 
     @cached_property
     def galleries(self) -> Galleries:
-        """Other drawings of each style, among which a reference is to be found."""
+        """Other drawings of each style, among which a reference is searched."""
         styles = sorted({subject.character.style for subject in self.subjects})
         count = self.settings.gallery - 1
         return Galleries(self.judge, {style: sample_gallery(style, count) for style in styles})
 
     @cached_property
     def controls(self) -> list[Image.Image]:
-        """For each subject that is drawn with edges, those of another one's drawing."""
+        """The edges of another subject's drawing, for each subject that is drawn with edges."""
         few = self.subjects[: self.settings.others]
         givers = [find_edge_giver(few, place) for place in range(len(few))]
         return [mini.edge_picture(giver.picture, giver.picture.width) for giver in givers]
 
-    def tasks(self, run: StudyRun | None) -> list[Task]:
-        """What is drawn of a run, those of one base in a row; what reads no text has no use for scales."""
+    def tasks(self, run: StudyRun | None) -> list[StudyTask]:
+        """List what is generated for a run, tasks of one base in a row; one scale if it reads no text."""
         scales = self.settings.text_scales if run is not None and run.reads_text else [SCALE]
         tasks = [
-            *(Task(ALONE, seed=seed) for seed in range(self.settings.seeds)),
-            *(Task(TEXT, scale, text) for text in CHANGES for scale in scales),
-            Task(CONTROL),
-            Task(STYLE),
+            *(StudyTask(ALONE, seed=seed) for seed in range(self.settings.seeds)),
+            *(StudyTask(TEXT, scale, text) for text in CHANGES for scale in scales),
+            StudyTask(CONTROL),
+            StudyTask(STYLE),
         ]
         return [task for task in tasks if self.select(task)]
 
-    def select(self, task: Task) -> list[Subject]:
-        """The subjects of a task."""
+    def select(self, task: StudyTask) -> list[Subject]:
+        """Return the subjects of a task."""
         if task.change is not None:
-            return suited(self.subjects, task.change)[: self.settings.text_subjects]
+            return select_suitable(self.subjects, task.change)[: self.settings.text_subjects]
         if task.condition == ALONE:
             return self.subjects[: self.settings.diverse] if task.seed else self.subjects
         return self.subjects[: self.settings.others]
 
     def count_pictures(self, run: StudyRun | None) -> int:
-        """How many are drawn of a run."""
+        """Return how many images are generated for a run."""
         return sum(len(self.select(task)) for task in self.tasks(run))
 
 
 def find_edge_giver(subjects: Sequence[Subject], place: int) -> Subject:
-    """The next subject that draws all that has a color here: a bald one's edges leave no room for hair."""
+    """Return the next subject with all colored parts of this one; a bald one has no edges of hair."""
     subject, *others = [*subjects[place:], *subjects[:place]]
     colors = set(READ_ATTRIBUTES[CONTROL]).intersection(subject.character.attributes)
     return next((one for one in others if colors.issubset(one.character.attributes)), others[0])
 
 
 def measure_run(study: Study, run: StudyRun | None, advance: Callable[[int], None]) -> RunResult:
-    """Draw and score everything of a run; without a run, of the base alone.
+    """Generate and score all images of a run; without a run, of the base alone.
 
     Raises:
-        CheckpointError, AdapterMismatch: its file is not what it says
+        CheckpointError, AdapterMismatch: its file is damaged or does not fit
     """
     tasks = study.tasks(run)
     pictures: dict[str, list[Image.Image]] = {}
     for base, some in itertools.groupby(tasks, key=lambda task: task.base):
-        pipe, mechanism = load_pipeline(study, run, base)
+        pipe, mechanism = load_study_pipeline(study, run, base)
         pictures |= {task.key: paint_task(study, pipe, mechanism, task, advance) for task in some}
     return RunResult(score_tasks(study, name_run(run), tasks, pictures), pictures)
 
 
 def name_run(run: StudyRun | None) -> tuple[str, int]:
-    """A run's mechanism and seed of training; those of the base alone."""
+    """Return the mechanism and the seed of a run, or those of the base alone."""
     return (BASE_ALONE, 0) if run is None else (run.mechanism, run.seed)
 
 
 def measure_drawings(study: Study) -> RunResult:
-    """As `measure_run`, of what a perfect mechanism would draw: the judge's own limit."""
+    """Score what a perfect mechanism would draw, which is the judge's own limit; see `measure_run`."""
     pictures: dict[str, list[Image.Image]] = {}
     tasks = [task for task in study.tasks(None) if task.condition != CONTROL and not task.seed]
     for task in tasks:
@@ -159,11 +165,11 @@ def measure_drawings(study: Study) -> RunResult:
 # Drawing
 
 
-def load_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[Any, Mechanism | None]:
-    """The pipeline that draws a condition, with the run's mechanism on it.
+def load_study_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[Any, Mechanism | None]:
+    """Return the pipeline that draws a condition, and the run's mechanism on it.
 
-    The fine-tuned base of a mechanism that trains the U-Net is that U-Net with the style's low-rank change
-    added: its own weights cannot be exchanged.
+    If the mechanism trains the U-Net, its fine-tuned base is that U-Net with the style's low-rank change
+    added, because its own weights cannot be exchanged.
     """
     trains_base = run is not None and run.trains_base
     style = study.settings.style if base == STYLE else None
@@ -179,29 +185,30 @@ def load_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[Any, M
 
 
 def paint_task(
-    study: Study, pipe: Any, mechanism: Mechanism | None, task: Task, advance: Callable[[int], None]
+    study: Study, pipe: Any, mechanism: Mechanism | None, task: StudyTask, advance: Callable[[int], None]
 ) -> list[Image.Image]:
-    """One picture of each subject of a task, from the same noise in every run and condition."""
-
-    def call(group: Sequence[Subject], arguments: dict[str, Any]) -> list[Image.Image]:
-        if mechanism is None:
-            return call_pipeline(pipe, arguments)
-        embeddings = [study.embeddings[subject.number] for subject in group]
-        return mechanism.pictures(pipe, embeddings, task.scale, arguments)
+    """Generate one image of each subject of a task, with the same noise in every run and condition."""
 
     subjects = study.select(task)
-    edges = study.controls if task.condition == CONTROL else []
-    condition = Condition(task.scale, task.change, task.seed)
-    return paint_groups(call, subjects, condition, study.settings.paint, advance, edges=edges)
+
+    def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
+        if mechanism is None:
+            return call_pipeline(pipe, arguments)
+        embeddings = [study.embeddings[subject.number] for subject in subjects[rows]]
+        return mechanism.pictures(pipe, embeddings, task.scale, arguments)
+
+    inputs = {"image": study.controls} if task.condition == CONTROL else {}
+    condition = SuiteCondition(task.scale, task.change, task.seed)
+    return paint_rows(call, subjects, condition, study.settings.paint, advance, **inputs)
 
 
 # Scoring
 
 
 def score_tasks(
-    study: Study, name: tuple[str, int], tasks: Sequence[Task], pictures: Pictures
+    study: Study, name: tuple[str, int], tasks: Sequence[StudyTask], pictures: Pictures
 ) -> list[StudyScore]:
-    """Score every picture of the run of that name; those from further seeds serve diversity alone."""
+    """Score every image of the run of that name; images of further seeds are for diversity alone."""
     distances = measure_diversity(study, tasks, pictures)
     return [
         score
@@ -211,8 +218,8 @@ def score_tasks(
     ]
 
 
-def measure_diversity(study: Study, tasks: Sequence[Task], pictures: Pictures) -> dict[int, float]:
-    """The number of each subject that was drawn from several seeds → the distance among its pictures."""
+def measure_diversity(study: Study, tasks: Sequence[StudyTask], pictures: Pictures) -> dict[int, float]:
+    """Return the distance among the images of several seeds of each such subject, by its number."""
     several = [pictures[task.key] for task in tasks if task.condition == ALONE]
     few = min(map(len, several))
     if len(several) < 2:
@@ -224,11 +231,11 @@ def measure_diversity(study: Study, tasks: Sequence[Task], pictures: Pictures) -
 def score_task(
     study: Study,
     name: tuple[str, int],
-    task: Task,
+    task: StudyTask,
     pictures: Sequence[Image.Image],
     distances: Mapping[int, float],
 ) -> list[StudyScore]:
-    """Score one picture of each subject of a task."""
+    """Score one image of each subject of a task."""
     subjects = study.select(task)
     scores = score_pictures(
         subjects,
@@ -241,7 +248,7 @@ def score_task(
         attributes=READ_ATTRIBUTES[task.condition],
     )
     edges = edge_gaps(pictures, study.controls) if task.condition == CONTROL else None
-    lines = line_shares(pictures) if task.condition == STYLE else None
+    lines = line_shares(pictures).tolist() if task.condition == STYLE else None
     diversity = distances if task.condition == ALONE else {}
     return [
         StudyScore(

@@ -3,20 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from imprompt.lab.making.captions import full_caption
+from imprompt.lab.making.captions import write_full_caption
 from imprompt.lab.study.comparing import (
     DECOUPLED,
     KEPT,
     MEASURES,
     Difference,
     StudyScores,
-    group_verdicts,
+    describe_verdicts,
 )
 from imprompt.lab.study.measuring import BASE_ALONE, Study
 from imprompt.lab.study.runs import RunResult, StudyRun, list_differences
-from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT, Task
+from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT, StudyTask
 from imprompt.lab.study.tradeoff import AREA, TradeOff, tradeoff_section
-from imprompt.lab.suite.findings import DRAWING
+from imprompt.lab.suite.scoring import (
+    DRAWING,
+)
 from imprompt.lab.suite.subjects import CHANGES
 from imprompt.report import (
     Cell,
@@ -29,27 +31,27 @@ from imprompt.report import (
 )
 
 SHOWN = 6
-"""Characters in a grid: the first ones, chosen by nobody."""
+"""Number of characters in a grid, which are the first ones."""
 
 EQUAL = 0.01
 """Numbers of parameters that differ by no more than this share are equal."""
 
 Results = Mapping[tuple[str, int], RunResult]
-"""(mechanism, seed of training) → what was measured of that run; the base alone has `BASE_ALONE`, 0."""
+"""(mechanism, seed of training) → result of that run; the base alone is (`BASE_ALONE`, 0)."""
 
 
 @dataclass(frozen=True)
 class StudyFindings:
-    """What came of a study.
+    """The results of a study.
 
     Attributes:
-        runs: what was compared
-        unfinished: names of runs that were not
-        scores: of all pictures, those of the base alone and of perfect drawings too
-        differences: decoupled minus every other one, in every measure
+        runs: the compared runs
+        unfinished: names of the other runs
+        scores: of all images, also those of the base alone and of perfect drawings
+        differences: decoupled minus every other mechanism, for every measure
         tradeoff: the curves over the scale
         verdict: in words
-        seconds: that measuring took
+        seconds: how long measuring took
     """
 
     runs: Sequence[StudyRun]
@@ -62,7 +64,7 @@ class StudyFindings:
 
 
 def build_report(study: Study, findings: StudyFindings, results: Results) -> Report:
-    """The page."""
+    """Build the page."""
     settings = study.settings
     sections = [
         Section("Table 1 in miniature", describe_study(study, findings.runs), [main_table(findings)]),
@@ -86,7 +88,7 @@ def build_report(study: Study, findings: StudyFindings, results: Results) -> Rep
 
 
 def main_table(findings: StudyFindings) -> Table:
-    """Every mechanism's figures, after the floor, before the ceiling."""
+    """Make the table of every mechanism's figures, after the floor and before the ceiling."""
     sizes = {run.mechanism: run.parameters for run in findings.runs}
     scores = findings.scores
     rows: list[list[Cell]] = [
@@ -121,7 +123,7 @@ DIFFERENCES = (
 
 
 def difference_table(differences: Sequence[Difference]) -> Table:
-    """Every measure against each other mechanism."""
+    """Make the table of every measure against each other mechanism."""
     columns = ["figure", "against", "decoupled minus it", "smallest of a seed", "largest of a seed"]
     rows: list[list[Cell]] = [
         [
@@ -142,7 +144,7 @@ def difference_table(differences: Sequence[Difference]) -> Table:
 
 
 def describe_study(study: Study, runs: Sequence[StudyRun]) -> str:
-    """What was done, and in what the runs are not alike."""
+    """Describe what was done, and the settings in which the runs differ."""
     unlike = list_differences(runs)
     return (
         "Every mechanism on the embedded base, trained on the same samples, steps and batches, then given "
@@ -152,7 +154,7 @@ def describe_study(study: Study, runs: Sequence[StudyRun]) -> str:
 
 
 def write_verdict(runs: Sequence[StudyRun], differences: Sequence[Difference]) -> str:
-    """The paper's claim, decoupled against concatenated, and the rest in a sentence."""
+    """Write the paper's claim, decoupled against concatenated, and the other comparisons in a sentence."""
     kinds = {run.mechanism: run for run in runs}
     kept = [one for one in differences if one.measure == KEPT.name]
     if not kept:
@@ -162,14 +164,14 @@ def write_verdict(runs: Sequence[StudyRun], differences: Sequence[Difference]) -
     areas = {one.other: one.verdict for one in differences if one.measure == AREA}
     sentences = [
         *(describe_difference(one, kinds) for one in small),
-        *([f"Of those that train the whole U-Net too, it is {group_verdicts(large)}."] if large else []),
-        *([f"With text, over the scale, its area is {group_verdicts(areas)}."] if areas else []),
+        *([f"Of those that train the whole U-Net too, it is {describe_verdicts(large)}."] if large else []),
+        *([f"With text, over the scale, its area is {describe_verdicts(areas)}."] if areas else []),
     ]
     return " ".join(sentences)
 
 
 def describe_difference(difference: Difference, kinds: Mapping[str, StudyRun]) -> str:
-    """A difference in words, with its numbers and both numbers of parameters."""
+    """Write a difference in words, with its numbers and both numbers of parameters."""
     other, seeds = difference.other, len(difference.by_seed)
     ours, theirs = kinds[DECOUPLED].parameters, kinds[other].parameters
     is_equal = abs(theirs / ours - 1) <= EQUAL
@@ -187,7 +189,7 @@ def describe_difference(difference: Difference, kinds: Mapping[str, StudyRun]) -
 
 
 def contact_section(study: Study, results: Results) -> Section:
-    """The paper's figures 3, 6, 9, 4 and 10 by mechanism."""
+    """Make the paper's figures 3, 6, 9, 4 and 10 by mechanism."""
     first = {name: min(seed for other, seed in results if other == name) for name, _ in results}
     columns = {name: results[name, seed] for name, seed in first.items()}
     every_seed = {
@@ -196,11 +198,11 @@ def contact_section(study: Study, results: Results) -> Section:
         if name.partition(",")[0] in (DECOUPLED, "concatenated")
     }
     sheets = {
-        "Figure 3: image prompt alone": (columns, Task(ALONE)),
-        "Figure 6: with another’s edges": (columns, Task(CONTROL)),
-        **{f"Figure 9: “{one.text}”": (columns, Task(TEXT, text=name)) for name, one in CHANGES.items()},
-        "Figure 4: on a base fine-tuned to line drawings": (columns, Task(STYLE)),
-        "Figure 10: every seed of decoupled and concatenated": (every_seed, Task(ALONE)),
+        "Figure 3: image prompt alone": (columns, StudyTask(ALONE)),
+        "Figure 6: with another’s edges": (columns, StudyTask(CONTROL)),
+        **{f"Figure 9: “{one.text}”": (columns, StudyTask(TEXT, text=name)) for name, one in CHANGES.items()},
+        "Figure 4: on a base fine-tuned to line drawings": (columns, StudyTask(STYLE)),
+        "Figure 10: every seed of decoupled and concatenated": (every_seed, StudyTask(ALONE)),
     }
     text = (
         "Numbered as in the paper. The first characters, chosen by nobody; the same noise in a row; the "
@@ -210,15 +212,15 @@ def contact_section(study: Study, results: Results) -> Section:
     return Section("Contact sheets", text, grids)
 
 
-def contact_sheet(study: Study, columns: Mapping[str, RunResult], task: Task, title: str) -> Grid:
-    """References, and what each mechanism makes of them."""
+def contact_sheet(study: Study, columns: Mapping[str, RunResult], task: StudyTask, title: str) -> Grid:
+    """Show references, and each mechanism's images of them."""
     subjects = study.select(task)[:SHOWN]
     pictures = {"reference": [subject.picture for subject in subjects]}
     if task.condition == CONTROL:
         pictures["edges"] = study.controls
     pictures |= {name: list(result.pictures[task.key]) for name, result in columns.items()}
     rows = [
-        PictureRow([several[place] for several in pictures.values()], full_caption(subject.character))
+        PictureRow([several[place] for several in pictures.values()], write_full_caption(subject.character))
         for place, subject in enumerate(subjects)
     ]
     return Grid(list(pictures), rows, title=title)

@@ -1,4 +1,4 @@
-"""The runs of a study: folders that `imprompt train` has filled, and what has been measured of them."""
+"""The runs of a study: folders that `imprompt train` has filled, and their stored results."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ from imprompt.training.mechanisms import MECHANISMS, read_metadata
 
 ADAPTER_FILE, CONFIG_FILE = "adapter.safetensors", "config.json"
 RESULT_FILE, PICTURES_FILE = "study.json", "study.npz"
-"""What was measured of a run, and its pictures, beside its adapter."""
+"""The stored scores of a run and its images, in the folder of its adapter."""
 
 VERSION = 3
-"""Of what is measured; another one measures everything anew."""
+"""The version of the measurement; after a change everything is measured again."""
 
 COMPARED_SETTINGS = (
     "training.steps", "training.batch_size", "training.learning_rate", "data.source", "base.model", "loss",
@@ -38,13 +38,13 @@ MODEL_PARTS = ("base", "image_encoder", "judge", "control", "styles")
 
 @dataclass(frozen=True)
 class StudyScore(Score):
-    """One picture, as the suite scores it, of one run; `kept` is of the attributes in `READ_ATTRIBUTES`.
+    """The suite's scores of one image of a run; `kept` is of the attributes in `READ_ATTRIBUTES`.
 
     Attributes:
         mechanism, seed: of the run
         text: the name of the text in `CHANGES`, "" for none
-        diversity: mean cosine distance among its subject's pictures from several seeds, if there are several
-        edges: how much nearer its edges are to those given than to others', see `edge_gaps`
+        diversity: mean cosine distance among its subject's images of several seeds; None without several
+        edges: how much nearer its edges are to its own control than to others', see `edge_gaps`
         lines: share of its pixels that a line drawing could have; on the fine-tuned base
     """
 
@@ -58,7 +58,7 @@ class StudyScore(Score):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What was measured of one run: scores, and the pictures of each task by its key."""
+    """The result of one run: scores, and the images of each task by its key."""
 
     scores: Sequence[StudyScore]
     pictures: Mapping[str, Sequence[Image.Image]]
@@ -69,9 +69,9 @@ class StudyRun:
     """A finished run.
 
     Attributes:
-        folder: where it is
+        folder: the run's folder
         config: its settings
-        metadata: what its file says of itself
+        metadata: of its adapter file
     """
 
     folder: Path
@@ -80,33 +80,33 @@ class StudyRun:
 
     @property
     def kind(self) -> str:
-        """How the image prompt reaches the base, a key of `MECHANISMS`."""
+        """The key of its mechanism in `MECHANISMS`."""
         return self.metadata["injection"]
 
     @property
     def path(self) -> Path:
-        """Its adapter."""
+        """Its adapter file."""
         return self.folder / ADAPTER_FILE
 
     @property
     def mechanism(self) -> str:
-        """What tables call it: the mechanism, and the hidden layer that makes it another one."""
+        """The name in tables: the mechanism and, if there is one, the width of its hidden layer."""
         hidden = self.config["adapter"].get("hidden", 0)
         return f"{self.kind}, hidden {hidden}" if hidden else self.kind
 
     @property
     def seed(self) -> int:
-        """Of its training."""
+        """The seed of its training."""
         return int(self.config["training"]["seed"])
 
     @property
     def parameters(self) -> int:
-        """How many were trained."""
+        """The number of trained parameters."""
         return int(self.metadata["parameters"])
 
     @property
     def reads_text(self) -> bool:
-        """Whether a text can act beside the image prompt."""
+        """Whether a text can act together with the image prompt."""
         return MECHANISMS[self.kind].works_with_text
 
     @property
@@ -116,15 +116,15 @@ class StudyRun:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of its adapter."""
-        return file_digest(self.path)
+        """The SHA-256 of its adapter file."""
+        return hash_file(self.path)
 
 
 def find_runs(folder: Path) -> tuple[list[StudyRun], list[str]]:
-    """All finished runs in a folder, decoupled first, then by size; and the names of unfinished ones.
+    """Return all finished runs in a folder, decoupled first, then by size, and the names of unfinished ones.
 
     Raises:
-        ConfigError: none is finished, one is of another base than the embedded one, or two are the same
+        ConfigError: none is finished, one has another base than the embedded one, or two are equal
     """
     places = sorted(path for path in folder.glob("*") if (path / CONFIG_FILE).is_file())
     runs = [read_run(path) for path in places if (path / ADAPTER_FILE).is_file()]
@@ -145,11 +145,10 @@ def find_runs(folder: Path) -> tuple[list[StudyRun], list[str]]:
 
 
 def read_run(folder: Path) -> StudyRun:
-    """Read what a finished run says of itself.
+    """Read the settings and the metadata of a finished run.
 
     Raises:
-        ConfigError: another base than the embedded one, another encoder, another variant, or a file of
-            another program
+        ConfigError: it has another base, encoder or variant, or its file is from another program
     """
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     base = config["base"]
@@ -165,7 +164,7 @@ def read_run(folder: Path) -> StudyRun:
 
 
 def list_differences(runs: Sequence[StudyRun]) -> list[str]:
-    """In which settings runs that are to be compared differ, a phrase each."""
+    """List the settings in which runs that are to be compared differ, as phrases."""
     found = []
     for name in COMPARED_SETTINGS:
         group, _, key = name.partition(".")
@@ -178,27 +177,27 @@ def list_differences(runs: Sequence[StudyRun]) -> list[str]:
 # Stored results
 
 
-def result_key(digest: str, weights: str, settings: StudySettings) -> str:
-    """What a result depends on: the adapter, the embedded model, how pictures are made, what is measured."""
+def build_result_key(digest: str, weights: str, settings: StudySettings) -> str:
+    """Return a hash of what a result depends on: adapter, embedded model, settings, version."""
     text = json.dumps([VERSION, digest, weights, asdict(settings)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def weights_digest(weights: Path) -> str:
-    """SHA-256 of all of the embedded model that results depend on."""
+def hash_weights(weights: Path) -> str:
+    """Return the SHA-256 of the parts of the embedded model that results depend on."""
     paths = sorted(path for part in MODEL_PARTS for path in (weights / part).rglob("*.safetensors"))
-    digests = [[str(path.relative_to(weights)), file_digest(path)] for path in paths]
+    digests = [[str(path.relative_to(weights)), hash_file(path)] for path in paths]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_result(folder: Path, key: str, result: RunResult) -> None:
-    """Write a result into a run's folder, which is made if it is not there.
+    """Write a result into a run's folder, which is created if it does not exist.
 
     Raises:
         OutputError: it cannot be written
@@ -215,7 +214,7 @@ def save_result(folder: Path, key: str, result: RunResult) -> None:
 
 
 def load_result(folder: Path, key: str) -> RunResult | None:
-    """A result as `save_result` wrote it, if there is one of this key."""
+    """Return the result that `save_result` wrote, or None if there is none of this key."""
     try:
         values = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         if values["key"] != key:

@@ -1,4 +1,4 @@
-"""What the study draws of every run."""
+"""What the study generates for every run."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,26 +11,26 @@ from imprompt.lab.suite.subjects import CHANGES, TextChange
 ALONE, TEXT, CONTROL, STYLE = "image prompt alone", "with text", "with edges", "fine-tuned base"
 
 SCALE = 1.0
-"""The scale that every mechanism was trained with; table 1 is at this one."""
+"""The scale of every mechanism's training, and of table 1."""
 
 READ_ATTRIBUTES: Mapping[str, Collection[str]] = {ALONE: LABELS, TEXT: LABELS, CONTROL: COLORS, STYLE: PARTS}
-"""The attributes that count: another character's edges leave the colors free, a line drawing has none."""
+"""The attributes that count: another's edges leave the colors free, a line drawing has no colors."""
 
 
 @dataclass(frozen=True)
 class StudySettings:
-    """How much is drawn and how; the same for every mechanism.
+    """How much is generated and how; the same for every mechanism.
 
     Attributes:
-        subjects: characters drawn from the image prompt alone
-        gallery: among how many drawings of its style a reference is to be found, itself included
-        seeds: pictures of each of the first `diverse` subjects, for diversity
+        subjects: characters with the image prompt alone
+        gallery: number of drawings of its style among which a reference is searched, itself included
+        seeds: images of each of the first `diverse` subjects, for diversity
         diverse: see `seeds`
         text_subjects: characters with each text
-        scales: with text, beside `SCALE`; by mechanisms that read text
-        others: characters with another one's edges, and on the fine-tuned base; two at least
+        scales: with text, in addition to `SCALE`; for mechanisms that read text
+        others: characters with another one's edges, and on the fine-tuned base; at least two
         style: of the fine-tuned base
-        paint: how pictures are made
+        paint: how images are generated
     """
 
     subjects: int = 96
@@ -45,21 +45,21 @@ class StudySettings:
 
     @property
     def text_scales(self) -> list[float]:
-        """All scales with text, from the smallest."""
+        """All scales with text, in rising order."""
         return sorted({SCALE, *self.scales})
 
 
 SMALL = StudySettings(24, 40, 2, 8, 8, (0.5,), 12, paint=PaintSettings(steps=12))
-"""For a first look."""
+"""Settings for a first look."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """One picture of each of some subjects.
+class StudyTask:
+    """One image of each of some subjects.
 
     Attributes:
         condition: `ALONE`, `TEXT`, `CONTROL` or `STYLE`
-        scale: what the mechanism is given as `scale`
+        scale: the mechanism's `scale`
         text: the name of a text in `CHANGES`, "" for none
         seed: of the noise
     """
@@ -71,7 +71,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """A name that no other task of a run has."""
+        """A name that is unique among a run's tasks."""
         return f"{self.condition}, {self.text}, scale {self.scale:g}, seed {self.seed}"
 
     @property
@@ -81,5 +81,5 @@ class Task:
 
     @property
     def base(self) -> str:
-        """The condition whose pipeline draws it: text is for the plain base."""
+        """The condition whose pipeline draws it: text is drawn by the plain base."""
         return ALONE if self.condition == TEXT else self.condition

@@ -1,7 +1,7 @@
-"""Text against image over the scale: which mechanism gives up less of the one for the other.
+"""Text against image over the scale: which mechanism loses less of one for the other.
 
-At one scale a mechanism that follows its image prompt more may only have been turned up; the curve over the
-scale shows what it can be turned to.
+At a single scale, a mechanism that follows its image prompt more may only have a higher setting. The curve
+over the scale shows all settings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ AREA = "area of the trade-off"
 
 
 class TradeOff(NamedTuple):
-    """Every mechanism that was drawn with text at all scales.
+    """The trade-off of every mechanism that was drawn with text at all scales.
 
     Attributes:
         curves: by mechanism
-        differences: of the areas, decoupled minus another, over the seeds that both have
+        differences: of the areas, decoupled minus another, over the seeds of both
     """
 
     curves: Mapping[str, ScaleCurve]
@@ -30,7 +30,7 @@ class TradeOff(NamedTuple):
 
 
 def measure_tradeoff(scores: StudyScores, scales: Sequence[float]) -> TradeOff:
-    """Measure the curves; their intervals are over characters, seeds averaged."""
+    """Measure the curves; their intervals are over characters, with seeds averaged."""
     both = {name: follow_both(scores, name, scales) for name in scores.mechanisms if len(scales) > 1}
     curves = {name: scale_curve(np.array(scales), *one) for name, one in both.items() if one is not None}
     others = [name for name in curves if name != DECOUPLED and scores.shared_seeds(name)]
@@ -40,7 +40,7 @@ def measure_tradeoff(scores: StudyScores, scales: Sequence[float]) -> TradeOff:
 def follow_both(
     scores: StudyScores, mechanism: str, scales: Sequence[float], seeds: Sequence[int] | None = None
 ) -> Float[np.ndarray, "2 scales characters"] | None:
-    """How far text and image prompt are followed; None of what was not drawn at these scales."""
+    """Return how far text and image prompt are followed; None for a mechanism without these scales."""
     tables = [
         [scores.table(mechanism, measure, seeds, scale) for scale in scales]
         for measure in (TEXT_FOLLOWED, TEXT_KEPT)
@@ -51,7 +51,7 @@ def follow_both(
 
 
 def compare_areas(scores: StudyScores, other: str, scales: Sequence[float]) -> Difference:
-    """The decoupled curve's area minus another's."""
+    """Return the decoupled curve's area minus another's."""
 
     def subtract(seeds: Sequence[int]) -> Difference:
         ours, theirs = (follow_both(scores, name, scales, seeds) for name in (DECOUPLED, other))
@@ -65,7 +65,7 @@ def compare_areas(scores: StudyScores, other: str, scales: Sequence[float]) -> D
 
 
 def tradeoff_section(tradeoff: TradeOff) -> Section:
-    """The section of the page."""
+    """Make the section of the page."""
     ordered = sorted(tradeoff.curves, key=lambda name: name == DECOUPLED)
     chart = Chart(
         "Text followed against the other attributes kept",
@@ -99,7 +99,7 @@ TEXT = (
 
 
 def draw_curve(name: str, curve: ScaleCurve) -> Line:
-    """One mechanism's."""
+    """Draw a mechanism's curve."""
     ours = name == DECOUPLED
     points = [(kept.mean, text.mean) for kept, text in zip(curve.reference, curve.prompt, strict=True)]
     names = [f"{scale:g}" if ours else "" for scale in curve.scales]

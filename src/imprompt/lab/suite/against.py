@@ -1,7 +1,7 @@
-"""This report against an earlier one of the suite: differences, paired character by character.
+"""Compare this report with an earlier one of the suite: paired differences over characters.
 
-What makes a character hard is hard for both reports and cancels, so a difference can be told where the two
-intervals overlap.
+A difficult character is difficult for both reports, and this cancels. So a difference can be significant
+where the two intervals overlap.
 """
 
 import csv
@@ -16,8 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from imprompt.errors import ConfigError
 from imprompt.evaluation.metrics import bootstrap_difference
-from imprompt.lab.suite.findings import Comparison, SuiteSettings, name_scale
-from imprompt.lab.suite.scoring import Score
+from imprompt.lab.suite.painting import (
+    SuiteSettings,
+)
+from imprompt.lab.suite.scoring import PROMPTED, Comparison, Score
 from imprompt.lab.suite.subjects import CHANGES, SPLITS
 from imprompt.report import (
     SCORES_FILE,
@@ -26,11 +28,9 @@ from imprompt.report import (
     plain,
 )
 
-PROMPTED = name_scale(1.0)
 
-
-class Measure(NamedTuple):
-    """One figure of a picture: its name, in which pictures, and its value."""
+class SuiteMeasure(NamedTuple):
+    """One figure of an image: its name, the images that have it, and its value."""
 
     name: str
     belongs: Callable[[Score], bool]
@@ -39,17 +39,17 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class EarlierReport:
-    """A report that another is compared with: its adapter's name, and a score for each picture."""
+    """A report to compare with: its adapter's name, and a score for each image."""
 
     name: str
     scores: Sequence[Score]
 
 
 def load_earlier_report(folder: Path, settings: SuiteSettings) -> EarlierReport:
-    """Read a report that one with these settings is to be compared with.
+    """Read a report to be compared with one of these settings.
 
     Raises:
-        ConfigError: no report of this suite, or one with other settings
+        ConfigError: it is no report of this suite, or has other settings
     """
     try:
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def load_earlier_report(folder: Path, settings: SuiteSettings) -> EarlierReport:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """What `write_scores` wrote; a cell without anything is None, or nothing read wrongly."""
+    """Read what `write_scores` wrote; an empty cell is None, or "" in the column `wrong`."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [
             {key: value or ("" if key == "wrong" else None) for key, value in row.items()}
@@ -79,28 +79,30 @@ def read_scores(path: Path) -> list[Score]:
     return TypeAdapter(list[Score]).validate_python(rows)
 
 
-def list_measures() -> list[Measure]:
-    """What is compared: attributes kept and references found, split by split; both halves of each text."""
+def list_measures() -> list[SuiteMeasure]:
+    """List what is compared: attributes kept and references found by split, and both shares of each text."""
     measures = []
     for split in SPLITS:
 
         def is_prompted(score: Score, split: str = split) -> bool:
             return score.split == split and score.condition == PROMPTED
 
-        measures.append(Measure(f"kept, unseen {split}", is_prompted, lambda score: score.kept))
-        measures.append(Measure(f"found first, unseen {split}", is_prompted, lambda score: score.rank == 0))
+        measures.append(SuiteMeasure(f"kept, unseen {split}", is_prompted, lambda score: score.kept))
+        measures.append(
+            SuiteMeasure(f"found first, unseen {split}", is_prompted, lambda score: score.rank == 0)
+        )
     for name in CHANGES:
 
         def has_text(score: Score, name: str = name) -> bool:
             return score.condition == name and score.scale == 1.0
 
-        measures.append(Measure(f"“{name}”: present", has_text, lambda score: bool(score.asked)))
-        measures.append(Measure(f"“{name}”: others kept", has_text, lambda score: score.kept))
+        measures.append(SuiteMeasure(f"“{name}”: present", has_text, lambda score: bool(score.asked)))
+        measures.append(SuiteMeasure(f"“{name}”: others kept", has_text, lambda score: score.kept))
     return measures
 
 
 def compare_scores(scores: Sequence[Score], earlier: EarlierReport) -> Comparison:
-    """Every measure at λ = 1: this report minus the earlier one, over the characters that both have."""
+    """Return every measure at λ = 1 of this report minus the earlier one, over the characters of both."""
     differences: dict[str, Interval] = {}
     for measure in list_measures():
         ours, theirs = (values_of(several, measure) for several in (scores, earlier.scores))
@@ -111,6 +113,6 @@ def compare_scores(scores: Sequence[Score], earlier: EarlierReport) -> Compariso
     return Comparison(earlier.name, differences)
 
 
-def values_of(scores: Sequence[Score], measure: Measure) -> dict[int, float]:
-    """Character → the measure."""
+def values_of(scores: Sequence[Score], measure: SuiteMeasure) -> dict[int, float]:
+    """Return the measure of each character."""
     return {score.subject: float(measure.value(score)) for score in scores if measure.belongs(score)}

@@ -1,8 +1,7 @@
-"""The suite, from characters to figures."""
+"""The whole suite: from characters to figures and report."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,43 +12,48 @@ from imprompt.checkpoint import EMBEDDED, load_adapter
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.against import EarlierReport, compare_scores, load_earlier_report
-from imprompt.lab.suite.copying import count_copies
-from imprompt.lab.suite.findings import (
+from imprompt.lab.suite.page import build_report, print_findings
+from imprompt.lab.suite.painting import (
+    SMALL,
+    SuiteCondition,
+    SuiteModels,
+    SuiteSettings,
+    paint,
+    reconstruct_pictures,
+)
+from imprompt.lab.suite.scoring import (
     CODEC,
     CURVE_SCALES,
     DRAWING,
     FLOOR,
     SCALES,
-    SMALL,
-    Findings,
-    SplitFindings,
-    SuiteSettings,
-    TextFindings,
-    name_scale,
-)
-from imprompt.lab.suite.page import build_report, print_findings
-from imprompt.lab.suite.painting import Condition, SuiteModels, paint, through_codec
-from imprompt.lab.suite.scoring import (
     Galleries,
     Readings,
     Score,
+    SplitFindings,
+    SuiteFindings,
+    TextFindings,
     attribute_shares,
+    count_copies,
     mean_of,
+    name_scale,
     read_pictures,
     score_pictures,
     seed_distances,
 )
-from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_gallery, sample_subjects, suited
-from imprompt.report import (
-    Interval,
-    make_folder,
-    write_report,
-    write_scores,
+from imprompt.lab.suite.subjects import (
+    CHANGES,
+    SPLITS,
+    Subject,
+    sample_gallery,
+    sample_subjects,
+    select_suitable,
 )
+from imprompt.report import Interval, make_folder, plain, write_report, write_scores
 from imprompt.runtime.progress import show_progress
 
 Pictures = dict[tuple[str, str], list[Image.Image]]
-"""(split or text, condition) → a picture of each subject."""
+"""(split or text, condition) → an image of each subject."""
 
 
 def evaluate_mini(
@@ -60,22 +64,22 @@ def evaluate_mini(
     small: bool = False,
     against: Path | None = None,
     settings: SuiteSettings | None = None,
-) -> Findings:
-    """Measure an adapter of the embedded model on characters that it has never seen; write report and scores.
+) -> SuiteFindings:
+    """Measure an adapter of the embedded model on unseen characters, and write report and scores.
 
     Args:
-        output: folder of the report, made if it is not there
-        weights: folder of the embedded model, if not the shipped one
-        adapter: "mini" or "mini-plus", the model's own, or a file for it, as `imprompt train` writes it
-        small: fewer characters: a minute or two on two cores
-        against: folder of an earlier report with the same settings, to be compared with
-        settings: how much is measured, in place of what `small` says
+        output: folder of the report, created if it does not exist
+        weights: folder of the embedded model, if it is not the shipped one
+        adapter: "mini" or "mini-plus", the model's own, or a file that `imprompt train` wrote for it
+        small: use fewer characters, which takes a minute or two on two cores
+        against: folder of an earlier report with the same settings, to compare with
+        settings: how much to measure, in place of what `small` chooses
 
     Raises:
         OutputError: the folder cannot be written
-        ConfigError: the earlier report is none, or has other settings
-        UnknownModel: weights, judge or adapter are not there
-        CheckpointError, AdapterMismatch: no adapter, or one for another base
+        ConfigError: the earlier report cannot be read, or has other settings
+        UnknownModel: weights, judge or adapter cannot be found
+        CheckpointError, AdapterMismatch: the file is no adapter, or one for another base
         MissingExtra: a library that draws or measures is not installed
     """
     make_folder(output)
@@ -85,7 +89,7 @@ def evaluate_mini(
 
 
 def load_models(weights: Path | None, adapter: str = "mini") -> SuiteModels:
-    """The base, an adapter and the judge, as `evaluate_mini` takes them; on a GPU if there is one."""
+    """Load the base, an adapter and the judge, as for `evaluate_mini`, on a GPU if there is one."""
     folder = mini.WEIGHTS if weights is None else weights
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     own = adapter in EMBEDDED
@@ -97,8 +101,8 @@ def load_models(weights: Path | None, adapter: str = "mini") -> SuiteModels:
 
 def measure(
     models: SuiteModels, settings: SuiteSettings, *, output: Path, earlier: EarlierReport | None = None
-) -> Findings:
-    """As `evaluate_mini`, on any models."""
+) -> SuiteFindings:
+    """Run the suite on any models; see `evaluate_mini`."""
     started = time.monotonic()
     subjects: dict[Split, list[Subject]] = {
         split: sample_subjects(split, settings.subjects) for split in SPLITS
@@ -109,7 +113,7 @@ def measure(
     galleries = Galleries(models.judge, drawings)
     scores, splits = score_splits(models, subjects, pictures, galleries)
     text_scores, texts = score_texts(models, subjects["combinations"], pictures, settings)
-    findings = Findings(
+    findings = SuiteFindings(
         models.name,
         models.adapter.projection.tokens,
         settings,
@@ -125,7 +129,7 @@ def measure(
         None if earlier is None else compare_scores([*scores, *text_scores], earlier),
     )
     write_scores([*scores, *text_scores], output)
-    write_report(build_report(findings, subjects, pictures, scores), output, asdict(findings))
+    write_report(build_report(findings, subjects, pictures, scores), output, plain(findings))
     print_findings(findings)
     return findings
 
@@ -133,11 +137,13 @@ def measure(
 def paint_all(
     models: SuiteModels, subjects: Mapping[Split, Sequence[Subject]], settings: SuiteSettings
 ) -> Pictures:
-    """Every picture that is scored, and the ceilings."""
-    jobs = [(split, several, Condition(scale)) for split, several in subjects.items() for scale in SCALES]
+    """Generate every image that is scored, and the images of floor and ceiling."""
+    jobs = [
+        (split, several, SuiteCondition(scale)) for split, several in subjects.items() for scale in SCALES
+    ]
     for name, change in CHANGES.items():
-        few = suited(subjects["combinations"], change)[: settings.text_subjects]
-        jobs += [(name, few, Condition(scale, change)) for scale in CURVE_SCALES]  # type: ignore[list-item]
+        few = select_suitable(subjects["combinations"], change)[: settings.text_subjects]
+        jobs += [(name, few, SuiteCondition(scale, change)) for scale in CURVE_SCALES]  # type: ignore[list-item]
     pictures: Pictures = {}
     with show_progress("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
         for name, several, condition in jobs:
@@ -145,13 +151,13 @@ def paint_all(
             pictures[name, name_scale(condition.scale)] = made
     for split, several in subjects.items():
         originals = [subject.picture for subject in several]
-        pictures[split, DRAWING], pictures[split, CODEC] = originals, through_codec(models, originals)
+        pictures[split, DRAWING], pictures[split, CODEC] = originals, reconstruct_pictures(models, originals)
         pictures[split, FLOOR] = rotate(pictures[split, name_scale(1.0)])
     return pictures
 
 
 def rotate(pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Each subject's place holds the picture of another."""
+    """Return each subject's image at the place of another subject."""
     return [*pictures[1:], pictures[0]]
 
 
@@ -184,7 +190,7 @@ def score_condition(
     condition: str,
     galleries: Galleries,
 ) -> list[Score]:
-    """Score one condition's pictures without text."""
+    """Score the images of one condition without text."""
     readings = read_pictures(models.judge, pictures)
     scale = float(condition.removeprefix("λ = ")) if condition.startswith("λ") else 1.0
     return score_pictures(
@@ -193,7 +199,7 @@ def score_condition(
 
 
 def summarize_split(scores: Mapping[str, Sequence[Score]], subjects: Sequence[Subject]) -> SplitFindings:
-    """The means of a split's conditions."""
+    """Average the scores of a split's conditions."""
     prompted = attribute_shares(scores[name_scale(1.0)], subjects)
     drawn = attribute_shares(scores[DRAWING], subjects)
 
@@ -215,7 +221,7 @@ def score_texts(
     everything: list[Score] = []
     findings = {}
     for name, change in CHANGES.items():
-        few = suited(subjects, change)[: settings.text_subjects]
+        few = select_suitable(subjects, change)[: settings.text_subjects]
         references = read_pictures(models.judge, [subject.picture for subject in few])
         curve = []
         for scale in CURVE_SCALES:
@@ -234,8 +240,10 @@ def score_texts(
 
 
 def measure_diversity(models: SuiteModels, subjects: Sequence[Subject], settings: SuiteSettings) -> Interval:
-    """Mean cosine distance among the judge's embeddings of several pictures of one subject at λ = 1."""
+    """Return the mean distance among the judge's embeddings of several images of one subject at λ = 1."""
     few = subjects[: settings.diverse]
-    seeds = [paint(models, few, Condition(1.0, seed=seed), settings.paint) for seed in range(settings.seeds)]
+    seeds = [
+        paint(models, few, SuiteCondition(1.0, seed=seed), settings.paint) for seed in range(settings.seeds)
+    ]
     embeddings = torch.stack([read_pictures(models.judge, some).embeddings for some in seeds])
     return mean_of(seed_distances(embeddings))

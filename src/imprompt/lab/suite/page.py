@@ -1,4 +1,4 @@
-"""The suite's page and its lines in the terminal."""
+"""The suite's page, and its tables in the terminal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,20 +6,21 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from imprompt.lab.making.captions import full_caption
+from imprompt.lab.making.captions import write_full_caption
 from imprompt.lab.making.characters import Split
-from imprompt.lab.suite.findings import (
+from imprompt.lab.suite.scoring import (
     CODEC,
     CURVE_SCALES,
     FLOOR,
+    PROMPTED,
     SCALES,
     Comparison,
-    Findings,
+    Score,
+    SuiteFindings,
     TextFindings,
     name_scale,
 )
-from imprompt.lab.suite.scoring import Score
-from imprompt.lab.suite.subjects import CHANGES, Subject, suited
+from imprompt.lab.suite.subjects import CHANGES, Subject, select_suitable
 from imprompt.report import (
     Block,
     Cell,
@@ -34,6 +35,7 @@ from imprompt.report import (
     Section,
     Table,
     best_median_worst,
+    format_mean,
 )
 
 SPLIT_TITLES: Mapping[Split, str] = {
@@ -42,18 +44,16 @@ SPLIT_TITLES: Mapping[Split, str] = {
     "styles": "Styles never seen",
 }
 SHOWN = 12
-"""Subjects in each grid of pictures."""
-
-PROMPTED = name_scale(1.0)
+"""Subjects in each grid of images."""
 
 
 def build_report(
-    findings: Findings,
+    findings: SuiteFindings,
     subjects: Mapping[Split, Sequence[Subject]],
     pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
     scores: Sequence[Score],
 ) -> Report:
-    """The page: key figures, then each split, then the texts, with pictures."""
+    """Build the page: key figures, each split, and the texts, with images."""
     sections = [split_section(findings, split, subjects[split], pictures, scores) for split in subjects]
     sections.append(text_section(findings, subjects["combinations"], pictures))
     if findings.against is not None:
@@ -76,51 +76,51 @@ def build_report(
     )
 
 
-def write_lead(findings: Findings) -> str:
-    """What came of it, in one sentence."""
+def write_lead(findings: SuiteFindings) -> str:
+    """Write the result in one sentence."""
     combinations = findings.splits["combinations"]
     kept, ceiling = combinations.kept[PROMPTED].mean, combinations.kept[CODEC].mean
     return (
         f"From one drawing, without a word, pictures keep {100 * kept:.0f} % of a character's attributes "
-        f"({100 * ceiling:.0f} % are read in the drawing itself); {percent(combinations.found[PROMPTED])} "
+        f"({100 * ceiling:.0f} % are read in the drawing itself); {combinations.found[PROMPTED].percent} "
         f"are nearer to their reference than to any other {among(findings)}."
     )
 
 
-def among(findings: Findings) -> str:
-    """Among how many a reference is found."""
+def among(findings: SuiteFindings) -> str:
+    """Write among how many drawings a reference is searched."""
     return f"among {findings.settings.gallery} of its style"
 
 
-def list_facts(findings: Findings) -> dict[str, str]:
-    """How it was made, for people."""
+def list_facts(findings: SuiteFindings) -> dict[str, str]:
+    """List how the report was made."""
     settings = findings.settings
-    low, high = findings.diversity.low, findings.diversity.high
+    mean, ends = format_mean(findings.diversity)
     return {
         "adapter": f"{findings.name}, {findings.tokens} tokens",
         "pictures": f"{settings.subjects} characters of each kind, {settings.paint.steps} steps, "
         f"guidance {settings.paint.guidance_scale:g}",
-        "diversity over seeds": f"{findings.diversity.mean:.3f} [{low:.3f}, {high:.3f}] cosine distance",
+        "diversity over seeds": f"{mean} {ends} cosine distance",
         "copies of training drawings": write_copies(findings.copies),
         "time": f"{findings.seconds:.0f} s",
     }
 
 
 def write_copies(copies: Mapping[str, Interval] | None) -> str:
-    """The shares of copies, or why there are none."""
+    """Write the shares of copies, or why there are none."""
     if copies is None:
         return "unknown: `imprompt mini build-data` draws what was trained on"
-    return "; ".join(f"{percent(share)} of {name}" for name, share in copies.items())
+    return "; ".join(f"{share.percent} of {name}" for name, share in copies.items())
 
 
 def split_section(
-    findings: Findings,
+    findings: SuiteFindings,
     split: Split,
     subjects: Sequence[Subject],
     pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
     scores: Sequence[Score],
 ) -> Section:
-    """Tables and pictures of one split."""
+    """Make the tables and the grid of one split."""
     found = findings.splits[split]
     columns = [Column(""), *(Column(name, percent=True) for name in ("kept", "all kept", "found first"))]
     rows: list[list[Cell]] = [
@@ -145,14 +145,14 @@ def split_grid(
     pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
     scores: Sequence[Score],
 ) -> Grid:
-    """Best, median and worst subjects with their pictures."""
+    """Show the best, median and worst subjects with their images."""
     prompted = [score for score in scores if score.split == split and score.condition == PROMPTED]
     places = best_median_worst([score.kept for score in prompted], SHOWN // 3)
     conditions = [name_scale(scale) for scale in SCALES]
     rows = [
         PictureRow(
             [subjects[place].picture, *(pictures[split, name][place] for name in conditions)],
-            f"{100 * prompted[place].kept:.0f} %: {full_caption(subjects[place].character)}"
+            f"{100 * prompted[place].kept:.0f} %: {write_full_caption(subjects[place].character)}"
             + (f"; read otherwise: {prompted[place].wrong}" if prompted[place].wrong else ""),
         )
         for place in places
@@ -161,14 +161,14 @@ def split_grid(
 
 
 def text_section(
-    findings: Findings,
+    findings: SuiteFindings,
     subjects: Sequence[Subject],
     pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
 ) -> Section:
-    """The texts: curves, numbers, pictures."""
+    """Make the charts, tables and grids of the texts."""
     blocks: list[Block] = []
     for name, found in findings.texts.items():
-        few = suited(subjects, CHANGES[name])[: found.subjects]
+        few = select_suitable(subjects, CHANGES[name])[: found.subjects]
         blocks += [text_chart(found), text_table(found), text_grid(name, few, pictures)]
     text = (
         "Each text asks for what the reference does not show. Asked: the judge reads it in the picture. "
@@ -178,19 +178,19 @@ def text_section(
 
 
 def text_chart(found: TextFindings) -> Chart:
-    """Both over λ."""
+    """Draw both shares over λ."""
     lines = [draw_line("asked", found.asked, "ink"), draw_line("kept", found.kept, "accent")]
     return Chart(f"“{found.text}”", f"{found.subjects} characters.", lines, zero=True, x_label="λ")
 
 
 def draw_line(label: str, values: Sequence[Interval], tone: str) -> Line:
-    """One curve over `CURVE_SCALES`."""
+    """Make one line over `CURVE_SCALES`."""
     points = [(scale, value.mean) for scale, value in zip(CURVE_SCALES, values, strict=True)]
     return Line(label, points, tone, intervals=[(value.low, value.high) for value in values])  # type: ignore[arg-type]
 
 
 def text_table(found: TextFindings) -> Table:
-    """The numbers behind the chart."""
+    """Make the table of the chart's numbers."""
     rows: list[list[Cell]] = [
         [f"λ = {scale:g}", asked, kept]
         for scale, asked, kept in zip(CURVE_SCALES, found.asked, found.kept, strict=True)
@@ -202,7 +202,7 @@ def text_table(found: TextFindings) -> Table:
 def text_grid(
     name: str, subjects: Sequence[Subject], pictures: Mapping[tuple[str, str], Sequence[Image.Image]]
 ) -> Grid:
-    """The first subjects at every λ."""
+    """Show the first subjects at every λ."""
     conditions = [condition for key, condition in pictures if key == name]
     rows = [
         PictureRow(
@@ -215,7 +215,7 @@ def text_grid(
 
 
 def comparison_section(comparison: Comparison) -> Section:
-    """The differences to an earlier report."""
+    """Make the table of differences from an earlier report."""
     rows: list[list[Cell]] = [
         [name, difference, judge_difference(difference)]
         for name, difference in comparison.differences.items()
@@ -226,17 +226,12 @@ def comparison_section(comparison: Comparison) -> Section:
 
 
 def judge_difference(difference: Interval) -> str:
-    """What the interval of a difference says of this report."""
-    return "more" if difference.low > 0 else "less" if difference.high < 0 else "cannot be told"
+    """Say whether this report has more or less than the other one."""
+    return {1: "more", -1: "less", 0: "cannot be told"}[difference.sign]
 
 
-def percent(interval: Interval) -> str:
-    """`87 % [83, 90]`."""
-    return f"{100 * interval.mean:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-
-
-def print_findings(findings: Findings, console: Console | None = None) -> None:
-    """The key figures as two tables."""
+def print_findings(findings: SuiteFindings, console: Console | None = None) -> None:
+    """Print the key figures as two tables."""
     console = console or Console()
     table = ConsoleTable(
         "", "λ = 0", "λ = 0.5", PROMPTED, "floor", "ceiling", "found first", title="attributes kept"
@@ -245,15 +240,15 @@ def print_findings(findings: Findings, console: Console | None = None) -> None:
         conditions = (*(name_scale(scale) for scale in SCALES), FLOOR, CODEC)
         table.add_row(
             f"unseen {split}",
-            *(percent(found.kept[name]) for name in conditions),
-            percent(found.found[PROMPTED]),
+            *(found.kept[name].percent for name in conditions),
+            found.found[PROMPTED].percent,
         )
     console.print(table)
     texts = ConsoleTable("", "best λ", "asked for and present", "others kept", title="with a text")
     for found in findings.texts.values():
         scale = CURVE_SCALES[found.best]
         texts.add_row(
-            f"“{found.text}”", f"{scale:g}", percent(found.asked[found.best]), percent(found.kept[found.best])
+            f"“{found.text}”", f"{scale:g}", found.asked[found.best].percent, found.kept[found.best].percent
         )
     console.print(texts)
     if findings.against is not None:

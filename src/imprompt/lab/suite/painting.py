@@ -1,8 +1,8 @@
-"""Pictures from image prompts: many characters in one call of the pipeline, each with its own noise."""
+"""Images of characters from image prompts: many in one call of the pipeline, each with its own noise."""
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -10,25 +10,24 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
-from torch import Generator
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.evaluation.judges.characters import CharacterJudge
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_results import call_pipeline, call_pipeline_by_rows
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.reference import Reference
 
 
 @dataclass(frozen=True)
 class SuiteModels:
-    """What is measured, and by what. Adapters have their image encoder and are not attached.
+    """The models of the suite. Adapters have their image encoder and are not attached.
 
     Attributes:
         pipe: the base
-        adapter: what image prompts act through
-        judge: what reads the pictures
-        name: the adapter's, for people
-        plus: another adapter, of the grid of features; only figures compare it
+        adapter: the adapter that is measured
+        judge: reads the images
+        name: the adapter's name
+        plus: another adapter, of the grid of features; only figures use it
         controlnet: of edges; only figures use it
         fine_tuned: the base as fine-tuned on line drawings; only figures use it
     """
@@ -44,12 +43,12 @@ class SuiteModels:
 
 @dataclass(frozen=True)
 class PaintSettings:
-    """How pictures are made.
+    """How images are generated.
 
     Attributes:
-        steps: denoising steps
+        steps: number of denoising steps
         guidance_scale: w
-        batch_size: pictures in one call of the pipeline
+        batch_size: images in one call of the pipeline
     """
 
     steps: int = 25
@@ -58,8 +57,33 @@ class PaintSettings:
 
 
 @dataclass(frozen=True)
-class Condition:
-    """One way of asking: the strength λ of the image prompt, a text or none, and which seed."""
+class SuiteSettings:
+    """How much the suite measures.
+
+    Attributes:
+        subjects: characters of each split
+        text_subjects: characters of unseen combinations with each text
+        gallery: number of drawings of its style among which a reference is searched, itself included
+        seeds: images of each of the first `diverse` subjects, for diversity
+        diverse: see `seeds`
+        paint: how images are generated
+    """
+
+    subjects: int = 120
+    text_subjects: int = 48
+    gallery: int = 200
+    seeds: int = 4
+    diverse: int = 24
+    paint: PaintSettings = field(default_factory=PaintSettings)
+
+
+SMALL = SuiteSettings(24, 12, 40, 2, 8)
+"""Settings that take a minute or two on two cores."""
+
+
+@dataclass(frozen=True)
+class SuiteCondition:
+    """One way to generate: the scale λ of the image prompt, a text or none, and a seed."""
 
     scale: float
     change: TextChange | None = None
@@ -74,80 +98,66 @@ class Condition:
 def paint(
     models: SuiteModels,
     subjects: Sequence[Subject],
-    condition: Condition,
+    condition: SuiteCondition,
     settings: PaintSettings,
     advance: Callable[[int], None] = lambda pictures: None,
     *,
     edges: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
-    """One picture of each subject; a subject's noise is the same in every condition with the same seed.
+    """Generate one image of each subject; its noise is the same in every condition with the same seed.
 
     Args:
-        models: what draws; a ControlNet's pipeline where there are `edges`
-        subjects: whose drawings are the image prompts
-        condition, settings: how
-        advance: called with how many pictures were made, call by call
-        edges: one control picture for each subject, or none
+        models: the models; with a ControlNet's pipeline if there are `edges`
+        subjects: their drawings are the image prompts
+        condition, settings: how images are generated
+        advance: called with the number of images of each call
+        edges: one control image for each subject, or none
     """
 
-    def call(group: Sequence[Subject], arguments: dict[str, Any]) -> list[Image.Image]:
-        references = [Reference(subject.picture, scale=condition.scale) for subject in group]
+    def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
+        references = [Reference(subject.picture, scale=condition.scale) for subject in subjects[rows]]
         with models.adapter.references(references):
             return call_pipeline(cast(Any, models.pipe), arguments)
 
+    inputs = {"image": list(edges)} if edges else {}
     with models.adapter.attach(models.pipe):
-        return paint_groups(call, subjects, condition, settings, advance, edges=edges)
+        return paint_rows(call, subjects, condition, settings, advance, **inputs)
 
 
-def paint_groups(
-    call: Callable[[Sequence[Subject], dict[str, Any]], list[Image.Image]],
+def paint_rows(
+    call: Callable[[slice, dict[str, Any]], list[Image.Image]],
     subjects: Sequence[Subject],
-    condition: Condition,
+    condition: SuiteCondition,
     settings: PaintSettings,
     advance: Callable[[int], None] = lambda pictures: None,
-    *,
-    edges: Sequence[Image.Image] = (),
+    **inputs: Any,
 ) -> list[Image.Image]:
-    """As `paint`, by anything that draws: `call` is given each group's subjects and the pipeline's arguments.
+    """Generate as `paint` does, with any function that calls a pipeline.
 
-    The strength of the image prompt, `condition.scale`, is not among the arguments: it is up to `call`.
+    Args:
+        call: receives the rows of `subjects` and the pipeline's arguments; it applies `condition.scale`
+        subjects, condition, settings, advance: as for `paint`
+        **inputs: further arguments of the pipeline; a list has a value for each subject
     """
-    pictures: list[Image.Image] = []
-    for start in range(0, len(subjects), settings.batch_size):
-        group = slice(start, start + settings.batch_size)
-        arguments = pipeline_arguments(subjects[group], condition, settings, edges[group])
-        made = call(subjects[group], arguments)
-        pictures += made
-        advance(len(made))
-    return pictures
-
-
-def pipeline_arguments(
-    subjects: Sequence[Subject],
-    condition: Condition,
-    settings: PaintSettings,
-    edges: Sequence[Image.Image] = (),
-) -> dict[str, Any]:
-    """What a pipeline is called with to draw one picture of each subject."""
-    generators = [Generator().manual_seed(noise_seed(subject, condition.seed)) for subject in subjects]
-    arguments: dict[str, Any] = {
+    arguments = {
         "prompt": [condition.text] * len(subjects),
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
-        "generator": generators,
+        **inputs,
     }
-    return arguments | {"image": list(edges)} if edges else arguments
+    seeds = [derive_noise_seed(subject, condition.seed) for subject in subjects]
+    return call_pipeline_by_rows(call, arguments, seeds, batch_size=settings.batch_size, advance=advance)
 
 
-def noise_seed(subject: Subject, seed: int) -> int:
-    """A seed for each subject: subjects share no noise, conditions do."""
+def derive_noise_seed(subject: Subject, seed: int) -> int:
+    """Return a seed for each subject: subjects share no noise, conditions do."""
     digest = hashlib.sha256(f"{subject.split}/{subject.number}/{seed}".encode()).digest()
     return int.from_bytes(digest[:4]) >> 1
 
 
 @torch.no_grad()
-def through_codec(models: SuiteModels, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pictures encoded and decoded by the base's autoencoder: no picture that it makes can be closer."""
+def reconstruct_pictures(models: SuiteModels, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Encode and decode pictures with the base's autoencoder: no image that it makes can be closer."""
     vae, processor = cast(Any, models.pipe.vae), cast(Any, models.pipe.image_processor)
     decoded = []
     for start in range(0, len(pictures), 32):

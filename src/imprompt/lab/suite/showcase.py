@@ -1,6 +1,6 @@
-"""The pictures that the suite shows beside its figures: the README's first one, and a contact sheet.
+"""The images that are shown with the figures: the README's first picture, and a contact sheet.
 
-Whom they show is decided by a hash, not by how well it went.
+A hash chooses the characters, not the quality of the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionCo
 from PIL import Image
 
 from imprompt import mini
-from imprompt.lab.suite.painting import Condition, PaintSettings, SuiteModels, paint
+from imprompt.lab.suite.painting import PaintSettings, SuiteCondition, SuiteModels, paint
 from imprompt.lab.suite.subjects import CHANGES, Subject
 from imprompt.report import (
     PictureRow,
@@ -29,20 +29,20 @@ CONTACTS = 36
 
 @dataclass(frozen=True)
 class ShowcaseColumn:
-    """One column: its title and how its pictures are asked for; with edges, those of the row's neighbor."""
+    """One column: its title and its condition; with edges, they are those of the row's neighbor."""
 
     title: str
-    condition: Condition
+    condition: SuiteCondition
     has_edges: bool = False
 
 
 COLUMNS = (
-    ShowcaseColumn("scale 0", Condition(0.0)),
-    ShowcaseColumn("scale 0.5", Condition(0.5)),
-    ShowcaseColumn("scale 1", Condition(1.0)),
-    ShowcaseColumn("“sunglasses”", Condition(1.0, CHANGES["sunglasses"])),
-    ShowcaseColumn("“pixel-art style”", Condition(0.75, CHANGES["pixel-art"])),
-    ShowcaseColumn("edges of another", Condition(1.0), has_edges=True),
+    ShowcaseColumn("scale 0", SuiteCondition(0.0)),
+    ShowcaseColumn("scale 0.5", SuiteCondition(0.5)),
+    ShowcaseColumn("scale 1", SuiteCondition(1.0)),
+    ShowcaseColumn("“sunglasses”", SuiteCondition(1.0, CHANGES["sunglasses"])),
+    ShowcaseColumn("“pixel-art style”", SuiteCondition(0.75, CHANGES["pixel-art"])),
+    ShowcaseColumn("edges of another", SuiteCondition(1.0), has_edges=True),
 )
 
 
@@ -56,11 +56,11 @@ def write_showcase(
     """Write `readme.png`, the README's picture, and `contact-sheet.png`.
 
     Args:
-        models: what draws; without a ControlNet the column of edges is left out
+        models: the models; without a ControlNet the column of edges is left out
         subjects: unseen characters; the first ones are shown
-        settings: how pictures are made
+        settings: how images are generated
         output: folder of both files
-        advance: called with how many pictures were made
+        advance: called with the number of further images
     """
     columns = [column for column in COLUMNS if models.controlnet is not None or not column.has_edges]
     featured = subjects[:FEATURED]
@@ -69,7 +69,7 @@ def write_showcase(
     titles = ["reference", *(column.title for column in columns)]
     write_picture(build_sheet(titles, featured, pictures, blocks=1), output / "readme.png")
     several = subjects[:CONTACTS]
-    alone = [paint(models, several, Condition(1.0, seed=seed), settings, advance) for seed in range(2)]
+    alone = [paint(models, several, SuiteCondition(1.0, seed=seed), settings, advance) for seed in range(2)]
     titles = ["reference", "scale 1", "another seed"]
     write_picture(build_sheet(titles, several, alone, blocks=4), output / "contact-sheet.png")
 
@@ -81,7 +81,7 @@ def build_sheet(
     *,
     blocks: int,
 ) -> Image.Image:
-    """References, and beside each its picture of every column."""
+    """Draw a sheet of references, each with its image of every column."""
     rows = [
         PictureRow([subject.picture, *(column[place] for column in columns)])
         for place, subject in enumerate(subjects)
@@ -95,7 +95,7 @@ def paint_column(
     column: ShowcaseColumn,
     settings: PaintSettings,
 ) -> list[Image.Image]:
-    """One picture of each subject."""
+    """Generate one image of each subject."""
     if not column.has_edges:
         return paint(models, subjects, column.condition, settings)
     pipe: Any = mini.as_pipeline(StableDiffusionControlNetPipeline, models.pipe, controlnet=models.controlnet)

@@ -1,4 +1,4 @@
-"""Whom the suite asks for: unseen characters with their drawings, and galleries of others of their style."""
+"""The subjects of the suite: unseen characters with their drawings, and galleries of other drawings."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from PIL import Image
 from imprompt.lab.making.characters import (
     Character,
     Split,
+    change_attributes,
+    change_style,
     has_word,
-    in_style,
     sample_character,
-    with_attributes,
 )
 from imprompt.lab.making.drawing import draw
 from imprompt.lab.making.vocabulary import load_vocabulary
@@ -22,11 +22,11 @@ SPLITS: tuple[Split, ...] = ("combinations", "parts", "styles")
 
 @dataclass(frozen=True)
 class Subject:
-    """One unseen character: what is asked for, and what the image prompt shows.
+    """One unseen character, whose drawing is an image prompt.
 
     Attributes:
         number: its place in its split; seeds follow from it
-        split: in what it differs from all that training saw
+        split: how it differs from the training characters
         character: its attributes
         picture: its drawing, RGB
     """
@@ -38,7 +38,7 @@ class Subject:
 
 
 def sample_subjects(split: Split, count: int, seed: int = 0) -> list[Subject]:
-    """The first `count` characters of a split; robots are left out, who have few attributes."""
+    """Return the first `count` characters of a split, without robots, which have few attributes."""
     subjects: list[Subject] = []
     place = 0
     while len(subjects) < count:
@@ -50,7 +50,7 @@ def sample_subjects(split: Split, count: int, seed: int = 0) -> list[Subject]:
 
 
 def sample_gallery(style: str, count: int, seed: int = 1) -> list[Image.Image]:
-    """Drawings of `count` other characters of a style."""
+    """Draw `count` other characters of a style."""
     split: Split = "styles" if load_vocabulary().styles[style].held_out else "training"
     rngs = (random.Random(f"{seed}/gallery/{style}/{place}") for place in range(count))
     return [draw(sample_character(rng, split, style)) for rng in rngs]
@@ -81,19 +81,19 @@ class TextChange:
         return has_word(style, self.attribute, self.word) and not self.hides(character)
 
     def hides(self, character: Character) -> bool:
-        """Whether what is asked for would hide another attribute, or be hidden by it."""
+        """Whether the change would hide another attribute, or be hidden by it."""
         changed = self.apply(character)
         wanted = {**character.attributes, self.attribute: self.word}
         return any(changed.get(name) != word for name, word in wanted.items())
 
     def apply(self, character: Character) -> Character:
-        """The character as the text wants it; as it was where its style, or the new one, cannot draw that."""
+        """Return the changed character, or the character as it was where no style can draw the change."""
         if self.attribute == "style":
-            return in_style(character, self.word, random.Random(0)) or character
-        return with_attributes(character, {self.attribute: self.word}, random.Random(0))
+            return change_style(character, self.word, random.Random(0)) or character
+        return change_attributes(character, {self.attribute: self.word}, random.Random(0))
 
-    def kept_attributes(self, character: Character) -> list[str]:
-        """The reference's attributes that the picture should still show."""
+    def list_kept_attributes(self, character: Character) -> list[str]:
+        """List the reference's attributes that the image should still show."""
         if self.attribute != "style":
             return ["style", *(name for name in character.attributes if name != self.attribute)]
         other = load_vocabulary().styles[self.word]
@@ -105,9 +105,9 @@ CHANGES: Mapping[str, TextChange] = {
     "pixel-art": TextChange("pixel-art style", "style", "pixel-art"),
     "red ground": TextChange("on a red background", "ground", "red"),
 }
-"""The texts of the suite, by name."""
+"""Name → text of the suite."""
 
 
-def suited(subjects: Sequence[Subject], change: TextChange) -> list[Subject]:
-    """The subjects of whom a text asks something new."""
+def select_suitable(subjects: Sequence[Subject], change: TextChange) -> list[Subject]:
+    """Return the subjects of which a text asks something new."""
     return [subject for subject in subjects if change.suits(subject.character)]

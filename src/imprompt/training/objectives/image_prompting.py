@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from imprompt.generation.pipeline_results import make_generators
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import Input, strip_folders
 from imprompt.runtime.precision import Precision
@@ -240,7 +241,7 @@ class ImagePromptObjective(Objective):
             "negative_prompt": [""] * len(prompts),  # what training drops a text to, of SDXL too
             "num_inference_steps": watch.sampling_steps,
             "guidance_scale": watch.guidance_scale,
-            "generator": [torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
+            "generator": make_generators(range(len(prompts))),
             "height": size,
             "width": size,
         }

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from imprompt.lab.making.batches import Batch, batches, to_pixels
+from imprompt.lab.making.batches import DrawingBatch, batches, to_pixels
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.recipe import CodecRecipe, DecoderRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
@@ -67,7 +67,7 @@ class DecoderObjective(Objective):
         """Pictures → latents."""
         return self.codec.encode(pixels.to(self.codec.device)).latent_dist.mode()
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """The absolute error of pictures from noised latents."""
         pixels = to_pixels(self.drawings.pictures[batch.rows]).to(self.codec.device)
         generator = batch.generator(self.codec.device)

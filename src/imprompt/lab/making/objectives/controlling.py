@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Generator, Tensor
 
-from imprompt.lab.making.batches import Batch, to_pixels
+from imprompt.lab.making.batches import DrawingBatch, to_pixels
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.objectives.denoising import (
     SHOWN_GUIDANCE,
@@ -27,9 +27,9 @@ from imprompt.lab.making.objectives.denoising import (
     draw_step,
     encode_latents,
     encode_texts,
-    held_out_error,
     held_out_pictures,
     load_frozen_base,
+    measure_held_out_error,
     velocity_error,
 )
 from imprompt.lab.making.recipe import ControlRecipe
@@ -64,7 +64,7 @@ class ControlObjective(Objective):
         """All of the ControlNet."""
         return [{"params": list(self.controlnet.parameters()), "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, given the target's edges; many captions dropped."""
         pixels = to_pixels(self.drawings.pictures[batch.rows]).to(self.controlnet.device)
         latents = encode_latents(self.base.vae, pixels)
@@ -104,7 +104,7 @@ class ControlObjective(Objective):
         empty = [""] * len(latents)
 
         def mean_error(control: Tensor) -> float:
-            return held_out_error(
+            return measure_held_out_error(
                 latents, lambda x, noise, times: self.error(x, noise, times, empty, control)
             )
 

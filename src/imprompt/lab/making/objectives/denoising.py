@@ -23,8 +23,8 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from imprompt.lab.making.batches import Batch, to_pixels
-from imprompt.lab.making.captions import full_caption, sample_caption
+from imprompt.lab.making.batches import DrawingBatch, to_pixels
+from imprompt.lab.making.captions import sample_caption, write_full_caption
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.recipe import BaseRecipe
 from imprompt.lab.making.tokenizer import train_tokenizer
@@ -95,7 +95,7 @@ class BaseObjective(Objective):
             {"params": list(self.text_encoder.parameters()), "lr": recipe.text_learning_rate},
         ]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, some captions dropped."""
         latents = self.latents[batch.rows].float().to(self.unet.device)
         draws = draw_step(self.drawings, batch, latents, self.recipe.text_drop)
@@ -120,7 +120,8 @@ class BaseObjective(Objective):
         """The loss on unseen combinations, by noise level, with fixed noise."""
         latents = self.held_out_latents.to(self.unet.device)
         errors = {
-            f"held-out loss at {t}": held_out_error(latents, self.held_out_loss, bands=(t,)) for t in BANDS
+            f"held-out loss at {t}": measure_held_out_error(latents, self.held_out_loss, bands=(t,))
+            for t in BANDS
         }
         return errors | {"held-out loss": sum(errors.values()) / len(errors)}
 
@@ -162,7 +163,7 @@ class StepDraws(NamedTuple):
 
 def draw_step(
     drawings: Drawings,
-    batch: Batch,
+    batch: DrawingBatch,
     latents: Float[Tensor, "batch channels height width"],
     text_drop: float,
 ) -> StepDraws:
@@ -191,11 +192,11 @@ def encode_all(codec: PatchAutoencoder, drawings: Drawings) -> Float[Tensor, "dr
 def held_out_pictures(data: str) -> tuple[Float[Tensor, "batch 3 size size"], list[str]]:
     """Pixels and full captions of fixed unseen combinations."""
     drawings = Drawings(resolve_in_cache(data), "combinations")
-    captions = [full_caption(character) for character in drawings.characters[:LOOK]]
+    captions = [write_full_caption(character) for character in drawings.characters[:LOOK]]
     return to_pixels(drawings.pictures[:LOOK]), captions
 
 
-def held_out_error(
+def measure_held_out_error(
     latents: Float[Tensor, "batch channels height width"],
     error: Callable[[Tensor, Tensor, Tensor], Tensor],
     bands: Sequence[int] = BANDS,

@@ -13,11 +13,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
-from imprompt.lab.making.batches import Batch, to_pixels
-from imprompt.lab.making.captions import caption_patterns
+from imprompt.lab.making.batches import DrawingBatch, to_pixels
+from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import attribute_loss, to_labels
-from imprompt.lab.making.objectives.recognising import held_out_figures, load_held_out, shake
+from imprompt.lab.making.objectives.recognising import load_held_out, measure_held_out_figures, shake
 from imprompt.lab.making.recipe import JudgeRecipe
 from imprompt.runtime.settings import resolve_in_cache
 from imprompt.training.objectives.objective import Objective
@@ -40,7 +40,7 @@ class JudgeObjective(Objective):
         self.labels = to_labels(self.drawings.characters)
         size = self.drawings.pictures.shape[1]
         network = build_network(recipe.widths, recipe.depths, recipe.patch_size, size)
-        self.judge = CharacterJudge(network, caption_patterns())
+        self.judge = CharacterJudge(network, build_caption_patterns())
         self.held_out_drawings = load_held_out(recipe.data)
 
     @property
@@ -52,7 +52,7 @@ class JudgeObjective(Objective):
         """Everything, at one rate."""
         return [{"params": list(self.parameters()), "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """Two views of each drawing: both are read, and each must find the other."""
         generator = batch.generator(self.device)
         pixels = to_pixels(self.drawings.pictures[batch.rows]).to(self.device)
@@ -67,7 +67,7 @@ class JudgeObjective(Objective):
 
     def held_out(self) -> dict[str, float]:
         """Accuracies on unseen drawings; how often a damaged view is found among characters of its style."""
-        figures = held_out_figures(
+        figures = measure_held_out_figures(
             lambda pixels: self.judge.scores(pixels), self.held_out_drawings, self.device
         )
         return figures | {f"found among {GALLERY}": self.retrieval()}

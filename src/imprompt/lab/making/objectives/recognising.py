@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from imprompt.evaluation.judges.characters import AttributeHeads
-from imprompt.lab.making.batches import Batch, to_pixels
-from imprompt.lab.making.captions import caption_patterns
+from imprompt.lab.making.batches import DrawingBatch, to_pixels
+from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Split
 from imprompt.lab.making.dataset import Drawings
-from imprompt.lab.making.labels import accuracies, attribute_loss, to_labels
+from imprompt.lab.making.labels import attribute_loss, measure_accuracies, to_labels
 from imprompt.lab.making.recipe import EncoderRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.runtime.settings import resolve_in_cache
@@ -49,7 +49,7 @@ class EncoderObjective(Objective):
         size = self.drawings.pictures.shape[1]
         self.encoder = build_encoder(recipe, size)
         start_from_components(self.encoder, to_pixels(self.drawings.pictures[:LOOK]))
-        self.heads = AttributeHeads(recipe.embedding_dim, caption_patterns())
+        self.heads = AttributeHeads(recipe.embedding_dim, build_caption_patterns())
         self.thumbnail = nn.Linear(recipe.embedding_dim, 3 * THUMBNAIL**2)
         self.held_out_drawings = load_held_out(recipe.data)
         # In a list, which torch does not search for modules: the compiled one holds the same parameters.
@@ -59,7 +59,7 @@ class EncoderObjective(Objective):
         """Everything, at one rate."""
         return [{"params": list(self.parameters()), "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """Cross-entropy of the attributes and error of the thumbnail, on pictures a little moved."""
         device = self.encoder.device
         pixels = to_pixels(self.drawings.pictures[batch.rows]).to(device)
@@ -76,13 +76,13 @@ class EncoderObjective(Objective):
 
     def held_out(self) -> dict[str, float]:
         """Accuracy of every attribute on unseen combinations, and the mean on each unseen split."""
-        return held_out_figures(
+        return measure_held_out_figures(
             lambda pixels: self.heads(self.embed(pixels)), self.held_out_drawings, self.encoder.device
         )
 
     def picture(self) -> Image.Image:
         """Unseen pictures, and the thumbnails that their embeddings remember."""
-        pixels = next(pixel_chunks(self.held_out_drawings["combinations"], self.encoder.device))[:12]
+        pixels = next(iterate_pixels(self.held_out_drawings["combinations"], self.encoder.device))[:12]
         small = self.thumbnail(self.embed(pixels)).view(-1, 3, THUMBNAIL, THUMBNAIL).float()
         remembered = F.interpolate(small, size=pixels.shape[-1])
         return picture_grid([list(pixels), list(remembered)])
@@ -93,14 +93,14 @@ class EncoderObjective(Objective):
         write_preprocessor(output / "image_encoder", self.drawings.pictures.shape[1])
 
 
-def held_out_figures(
+def measure_held_out_figures(
     score: Callable[[Tensor], dict[str, Tensor]], splits: Mapping[Split, Drawings], device: torch.device
 ) -> dict[str, float]:
     """Accuracy of every attribute on unseen combinations, and the mean over attributes on every split."""
     figures = {}
     for split, drawings in splits.items():
-        scores = [score(pixels) for pixels in pixel_chunks(drawings, device)]
-        shares = accuracies(scores, to_labels(drawings.characters[:LOOK]))
+        scores = [score(pixels) for pixels in iterate_pixels(drawings, device)]
+        shares = measure_accuracies(scores, to_labels(drawings.characters[:LOOK]))
         if split == "combinations":
             figures |= {f"{name} read": share for name, share in shares.items()}
         figures[f"read of unseen {split}"] = sum(shares.values()) / len(shares)
@@ -113,7 +113,7 @@ def load_held_out(data: str) -> dict[Split, Drawings]:
     return {split: Drawings(resolve_in_cache(data), split) for split in splits}
 
 
-def pixel_chunks(drawings: Drawings, device: torch.device, size: int = 250) -> Iterator[Tensor]:
+def iterate_pixels(drawings: Drawings, device: torch.device, size: int = 250) -> Iterator[Tensor]:
     """The first pictures of a split as pixels, in pieces that fit into memory."""
     for start in range(0, min(LOOK, len(drawings)), size):
         yield to_pixels(drawings.pictures[start : start + size]).to(device)

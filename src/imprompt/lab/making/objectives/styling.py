@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from torch import Generator, Tensor
 
-from imprompt.lab.making.batches import Batch, to_pixels
+from imprompt.lab.making.batches import DrawingBatch, to_pixels
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.lines import draw_lines
 from imprompt.lab.making.objectives.denoising import (
@@ -27,9 +27,9 @@ from imprompt.lab.making.objectives.denoising import (
     draw_step,
     encode_latents,
     encode_texts,
-    held_out_error,
     held_out_pictures,
     load_frozen_base,
+    measure_held_out_error,
     velocity_error,
 )
 from imprompt.lab.making.recipe import StyleRecipe
@@ -66,7 +66,7 @@ class StyleObjective(Objective):
         changes = [weight for weight in self.unet.parameters() if weight.requires_grad]
         return [{"params": changes, "lr": self.recipe.learning_rate}]
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """The velocity's squared error at random times, some captions dropped."""
         pixels = draw_lines(to_pixels(self.drawings.pictures[batch.rows]).to(self.unet.device))
         latents = encode_latents(self.base.vae, pixels)
@@ -90,7 +90,7 @@ class StyleObjective(Objective):
         latents = encode_latents(self.base.vae, self.held_out_pixels.to(self.unet.device))
 
         def mean_error() -> float:
-            return held_out_error(
+            return measure_held_out_error(
                 latents, lambda x, noise, times: self.error(x, noise, times, self.held_out_captions)
             )
 
