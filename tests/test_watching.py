@@ -66,7 +66,7 @@ def test_a_figure_is_logged_with_six_digits_or_as_null(
     tmp_path_factory: pytest.TempPathFactory, figure: float, step: int
 ) -> None:
     with RunLog(tmp_path_factory.mktemp("run"), config={}) as log:
-        log.figures(step, {"loss": figure})
+        log.write_figures(step, {"loss": figure})
     (line,) = logged(log.folder)
     assert line["step"] == step
     if math.isfinite(figure):
@@ -84,8 +84,8 @@ def test_a_resumed_run_forgets_what_was_said_of_later_steps(
     folder = tmp_path_factory.mktemp("run")
     with RunLog(folder, config={}) as log:
         for step in sorted(steps):
-            log.figures(step, {"loss": step / 7})
-            log.picture(step, Image.new("RGB", (4, 4)), "")
+            log.write_figures(step, {"loss": step / 7})
+            log.write_picture(step, Image.new("RGB", (4, 4)), "")
     before = logged(folder)
     RunLog(folder, config={}, from_step=at).close()
     assert logged(folder) == [line for line in before if line["step"] <= at]
@@ -95,20 +95,20 @@ def test_a_resumed_run_forgets_what_was_said_of_later_steps(
 
 def test_a_new_run_in_an_old_folder_begins_a_new_log(tmp_path: Path) -> None:
     with RunLog(tmp_path, config={}) as log:
-        log.event(0, "started")
+        log.write_event(0, "started")
     with RunLog(tmp_path, config={}) as log:
-        log.event(0, "started anew")
+        log.write_event(0, "started anew")
     assert [line["event"] for line in logged(tmp_path)] == ["started anew"]
 
 
 def test_the_line_that_a_killed_run_left_unfinished_is_dropped_at_resume(tmp_path: Path) -> None:
     with RunLog(tmp_path, config={}) as log:
-        log.figures(10, {"loss": 0.5})
+        log.write_figures(10, {"loss": 0.5})
     with log.path.open("a") as file:
         file.write('{"step": 20, "ti')
     assert read_history(tmp_path).finite("loss") == [(10, 0.5)]
     with RunLog(tmp_path, config={}, from_step=10) as log:
-        log.figures(20, {"loss": 0.25})
+        log.write_figures(20, {"loss": 0.25})
     assert [line["loss"] for line in logged(tmp_path)] == [0.5, 0.25]
 
 
@@ -116,12 +116,12 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with RunLog(tmp_path, config={}) as log:
         log.path.symlink_to("/dev/full")
         with pytest.raises(OutputError, match=r"log\.jsonl cannot be written: No space left"):
-            log.event(1, "started")
+            log.write_event(1, "started")
 
 
 def test_a_grid_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunLog(tmp_path, config={}) as log:
-        path = log.picture(300, Image.new("RGB", (8, 8), "red"), "λ = 1")
+        path = log.write_picture(300, Image.new("RGB", (8, 8), "red"), "λ = 1")
         before = path.read_bytes()
 
         def half(self: Image.Image, file: Path, *args: Any, **options: Any) -> None:
@@ -130,7 +130,7 @@ def test_a_grid_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
 
         monkeypatch.setattr(Image.Image, "save", half)
         with pytest.raises(OutputError, match="No space left"):
-            log.picture(300, Image.new("RGB", (8, 8), "blue"), "")
+            log.write_picture(300, Image.new("RGB", (8, 8), "blue"), "")
     assert path == tmp_path / "samples" / "000300.png"
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["000300.png"]
@@ -144,9 +144,9 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
     for start, value in ((0, 1.0), (10, 2.0)):
         with RunLog(tmp_path, config={}, from_step=start) as log:
             for step in (10, 20, 30)[start // 10 :]:
-                log.figures(step, {"loss": value})
-            log.picture(30, Image.new("RGB", (4, 4)), "")
-            log.event(30, "finished")
+                log.write_figures(step, {"loss": value})
+            log.write_picture(30, Image.new("RGB", (4, 4)), "")
+            log.write_event(30, "finished")
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(seen.step, seen.value) for seen in board.Scalars("loss")] == [(10, 1.0), (20, 2.0), (30, 2.0)]
     assert board.Tags()["images"] == ["samples"]
@@ -189,8 +189,8 @@ def test_weights_and_biases_gets_configuration_figures_and_pictures(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", module := StandIn())
     with RunLog(tmp_path / "cats", config={"preset": "mini"}, wandb="adapters") as log:
-        log.figures(20, {"loss": 0.5})
-        log.picture(20, Image.new("RGB", (4, 2)), "step 20")
+        log.write_figures(20, {"loss": 0.5})
+        log.write_picture(20, Image.new("RGB", (4, 2)), "step 20")
     begun, metric, *reported = module.told
     assert (begun["project"], begun["name"], begun["config"]) == ("adapters", "cats", {"preset": "mini"})
     assert metric == ("*", "step")
@@ -236,7 +236,7 @@ def test_the_environment_says_what_ran_and_not_where(tmp_path: Path, monkeypatch
 def test_the_bar_fits_into_any_terminal(width: int, step: int, loss: float) -> None:
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     display = Display(900, 0, console)
-    display.figures(step, {"loss": loss, "samples/s": 94.2, "waiting": 0.02, "skipped steps": 3})
+    display.show_figures(step, {"loss": loss, "samples/s": 94.2, "waiting": 0.02, "skipped steps": 3})
     lines = console.render_lines(display.line, pad=False)
     assert len(lines) == 1
     assert sum(segment.cell_length for segment in lines[0]) < max(width, 2)
@@ -245,7 +245,7 @@ def test_the_bar_fits_into_any_terminal(width: int, step: int, loss: float) -> N
 def test_a_wide_terminal_says_everything() -> None:
     file = io.StringIO()
     with Display(900, 300, Console(file=file, width=150, force_terminal=True)) as display:
-        display.figures(600, {"loss": 0.1234, "samples/s": 94.2, "waiting": 0.02, "skipped steps": 3})
+        display.show_figures(600, {"loss": 0.1234, "samples/s": 94.2, "waiting": 0.02, "skipped steps": 3})
     said = file.getvalue()
     for word in ("600/900", "left", "loss 0.1234", "94.2 samples/s", "waiting 2 %", "3 skipped", "━"):
         assert word in said
@@ -254,11 +254,11 @@ def test_a_wide_terminal_says_everything() -> None:
 def test_without_a_terminal_there_is_a_plain_line_for_every_log() -> None:
     file = io.StringIO()
     with Display(900, 0, Console(file=file, width=20)) as display:
-        display.event(0, "started [down.0]")
+        display.show_event(0, "started [down.0]")
         for step in range(1, 50):
             display.advance(step)
-        display.figures(50, {"loss": 0.25, "waiting": 0.5})
-        display.figures(50, {"held-out loss": 0.125, "gap to shuffled": -0.001})
+        display.show_figures(50, {"loss": 0.25, "waiting": 0.5})
+        display.show_figures(50, {"held-out loss": 0.125, "gap to shuffled": -0.001})
     started, training, looked = file.getvalue().splitlines()
     assert started == "step 0  started [down.0]"
     assert re.fullmatch(r"step 50/900  \d:\d\d:\d\d left  loss 0\.2500  waiting 50 %", training)

@@ -78,7 +78,7 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
     if processes.is_main_process:
         write_config(config, folder)
     try:
-        finished = run.go()
+        finished = run.train()
     finally:
         if processes.is_main_process and (folder / "log.jsonl").exists():
             write_page(folder)
@@ -217,7 +217,7 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
         Path(config.output),
         config=dump_config(config),
         wandb=config.watch.wandb,
-        on_look=write_page,
+        on_samples=write_page,
         notes=[*samples.notes, *describe_skipped(samples.skipped)],
         data={"train": len(samples.train), "held_out": len(samples.held_out), "digest": samples.digest},
     )

@@ -93,7 +93,9 @@ def read_shapes(config: TrainingConfig) -> Shapes:
     )
 
 
-def cached_bytes(config: TrainingConfig, shapes: Shapes, *, references: float | int = 1.0) -> float | int:
+def estimate_sample_bytes(
+    config: TrainingConfig, shapes: Shapes, *, references: float | int = 1.0
+) -> float | int:
     """Return the bytes of one cached sample without its caption.
 
     Args:
@@ -131,7 +133,7 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
     return Work(frozen, trained + _lora(unet, config), activations, passes * counter.get_total_flops())
 
 
-def step_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
+def estimate_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
     """Return the bytes that one process needs for weights and the activations of one pass."""
     width = DTYPES[choose_frozen_precision(config, "cpu" if on_cpu else "cuda")].itemsize
     as_it_was = on_cpu and config.trains_base  # the copy of a trained U-Net that `detach` puts back

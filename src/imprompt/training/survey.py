@@ -17,11 +17,11 @@ from imprompt.inputs.image import decode_image
 from imprompt.training.config import FACES, TrainingConfig
 from imprompt.training.estimates import (
     Work,
-    cached_bytes,
     count_work,
+    estimate_memory,
+    estimate_sample_bytes,
     measure_speed,
     read_shapes,
-    step_memory,
 )
 from imprompt.training.samples import Part, Sample, Unreadable, open_source
 from imprompt.training.targets import Size, make_mask, plan_crop
@@ -71,7 +71,7 @@ class Survey:
     estimates: dict[str, str] = field(default_factory=dict)
 
 
-def survey(config: TrainingConfig, on_progress: Callable[[int, int], None] | None = None) -> Survey:
+def survey_data(config: TrainingConfig, on_progress: Callable[[int, int], None] | None = None) -> Survey:
     """Read and decode the data, or an even share of it, and estimate what the run will need.
 
     Args:
@@ -167,7 +167,7 @@ def _estimates(config: TrainingConfig, found: Survey) -> Iterator[tuple[str, str
         yield "memory, time", f"not known: {error}"
         return
     per_target = 1 if not found.references else max(1, found.references / max(1, sum(found.sizes.values())))
-    per_sample = cached_bytes(config, shapes, references=per_target)
+    per_sample = estimate_sample_bytes(config, shapes, references=per_target)
     yield "cache", f"{size_in_words(per_sample * usable)}: {size_in_words(per_sample)} a sample"
     yield from _work_in_words(config, work)
 
@@ -175,7 +175,7 @@ def _estimates(config: TrainingConfig, found: Survey) -> Iterator[tuple[str, str
 def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, str]]:
     """Describe memory and time on the device of this machine."""
     training, device = config.training, "cuda" if torch.cuda.is_available() else "cpu"
-    memory = size_in_words(step_memory(config, work, on_cpu=device == "cpu"))
+    memory = size_in_words(estimate_memory(config, work, on_cpu=device == "cpu"))
     less = "; less with gradient checkpointing" if training.gradient_checkpointing else ""
     yield (
         "memory",

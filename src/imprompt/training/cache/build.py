@@ -50,7 +50,7 @@ def build_cache(
         return LiveSamples(config, base, on_progress)
     recipe = make_recipe(config, base)
     folder = CacheFolder(config.cache_folder, recipe.fingerprint)
-    folder.begin(recipe)
+    folder.create(recipe)
     builder = _Builder(config, base, folder, on_progress, check)
     data = config.data
     manifest = builder.build(data.source, held_out=False) if data.source else builder.check_complete()
@@ -103,7 +103,7 @@ class _Builder:
     def _check_shard(self, name: str) -> bool:
         """Return whether a shard holds a digest; raise an error if the digest does not match."""
         try:
-            shard = Shard(self.folder.shard(name))
+            shard = Shard(self.folder.shard_path(name))
             if self.check:
                 shard.check()
         except DataError as error:
@@ -134,7 +134,7 @@ class _Builder:
                 yield state
 
     def _state(self, part: Part) -> PartState:
-        return self.folder.state(part, self.config.data, check=self.check)
+        return self.folder.inspect_part(part, self.config.data, check=self.check)
 
     def _note_unchecked(self, unchecked: bool) -> None:
         note = (

@@ -136,7 +136,7 @@ class CachedSamples:
         if number not in self._maps:
             if len(self._maps) >= max_open_shards():
                 self._maps.clear()
-            self._maps[number] = Shard(self._folder.shard(self._names[number]))
+            self._maps[number] = Shard(self._folder.shard_path(self._names[number]))
         return self._maps[number]
 
 

@@ -173,16 +173,16 @@ class RowEncoder:
         self._dtype = DTYPES[config.cache.precision]
         self._takes = TAKES[config.adapter.variant]
 
-    def rows(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
+    def encode(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
         """Encode samples, in order; images that cannot be decoded become `Unreadable`, in their place.
 
         Raises:
             DataError: a value that the cache's precision cannot hold
         """
         with compute_on_one_thread(self.frozen.device), log_errors_only("diffusers", "transformers"):
-            return self._rows(samples)
+            return self._encode(samples)
 
-    def _rows(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
+    def _encode(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
         size = self.config.cache.batch_size
         targets = ContentBatcher[Tensor](size, self._moments)
         references = ContentBatcher[Image.Image](size, self._inputs)

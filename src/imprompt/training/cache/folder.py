@@ -95,7 +95,7 @@ class CacheFolder:
         """The path of the folder."""
         return self.cache / self.fingerprint[:16]
 
-    def begin(self, recipe: CacheRecipe) -> None:
+    def create(self, recipe: CacheRecipe) -> None:
         """Make the folder if it does not exist, and write down its recipe.
 
         Raises:
@@ -110,7 +110,7 @@ class CacheFolder:
         if not (self.path / "recipe.json").exists():
             write_json(self.path / "recipe.json", recipe.entries)
 
-    def shard(self, name: str) -> Path:
+    def shard_path(self, name: str) -> Path:
         """Return the path of a shard."""
         return self.path / "shards" / f"{name}.safetensors"
 
@@ -121,7 +121,7 @@ class CacheFolder:
             digest.update(key)
         return digest.hexdigest()[:32]
 
-    def state(self, part: Part, data: DataSettings, *, check: bool = True) -> PartState:
+    def inspect_part(self, part: Part, data: DataSettings, *, check: bool = True) -> PartState:
         """Return what the cache holds of a part, checked by digest; a shard only if `check`."""
         path = self._receipt_path(part, data)
         if not path.exists():
@@ -131,12 +131,12 @@ class CacheFolder:
             return PartState(None, f"{path} was not as it was written")
         if not receipt.shard:
             return PartState(receipt)
-        if not self.shard(receipt.shard).exists():
+        if not self.shard_path(receipt.shard).exists():
             return PartState(None)
         return self._check_shard(receipt, check)
 
     def _check_shard(self, receipt: Receipt, check: bool) -> PartState:
-        path = self.shard(receipt.shard)
+        path = self.shard_path(receipt.shard)
         try:
             shard = Shard(path)
             if check:

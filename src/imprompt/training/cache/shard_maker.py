@@ -52,7 +52,7 @@ class ShardMaker:
         read = list(part.samples())
         samples = [one for one in read if isinstance(one, Sample)]
         name = self._job.folder.shard_name(sample.key for sample in samples)
-        path = self._job.folder.shard(name)
+        path = self._job.folder.shard_path(name)
         rows, damaged = (0, []) if not samples else self._rows(samples, name)
         reasons = {id(samples[place]): reason for place, reason in damaged}
         skipped = tuple(
@@ -66,12 +66,12 @@ class ShardMaker:
 
     def _rows(self, samples: list[Sample], name: str) -> tuple[int, list[tuple[int, str]]]:
         """Write the shard if it is missing; return its number of rows and the skipped samples."""
-        path = self._job.folder.shard(name)
+        path = self._job.folder.shard_path(name)
         with contextlib.suppress(DataError):  # not there, or damaged: it is made
             shard = Shard(path)
             shard.check()
             return len(shard), shard.skipped
-        made = self._encoder.rows(samples)
+        made = self._encoder.encode(samples)
         rows = [one for one in made if isinstance(one, CacheRow)]
         skipped = [(place, one.reason) for place, one in enumerate(made) if isinstance(one, Unreadable)]
         if rows:

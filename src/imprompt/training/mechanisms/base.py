@@ -40,7 +40,7 @@ class Mechanism:
         """Yield the U-Net conditioned on image prompts, "batch 1 ..."; call `backward` inside."""
         raise NotImplementedError
 
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate one image for each image prompt.

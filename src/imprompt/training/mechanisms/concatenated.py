@@ -43,7 +43,7 @@ class ConcatenatedMechanism(ProjectedMechanism):
         yield denoise
 
     @torch.no_grad()
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate with the image tokens multiplied by `scale`; 0 does not give the base."""

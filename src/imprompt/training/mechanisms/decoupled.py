@@ -38,7 +38,7 @@ class DecoupledMechanism(Mechanism):
         with self.adapter.conditioned_on(inputs):
             yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate with λ = `scale`."""

@@ -202,7 +202,7 @@ class ImagePromptObjective(Objective):
         return float(total) / sum(len(batch.moments) for batch in batches)
 
     @torch.no_grad()
-    def look(self) -> tuple[Image.Image, dict[str, float]]:
+    def draw_and_measure(self) -> tuple[Image.Image, dict[str, float]]:
         """Draw references, then every prompt at every λ, and measure the similarities."""
         watch = self.config.watch
         rows = self.samples.held_out[: watch.references].tolist()
@@ -214,7 +214,7 @@ class ImagePromptObjective(Objective):
             for scale in watch.scales
         }
         first = images_of[watch.prompts[0], max(watch.scales)]
-        figures = self.judge.figures(first, references, self.prompts(watch.prompts[0], rows))
+        figures = self.judge.measure(first, references, self.prompts(watch.prompts[0], rows))
         side = max(first[0].width, references[0].width)
         sheet = [references, *images_of.values()]
         return picture_grid(
@@ -245,7 +245,7 @@ class ImagePromptObjective(Objective):
             "height": size,
             "width": size,
         }
-        return self.mechanism.pictures(self.base.pipe, images, scale, call)
+        return self.mechanism.generate(self.base.pipe, images, scale, call)
 
     # Writing
 

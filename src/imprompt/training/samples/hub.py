@@ -47,7 +47,7 @@ class HubRows:
         return iter(())
 
 
-def hub_parts(source: str, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+def open_hub(source: str, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     """Open a dataset of the hub or on disk; `source` does not include "hf:".
 
     Raises:

@@ -41,11 +41,11 @@ def write_card(folder: Path) -> Path:
         raise TrainingError(f"{folder} has no adapter.safetensors; a model card is written of a finished run")
     path = folder / CARD_FILE
     with write_atomically(path) as part:
-        part.write_text(card_of(history), encoding="utf-8")
+        part.write_text(build_card(history), encoding="utf-8")
     return path
 
 
-def card_of(history: History) -> str:
+def build_card(history: History) -> str:
     """Return the card as Markdown."""
     sections = [
         _header(history),
@@ -124,7 +124,7 @@ def _with_imprompt(history: History) -> str:
             "",
             f"pipe = imprompt.load_base({model})",
             f'mechanism = load_mechanism("{ADAPTER_FILE}", pipe)',
-            'pictures = mechanism.pictures(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
+            'images = mechanism.generate(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
         )
     options = model_options(history)
     options[options.index("--adapter") + 1] = ADAPTER_FILE
@@ -137,7 +137,7 @@ def _with_imprompt(history: History) -> str:
         f"encoder = {_encoder(history)}",
         f'adapter = imprompt.load_adapter("{ADAPTER_FILE}", image_encoder=encoder)',
         'with adapter.attach(pipe), adapter.references(imprompt.Reference("reference.png", scale=0.7)):',
-        '    picture = pipe("").images[0]',
+        '    image = pipe("").images[0]',
     )
     return f"{_code('text', command)}\n\n{python}"
 
@@ -185,7 +185,7 @@ def _diffusers_code(model: str, encoder: str) -> str:
         f"pipe = AutoPipelineForText2Image.from_pretrained({_quoted(model)}, image_encoder=encoder)",
         *_LOAD,
         "pipe.set_ip_adapter_scale(0.7)",
-        'picture = pipe("", ip_adapter_image=load_image("reference.png")).images[0]',
+        'image = pipe("", ip_adapter_image=load_image("reference.png")).images[0]',
     )
 
 

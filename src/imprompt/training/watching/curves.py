@@ -26,7 +26,7 @@ _KNOWN = (
 )
 
 
-def run_charts(history: History) -> list[Chart]:
+def build_charts(history: History) -> list[Chart]:
     """Return the charts of a run that have points; figures without a chart of their own come last."""
     chosen = [
         _gap(history),

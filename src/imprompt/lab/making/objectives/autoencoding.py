@@ -93,7 +93,7 @@ class DecoderObjective(Objective):
         noised = latents + self.recipe.noise * self.deviations.to(latents.device) * noise
         return decode(self.codec, latents), decode(self.codec, noised)
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Unseen pictures, decoded, and decoded from noised latents."""
         rows = [self.held_out_pictures, *self.reconstructions()]
         return picture_grid([list(pictures[:SHOWN]) for pictures in rows])

@@ -111,7 +111,7 @@ class ControlObjective(Objective):
         true, shuffled = mean_error(own), mean_error(own.roll(1, dims=0))
         return {"held-out loss": true, "gap to shuffled": shuffled - true}
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Unseen pictures; their edges; and what is drawn from these: not at all, without text, with text."""
         pixels = self.held_out_pixels[:SHOWN]
         captions, empty = self.held_out_captions[:SHOWN], [""] * SHOWN

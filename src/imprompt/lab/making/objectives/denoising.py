@@ -129,7 +129,7 @@ class BaseObjective(Objective):
         """The loss on the held-out captions."""
         return self.error(latents, noise, timesteps, self.held_out_captions)
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """`PROMPTS`, two pictures each."""
         pipe = self.pipeline()
         rows = []

@@ -83,7 +83,7 @@ class JudgeObjective(Objective):
         nearest = (self.judge.embed(views) @ self.judge.embed(pixels).T).argmax(dim=1)
         return float((nearest == torch.arange(len(rows), device=self.device)).float().mean())
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Unseen drawings, and views of them as the judge is trained on."""
         pixels = to_pixels(self.held_out_drawings["combinations"].pictures[:12]).to(self.device)
         views = damage(pixels, Generator(self.device).manual_seed(0))

@@ -80,7 +80,7 @@ class EncoderObjective(Objective):
             lambda pixels: self.heads(self.embed(pixels)), self.held_out_drawings, self.encoder.device
         )
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Unseen pictures, and the thumbnails that their embeddings remember."""
         pixels = next(iterate_pixels(self.held_out_drawings["combinations"], self.encoder.device))[:12]
         small = self.thumbnail(self.embed(pixels)).view(-1, 3, THUMBNAIL, THUMBNAIL).float()
