@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    targets = {"torch.save": (torch, "save"), "seal": (module, "seal"), "flush": (module, "flush")}
+    targets = {"torch.save": (torch, "save"), "seal": (module, "write_index"), "flush": (module, "flush")}
     if place in targets:
         monkeypatch.setattr(*targets[place], full)
     with pytest.raises(OutputError, match="000002 cannot be written: No space left on device"):

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from imprompt.errors import ConfigError, MissingExtra, OutputError, TrainingError
 from imprompt.training.config import parse_config
 from imprompt.training.watching import Display, RunLog, write_card, write_environment, write_page
-from imprompt.training.watching.history import duration, read_history, without_folders
-from imprompt.training.watching.verdict import judge
+from imprompt.training.watching.history import format_duration, read_history, strip_folders
+from imprompt.training.watching.verdict import judge_adapter
 from page_reading import read_page
 
 
@@ -296,14 +296,14 @@ def test_of_two_lines_on_one_step_the_later_counts(tmp_path: Path) -> None:
     ],
 )
 def test_only_absolute_paths_lose_their_folders(text: str, kept: str) -> None:
-    assert without_folders(text) == kept
+    assert strip_folders(text) == kept
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(42, "42 s"), (1234, "21 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")]
 )
 def test_durations_are_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 # The verdict
@@ -323,7 +323,7 @@ def test_durations_are_in_words(seconds: float, words: str) -> None:
 )
 def test_the_verdict_follows_the_gap(tmp_path: Path, gaps: list[float], trend: str, words: str) -> None:
     figures = {"held-out loss": [0.25] * max(len(gaps), 1), "gap to shuffled": gaps}
-    verdict = judge(read_history(run_folder(tmp_path / "cats", figures)))
+    verdict = judge_adapter(read_history(run_folder(tmp_path / "cats", figures)))
     assert verdict.trend == trend
     assert words in verdict.sentence
 
