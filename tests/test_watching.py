@@ -312,7 +312,7 @@ def test_durations_are_in_words(seconds: float, words: str) -> None:
 @pytest.mark.parametrize(
     ("gaps", "trend", "words"),
     [
-        ([], "unknown", "Nothing can be said yet"),
+        ([], "unknown", "There is no verdict yet"),
         ([0.0, 0.0001, -0.0002, 0.0003], "none", "does not read its reference"),
         ([0.0, 0.01], "early", "too early"),
         ([0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], "rising", "this gap is rising"),
@@ -379,7 +379,7 @@ def test_a_page_shows_figures_curves_grids_settings_and_commands(tmp_path: Path)
 
 def test_a_page_can_be_made_of_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
     words = read_page(write_page(tmp_path)).words
-    assert "Nothing can be said yet" in words
+    assert "There is no verdict yet" in words
 
 
 def test_the_page_of_a_finished_run_says_so_and_how_to_draw(tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def make_mask(mask: Image.Image, picture_size: Size, data: DataSettings) -> Floa
             f"the mask has {mask.width} × {mask.height} pixels, other proportions than its picture's "
             f"{picture_size[0]} × {picture_size[1]}"
         )
-    grey = np.array(_apply(plan_crop(picture_size, data), mask.convert("L")))
-    return torch.from_numpy(grey)[None].float() / 255
+    gray = np.array(_apply(plan_crop(picture_size, data), mask.convert("L")))
+    return torch.from_numpy(gray)[None].float() / 255
 
 
 def choose_target_size(width: int, height: int, data: DataSettings) -> Size:

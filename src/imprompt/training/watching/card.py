@@ -85,11 +85,11 @@ def _what(history: History) -> str:
     if not is_decoupled(history):
         return _compared(history, encoder_name)
     return (
-        "An IP-Adapter (Ye et al. 2023, [arXiv:2308.06721](https://arxiv.org/abs/2308.06721)): pictures as "
+        "An IP-Adapter (Ye et al. 2023, [arXiv:2308.06721](https://arxiv.org/abs/2308.06721)): images as "
         f"prompts for `{get('base.model', '?')}`. Variant “{get('adapter.variant', '?')}”, "
         f"{get('adapter.tokens', '?')} image tokens, by {encoder_name}; {count:,} trained parameters, "
-        f"{size / 1e6:.1f} MB. The base and the encoder are not changed."
-        f"{f' Training went on from `{start}`.' if start else ''}"
+        f"{size / 1e6:.1f} MB. The base and the encoder are unchanged."
+        f"{f' Training started from `{start}`.' if start else ''}"
     )
 
 
@@ -97,11 +97,11 @@ def _compared(history: History, encoder_name: str) -> str:
     """Describe an adapter that was made for comparison with the decoupled one."""
     size, count = _size(history)
     mechanism = history.mechanism
-    base = "trained too, and in the file" if MECHANISMS[mechanism].trains_base else "not changed"
+    base = "trained too and stored in the file" if MECHANISMS[mechanism].trains_base else "unchanged"
     return (
-        f"Pictures as prompts for `{history.setting('base.model', '?')}` by the mechanism “{mechanism}”, "
-        f"made to be compared with the decoupled one; by {encoder_name}; {count:,} trained parameters, "
-        f"{size / 1e6:.1f} MB. The encoder is not changed, the U-Net is {base}."
+        f"Images as prompts for `{history.setting('base.model', '?')}` by the mechanism “{mechanism}”, "
+        f"made for comparison with the decoupled one, by {encoder_name}; {count:,} trained parameters, "
+        f"{size / 1e6:.1f} MB. The encoder is unchanged, the U-Net is {base}."
     )
 
 
@@ -117,7 +117,7 @@ def _size(history: History) -> tuple[int, int]:
 def _with_imprompt(history: History) -> str:
     if not is_decoupled(history):
         model = _quoted(history.setting("base.model", "mini"))
-        return "`imprompt generate` takes decoupled adapters only.\n\n" + _code(
+        return "`imprompt generate` supports only decoupled adapters.\n\n" + _code(
             "python",
             "import imprompt",
             "from imprompt.training.mechanisms import load_mechanism",
@@ -156,7 +156,7 @@ def _is_mini(history: History) -> bool:
 
 def _with_diffusers(history: History) -> str:
     if not is_decoupled(history):
-        return "diffusers has no such adapter."
+        return "diffusers does not support such an adapter."
     variant, encoder = history.setting("adapter.variant"), history.setting("base.image_encoder", "known")
     if variant in _IN_DIFFUSERS and encoder != "known" and not _is_mini(history):
         return _diffusers_code(history.setting("base.model"), encoder)
@@ -199,11 +199,11 @@ def _data(history: History) -> str:
     get = history.setting
     source, size, held_out = get("data.source"), get("data.size", "?"), get("data.held_out", "?")
     kept = f"{100 * held_out:g} % of them" if isinstance(held_out, float) else f"those of `{held_out}`"
-    shape = "in buckets of the area of" if get("data.buckets") else "cut to"
+    shape = "in buckets of the area of" if get("data.buckets") else "cropped to"
     return (
-        f"Pictures and captions from {f'`{source}`' if source else 'a cache'}, {shape} {size} × {size} px; "
+        f"Images and captions from {f'`{source}`' if source else 'a cache'}, {shape} {size} × {size} px; "
         f"{kept}, at most {get('data.held_out_most', '?')}, were held out and give the figures below.\n\n"
-        "Say here where the pictures come from, what they show, and under which licence they are."
+        "Add here where the images come from, what they show, and their license."
     )
 
 
@@ -214,7 +214,7 @@ def _recipe(history: History) -> str:
         "steps × samples": f"{history.step:,} × {get('training.batch_size', '?')} = "
         f"{_count_samples(history)} samples",
         "learning rate": f"{get('training.learning_rate', '?')}, {_schedule(history)}",
-        "optimiser": f"AdamW, weight decay {get('training.weight_decay', '?')}, gradients clipped to norm "
+        "optimizer": f"AdamW, weight decay {get('training.weight_decay', '?')}, gradients clipped to norm "
         f"{get('training.max_gradient_norm', '?')}",
         "averaged weights": f"decay {get('training.ema_decay')}" if get("training.ema_decay") else "none",
         "dropped": f"image {drops[0]}, text {drops[1]}, both {drops[2]}",
@@ -266,21 +266,21 @@ def _figures(history: History) -> str:
 def _limits(history: History) -> str:
     variant = history.setting("adapter.variant", "base")
     limits = [
-        "It belongs to this base and this image encoder, and to fine-tunes of that base.",
-        "It knows what its training pictures show; others give the nearest of what it knows.",
+        "It works with this base, with fine-tunes of it, and with this image encoder.",
+        "It reproduces the kinds of content in its training images; other content becomes similar to those.",
     ]
     if variant in _FACES or variant == "full-face":
-        limits.append("It draws faces like a given person's: use it with that person's consent only.")
+        limits.append("It reproduces a person's face: use it only with that person's consent.")
     if judge_adapter(history).trend == "none":
-        limits.append("By the figures above it hardly reads its reference: train longer before using it.")
-    limits.append("The held-out samples come from the same data: the figures say nothing of other pictures.")
+        limits.append("By the figures above it hardly reads its reference: train it longer before use.")
+    limits.append("The held-out samples come from the same data, so the figures do not cover other images.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _cost(history: History) -> str:
     facts = history.environment
     processes = facts.get("processes", 1)
-    device = facts.get("device", "a machine that was not noted")
+    device = facts.get("device", "an unknown device")
     machines = f"{processes} × {device}" if processes > 1 else device
     versions = ", ".join(f"{name} {facts[name]}" for name in (*PACKAGES, "python") if name in facts)
     commit = f", commit `{facts['commit']}`" if "commit" in facts else ""

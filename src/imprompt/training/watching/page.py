@@ -178,9 +178,9 @@ def _events(events: list[Event]) -> Section:
 def _commands(history: History) -> Section:
     blocks = []
     if not history.is_finished:
-        blocks.append(Code(resume_command(history), "Go on where it stopped."))
+        blocks.append(Code(resume_command(history), "Continue the run."))
     if command := generate_command(history):
-        blocks.append(Code(command, "Draw with it."))
+        blocks.append(Code(command, "Generate with the adapter."))
     return Section("Commands", blocks=blocks)
 
 
