@@ -19,7 +19,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from imprompt.lab.making.objectives.denoising import build_scheduler, build_unet, velocity_error
+from imprompt.lab.making.objectives.base import build_scheduler, build_unet, velocity_error
 from imprompt.lab.making.recipe import parse_recipe
 from imprompt.runtime.precision import fastest_precision
 

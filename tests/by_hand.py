@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.pipeline_state import Branches
+from imprompt.attention.diffusers_internals import Branches
 
 
 @dataclass

@@ -112,8 +112,10 @@ def test_a_batch_is_laid_out_once_per_generation(pipe: Any, adapter: ImagePrompt
     with adapter.attach(pipe), adapter.references(tiny.embedding(1)):
         with pytest.MonkeyPatch.context() as patch:
             shown: list[object] = []
-            show = DecoupledAttention.show
-            patch.setattr(DecoupledAttention, "show", lambda self, *a: [shown.append(a), show(self, *a)])
+            set_terms = DecoupledAttention.set_terms
+            patch.setattr(
+                DecoupledAttention, "set_terms", lambda self, *a: [shown.append(a), set_terms(self, *a)]
+            )
             latents(pipe)
         assert len(shown) == 4
 

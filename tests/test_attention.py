@@ -9,7 +9,7 @@ from accelerate import cpu_offload
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from imprompt.attention.processor import DecoupledAttention, Term, attend, merge_heads, split_heads
+from imprompt.attention.processor import DecoupledAttention, ImageTerm, attend, merge_heads, split_heads
 from imprompt.errors import AmbiguousBatch
 
 QUERY_DIM, CONTEXT_DIM, HEADS, HEAD_DIM = 11, 13, 3, 5
@@ -38,13 +38,13 @@ def text(seed: None) -> Tensor:
     return torch.randn(2, 17, CONTEXT_DIM)
 
 
-def image(batch: int = 2, tokens: int = 4) -> Term:
-    return Term(*(split_heads(torch.randn(batch, tokens, INNER_DIM), HEADS) for _ in range(2)))
+def image(batch: int = 2, tokens: int = 4) -> ImageTerm:
+    return ImageTerm(*(split_heads(torch.randn(batch, tokens, INNER_DIM), HEADS) for _ in range(2)))
 
 
-def decoupled(attn: Attention, *images: Term) -> DecoupledAttention:
+def decoupled(attn: Attention, *images: ImageTerm) -> DecoupledAttention:
     processor = DecoupledAttention(AttnProcessor2_0())
-    processor.show("test", images)
+    processor.set_terms("test", images)
     attn.set_processor(processor)  # pyright: ignore[reportArgumentType]
     return processor
 
@@ -149,7 +149,7 @@ def test_a_text_at_the_address_of_a_freed_one_is_not_taken_for_it(attn: Attentio
     for seed in range(20):
         text = torch.full((2, 17, CONTEXT_DIM), float(seed))
         remembered = attn(hidden, text)
-        processor.terms.text = None
+        processor.state.text = None
         assert torch.equal(remembered, attn(hidden, text))
         del text
 
@@ -173,7 +173,7 @@ def test_writing_to_a_tensor_makes_it_compute_again(
     else:
         attn.to_v.weight.data = attn.to_v.weight.data * 2
     after = attn(hidden, text)
-    processor.terms.text = None
+    processor.state.text = None
     assert not torch.equal(after, before)
     assert torch.equal(after, attn(hidden, text))
 
@@ -183,19 +183,19 @@ def test_nothing_is_remembered_without_images_or_afterwards(
 ) -> None:
     processor = decoupled(attn)
     attn(hidden, text)
-    assert processor.terms.text is None
-    processor.show("test", (image(),))
+    assert processor.state.text is None
+    processor.set_terms("test", (image(),))
     attn(hidden, text)
-    assert processor.terms.text is not None
-    processor.show("test", ())
-    assert processor.terms.text is None
+    assert processor.state.text is not None
+    processor.set_terms("test", ())
+    assert processor.state.text is None
 
 
 def test_nothing_is_remembered_where_gradients_flow(attn: Attention, hidden: Tensor, text: Tensor) -> None:
     processor = decoupled(attn, image())
     with torch.enable_grad():
         attn(hidden, text).sum().backward()
-    assert processor.terms.text is None
+    assert processor.state.text is None
     assert attn.to_k is not None
     assert attn.to_k.weight.grad is not None
 
@@ -207,7 +207,7 @@ def test_inference_tensors_are_computed_each_time(attn: Attention) -> None:
         first = attn(hidden, text)
         text.mul_(2)
         assert not torch.equal(attn(hidden, text), first)
-    assert processor.terms.text is None
+    assert processor.state.text is None
 
 
 def test_autocast_is_not_taken_for_what_came_before(attn: Attention, hidden: Tensor, text: Tensor) -> None:
@@ -223,10 +223,10 @@ def test_weights_that_accelerate_moves_about_are_not_remembered(
 ) -> None:
     decoupled(attn, image())
     expected = attn(hidden, text)
-    processor = decoupled(attn, *attn.processor.images)  # pyright: ignore
+    processor = decoupled(attn, *attn.processor.image_terms)  # pyright: ignore
     cpu_offload(attn, execution_device=torch.device("cpu"))
     assert torch.equal(attn(hidden, text), expected)
-    assert processor.terms.text is None
+    assert processor.state.text is None
 
 
 def test_a_hooked_or_replaced_projection_is_not_remembered(
@@ -239,8 +239,8 @@ def test_a_hooked_or_replaced_projection_is_not_remembered(
     processor = decoupled(attn, image())
     attn.to_k = Doubled(CONTEXT_DIM, INNER_DIM, bias=False)
     attn(hidden, text)
-    assert processor.terms.text is None
+    assert processor.state.text is None
     attn.to_k = nn.Linear(CONTEXT_DIM, INNER_DIM, bias=False)
     attn.to_k.register_forward_hook(lambda *_: None)
     attn(hidden, text)
-    assert processor.terms.text is None
+    assert processor.state.text is None

@@ -351,7 +351,7 @@ def test_dreambench_says_what_is_missing(stand_in: StandIn, config: Path, tmp_pa
     ("words", "message"),
     [
         ("coco", "the suite 'coco' needs CONFIG, a TOML file; recipes/coco.toml is one"),
-        ("study", "the suite 'study' needs --runs, a folder that scripts/study has made"),
+        ("study", "the suite 'study' needs --runs, a folder made by scripts/study"),
         ("mini x.toml", "CONFIG has no effect on the suite 'mini'; it goes with coco and dreambench"),
         (
             "coco x.toml --small",

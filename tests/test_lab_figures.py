@@ -38,7 +38,7 @@ from imprompt.lab.figures.page import section
 from imprompt.lab.figures.panels import PANELS, draw_fine_tuned, draw_inpainting, draw_variations
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
-from imprompt.lab.making.objectives.denoising import build_scheduler
+from imprompt.lab.making.objectives.base import build_scheduler
 from imprompt.lab.making.vocabulary import ATTRIBUTES
 from imprompt.lab.suite.painting import PaintSettings, SuiteModels
 from imprompt.lab.suite.scoring import Readings

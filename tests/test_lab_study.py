@@ -22,8 +22,8 @@ from imprompt.evaluation.metrics import area_difference, bootstrap_interval
 from imprompt.lab import study as study_module
 from imprompt.lab.making import dataset
 from imprompt.lab.making.characters import Character
-from imprompt.lab.making.objectives.autoencoding import fit_codec
-from imprompt.lab.making.objectives.denoising import build_unet
+from imprompt.lab.making.objectives.base import build_unet
+from imprompt.lab.making.objectives.decoder import fit_codec
 from imprompt.lab.making.recipe import BaseRecipe, CodecRecipe, EncoderRecipe, parse_recipe
 from imprompt.lab.making.stages import build_objective
 from imprompt.lab.study import BASE_ALONE, StudyFindings, StudySettings, evaluate_study
@@ -328,7 +328,9 @@ def test_a_character_with_several_texts_counts_once() -> None:
 
 def test_mechanisms_are_listed_by_what_can_be_said() -> None:
     verdicts = {"a": "better", "b, hidden 9": "cannot be told", "c": "better", "d": "better"}
-    assert describe_verdicts(verdicts) == "better than “a”, “c” and “d”, not to be told from “b, hidden 9”"
+    assert (
+        describe_verdicts(verdicts) == "better than “a”, “c” and “d”, not distinguishable from “b, hidden 9”"
+    )
 
 
 def run(mechanism: str, parameters: int, **changes: Any) -> StudyRun:
@@ -346,13 +348,13 @@ def test_the_verdict_says_whether_parameters_are_equal() -> None:
     equal = write_verdict([ours, run("concatenated", 602_827), theirs], differences)
     assert equal == (
         "With equally many parameters, decoupled is better than concatenated (attributes kept "
-        "+0.100 [+0.050, +0.200], 1 seed). Of those that train the whole U-Net too, it is not to be told "
-        "from “unclip”. "
+        "+0.100 [+0.050, +0.200], 1 seed). Of those that train the whole U-Net too, it is "
+        "not distinguishable from “unclip”. "
         "With text, over the scale, its area is better than “unclip”."
     )
     fewer = write_verdict([ours, run("concatenated", 197_760), theirs], differences)
     assert "With 197,760 parameters against 603,264, decoupled is better" in fewer
-    assert write_verdict([ours], []).endswith("nothing to compare.")
+    assert write_verdict([ours], []).endswith("to compare with.")
 
 
 def draw_curve(mechanism: str, kept: Callable[[float], float]) -> list[StudyScore]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tiny
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.processor import DecoupledAttention, Term, split_heads
+from imprompt.attention.processor import DecoupledAttention, ImageTerm, split_heads
 from imprompt.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
@@ -53,7 +53,7 @@ class Layer:
         processor = DecoupledAttention(AttnProcessor2_0())
         if scale is not None:
             key, value = self.key.repeat(1, copies, 1), scale * self.value.repeat(1, copies, 1)
-            processor.show("law", (Term(split_heads(key, heads), split_heads(value, heads)),))
+            processor.set_terms("law", (ImageTerm(split_heads(key, heads), split_heads(value, heads)),))
         self.attn.set_processor(processor)  # pyright: ignore[reportArgumentType]
         return self.attn(self.hidden, self.text if text is None else text)
 

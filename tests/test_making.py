@@ -26,8 +26,8 @@ from imprompt.lab.making.dataset import Drawings, build_data
 from imprompt.lab.making.exporting import export_samples
 from imprompt.lab.making.labels import LABELS, NOT_DRAWN, measure_accuracies, to_labels
 from imprompt.lab.making.lines import INK, PAPER, draw_lines
-from imprompt.lab.making.objectives import controlling, denoising, styling
-from imprompt.lab.making.objectives.judging import contrast, damage
+from imprompt.lab.making.objectives import base, control, style
+from imprompt.lab.making.objectives.judge import contrast, damage
 from imprompt.lab.making.recipe import StageRecipe, load_recipe, parse_recipe
 from imprompt.lab.making.shipping import ship
 from imprompt.lab.making.stages import train_stage
@@ -86,7 +86,7 @@ def make_recipe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 def model(make_recipe: Callable[..., StageRecipe]) -> Path:
     """Every part, after two steps."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (denoising, controlling, styling):
+        for module in (base, control, style):
             patch.setattr(module, "SHOWN_STEPS", 1)
         folders = {train_stage(make_recipe(stage)) for stage in ORDER}
     assert len(folders) == 1

@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 import tiny
-from imprompt.adapter.condition import _scaled, _strength
+from imprompt.adapter.condition import _apply_strengths, _strength
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.layers import cross_attention_layers
 from imprompt.errors import InvalidReference
@@ -43,7 +43,9 @@ def test_layers_that_are_off_cost_nothing(unet: UNet2DConditionModel, adapter: I
         adapter.references(Reference(tiny.embedding(1), layers={"mid": 1})),
     ):
         output(unet)
-        terms = {attachment.names[n].split("_")[0]: len(p.images) for n, p in attachment.processors.items()}
+        terms = {
+            attachment.names[n].split("_")[0]: len(p.image_terms) for n, p in attachment.processors.items()
+        }
     assert terms == {"down": 0, "up": 0, "mid": 1}
 
 
@@ -138,7 +140,7 @@ def test_scaling_follows_its_formula(scaling: Any, penalty: bool) -> None:
         "key and value": (w * key, w * value),
         "key and mean value": (w * key, value - mean + w * mean),
     }[scaling]
-    scaled = _scaled(key, value, [_strength(reference, scale, width)])
+    scaled = _apply_strengths(key, value, [_strength(reference, scale, width)])
     for ours, theirs in zip(scaled, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 

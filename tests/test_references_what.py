@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 import tiny
-from imprompt.adapter.encode import text_embedding
+from imprompt.adapter.encode import embed_text
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.layers import attention_layers, cross_attention_layers
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
@@ -117,7 +117,7 @@ def test_tiles_are_references_of_their_own_each_in_its_own_part(
     with adapter.attach(pipe) as attachment, adapter.references(Reference(wide, crop="tiles", scale=0.5)):
         latents(pipe)
         for processor in attachment.processors.values():
-            weights = [term.weight for term in processor.images]
+            weights = [term.weight for term in processor.image_terms]
             assert len(weights) > 1
             assert torch.equal(sum(weights), torch.ones_like(weights[0]))  # pyright: ignore
 
@@ -140,7 +140,7 @@ def test_words_are_subtracted_where_the_base_has_the_encoders_text_tower() -> No
         embedding = torch.randn(1, tiny.XL_CONTEXT_2)
     ids = pipe.tokenizer_2("a dog", return_tensors="pt").input_ids
     words = pipe.text_encoder_2(ids).text_embeds[0]
-    assert torch.equal(text_embedding(pipe, "a dog", tiny.XL_CONTEXT_2), words)
+    assert torch.equal(embed_text(pipe, "a dog", tiny.XL_CONTEXT_2), words)
     without = made(pipe, adapter, Reference(embedding, without="a dog"))
     assert torch.equal(without, made(pipe, adapter, Reference(embedding - words)))
 
@@ -237,7 +237,7 @@ def test_a_face_and_features_act_together_with_a_strength(unet: UNet2DConditionM
     with adapter.attach(unet) as attachment, adapter.references(Reference(picture, face_scale=0.4)):
         output(unet)
         for number in adapter.shapes:
-            key = attachment.processors[number].images[0].key
+            key = attachment.processors[number].image_terms[0].key
             close(key[0].transpose(0, 1).flatten(1), adapter.key_value(number).to_key(tokens)[0])
     assert not torch.equal(by_picture, shown(unet, adapter, Reference(picture)))
 

@@ -58,7 +58,7 @@ def test_a_mask_is_the_mean_over_each_positions_part_of_the_picture(
         for layer, processor in attachment.processors.items():
             height, width = {0: (12, 8), 1: (6, 4)}[attachment.levels[layer]]
             blocks = mask.reshape(height, 24 // height, width, 48 // width)
-            (term,) = processor.images
+            (term,) = processor.image_terms
             assert term.weight is not None
             close(term.weight, blocks.mean((1, 3)).reshape(1, 1, -1, 1).expand(2, 1, -1, 1))
 

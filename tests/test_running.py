@@ -35,9 +35,10 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
-from imprompt.attention import batch as laying
-from imprompt.attention.batch import _resized
-from imprompt.attention.pipeline_state import Branches, Clock, Moment, picture_box
+from imprompt.attention import batch
+from imprompt.attention.batch import _resize_mask
+from imprompt.attention.diffusers_internals import Branches
+from imprompt.attention.pipeline_state import Clock, Moment, find_picture_box
 from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.reference import Reference
@@ -338,13 +339,13 @@ def test_a_pipeline_made_from_an_attached_one_follows_its_unet(first: bool) -> N
 def weights_kept() -> Iterator[list[Tensor]]:
     kept: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
-        show = DecoupledAttention.show
+        set_terms = DecoupledAttention.set_terms
 
         def keep(self: Any, owner: object, images: Any, lora: Any = None) -> None:
             kept.extend(term.weight for term in images)
-            show(self, owner, images, lora)
+            set_terms(self, owner, images, lora)
 
-        patch.setattr(DecoupledAttention, "show", keep)
+        patch.setattr(DecoupledAttention, "set_terms", keep)
         yield kept
 
 
@@ -393,7 +394,9 @@ def test_every_pipeline_that_paints_a_part_of_the_picture_tells_which(
     pipe, white = case.build(), Image.new("L", (64, 64))
     white.paste(255, (10, 20, 40, 30))
     boxes: list[Any] = []
-    monkeypatch.setattr(laying, "picture_box", lambda call: boxes.append(picture_box(call)) or boxes[-1])
+    monkeypatch.setattr(
+        batch, "find_picture_box", lambda call: boxes.append(find_picture_box(call)) or boxes[-1]
+    )
     cuts: list[Any] = []
     region = pipe.mask_processor.get_crop_region
     pipe.mask_processor.get_crop_region = lambda *a, **k: cuts.append(region(*a, **k)) or cuts[-1]
@@ -409,12 +412,12 @@ def test_every_pipeline_that_paints_a_part_of_the_picture_tells_which(
 
 def test_a_mask_cut_to_the_whole_picture_is_the_mask() -> None:
     area = torch.rand(24, 32)
-    close(_resized(area, 6, 4, (0.0, 0.0, 1.0, 1.0)), _resized(area, 6, 4))
+    close(_resize_mask(area, 6, 4, (0.0, 0.0, 1.0, 1.0)), _resize_mask(area, 6, 4))
 
 
 def test_beyond_the_picture_a_masks_edge_goes_on() -> None:
     area = torch.tensor([[0.0, 1.0]])
-    close(_resized(area, 1, 4, (-0.5, 0.0, 1.5, 1.0)), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    close(_resize_mask(area, 1, 4, (-0.5, 0.0, 1.5, 1.0)), torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
 
 def test_a_mask_on_a_pipeline_that_works_in_tiles_is_refused() -> None:

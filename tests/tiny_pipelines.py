@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
-from imprompt.attention.pipeline_state import Branches
+from imprompt.attention.diffusers_internals import Branches
 from tiny_bases import FRAMES, Base, base_parts, base_scheduler, base_unet, controlnet, numbers, t2i_adapter
 
 STEPS = 2

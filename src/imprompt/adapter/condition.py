@@ -1,30 +1,32 @@
-"""References with finished keys and values → conditions: how strong, in which layers, where, when.
+"""Compute what references contribute to each layer: K' and λV', for both branches of guidance.
 
 A layer that pushes away from the picture ("precise" modes) has nothing on the positive branch and the picture
-on the negative one: guidance, u + w (c - u), then weighs what stands in u alone by 1 - w.
+on the negative one. Guidance, u + w (c - u), then weights what only u contains by 1 - w.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from imprompt.attention.batch import Condition
+from imprompt.adapter.encode import EncodedReference, ProjectionInputs
+from imprompt.attention.attachment import Attachment
+from imprompt.attention.batch import Conditioning
 from imprompt.attention.layer_weights import LayerWeights, layer_weights
 from imprompt.attention.pipeline_state import Moment
 from imprompt.attention.processor import KeyValue, split_heads
 from imprompt.errors import AttachmentError, InvalidReference
+from imprompt.inputs.encoder import Input
 from imprompt.reference import Reference
-
-K = TypeVar("K")
-
-KeysValues = Mapping[int, tuple[Tensor, Tensor]]
-"""Layer number → K' and V', each "prompts tokens inner_dim"."""
 
 FULL_WIDTH = 1280
 """The width C at which `Reference.width_penalty` changes nothing: that of the deepest layers."""
+
+Adapter = Callable[[ProjectionInputs, Collection[int], Float[Tensor, " prompts"]], Mapping[int, KeyValue]]
+"""Computes K' and V', each "prompts tokens inner_dim", of these layers: (inputs, layers, face_scale)."""
 
 
 class Strength(NamedTuple):
@@ -35,104 +37,108 @@ class Strength(NamedTuple):
     mean: float
 
 
-class Asked(NamedTuple):
-    """What one prompt's reference asks of the layers."""
-
-    reference: Reference
-    weights: LayerWeights
-
-    def follows(self, layer: int) -> float:
-        """λ at a layer."""
-        return float(self.reference.scale * self.weights.follow[layer])
-
-    def avoids(self, layer: int) -> float:
-        """How strongly a layer pushes away."""
-        boost = self.reference.scale if self.reference.boost is None else self.reference.boost
-        return float(boost * self.weights.avoid.get(layer, 0.0))
-
-
-def asked_of(references: Sequence[Reference], names: Mapping[int, str]) -> list[Asked]:
-    """Resolve the layers that references name, on a base with these cross-attention modules.
-
-    Raises:
-        InvalidReference: layers that the base does not have, or a boost without effect
-    """
-    asked = [Asked(one, layer_weights(one.layers, names, convention=one.convention)) for one in references]
-    for one, weights in asked:
-        if one.boost is not None and not weights.avoid:
-            raise InvalidReference(f"boost has no effect with layers={one.layers!r}; it is for precise modes")
-    return asked
-
-
-def layers_used(asked: Sequence[Asked]) -> list[int]:
-    """Layers in which any of the references does anything."""
-    return [
-        layer
-        for layer in asked[0].weights.follow
-        if any(one.follows(layer) or one.avoids(layer) for one in asked)
-    ]
-
-
-def finished(
-    asked: Sequence[Asked], positive: KeysValues, negative: KeysValues, heads: Mapping[int, int]
-) -> Condition:
-    """Make a condition of keys and values, a row per prompt.
+def compute_conditioning(
+    references: Sequence[Reference],
+    encoded: Sequence[EncodedReference],
+    attachment: Attachment,
+    adapter: Adapter,
+    like: Tensor,
+) -> Conditioning:
+    """Compute K' and λV' of one group of references, a row for each prompt.
 
     Args:
-        asked: for each prompt
-        positive: of the pictures
-        negative: of what stands on the negative branch
-        heads: layer number → attention heads
+        references: one for each prompt, or one for all
+        encoded: what the encoders returned for each
+        attachment: the base's layers
+        adapter: computes K' and V'
+        like: device and number format to compute in
+
+    Raises:
+        InvalidReference: layers that the base does not have, a boost without effect, or inputs that are not
+            finite
     """
+    weights = [_scale_layers(reference, attachment.names) for reference in references]
+    layers = list(attachment.names) if attachment.is_compiled else _find_used_layers(weights)
+    face_scale = torch.tensor([float(reference.face_scale) for reference in references])
+    _check_finite(inputs for halves in encoded for inputs in halves)
+    images = math.lcm(*(count_images(inputs) for halves in encoded for inputs in halves))
+    positive, negative = (
+        adapter(_stack([halves[half] for halves in encoded], images, like), layers, face_scale)
+        for half in (0, 1)
+    )
     halves = {
-        layer: _halves(asked, layer, positive[layer], negative[layer], heads[layer]) for layer in positive
+        layer: _weight_halves(
+            references, weights, layer, positive[layer], negative[layer], attachment.heads(layer)
+        )
+        for layer in positive
     }
-    references = [one.reference for one in asked]
 
-    def weights(moment: Moment) -> list[float]:
-        return [_weight(reference, moment) for reference in references]
+    def weigh(moment: Moment) -> list[float]:
+        return [_weight_at(reference, moment) for reference in references]
 
-    return Condition(
+    return Conditioning(
         positive={layer: half[0] for layer, half in halves.items()},
         negative={layer: half[1] for layer, half in halves.items()},
         areas=[reference.area for reference in references],
-        weights=weights if any(reference.is_scheduled for reference in references) else None,
-        needs_guidance=any(one.weights.avoid for one in asked),
+        weights=weigh if any(reference.is_scheduled for reference in references) else None,
+        needs_guidance=any(one.avoid for one in weights),
     )
 
 
-def _weight(reference: Reference, moment: Moment) -> float:
-    """What multiplies λ now; a list has a factor for each of the sampler's steps, or for each call."""
+def count_images(inputs: ProjectionInputs) -> int:
+    """Return the size of the first axis, which all inputs share."""
+    return next(iter(inputs.values())).shape[0]
+
+
+def _scale_layers(reference: Reference, names: Mapping[int, str]) -> LayerWeights:
+    """Return λ of each layer that follows the reference, and the boost of each that avoids it."""
+    weights = layer_weights(reference.layers, names, convention=reference.convention)
+    if reference.boost is not None and not weights.avoid:
+        raise InvalidReference(
+            f"boost has no effect with layers={reference.layers!r}; it is for precise modes"
+        )
+    boost = reference.scale if reference.boost is None else reference.boost
+    return LayerWeights(
+        {layer: float(reference.scale * weight) for layer, weight in weights.follow.items()},
+        {layer: float(boost * weight) for layer, weight in weights.avoid.items()},
+    )
+
+
+def _find_used_layers(weights: Sequence[LayerWeights]) -> list[int]:
+    return [
+        layer
+        for layer in weights[0].follow
+        if any(one.follow[layer] or one.avoid.get(layer) for one in weights)
+    ]
+
+
+def _weight_at(reference: Reference, moment: Moment) -> float:
+    """Return the factor on λ now; a list has one for each of the sampler's steps, or for each call."""
     step, steps, noise, sampler_step, sampler_steps = moment
     if isinstance(reference.steps, list) and len(reference.steps) == sampler_steps:
         return reference.weight(sampler_step, sampler_steps, noise)
     return reference.weight(step, steps, noise)
 
 
-def stacked(prompts: Sequence[Mapping[K, Tensor]], images: int, like: Tensor) -> dict[K, Tensor]:
-    """Stack the prompts' inputs, "prompts images ...", pictures repeated where there are fewer.
+def _stack(prompts: Sequence[ProjectionInputs], images: int, like: Tensor) -> dict[Input, Tensor]:
+    """Stack the prompts' inputs to "prompts images ...", and repeat pictures where a prompt has fewer.
 
     Args:
-        prompts: of each prompt, each "images ..."
-        images: how many each shall have, a multiple of those that it has
+        prompts: the inputs of each prompt, each "images ..."
+        images: the number of images of each row, a multiple of every prompt's own
         like: device and number format of the result
     """
     return {
-        name: torch.stack([_repeated(inputs[name], images).to(like) for inputs in prompts])
+        name: torch.stack([_repeat(inputs[name], images).to(like) for inputs in prompts])
         for name in prompts[0]
     }
 
 
-def _repeated(value: Tensor, images: int) -> Tensor:
+def _repeat(value: Tensor, images: int) -> Tensor:
     return value.repeat(images // len(value), *(1,) * (value.ndim - 1))
 
 
-def check_finite(inputs: Iterable[Mapping[Any, Tensor]]) -> None:
-    """Refuse what an encoder has made of a picture, if it is no number.
-
-    Raises:
-        InvalidReference: NaN or infinity in it
-    """
+def _check_finite(inputs: Iterable[ProjectionInputs]) -> None:
     for one in inputs:
         for name, value in one.items():
             if not torch.isfinite(value).all():
@@ -142,50 +148,62 @@ def check_finite(inputs: Iterable[Mapping[Any, Tensor]]) -> None:
                 )
 
 
-def lora_scale(references: Sequence[Sequence[Reference]]) -> Float[Tensor, " prompts"]:
+def find_lora_scale(groups: Sequence[Sequence[Reference]]) -> Float[Tensor, " prompts"]:
     """Return the strength of an adapter's LoRA for each prompt, on which all references must agree.
 
     Raises:
         InvalidReference: they do not
     """
-    prompts = max(map(len, references))
-    rows = [
-        [float(one.lora_scale) for one in argument] * (prompts // len(argument)) for argument in references
-    ]
+    prompts = max(map(len, groups))
+    rows = [[float(one.lora_scale) for one in group] * (prompts // len(group)) for group in groups]
     if any(row != rows[0] for row in rows):
         raise InvalidReference(f"one adapter has one LoRA; these references ask for lora_scale {rows}")
     return torch.tensor(rows[0])
 
 
-def check_schedule(references: Collection[Reference], has_clock: bool) -> None:
-    """Refuse steps where nothing tells the step.
+def check_settings(
+    groups: Iterable[Sequence[Reference]], *, has_clock: bool, has_face_scale: bool, has_lora: bool
+) -> None:
+    """Refuse settings that this adapter, or what it is attached to, cannot honor.
 
     Raises:
-        AttachmentError: attached to a bare denoiser
+        AttachmentError: a schedule, attached to a bare denoiser
+        InvalidReference: a scale of something that the adapter does not have
     """
-    if not has_clock and any(reference.is_scheduled for reference in references):
-        raise AttachmentError(
-            "steps need a pipeline to tell them by; attach to the pipeline, not to its U-Net"
-        )
+    for reference in (reference for group in groups for reference in group):
+        if not has_clock and reference.is_scheduled:
+            raise AttachmentError(
+                "steps need a pipeline to tell them by; attach to the pipeline, not to its U-Net"
+            )
+        if not has_face_scale and reference.face_scale != 1:
+            raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
+        if not has_lora and reference.lora_scale != 1:
+            raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
 
 
-def _halves(
-    asked: Sequence[Asked],
+def _weight_halves(
+    references: Sequence[Reference],
+    weights: Sequence[LayerWeights],
     layer: int,
-    positive: tuple[Tensor, Tensor],
-    negative: tuple[Tensor, Tensor],
+    positive: KeyValue,
+    negative: KeyValue,
     heads: int,
 ) -> tuple[KeyValue, KeyValue]:
-    width = positive[1].shape[-1]
-    follow = [_strength(one.reference, one.follows(layer), width) for one in asked]
-    with_picture, without = _scaled(*positive, follow), _scaled(*negative, follow)
-    avoid = [one.avoids(layer) for one in asked]
+    """Weight K' and V' of a layer for the positive and the negative branch, and split their heads."""
+    width = positive.value.shape[-1]
+
+    def strengths(scales: Sequence[float]) -> list[Strength]:
+        return [_strength(one, scale, width) for one, scale in zip(references, scales, strict=True)]
+
+    follow = strengths([one.follow[layer] for one in weights])
+    with_picture, without = _apply_strengths(*positive, follow), _apply_strengths(*negative, follow)
+    avoid = [one.avoid.get(layer, 0.0) for one in weights]
     if any(avoid):
-        pushes = positive[0].new_tensor(avoid).bool()[:, None, None]
-        pushed = _scaled(
-            *positive, [_strength(one.reference, a, width) for one, a in zip(asked, avoid, strict=True)]
+        is_pushed = positive.key.new_tensor(avoid).bool()[:, None, None]
+        pushed = _apply_strengths(*positive, strengths(avoid))
+        without = KeyValue(
+            *(torch.where(is_pushed, there, here) for there, here in zip(pushed, without, strict=True))
         )
-        without = tuple(torch.where(pushes, there, here) for there, here in zip(pushed, without, strict=True))
     return (
         KeyValue(*(split_heads(x, heads) for x in with_picture)),
         KeyValue(*(split_heads(x, heads) for x in without)),
@@ -202,15 +220,15 @@ def _strength(reference: Reference, weight: float, width: int) -> Strength:
     return Strength(weight, 1.0, weight)
 
 
-def _scaled(
+def _apply_strengths(
     key: Float[Tensor, "prompts tokens inner_dim"],
     value: Float[Tensor, "prompts tokens inner_dim"],
     strengths: Sequence[Strength],
-) -> tuple[Float[Tensor, "prompts tokens inner_dim"], Float[Tensor, "prompts tokens inner_dim"]]:
+) -> KeyValue:
     of_key, spread, mean = (key.new_tensor(column)[:, None, None] for column in zip(*strengths, strict=True))
     if any(strength.key != 1 for strength in strengths):
         key = of_key * key
     if all(strength.spread == strength.mean for strength in strengths):
-        return key, spread * value
+        return KeyValue(key, spread * value)
     middle = value.mean(1, keepdim=True)
-    return key, spread * (value - middle) + mean * middle
+    return KeyValue(key, spread * (value - middle) + mean * middle)

@@ -8,7 +8,6 @@ too.
 """
 
 import functools
-import math
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
@@ -19,36 +18,33 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from imprompt.adapter.condition import (
-    KeysValues,
-    asked_of,
-    check_finite,
-    check_schedule,
-    finished,
-    layers_used,
-    lora_scale,
-    stacked,
-)
+from imprompt.adapter.condition import check_settings, compute_conditioning, count_images, find_lora_scale
 from imprompt.adapter.encode import (
-    Encoded,
-    Inputs,
+    ProjectionInputs,
     ReferenceEncoder,
     ReferenceLike,
-    as_arguments,
     as_reference,
+    group_references,
 )
 from imprompt.attention.attachment import ActiveReferences, Attachment
-from imprompt.attention.batch import Condition, Laid, Laying, Loras
+from imprompt.attention.batch import BatchPlan, LayerInputs
+from imprompt.attention.diffusers_internals import Branches
 from imprompt.attention.layers import UNet, cross_attention_layers, layer_shapes
-from imprompt.attention.pipeline_state import Branches, Clock
-from imprompt.attention.processor import LoraTerm, Place, Term, split_heads, text_projections
+from imprompt.attention.pipeline_state import Clock
+from imprompt.attention.processor import (
+    ImageTerm,
+    KeyValue,
+    LoraTerm,
+    Place,
+    split_heads,
+    text_projections,
+)
 from imprompt.attention.weights import ImageKeyValue, LoraShapes, LowRank, attention_shapes
-from imprompt.errors import AdapterMismatch, AttachmentError, InvalidReference
+from imprompt.errors import AdapterMismatch, AttachmentError
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import ImageEncoder, Input
 from imprompt.inputs.faces import FaceEmbedder
 from imprompt.projection import FacePlusProjection, ImageProjection
-from imprompt.reference import Reference
 
 
 class ImagePromptAdapter(nn.Module):
@@ -161,8 +157,11 @@ class ImagePromptAdapter(nn.Module):
         return {cast(Place, place): (pair.down.weight, pair.up.weight) for place, pair in pairs.items()}
 
     def forward(
-        self, inputs: Inputs, layers: Collection[int] | None = None, face_scale: Tensor | None = None
-    ) -> KeysValues:
+        self,
+        inputs: ProjectionInputs,
+        layers: Collection[int] | None = None,
+        face_scale: Tensor | None = None,
+    ) -> dict[int, KeyValue]:
         """Return K' and V' of every layer, by official number.
 
         Args:
@@ -177,7 +176,7 @@ class ImagePromptAdapter(nn.Module):
         }
 
     def image_tokens(
-        self, inputs: Inputs, face_scale: Float[Tensor, " batch"] | None = None
+        self, inputs: ProjectionInputs, face_scale: Float[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch tokens {self.projection.context_dim}"]:
         """Project what encoders saw; the tokens of a sample's several images stand side by side.
 
@@ -226,7 +225,7 @@ class ImagePromptAdapter(nn.Module):
             raise AttachmentError("the adapter is attached already; detach it first")
         attachment = Attachment(target, self.shapes, [int(number) for number in self.lora])
         self._attachment = attachment
-        attachment.when_detached = functools.partial(_forget_attachment, weakref.ref(self))
+        attachment.on_detach = functools.partial(_forget_attachment, weakref.ref(self))
         return attachment
 
     def detach(self) -> None:
@@ -235,9 +234,9 @@ class ImagePromptAdapter(nn.Module):
         Raises:
             AttachmentError: not attached
         """
-        self._attached().detach()
+        self._require_attachment().detach()
 
-    def _attached(self) -> Attachment:
+    def _require_attachment(self) -> Attachment:
         attachment = self._attachment
         if attachment is None or not attachment.is_attached:
             raise AttachmentError("the adapter is not attached; call adapter.attach(pipeline) first")
@@ -273,28 +272,37 @@ class ImagePromptAdapter(nn.Module):
             AmbiguousBatch: lists of different lengths; also raised later, by the generation, if the batch
                 does not fit the references
         """
-        attachment = self._attached()
+        attachment = self._require_attachment()
         attachment.check_in_place()
-        arguments = as_arguments(references)
-        every = [reference for argument in arguments for reference in argument]
+        groups = group_references(references)
         clock = None if isinstance(attachment.target, nn.Module) else Clock(attachment.target)
-        check_schedule(every, clock is not None)
-        self._check_face_settings(every)
-        encoded = iter(self._encoder_for(attachment.target).encode(every))
-        conditions = [
-            self._condition(argument, [next(encoded) for _ in argument], attachment) for argument in arguments
+        has_face_scale = isinstance(self.projection, FacePlusProjection)
+        check_settings(
+            groups, has_clock=clock is not None, has_face_scale=has_face_scale, has_lora=bool(self.lora)
+        )
+        encoder = self._make_encoder(attachment.target)
+        encoded = iter(encoder.encode([reference for group in groups for reference in group]))
+        # K' and V' are computed once, so float32 costs nothing. Inside a perceiver float16 overflows.
+        weight = next(self.projection.parameters())
+        dtype = torch.promote_types(torch.promote_types(weight.dtype, attachment.unet.dtype), torch.float32)
+        like = torch.empty(0, device=weight.device, dtype=dtype)
+        conditionings = [
+            compute_conditioning(
+                group, [next(encoded) for _ in group], attachment, self._compute_keys_values, like
+            )
+            for group in groups
         ]
-        laying = Laying(
-            conditions,
+        plan = BatchPlan(
+            conditionings,
             attachment.levels,
             attachment.unet,
             attachment.target,
             branches=branches,
             clock=clock,
-            loras=self._loras(arguments),
+            loras=self._lora_terms(find_lora_scale(groups)) if self.lora else {},
             is_static=attachment.is_compiled,
         )
-        return attachment.show(laying)
+        return attachment.activate(plan)
 
     def encode(self, reference: ReferenceLike) -> ImageEmbeddings:
         """Return what the encoders make of a reference, to be kept, saved and used again in its place.
@@ -302,7 +310,7 @@ class ImagePromptAdapter(nn.Module):
         Raises:
             AdapterMismatch, InvalidReference, ImageError: as `references`
         """
-        encoder = self._encoder_for(None)
+        encoder = self._make_encoder(None)
         (encoded,) = encoder.encode([as_reference(reference)])
         blank: dict[Input, Tensor] = {name: value[0] for name, value in encoded.negative.items()}
         return ImageEmbeddings(encoded.positive, blank, encoder.metadata)
@@ -313,41 +321,15 @@ class ImagePromptAdapter(nn.Module):
         Raises:
             AdapterMismatch: no image encoder
         """
-        return self._encoder_for(None).views(as_reference(reference))
+        return self._make_encoder(None).views(as_reference(reference))
 
-    def _encoder_for(self, target: object) -> ReferenceEncoder:
+    def _make_encoder(self, target: object) -> ReferenceEncoder:
         return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
 
-    def _check_face_settings(self, references: Sequence[Reference]) -> None:
-        is_face_plus = isinstance(self.projection, FacePlusProjection)
-        if not is_face_plus and any(reference.face_scale != 1 for reference in references):
-            raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
-        if not self.lora and any(reference.lora_scale != 1 for reference in references):
-            raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
-
-    def _condition(
-        self, references: Sequence[Reference], encoded: Sequence[Encoded], attachment: Attachment
-    ) -> Condition:
-        """Finish one argument of `references`."""
-        asked = asked_of(references, attachment.names)
-        layers = self.shapes if attachment.is_compiled else layers_used(asked)
-        images = math.lcm(*(_images(inputs) for halves in encoded for inputs in halves))
-        face_scale = torch.tensor([float(reference.face_scale) for reference in references])
-        # Made once, so float32 costs nothing; inside a perceiver float16 overflows.
-        dtype = torch.promote_types(next(self.projection.parameters()).dtype, attachment.unet.dtype)
-        device = next(self.projection.parameters()).device
-        like = torch.empty(0, device=device, dtype=torch.promote_types(dtype, torch.float32))
-        check_finite(inputs for halves in encoded for inputs in halves)
-        positive, negative = (
-            self._finished(stacked([halves[half] for halves in encoded], images, like), layers, face_scale)
-            for half in (0, 1)
-        )
-        return finished(asked, positive, negative, {layer: attachment.heads(layer) for layer in layers})
-
-    def _finished(
-        self, inputs: Inputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
-    ) -> KeysValues:
-        """K' and V' in the inputs' number format, where the adapter's own is narrower."""
+    def _compute_keys_values(
+        self, inputs: ProjectionInputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
+    ) -> dict[int, KeyValue]:
+        """Compute K' and V' in the inputs' number format, even where the adapter's own is narrower."""
         dtype = next(iter(inputs.values())).dtype
         used = {str(layer) for layer in layers}
         weights = {
@@ -357,15 +339,13 @@ class ImagePromptAdapter(nn.Module):
         }
         return torch.func.functional_call(self, weights, (inputs, layers, face_scale))
 
-    def _loras(self, arguments: Sequence[Sequence[Reference]]) -> Loras | None:
-        if not self.lora:
-            return None
-        return Loras({int(number): self.low_rank(int(number)) for number in self.lora}, lora_scale(arguments))
+    def _lora_terms(self, scale: Tensor) -> dict[int, LoraTerm]:
+        return {int(number): LoraTerm(self.low_rank(int(number)), scale) for number in self.lora}
 
     # Training
 
     def conditioned_on(
-        self, inputs: Inputs | Float[Tensor, "batch images ..."], scale: float | int | Tensor = 1.0
+        self, inputs: ProjectionInputs | Float[Tensor, "batch images ..."], scale: float | int | Tensor = 1.0
     ) -> ActiveReferences:
         """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
 
@@ -383,25 +363,23 @@ class ImagePromptAdapter(nn.Module):
             AdapterMismatch: inputs of another kind or width
             AmbiguousBatch: raised by the forward pass, if its batch is not the inputs'
         """
-        attachment = self._attached()
+        attachment = self._require_attachment()
         if isinstance(inputs, Tensor):
             inputs = {next(iter(self.projection.takes)): inputs}
         weight = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
         terms = {
-            number: (Term(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value))),)
+            number: (ImageTerm(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value))),)
             for number, (key, value) in self(inputs).items()
         }
-        ones = torch.ones(_images(inputs), 1, 1, device=next(self.parameters()).device)
-        loras = {int(number): LoraTerm(self.low_rank(int(number)), ones) for number in self.lora}
-        laid = {number: Laid(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
-        return attachment.show(laid)
+        loras = self._lora_terms(
+            torch.ones(count_images(inputs), 1, 1, device=next(self.parameters()).device)
+        )
+        return attachment.activate(
+            {number: LayerInputs(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
+        )
 
 
 def _forget_attachment(adapter: "weakref.ref[ImagePromptAdapter]") -> None:
     """A detached adapter keeps no base model alive."""
     if (mine := adapter()) is not None:
         mine._attachment = None
-
-
-def _images(inputs: Inputs) -> int:
-    return next(iter(inputs.values())).shape[0]

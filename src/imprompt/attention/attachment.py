@@ -1,7 +1,7 @@
-"""Attaching to a denoiser: put processors in, lay image prompts on each batch, take everything out again.
+"""Attach to a denoiser: install processors, give them the image prompts of each batch, restore everything.
 
-The batch is looked at just before each forward pass, outside any compiled graph: how large it is, at which
-step, and which rows are the negative and which the positive half of classifier-free guidance.
+A hook reads the batch just before each forward pass, outside any compiled graph: its size, its step, and
+which rows are the negative and the positive half of classifier-free guidance.
 """
 
 import sys
@@ -16,9 +16,21 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from torch import Tensor, nn
 
-from imprompt.attention.batch import Laid, Laying
+from imprompt.attention.batch import BatchPlan, LayerInputs
 from imprompt.attention.callers import Caller
-from imprompt.attention.hooks import Owner, check_acted, guard, hook, split_layers, unguard
+from imprompt.attention.diffusers_internals import (
+    compiled_call,
+    find_split_layers,
+    is_compiled,
+    without_compilation,
+)
+from imprompt.attention.hooks import (
+    Owner,
+    add_hook,
+    block_ip_adapter_methods,
+    check_layers_ran,
+    unblock_ip_adapter_methods,
+)
 from imprompt.attention.layers import (
     Shapes,
     UNet,
@@ -37,22 +49,22 @@ from imprompt.attention.processor import (
 from imprompt.errors import AdapterMismatch, AttachmentError
 
 
-class Acting:
-    """Image prompts that a caller has let act.
+class StackEntry:
+    """Image prompts on a caller's stack; those on top are active.
 
     Args:
-        what: a `Laying` for whole generations, or what each layer is shown, a row per sample
+        source: a `BatchPlan` for whole generations, or the inputs of each layer, with a row per sample
     """
 
-    def __init__(self, what: Laying | Mapping[int, Laid]) -> None:
-        self.what = what
+    def __init__(self, source: BatchPlan | Mapping[int, LayerInputs]) -> None:
+        self.source = source
         self.is_entered = False
 
 
 class ForwardPass(threading.local):
-    """What is laid on the batch in this thread, and whether the layers have run with it."""
+    """The inputs of the layers in this thread, and whether the layers have run with them."""
 
-    laid: Mapping[int, Laid] | None = None
+    inputs: Mapping[int, LayerInputs] | None = None
     is_checked = True
     has_parts = False
 
@@ -60,9 +72,9 @@ class ForwardPass(threading.local):
 class Attachment:
     """An adapter on a denoiser; use it with `with`, or call `detach`.
 
-    It detaches by itself when nothing holds it any more.
-    Image prompts belong to who lets them act: a thread, or within it a task of asyncio. Each caller has its
-    own, with those in an outer `with` coming back at the end of an inner one.
+    It detaches by itself when it is no longer referenced. Image prompts belong to the caller that activates
+    them: a thread, or a task of asyncio within it. Each caller has a stack of its own, so the image prompts
+    of an outer `with` return at the end of an inner one.
 
     Args:
         target: a diffusers pipeline with a U-Net, or a bare one (compiled or not)
@@ -70,9 +82,9 @@ class Attachment:
         lora_layers: numbers of the attention layers, self-attention too, that its LoRA changes
 
     Attributes:
-        names: layer number → name of the cross-attention's module
+        names: layer number → name of the cross-attention module
         levels: layer number → how often the latents have been halved there
-        when_detached: called once it is detached
+        on_detach: called after it has detached
 
     Raises:
         AttachmentError: no U-Net there, or an attention processor or option that is not supported
@@ -83,27 +95,27 @@ class Attachment:
 
     def __init__(self, target: object, shapes: Shapes, lora_layers: Collection[int] = ()) -> None:
         self.target = target
-        self.unet = _unet(target)
-        self._denoiser = _denoiser(target)
+        self.unet = _get_unet(target)
+        self._denoiser = _get_denoiser(target)
         crossing = cross_attention_layers(self.unet)
         check_fit(shapes, layer_shapes(crossing))
         self.names = {layer: name for layer, (name, _) in crossing.items()}
         blocks = len(cast(nn.ModuleList, self.unet.down_blocks))
         self.levels = {layer: layer_level(name, blocks) for layer, name in self.names.items()}
-        layers = crossing | _lora_layers(self.unet, lora_layers)
+        layers = crossing | _find_lora_layers(self.unet, lora_layers)
         for name, attn in layers.values():
             check_supported(name, attn)
         self.layers = {layer: attn for layer, (_, attn) in layers.items()}
-        _warn_of_others(list(self.layers.values()))
-        self.when_detached: Callable[[], None] = _nothing
+        _warn_of_other_adapters(list(self.layers.values()))
+        self.on_detach: Callable[[], None] = _do_nothing
         self._owner = Owner(self)
-        self._callers: list[Caller[Acting]] = []
-        self._unhook: Callable[[], None] = _nothing
+        self._callers: list[Caller[StackEntry]] = []
+        self._unhook: Callable[[], None] = _do_nothing
         self._forward = ForwardPass()
-        self._lock = threading.RLock()  # around changes of what acts, never around a forward pass
-        self.processors = {layer: _adopted(attn, self._owner) for layer, attn in self.layers.items()}
-        guard(target, self._owner)
-        self._guests = weakref.WeakSet[object]()
+        self._lock = threading.RLock()  # Held while the stacks change, never during a forward pass.
+        self.processors = {layer: _install(attn, self._owner) for layer, attn in self.layers.items()}
+        block_ip_adapter_methods(target, self._owner)
+        self._other_pipelines = weakref.WeakSet[object]()
         self.is_attached = True
 
     def __enter__(self) -> "Attachment":
@@ -117,31 +129,30 @@ class Attachment:
             self.detach()
 
     def heads(self, layer: int) -> int:
-        """Number of attention heads of a layer."""
+        """Return the number of attention heads of a layer."""
         return self.layers[layer].heads
 
     @property
     def is_compiled(self) -> bool:
         """Whether the denoiser goes through torch.compile."""
-        module = _denoiser(self.target)
-        return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        return is_compiled(_get_denoiser(self.target))
 
     @property
-    def acts_for_good(self) -> bool:
-        """Whether image prompts act that no `with` will end."""
-        return any(not acting.is_entered for caller in self._callers for acting in caller.stack)
+    def has_open_ended_references(self) -> bool:
+        """Whether image prompts are active that no `with` will end."""
+        return any(not entry.is_entered for caller in self._callers for entry in caller.stack)
 
-    def show(self, what: Laying | Mapping[int, Laid]) -> "ActiveReferences":
-        """Let image prompts act from now until the returned context ends; then what acted before acts again.
+    def activate(self, source: BatchPlan | Mapping[int, LayerInputs]) -> "ActiveReferences":
+        """Activate image prompts until the returned context ends, when the ones before them return.
 
         Args:
-            what: a `Laying` for whole generations, or what each layer is shown, a row per sample
+            source: a `BatchPlan` for whole generations, or the inputs of each layer, with a row per sample
 
         Raises:
-            AttachmentError: the denoiser is compiled, and image prompts of another thread act in it
+            AttachmentError: the denoiser is compiled, and image prompts of another thread are active in it
         """
         self.check_in_place()
-        acting = Acting(what)
+        entry = StackEntry(source)
         with self._lock:
             caller = Caller.mine(self._callers)
             if caller is None:
@@ -149,47 +160,47 @@ class Attachment:
                 caller = Caller()
             stack = caller.stack
             if len(stack) > 1 and not stack[-1].is_entered and not stack[-2].is_entered:
-                del stack[-2]  # Two calls without `with`: the later one has replaced the earlier for good.
-            stack.append(acting)
+                del stack[-2]  # Of two calls without `with`, the later one replaces the earlier.
+            stack.append(entry)
             if caller not in self._callers:
                 self._callers.append(caller)
             self._refresh()
-        return ActiveReferences(self, acting)
+        return ActiveReferences(self, entry)
 
-    def acts(self, acting: Acting) -> bool:
-        """Whether this acts for whoever let it act."""
-        return any(caller.stack[-1] is acting for caller in self._callers)
+    def is_active(self, entry: StackEntry) -> bool:
+        """Whether these image prompts are active for the caller that activated them."""
+        return any(caller.stack[-1] is entry for caller in self._callers)
 
-    def end(self, acting: Acting) -> None:
-        """End image prompts and all that came inside them; nothing happens if they have been replaced."""
+    def deactivate(self, entry: StackEntry) -> None:
+        """Remove image prompts and all above them on the stack; do nothing if they have been replaced."""
         with self._lock:
-            for caller in [caller for caller in self._callers if acting in caller.stack]:
-                before = caller.stack[: caller.stack.index(acting)]
+            for caller in [caller for caller in self._callers if entry in caller.stack]:
+                before = caller.stack[: caller.stack.index(entry)]
                 if not before:
                     self._callers.remove(caller)
                 caller.stack = before or caller.stack
                 self._refresh()
 
     def detach(self) -> None:
-        """Take out the processors and hooks, and put back the very processors that were there."""
+        """Remove the hooks, and restore the very processors that the layers had before."""
         if not self.is_attached:
             return
         self.is_attached = False
         self._callers.clear()
         self._unhook()
-        for pipeline in (self.target, *self._guests):
-            unguard(pipeline, self._owner)
+        for pipeline in (self.target, *self._other_pipelines):
+            unblock_ip_adapter_methods(pipeline, self._owner)
         for layer, processor in self.processors.items():
             attn = self.layers[layer]
-            if processor.disown(self._owner) and attn.processor is processor:
+            if processor.remove_owner(self._owner) and attn.processor is processor:
                 attn.processor = processor.base  # pyright: ignore[reportAttributeAccessIssue]
-        self.when_detached()
+        self.on_detach()
 
     def check_in_place(self) -> None:
         """Make sure that image prompts reach the pictures.
 
         Raises:
-            AttachmentError: not attached, or someone has replaced the U-Net or its attention processors since
+            AttachmentError: not attached, or the U-Net or its attention processors have been replaced since
         """
         if not self.is_attached:
             raise AttachmentError("the adapter is not attached any more; attach it again")
@@ -209,13 +220,13 @@ class Attachment:
         Raises:
             AttachmentError: it has another one
         """
-        module = _denoiser(self.target)
-        if module is not self._denoiser and _unet(self.target) is not self.unet:
+        module = _get_denoiser(self.target)
+        if module is not self._denoiser and _get_unet(self.target) is not self.unet:
             raise AttachmentError("the pipeline has another U-Net than before; detach, then attach again")
 
     def _check_compiled(self) -> None:
-        module = _denoiser(self.target)
-        parts = (part._compiled_call_impl is not None for part in module.modules())
+        module = _get_denoiser(self.target)
+        parts = (compiled_call(part) is not None for part in module.modules())
         if self._callers and (self.is_compiled or any(parts)):
             raise AttachmentError(
                 "this U-Net is compiled, so image prompts of one thread at a time can act in it, and "
@@ -223,34 +234,34 @@ class Attachment:
             )
 
     def _refresh(self) -> None:
-        """Have the hook where it is needed, and in this thread nothing of what does not act any more."""
-        needs_hook = any(isinstance(caller.stack[-1].what, Laying) for caller in self._callers)
-        if needs_hook != (self._unhook is not _nothing):
+        """Add or remove the hook as the stacks need it, and update the layers for this thread."""
+        needs_hook = any(isinstance(caller.stack[-1].source, BatchPlan) for caller in self._callers)
+        if needs_hook != (self._unhook is not _do_nothing):
             self._unhook()
-            self._unhook = hook(_denoiser(self.target), self._owner) if needs_hook else _nothing
+            self._unhook = add_hook(_get_denoiser(self.target), self._owner) if needs_hook else _do_nothing
         if not self._callers:
             for processor in self.processors.values():
-                processor.end(self._owner)
+                processor.clear_terms(self._owner)
             self._forward = ForwardPass()
             return
         caller = Caller.mine(self._callers)
-        what = caller.stack[-1].what if caller else {}
-        self._place({} if isinstance(what, Laying) else what)
+        source = caller.stack[-1].source if caller else {}
+        self._set_inputs({} if isinstance(source, BatchPlan) else source)
 
-    def _place(self, laid: Mapping[int, Laid]) -> None:
+    def _set_inputs(self, inputs: Mapping[int, LayerInputs]) -> None:
         forward = self._forward
-        forward.laid = laid
-        parts = split_layers(self.unet, self.layers)
+        forward.inputs = inputs
+        parts = find_split_layers(self.unet, self.layers)
         forward.has_parts, forward.is_checked = bool(parts), False
         for layer, processor in self.processors.items():
-            processor.show(self._owner, *laid.get(layer, Laid()))
-            processor.terms.is_split = layer in parts
+            processor.set_terms(self._owner, *inputs.get(layer, LayerInputs()))
+            processor.state.is_split = layer in parts
 
     def before_forward(self, sample: Tensor, timestep: Tensor | float | int, text: Tensor) -> None:
-        """Lay this caller's image prompts on the batch that the denoiser is about to see.
+        """Give the layers this caller's image prompts for the batch that the denoiser is about to process.
 
         Raises:
-            AttachmentError: all that acts was set by other threads, or the adapter has been replaced
+            AttachmentError: only other callers have image prompts here, or the adapter has been replaced
         """
         caller = Caller.mine(self._callers)
         if caller is None:
@@ -259,71 +270,77 @@ class Attachment:
                 f"{Caller().name}, which draws; call references(...) where the pipeline is called"
             )
         self.check_in_place()
-        what = caller.stack[-1].what
-        laid = what.on_batch(sample, timestep, text) if isinstance(what, Laying) else what
-        if isinstance(what, Laying) and what.guest is not None:
-            self._guard_guest(what.guest())
-        if laid is not self._forward.laid:
-            self._place(laid)
+        inputs = source = caller.stack[-1].source
+        if isinstance(source, BatchPlan):
+            inputs = source.expand(sample, timestep, text)
+            if source.other_pipeline is not None:
+                self._refuse_in(source.other_pipeline())
+        if inputs is not self._forward.inputs:
+            self._set_inputs(inputs)
         if self._forward.has_parts:
             for processor in self.processors.values():
-                processor.terms.offset = 0
+                processor.state.offset = 0
 
-    def _guard_guest(self, pipeline: object) -> None:
-        """Refuse, in a pipeline that shares the U-Net, what is refused in the one attached to."""
-        if pipeline is not None and pipeline not in self._guests:
-            self._guests.add(pipeline)
-            guard(pipeline, self._owner)
+    def _refuse_in(self, pipeline: object) -> None:
+        """Block the methods of diffusers' own IP-Adapter in another pipeline that shares the U-Net."""
+        if pipeline is not None and pipeline not in self._other_pipelines:
+            self._other_pipelines.add(pipeline)
+            block_ip_adapter_methods(pipeline, self._owner)
 
     def after_forward(self) -> None:
-        """Make sure that every layer that has something to add has run, once for every change.
+        """Make sure, once for every change, that every layer with image prompts has run.
 
         Raises:
-            AttachmentError: one has not; the message names what took its place
+            AttachmentError: one has not; the message names what replaced it
         """
         forward = self._forward
-        if not forward.is_checked and forward.laid is not None:
+        if not forward.is_checked and forward.inputs is not None:
             forward.is_checked = True
-            check_acted({layer: self.layers[layer] for layer in forward.laid}, self.processors, self.names)
+            check_layers_ran(
+                {layer: self.layers[layer] for layer in forward.inputs}, self.processors, self.names
+            )
 
 
 class ActiveReferences:
-    """Image prompts that act now; leaving the context brings back what acted before."""
+    """The context of active image prompts; leaving it restores those that were active before."""
 
-    def __init__(self, attachment: Attachment, acting: Acting) -> None:
+    def __init__(self, attachment: Attachment, entry: StackEntry) -> None:
         self.attachment = attachment
-        self.acting = acting
+        self.entry = entry
 
     def __enter__(self) -> "ActiveReferences":
-        if not self.attachment.acts(self.acting):
-            raise AttachmentError("these image prompts do not act any more; set them again")
-        self.acting.is_entered = True
+        if not self.attachment.is_active(self.entry):
+            raise AttachmentError(
+                "these references were replaced by a later references(...) call; call it again before "
+                "entering the context"
+            )
+        self.entry.is_entered = True
         return self
 
     def __exit__(self, kind: object = None, *_: object) -> None:
-        self.attachment.end(self.acting)
+        self.attachment.deactivate(self.entry)
         if kind is None and self.attachment.is_attached:
-            self.attachment.check_unet()  # another U-Net, put there meanwhile, calls no hook of ours
+            self.attachment.check_unet()  # A new U-Net would not call the hook, so would not be noticed.
 
 
-def _denoiser(target: object) -> nn.Module:
-    """The module that is called at every step: the U-Net, or what torch.compile made of it."""
+def _get_denoiser(target: object) -> nn.Module:
+    """Return the module that is called at every step: the U-Net, or the compiled module around it."""
     module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
     if not isinstance(module, nn.Module):
         raise AttachmentError(f"{type(target).__name__} has no U-Net to attach to")
     return module
 
 
-def _unet(target: object) -> UNet:
-    module = _denoiser(target)
-    unet = getattr(module, "_orig_mod", module)
+def _get_unet(target: object) -> UNet:
+    module = _get_denoiser(target)
+    unet = without_compilation(module)
     if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
         kinds = " and ".join(kind.__name__ for kind in get_args(UNet))
         raise AttachmentError(f"cannot attach to {type(unet).__name__}; only {kinds} are supported")
     return unet
 
 
-def _lora_layers(unet: UNet, numbers: Collection[int]) -> dict[int, tuple[str, Attention]]:
+def _find_lora_layers(unet: UNet, numbers: Collection[int]) -> dict[int, tuple[str, Attention]]:
     layers = attention_layers(unet) if numbers else {}
     for number in numbers:
         if number not in layers:
@@ -332,21 +349,21 @@ def _lora_layers(unet: UNet, numbers: Collection[int]) -> dict[int, tuple[str, A
     return {number: layers[number] for number in numbers}
 
 
-def _adopted(attn: Attention, owner: Owner) -> DecoupledAttention:
+def _install(attn: Attention, owner: Owner) -> DecoupledAttention:
     processor = attn.processor
     if not isinstance(processor, DecoupledAttention):
         processor = DecoupledAttention(cast(AttentionProcessor, processor))
         attn.processor = processor  # pyright: ignore[reportAttributeAccessIssue]
-    processor.adopt(owner)
+    processor.add_owner(owner)
     return processor
 
 
-def _warn_of_others(layers: Collection[Attention]) -> None:
-    """Two adapters on one base add up; say so where the first may have been forgotten."""
+def _warn_of_other_adapters(layers: Collection[Attention]) -> None:
+    """Warn that two adapters on one base add up, where the first may have been forgotten."""
     processors = (attn.processor for attn in layers)
     owners = (owner for one in processors if isinstance(one, DecoupledAttention) for owner in one.owners)
     others = (owner.attachment() for owner in owners if isinstance(owner, Owner))
-    if any(other is not None and other.acts_for_good for other in others):
+    if any(other is not None and other.has_open_ended_references for other in others):
         warnings.warn(
             "image prompts of another adapter act on this U-Net already, and will add to those of this one; "
             "detach that adapter if this is not meant, or use `with adapter.references(...)`",
@@ -354,5 +371,5 @@ def _warn_of_others(layers: Collection[Attention]) -> None:
         )
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Nothing to undo."""

@@ -1,7 +1,11 @@
-"""Laying finished image prompts on a batch: whose rows, where masks fall, what acts at which step."""
+"""Expand per-prompt K′, V′ and masks to the rows of one U-Net call, and weight them for the step.
+
+The rows are the branches of guidance, the prompts, the images per prompt, and the frames of a video.
+"""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -9,169 +13,156 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imprompt.attention.diffusers_internals import Branches, PipelineCall, find_running_call
 from imprompt.attention.pipeline_state import (
-    Branches,
     Clock,
     Moment,
-    RunningCall,
     check_no_other_prompt,
     check_rows,
     check_whole,
-    guidance_branches,
-    picture_box,
-    running_call,
+    find_picture_box,
+    read_branches,
 )
-from imprompt.attention.processor import KeyValue, LoraTerm, Place, Term
+from imprompt.attention.processor import ImageTerm, KeyValue, LoraTerm, Place
 from imprompt.errors import AmbiguousBatch, InvalidReference
 
-LoraPairs = Mapping[int, dict[Place, tuple[Tensor, Tensor]]]
-"""Layer number → (down, up) for its matrices."""
 
-
-class Condition(NamedTuple):
-    """One image prompt, finished: K' and λV' of the layers it acts in, a row per prompt.
-
-    They come for both halves of a batch under guidance.
-    """
+class Conditioning(NamedTuple):
+    """K' and λV' of one group of references, for the layers in which it acts, with a row for each prompt."""
 
     positive: Mapping[int, KeyValue]
     negative: Mapping[int, KeyValue]
+    """For the two branches of classifier-free guidance."""
     areas: Sequence[Tensor | None]
     """A mask "height width" for each prompt; None: everywhere."""
     weights: Callable[[Moment], list[float]] | None = None
-    """What multiplies λ at a step, for each prompt; None: always 1."""
+    """Returns the factor on λ at a step, for each prompt; None: always 1."""
     needs_guidance: bool = False
-    """Whether some layers push away from the picture, which only guidance can."""
+    """Whether some layers push away from the picture, which only guidance can do."""
 
     @property
     def prompts(self) -> int:
-        """1: for every prompt alike. More: one row for each prompt."""
+        """The number of rows; 1 stands for every prompt alike."""
         return len(self.areas)
 
 
-class Loras(NamedTuple):
-    """The LoRA that comes with an adapter, and its strength for each prompt (or one for all)."""
+class LayerInputs(NamedTuple):
+    """The image prompts and the LoRA of one layer, with a row for each of the batch."""
 
-    pairs: LoraPairs
-    scale: Float[Tensor, " prompts"]
-
-
-class Laid(NamedTuple):
-    """What a layer is shown for a batch."""
-
-    terms: tuple[Term, ...] = ()
+    terms: tuple[ImageTerm, ...] = ()
     lora: LoraTerm | None = None
 
 
-class Rows(NamedTuple):
-    """The rows of a batch: branch after branch, prompt after prompt, each prompt's pictures (and frames)."""
+class BatchRows(NamedTuple):
+    """The rows of a batch: branch by branch, prompt by prompt, then each prompt's pictures (and frames)."""
 
     branches: Branches
     samples: int
-    """Rows in each branch."""
+    """BatchRows in each branch."""
 
-    def of(
+    def expand(
         self, positive: Float[Tensor, "prompts ..."], negative: Float[Tensor, "prompts ..."] | None = None
     ) -> Float[Tensor, "batch ..."]:
-        """Repeat what belongs to a prompt for each of its rows; the negative branch is alike if not given."""
+        """Repeat each prompt's value for its rows; the negative branch has the positive one's by default."""
         halves = {"positive": positive, "negative": positive if negative is None else negative}
         each = self.samples // positive.shape[0]
         return torch.cat([halves[branch].repeat_interleave(each, 0) for branch in self.branches])
 
 
 Box = tuple[float, float, float, float]
-"""A part of a picture: left, top, right, bottom, as fractions of its width and height."""
+"""A part of a picture: left, top, right and bottom, as fractions of its width and height."""
 
 
-class Batch(NamedTuple):
-    """What decides how image prompts are laid: rows, size of the latents, device and number format."""
+class BatchLayout(NamedTuple):
+    """Everything about a batch that its `LayerInputs` depend on."""
 
-    rows: Rows
+    rows: BatchRows
     size: tuple[int, int]
+    """Height and width of the latents."""
     device: torch.device
     dtype: torch.dtype
     box: Box | None = None
-    """The part of the picture that the latents are, for masks; None: all of it."""
+    """The part of the picture that the latents show, if there are masks; None: all of it."""
 
 
-class Laying:
-    """Lays conditions on the batches of one generation, each kind of batch once.
+class BatchPlan:
+    """Expands conditionings to the batches of one generation, once for each kind of batch.
 
     Args:
-        conditions: acting together, as a sum
+        conditionings: they act together, as a sum
         levels: layer number → how often the latents have been halved there
         unet: the denoiser
         target: what the adapter is attached to: the denoiser, or a pipeline
-        branches: how every batch is stacked; if not given, the pipeline that runs is asked before every
-            forward pass, so guidance may be switched off part-way
-        clock: tells the step, where a condition does not act alike at every one; None for a bare denoiser
-        loras: of the adapter, if it has any
-        is_static: give every layer all terms with whole masks, whatever is on or off: for compiled denoisers,
-            which would be compiled anew for every combination
+        branches: how every batch is stacked. By default the running pipeline is asked before every forward
+            pass, so guidance may be switched off part-way
+        clock: finds the step, for references with a schedule; None for a bare denoiser
+        loras: the adapter's LoRA at each layer, with a scale for each prompt (or one for all)
+        is_static: give every layer all terms with whole masks, even where they are off. A compiled denoiser
+            would otherwise be compiled again for every combination
 
     Attributes:
-        guest: the last pipeline that drew and is not the one that the adapter is attached to
+        other_pipeline: the last pipeline that ran and is not the one to which the adapter is attached
     """
 
     def __init__(
         self,
-        conditions: Sequence[Condition],
+        conditionings: Sequence[Conditioning],
         levels: Mapping[int, int],
         unet: nn.Module,
         target: object,
         *,
         branches: Branches | None = None,
         clock: Clock | None = None,
-        loras: Loras | None = None,
+        loras: Mapping[int, LoraTerm] | None = None,
         is_static: bool = False,
     ) -> None:
-        self.conditions, self.levels, self.branches = conditions, levels, branches
+        self.conditionings, self.levels, self.branches = conditionings, levels, branches
         self.unet, self.target = unet, target
-        self.clock, self.loras, self.is_static = clock, loras, is_static
-        self.guest: weakref.ref[object] | None = None
-        self._laid: dict[Batch, dict[int, Laid]] = {}
-        self._weighted: tuple[object, dict[int, Laid]] | None = None
+        self.clock, self.loras, self.is_static = clock, loras or {}, is_static
+        self.other_pipeline: weakref.ref[object] | None = None
+        self._inputs: dict[BatchLayout, dict[int, LayerInputs]] = {}
+        self._weighted: tuple[object, dict[int, LayerInputs]] | None = None
         self._checked: tuple[int, int, Tensor] | None = None
         self._guided: object = None
         self._sampled: tuple[object, int] | None = None
 
-    def on_batch(self, sample: Tensor, timestep: Tensor | float | int, text: Tensor) -> dict[int, Laid]:
-        """Return what each layer is shown for the batch that the denoiser is about to see.
+    def expand(self, sample: Tensor, timestep: Tensor | float | int, text: Tensor) -> dict[int, LayerInputs]:
+        """Return the inputs of each layer for the batch that the denoiser is about to process.
 
         Args:
             sample: latents, "batch channels height width"; of a video "batch channels frames height width"
-            timestep: of this step
-            text: the text's states, a row for each of the batch (and frames)
+            timestep: the timestep of this call
+            text: the states of the text encoder, a row for each of the batch (and frames)
 
         Raises:
-            AmbiguousBatch: the conditions cannot be laid on this batch in exactly one way
-            InvalidReference: steps or layers that this generation cannot honour
+            AmbiguousBatch: the rows of this batch fit the references in no way, or in several
+            InvalidReference: steps or layers that this generation cannot honor
         """
-        call = running_call(self.unet, self.target)
+        call = find_running_call(self.unet, self.target)
         if call is not None and call.pipeline is not self.target:
             check_no_other_prompt(call)
-            self.guest = weakref.ref(call.pipeline)
+            self.other_pipeline = weakref.ref(call.pipeline)
         if self.clock is not None:
             self.clock.call = call
         try:
-            batch = self._batch(sample, text, call)
-            if batch not in self._laid:
-                self._laid[batch] = self._laid_on(batch)
+            batch = self._layout(sample, text, call)
+            if batch not in self._inputs:
+                self._inputs[batch] = self._expand(batch)
             return self._at_step(batch, timestep)
         finally:
             if self.clock is not None:
-                self.clock.call = None  # it holds all tensors of the pipeline's call
+                self.clock.call = None  # It holds all tensors of the pipeline's call.
 
-    def _batch(self, sample: Tensor, text: Tensor, call: RunningCall | None) -> Batch:
+    def _layout(self, sample: Tensor, text: Tensor, call: PipelineCall | None) -> BatchLayout:
         rows = self._rows(sample, text, call)
         size = sample.shape[-2], sample.shape[-1]
-        if all(area is None for condition in self.conditions for area in condition.areas):
-            return Batch(rows, size, *_computed_as(sample))
+        if all(area is None for conditioning in self.conditionings for area in conditioning.areas):
+            return BatchLayout(rows, size, *_device_and_dtype(sample))
         check_whole(call, size)
-        return Batch(rows, size, *_computed_as(sample), picture_box(call))
+        return BatchLayout(rows, size, *_device_and_dtype(sample), find_picture_box(call))
 
-    def _rows(self, sample: Tensor, text: Tensor, call: RunningCall | None) -> Rows:
-        branches = self.branches or guidance_branches(call, self.target)
+    def _rows(self, sample: Tensor, text: Tensor, call: PipelineCall | None) -> BatchRows:
+        branches = self.branches or read_branches(call, self.target)
         if self.branches is None and call is not None:
             check_rows(call, branches, sample.shape[0])
         self._check_guidance(branches)
@@ -180,83 +171,82 @@ class Laying:
             raise AmbiguousBatch(
                 f"a batch of {batch} cannot be divided among {len(branches)} branches ({', '.join(branches)})"
             )
-        rows = Rows(branches, batch // len(branches))
+        rows = BatchRows(branches, batch // len(branches))
         self._check_same_rows(rows, call)
-        for condition in self.conditions:
-            self._check_prompts(condition.prompts, rows.samples, text)
+        for conditioning in self.conditionings:
+            self._check_prompts(conditioning.prompts, rows.samples, text)
         return rows
 
-    def _laid_on(self, batch: Batch) -> dict[int, Laid]:
+    def _expand(self, batch: BatchLayout) -> dict[int, LayerInputs]:
         rows, _, device, dtype, _ = batch
-        layers = {layer for condition in self.conditions for layer in condition.positive}
+        layers = {layer for conditioning in self.conditionings for layer in conditioning.positive}
         masks = {level: self._masks(batch, level) for level in {self.levels[layer] for layer in layers}}
-        laid = {
-            layer: Laid(
+        inputs = {
+            layer: LayerInputs(
                 tuple(
-                    Term(*_on_rows(condition, layer, batch), self._own(mask))
-                    for condition, mask in zip(self.conditions, masks[self.levels[layer]], strict=True)
-                    if layer in condition.positive
+                    ImageTerm(*_expand_rows(conditioning, layer, batch), self._unshare(mask))
+                    for conditioning, mask in zip(self.conditionings, masks[self.levels[layer]], strict=True)
+                    if layer in conditioning.positive
                 )
             )
             for layer in layers
         }
-        _check_finite(laid, dtype)
-        if self.loras is not None:
-            scale = rows.of(self.loras.scale)[:, None, None].to(device, dtype)
-            for layer, pairs in self.loras.pairs.items():
-                low_rank: dict[Place, tuple[Tensor, Tensor]] = {
-                    place: (down.to(device, dtype), up.to(device, dtype))
-                    for place, (down, up) in pairs.items()
-                }
-                laid[layer] = Laid(laid[layer].terms if layer in laid else (), LoraTerm(low_rank, scale))
-        return laid
+        _check_finite(inputs, dtype)
+        for layer, (pairs, scale) in self.loras.items():
+            low_rank: dict[Place, tuple[Tensor, Tensor]] = {
+                place: (down.to(device, dtype), up.to(device, dtype)) for place, (down, up) in pairs.items()
+            }
+            lora = LoraTerm(low_rank, rows.expand(scale)[:, None, None].to(device, dtype))
+            inputs[layer] = inputs.get(layer, LayerInputs())._replace(lora=lora)
+        return inputs
 
-    def _masks(self, batch: Batch, level: int) -> list[Float[Tensor, "batch 1 queries 1"] | None]:
-        """Every condition's mask at one resolution."""
+    def _masks(self, batch: BatchLayout, level: int) -> list[Float[Tensor, "batch 1 queries 1"] | None]:
+        """Return every conditioning's mask at one resolution."""
         height, width = (-(-side // 2**level) for side in batch.size)
         masks: list[Tensor | None] = []
-        for condition in self.conditions:
-            if not self.is_static and all(area is None for area in condition.areas):
+        for conditioning in self.conditionings:
+            if not self.is_static and all(area is None for area in conditioning.areas):
                 masks.append(None)
                 continue
-            areas = torch.stack([_resized(area, height, width, batch.box) for area in condition.areas])
-            masks.append(batch.rows.of(areas)[:, None, :, None].to(batch.device, batch.dtype))
+            areas = torch.stack([_resize_mask(area, height, width, batch.box) for area in conditioning.areas])
+            masks.append(batch.rows.expand(areas)[:, None, :, None].to(batch.device, batch.dtype))
         return masks
 
-    def _own(self, mask: Tensor | None) -> Tensor | None:
-        # A graph is compiled for tensors that are shared among layers in just this way: never share any.
+    def _unshare(self, mask: Tensor | None) -> Tensor | None:
+        # A compiled graph expects the same tensors to be shared among layers every time, so none are.
         return mask.clone() if mask is not None and self.is_static else mask
 
-    def _at_step(self, batch: Batch, timestep: Tensor | float | int) -> dict[int, Laid]:
-        """Weigh the terms as this step asks for."""
-        scheduled = [condition.weights for condition in self.conditions]
+    def _at_step(self, batch: BatchLayout, timestep: Tensor | float | int) -> dict[int, LayerInputs]:
+        """Return the inputs with each term weighted for this step."""
+        scheduled = [conditioning.weights for conditioning in self.conditionings]
         if not any(scheduled) or self.clock is None:
-            return self._laid[batch]
+            return self._inputs[batch]
         moment = self.clock.moment(timestep)
         factors = tuple(tuple(weights(moment)) if weights else (1.0,) for weights in scheduled)
         if self._weighted is None or self._weighted[0] != (batch, factors):
             terms = {
-                layer: self._weighed(laid, layer, batch, factors) for layer, laid in self._laid[batch].items()
+                layer: self._weight(inputs, layer, batch, factors)
+                for layer, inputs in self._inputs[batch].items()
             }
             self._weighted = (batch, factors), terms
         return self._weighted[1]
 
-    def _weighed(self, laid: Laid, layer: int, batch: Batch, factors: Sequence[tuple[float, ...]]) -> Laid:
-        mine = [
-            x for x, condition in zip(factors, self.conditions, strict=True) if layer in condition.positive
-        ]
-        terms: list[Term] = []
-        for term, factor in zip(laid.terms, mine, strict=True):
+    def _weight(
+        self, inputs: LayerInputs, layer: int, batch: BatchLayout, factors: Sequence[tuple[float, ...]]
+    ) -> LayerInputs:
+        used = [layer in conditioning.positive for conditioning in self.conditionings]
+        terms: list[ImageTerm] = []
+        for term, factor in zip(inputs.terms, compress(factors, used), strict=True):
             if self.is_static or set(factor) - {0.0, 1.0} or len(set(factor)) > 1:
-                by_row = batch.rows.of(term.key.new_tensor(factor))[:, None, None, None]
+                by_row = batch.rows.expand(term.key.new_tensor(factor))[:, None, None, None]
                 terms.append(term._replace(weight=by_row if term.weight is None else by_row * term.weight))
             elif set(factor) == {1.0}:
                 terms.append(term)
-        return laid._replace(terms=tuple(terms))
+        return inputs._replace(terms=tuple(terms))
 
     def _check_guidance(self, branches: Branches) -> None:
-        """Pushing away needs a negative branch; guidance that has stopped part-way did have one."""
-        if not any(condition.needs_guidance for condition in self.conditions):
+        """Refuse layers that push away if this generation has not had a negative branch."""
+        if not any(conditioning.needs_guidance for conditioning in self.conditionings):
             return
         generation = self.clock.generation if self.clock else self
         if "negative" in branches:
@@ -267,12 +257,12 @@ class Laying:
                 "set guidance_scale above 1"
             )
 
-    def _check_same_rows(self, rows: Rows, call: RunningCall | None) -> None:
-        """A batch that changes within a generation is not stacked as the user says of all its batches."""
-        is_alike = len(set(rows.branches)) == 1 and all(one.prompts == 1 for one in self.conditions)
+    def _check_same_rows(self, rows: BatchRows, call: PipelineCall | None) -> None:
+        """Refuse a batch that changes its size within a generation, as `branches` cannot fit both."""
+        is_alike = len(set(rows.branches)) == 1 and all(one.prompts == 1 for one in self.conditionings)
         if self.branches is None or call is None or is_alike:
             return
-        generation, before = call.generation, self._sampled
+        generation, before = call.timesteps, self._sampled
         self._sampled = generation, rows.samples
         if before is not None and before[0] is generation and before[1] != rows.samples:
             count = len(rows.branches)
@@ -282,7 +272,7 @@ class Laying:
             )
 
     def _check_prompts(self, prompts: int, samples: int, text: Tensor) -> None:
-        """Rows that share a reference must share their text, or they are not of one prompt."""
+        """BatchRows that share a reference must share their text, or they are not of one prompt."""
         if samples % prompts:
             raise AmbiguousBatch(
                 f"{prompts} references, one per prompt, do not fit a batch of {samples}; several pictures "
@@ -298,24 +288,24 @@ class Laying:
             )
 
     def _is_checked(self, prompts: int, text: Tensor) -> bool:
-        # Comparing waits for the device, so one text is compared once. Inference tensors cannot be watched.
+        # Comparing waits for the device, so a text is compared once. Inference tensors have no version.
         if text.is_inference():
             return False
         last, self._checked = self._checked, (prompts, text._version, text)
         return last is not None and last[:2] == self._checked[:2] and last[2] is text
 
 
-def _on_rows(condition: Condition, layer: int, batch: Batch) -> KeyValue:
-    halves = zip(condition.positive[layer], condition.negative[layer], strict=True)
-    return KeyValue(*(batch.rows.of(*half).to(batch.device, batch.dtype) for half in halves))
+def _expand_rows(conditioning: Conditioning, layer: int, batch: BatchLayout) -> KeyValue:
+    halves = zip(conditioning.positive[layer], conditioning.negative[layer], strict=True)
+    return KeyValue(*(batch.rows.expand(*half).to(batch.device, batch.dtype) for half in halves))
 
 
-def _check_finite(laid: Mapping[int, Laid], dtype: torch.dtype) -> None:
-    """Float16 holds values up to 65504; beyond it a picture would be of NaN."""
-    terms = [(layer, term) for layer, one in laid.items() for term in one.terms]
+def _check_finite(inputs: Mapping[int, LayerInputs], dtype: torch.dtype) -> None:
+    """Refuse values beyond what the number format holds (65504 in float16): the picture would be NaN."""
+    terms = [(layer, term) for layer, one in inputs.items() for term in one.terms]
     if not terms:
         return
-    # All at once: looking waits for the device.
+    # Reading a result waits for the device, so all are read at once.
     finite = torch.stack([x.isfinite().all() for _, (key, value, _) in terms for x in (key, value)])
     if not bool(finite.all()):
         layer = terms[int(finite.logical_not().nonzero()[0]) // 2][0]
@@ -325,26 +315,29 @@ def _check_finite(laid: Mapping[int, Laid], dtype: torch.dtype) -> None:
         )
 
 
-def _resized(
+def _resize_mask(
     area: Tensor | None, height: int, width: int, box: Box | None = None
 ) -> Float[Tensor, " {height*width}"]:
-    """A mask at a layer's resolution: the mean over each position's part of the picture.
+    """Average a mask over the part of the picture that each position of a layer covers.
 
-    Means are linear: masks that add up to 1 everywhere still do.
+    Averages are linear, so masks that add up to 1 everywhere still do.
     """
     if area is None:
         return torch.ones(height * width)
     if box is None:
         return F.adaptive_avg_pool2d(area[None, None], (height, width)).flatten()
     left, top, right, bottom = box
-    down, across = _means(area.shape[0], top, bottom, height), _means(area.shape[1], left, right, width)
+    down, across = (
+        _mean_weights(area.shape[0], top, bottom, height),
+        _mean_weights(area.shape[1], left, right, width),
+    )
     return (down @ area.double() @ across.T).clamp(0, 1).float().flatten()
 
 
-def _means(cells: int, start: float, end: float, parts: int) -> Float[Tensor, "{parts} {cells}"]:
-    """Weights that take the means of a row of cells over equal parts of it from `start` to `end`.
+def _mean_weights(cells: int, start: float, end: float, parts: int) -> Float[Tensor, "{parts} {cells}"]:
+    """Return weights that average a row of cells over equal parts of it, from `start` to `end`.
 
-    Both are fractions of the whole row; beyond it, its outermost cells go on.
+    Both are fractions of the whole row; beyond its ends, the outermost cells continue.
     """
     bounds = torch.linspace(start * cells, end * cells, parts + 1, dtype=torch.float64)
     edges = torch.arange(cells + 1, dtype=torch.float64)
@@ -353,7 +346,7 @@ def _means(cells: int, start: float, end: float, parts: int) -> Float[Tensor, "{
     return overlaps.clamp(min=0) / (bounds[1:] - bounds[:-1])[:, None]
 
 
-def _computed_as(sample: Tensor) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(sample: Tensor) -> tuple[torch.device, torch.dtype]:
     kind = sample.device.type
     autocast = torch.is_autocast_enabled(kind)
     return sample.device, torch.get_autocast_dtype(kind) if autocast else sample.dtype

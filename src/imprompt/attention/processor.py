@@ -1,14 +1,14 @@
-"""Decoupled cross-attention: the text attends as before, every image prompt beside it.
+"""Decoupled cross-attention: the attention to the text, plus an attention to every image prompt.
 
     output = Attn(Q, K, V) + Σ_r m_r · Attn(Q, K'_r, λ_r V'_r)
 
 Ye et al. 2023, https://arxiv.org/abs/2308.06721, equation 5, with λ folded into V' (attention is linear in
 V'), and m_r a mask over the queries. The same query Q serves every term. K'_r and λ_r V'_r do not depend on
-the time step, so they arrive here finished, one row per sample; nothing of the image branch but its attention
-runs inside the sampling loop.
+the time step, so they are computed before the sampling loop, with a row per sample. Only their attention runs
+inside it.
 
-Face adapters bring a LoRA too, on self-attention as well: W becomes W + s · up down for the query, key, value
-and output matrices of the base (never for W'_k, W'_v).
+Face adapters have a LoRA too, also on self-attention: W becomes W + s · up down for the query, key, value and
+output matrices of the base (never for W'_k, W'_v).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ from imprompt.errors import AmbiguousBatch, AttachmentError
 
 
 class KeyValue(NamedTuple):
-    """A key and a value, each with its heads split: batch heads length head_dim."""
+    """A key and a value: "batch length inner_dim", or with split heads "batch heads length head_dim"."""
 
     key: Tensor
     value: Tensor
 
 
-class Term(NamedTuple):
-    """One image prompt at one layer: K' and λV', heads split, and m, "batch 1 queries 1" (None: 1)."""
+class ImageTerm(NamedTuple):
+    """One image prompt at one layer: K' and λV' with split heads, and m, "batch 1 queries 1" (None: 1)."""
 
     key: Tensor
     value: Tensor
@@ -58,10 +58,10 @@ class LoraTerm(NamedTuple):
 
 
 AttentionProcessor = Callable[..., Tensor]
-"""What diffusers calls in an attention layer."""
+"""The callable that computes a diffusers attention layer."""
 
 PLAIN_PROCESSORS = (AttnProcessor, SlicedAttnProcessor, XFormersAttnProcessor, FusedAttnProcessor2_0)
-"""Other ways of diffusers to compute the same attention: they are called as they are, for the text."""
+"""Other processors of diffusers for the same attention; they are called unchanged, for the text."""
 
 
 def split_heads(
@@ -88,125 +88,126 @@ def attend(
 ) -> Float[Tensor, "batch heads query_len head_dim"]:
     """Attn(Q, K, V) = softmax(Q Kᵀ / √head_dim) V, head by head.
 
-    `mask` is added to the logits, or says which keys may be seen; its `mask_len` is 1 or `query_len`.
+    `mask` is added to the logits, or is True for the keys to attend to; its `mask_len` is 1 or `query_len`.
     """
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-class LayerTerms:
-    """All that acts in one layer for one thread, by its owners.
+class LayerState:
+    """The image prompts and LoRAs of one layer for one thread, by their owners.
 
     Attributes:
-        images: all terms of the sum
-        loras: all LoRAs that act
-        has_acted: whether the layer has run since the last change
+        terms: all terms of the sum
+        loras: all LoRAs
+        has_run: whether the layer has run since the last change
         text: the text's K and V
-        offset: how many rows of the batch a layer has seen that is given it part by part
-        is_split: whether diffusers' split inference gives it so
+        is_split: whether diffusers' split inference gives the layer a batch part by part
+        offset: how many rows of such a batch the layer has processed
     """
 
     def __init__(self) -> None:
-        self.images: tuple[Term, ...] = ()
+        self.terms: tuple[ImageTerm, ...] = ()
         self.loras: tuple[LoraTerm, ...] = ()
-        self.owned: dict[object, tuple[tuple[Term, ...], LoraTerm | None]] = {}
-        self.text: RememberedText | None = None
-        self.has_acted = self.is_split = False
+        self.by_owner: dict[object, tuple[tuple[ImageTerm, ...], LoraTerm | None]] = {}
+        self.text: TextKeyValue | None = None
+        self.has_run = self.is_split = False
         self.offset = 0
 
-    def replace(self, owner: object, images: tuple[Term, ...], lora: LoraTerm | None) -> None:
-        """Replace what one owner has."""
-        self.owned[owner] = images, lora
-        self._add_up()
+    def replace(self, owner: object, terms: tuple[ImageTerm, ...], lora: LoraTerm | None) -> None:
+        """Replace the terms of one owner."""
+        self.by_owner[owner] = terms, lora
+        self._collect()
 
     def drop(self, owner: object) -> None:
-        """Forget an owner."""
-        self.owned.pop(owner, None)
-        self._add_up()
+        """Remove the terms of one owner."""
+        self.by_owner.pop(owner, None)
+        self._collect()
 
-    def part(self, rows: int) -> tuple[tuple[Term, ...], tuple[LoraTerm, ...]]:
-        """Cut the terms for the next rows of a batch that comes part by part.
+    def take_rows(self, rows: int) -> tuple[tuple[ImageTerm, ...], tuple[LoraTerm, ...]]:
+        """Return the terms of the next rows of a batch that comes part by part.
 
         Raises:
             AmbiguousBatch: more rows than the batch has
         """
-        whole = (self.images[0].key if self.images else self.loras[0].scale).shape[0]
+        whole = (self.terms[0].key if self.terms else self.loras[0].scale).shape[0]
         start, end = self.offset, self.offset + rows
         if end > whole:
             raise AmbiguousBatch(f"split inference gives a layer rows up to {end} of a batch of {whole}")
         self.offset = end % whole
-        images = (Term(*(None if x is None else x[start:end] for x in term)) for term in self.images)  # pyright: ignore[reportArgumentType]
-        return tuple(images), tuple(lora._replace(scale=lora.scale[start:end]) for lora in self.loras)
+        terms = (ImageTerm(*(None if x is None else x[start:end] for x in term)) for term in self.terms)  # pyright: ignore[reportArgumentType]
+        return tuple(terms), tuple(lora._replace(scale=lora.scale[start:end]) for lora in self.loras)
 
-    def _add_up(self) -> None:
-        self.images = tuple(term for terms, _ in self.owned.values() for term in terms)
-        self.loras = tuple(lora for _, lora in self.owned.values() if lora is not None)
-        self.has_acted, self.offset = False, 0
-        if not self.images:
+    def _collect(self) -> None:
+        self.terms = tuple(term for terms, _ in self.by_owner.values() for term in terms)
+        self.loras = tuple(lora for _, lora in self.by_owner.values() if lora is not None)
+        self.has_run, self.offset = False, 0
+        if not self.terms:
             self.text = None
 
 
 class DecoupledAttention:
-    """The attention processor that an attached adapter puts on one attention layer.
+    """The attention processor that an attached adapter installs on one attention layer.
 
-    It is a plain object, no module: the base model's parameters, `state_dict` and moves know nothing of it.
-    On the text it does what diffusers' `AttnProcessor2_0` does, operation for operation, so without image
-    prompts, and with λ = 0, the layer gives the same bits as before. Any other processor of
-    `PLAIN_PROCESSORS` goes on computing the text's part; the images' part is added to what it returns.
+    It is a plain object, not a module: the base model's parameters and `state_dict` do not contain it. For
+    the text it does what diffusers' `AttnProcessor2_0` does, operation for operation, so without image
+    prompts, and with λ = 0, the layer returns the same bits as before. Any other processor of
+    `PLAIN_PROCESSORS` is called for the text, and the images' part is added to its output.
 
-    Several adapters may share one layer; each owns its own terms of the sum. Several threads may draw at
-    once: each has the terms that were shown in it. A thread in which none were (as autograd's own, which runs
-    layers again for gradient checkpointing) and a compiled layer have those that were shown last in any.
+    Several adapters may share one layer; each owns its own terms of the sum. Several threads may run at
+    once; each has the terms that were set in it. A thread without terms of its own (as autograd's, which runs
+    layers again for gradient checkpointing) and a compiled layer have those that were set last in any thread.
 
-    The text's K and V are computed once per prompt: they are kept while image prompts act, together with the
-    very tensors they came from, and used again only for those same tensors, unchanged. In-place changes are
-    noticed, except those made through `Tensor.data`; a compiled layer computes them at every step.
+    The text's K and V are computed once per prompt. While image prompts are active they are cached, together
+    with the very tensors they came from, and used again only for those same tensors, unchanged. In-place
+    changes are noticed, except those made through `Tensor.data`. A compiled layer computes K and V at every
+    step.
 
     Attributes:
-        base: the processor that was here before, and will be again
-        owners: whose terms may act here
-        latest: what was shown last in any thread
+        base: the processor that the layer had before, and will have again
+        owners: the owners that may have terms here
+        latest: the state that was set last in any thread
     """
 
     def __init__(self, base: AttentionProcessor) -> None:
         self.base = base
         self.owners: list[object] = []
-        self.latest = LayerTerms()
-        self._by_thread: dict[int, LayerTerms] = {}
+        self.latest = LayerState()
+        self._by_thread: dict[int, LayerState] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
-        """A copied or pickled layer has its own processor again: copies are not attached."""
-        return _itself, (self.base,)
+        """Copy and pickle the layer's own processor instead: copies are not attached."""
+        return _return_base, (self.base,)
 
     @property
-    def terms(self) -> LayerTerms:
-        """What acts in this thread."""
+    def state(self) -> LayerState:
+        """The state of this thread."""
         return self._by_thread.get(get_ident(), self.latest)
 
     @property
-    def images(self) -> tuple[Term, ...]:
-        """All terms of the sum that act in this thread."""
-        return self.terms.images
+    def image_terms(self) -> tuple[ImageTerm, ...]:
+        """All terms of the sum in this thread."""
+        return self.state.terms
 
-    def show(self, owner: object, images: tuple[Term, ...], lora: LoraTerm | None = None) -> None:
-        """Replace the owner's terms in this thread; an empty tuple takes them away."""
-        self.latest.replace(owner, images, lora)
-        self._by_thread.setdefault(get_ident(), LayerTerms()).replace(owner, images, lora)
+    def set_terms(self, owner: object, terms: tuple[ImageTerm, ...], lora: LoraTerm | None = None) -> None:
+        """Replace the owner's terms in this thread; an empty tuple removes them."""
+        self.latest.replace(owner, terms, lora)
+        self._by_thread.setdefault(get_ident(), LayerState()).replace(owner, terms, lora)
 
-    def end(self, owner: object) -> None:
-        """Take an owner's terms away in all threads."""
+    def clear_terms(self, owner: object) -> None:
+        """Remove an owner's terms in all threads."""
         self.latest.drop(owner)
-        for thread, terms in list(self._by_thread.items()):
-            terms.drop(owner)
-            if not terms.owned:
+        for thread, state in list(self._by_thread.items()):
+            state.drop(owner)
+            if not state.by_owner:
                 self._by_thread.pop(thread, None)
 
-    def adopt(self, owner: object) -> None:
-        """Accept a new owner, which has no terms yet."""
+    def add_owner(self, owner: object) -> None:
+        """Add an owner, which has no terms yet."""
         self.owners.append(owner)
 
-    def disown(self, owner: object) -> bool:
-        """Forget an owner and its terms. Returns whether no owner is left."""
-        self.end(owner)
+    def remove_owner(self, owner: object) -> bool:
+        """Remove an owner and its terms. Return whether no owner is left."""
+        self.clear_terms(owner)
         self.owners = [one for one in self.owners if one is not owner]
         return not self.owners
 
@@ -218,58 +219,58 @@ class DecoupledAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Float[Tensor, "batch query_len query_dim"]:
-        """One layer: `hidden_states` attend to the text and to every image prompt.
+        """Compute one layer: `hidden_states` attend to the text and to every image prompt.
 
         Raises:
-            AmbiguousBatch: image prompts laid out for another batch size
+            AmbiguousBatch: the image prompts are for another batch size
         """
-        terms = self.latest if torch.compiler.is_compiling() else self.terms
-        terms.has_acted = True
-        images, loras = terms.images, terms.loras
-        if terms.is_split and (images or loras):
-            images, loras = terms.part(hidden_states.shape[0])
+        state = self.latest if torch.compiler.is_compiling() else self.state
+        state.has_run = True
+        terms, loras = state.terms, state.loras
+        if state.is_split and (terms or loras):
+            terms, loras = state.take_rows(hidden_states.shape[0])
         if type(self.base) is not AttnProcessor2_0:
-            # Not all of them take `temb`, and in a transformer block it is never given.
+            # Not all of them take `temb`, which a transformer block never passes.
             text = self.base(attn, hidden_states, encoder_hidden_states, attention_mask)
-            return text + _images_alone(attn, hidden_states, images) if images else text
-        query = split_heads(projected(attn.to_q, hidden_states, "q", loras), attn.heads)
+            return text + _compute_image_output(attn, hidden_states, terms) if terms else text
+        query = split_heads(project(attn.to_q, hidden_states, "q", loras), attn.heads)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        key, value = _text_key_value(attn, context, terms, loras)
+        key, value = _text_key_value(attn, context, state, loras)
         text = attend(query, key, value, _head_mask(attn, attention_mask, context))
         to_out, dropout = cast(nn.ModuleList, attn.to_out)
-        return dropout(projected(to_out, merge_heads(_with_images(text, query, images)), "out", loras))
+        return dropout(project(to_out, merge_heads(_add_image_attention(text, query, terms)), "out", loras))
 
 
-def _with_images(output: Tensor, query: Tensor, images: Sequence[Term]) -> Tensor:
-    for key, value, weight in images:
+def _add_image_attention(output: Tensor, query: Tensor, terms: Sequence[ImageTerm]) -> Tensor:
+    for key, value, weight in terms:
         _check_batch(query, key, weight)
         image = attend(query, key.to(query), value.to(query))
         output = output + (image if weight is None else weight.to(query) * image)
     return output
 
 
-def _images_alone(attn: Attention, hidden_states: Tensor, images: Sequence[Term]) -> Tensor:
-    """What the image prompts add to the layer's output: W_out Σ_r ..., without the bias."""
+def _compute_image_output(attn: Attention, hidden_states: Tensor, terms: Sequence[ImageTerm]) -> Tensor:
+    """Return what the image prompts add to the layer's output: W_out Σ_r ..., without the bias."""
     query = split_heads(attn.to_q(hidden_states), attn.heads)
     to_out, dropout = cast(nn.ModuleList, attn.to_out)
-    output = to_out(merge_heads(_with_images(torch.zeros_like(query), query, images)))
+    output = to_out(merge_heads(_add_image_attention(torch.zeros_like(query), query, terms)))
     return dropout(output if to_out.bias is None else output - to_out.bias)
 
 
 def _text_key_value(
-    attn: Attention, context: Tensor, terms: LayerTerms, loras: Sequence[LoraTerm]
+    attn: Attention, context: Tensor, state: LayerState, loras: Sequence[LoraTerm]
 ) -> KeyValue:
-    if not terms.images or terms.is_split or not _may_remember(attn, context):
+    if not state.terms or state.is_split or not _may_cache(attn, context):
         return project_text(attn, context, loras)
-    if terms.text is None or not terms.text.is_of(attn, context, loras):
-        terms.text = RememberedText(attn, context, loras)
-    return terms.text.key_value
+    if state.text is None or not state.text.is_for(attn, context, loras):
+        state.text = TextKeyValue(attn, context, loras)
+    return state.text.key_value
 
 
-class RememberedText:
+class TextKeyValue:
     """The text's K and V of one layer, with the tensors that they were computed from.
 
-    Because it holds the tensors themselves, no other tensor can come to be taken for them.
+    It holds the tensors themselves, so no other tensor can get their address and be mistaken for them.
     """
 
     def __init__(self, attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> None:
@@ -277,8 +278,8 @@ class RememberedText:
         self.state = _state(self.sources)
         self.key_value = project_text(attn, context, loras)
 
-    def is_of(self, attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> bool:
-        """Whether K and V of this context would come out the same."""
+    def is_for(self, attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> bool:
+        """Whether K and V of this context are the same."""
         sources = _sources(attn, context, loras)
         same = len(sources) == len(self.sources)
         same = same and all(mine is theirs for mine, theirs in zip(self.sources, sources, strict=True))
@@ -286,16 +287,16 @@ class RememberedText:
 
 
 def project_text(attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> KeyValue:
-    """K = c_t W_k and V = c_t W_v, heads split."""
+    """Compute K = c_t W_k and V = c_t W_v, with split heads."""
     to_k, to_v = text_projections(attn)
-    key, value = projected(to_k, context, "k", loras), projected(to_v, context, "v", loras)
+    key, value = project(to_k, context, "k", loras), project(to_v, context, "v", loras)
     return KeyValue(split_heads(key, attn.heads), split_heads(value, attn.heads))
 
 
-def projected(
+def project(
     linear: nn.Module, x: Float[Tensor, "batch length _"], place: Place, loras: Sequence[LoraTerm]
 ) -> Float[Tensor, "batch length _"]:
-    """W x + Σ s · up (down x)."""
+    """Compute W x + Σ s · up (down x)."""
     output = linear(x)
     for pairs, scale in loras:
         if place in pairs:
@@ -305,18 +306,18 @@ def projected(
 
 
 def text_projections(attn: Attention) -> tuple[Any, Any]:
-    """W_k and W_v of a layer of the base model: linear, or a user's LoRA around that."""
+    """Return W_k and W_v of a layer of the base model: a linear layer, or a user's LoRA around it."""
     assert attn.to_k is not None
     assert attn.to_v is not None
     return attn.to_k, attn.to_v
 
 
 def check_supported(name: str, attn: Attention) -> None:
-    """Refuse an attention layer whose arithmetic we would change.
+    """Refuse an attention layer whose arithmetic `DecoupledAttention` would change.
 
     Raises:
-        AttachmentError: a processor that is none of diffusers' plain ones, or an option that no Stable
-            Diffusion uses
+        AttachmentError: the processor is none of diffusers' plain ones, or the layer has an option that no
+            Stable Diffusion uses
     """
     kind = type(attn.processor)
     if kind not in (AttnProcessor2_0, DecoupledAttention, *PLAIN_PROCESSORS):
@@ -333,10 +334,10 @@ def check_supported(name: str, attn: Attention) -> None:
 
 
 def check_lora_supported(name: str, attn: Attention) -> None:
-    """Refuse an attention layer that a LoRA cannot act in.
+    """Refuse an attention layer in which a LoRA cannot be applied.
 
     Raises:
-        AttachmentError: another processor than `AttnProcessor2_0`
+        AttachmentError: its processor is not `AttnProcessor2_0`
     """
     processor = attn.processor
     base = processor.base if isinstance(processor, DecoupledAttention) else processor
@@ -347,12 +348,12 @@ def check_lora_supported(name: str, attn: Attention) -> None:
         )
 
 
-def _itself(processor: AttentionProcessor) -> AttentionProcessor:
+def _return_base(processor: AttentionProcessor) -> AttentionProcessor:
     return processor
 
 
 def _check_batch(query: Tensor, image_key: Tensor, weight: Tensor | None) -> None:
-    # Attention would broadcast a batch of one over all samples without a word.
+    # Attention would silently broadcast a batch of one over all samples.
     if query.shape[0] != image_key.shape[0]:
         raise AmbiguousBatch(
             f"the batch has {query.shape[0]} samples, but the image prompts are for {image_key.shape[0]}; "
@@ -371,15 +372,15 @@ def _head_mask(attn: Attention, mask: Tensor | None, context: Tensor) -> Tensor 
     return mask.view(batch, attn.heads, -1, mask.shape[-1])
 
 
-def _may_remember(attn: Attention, context: Tensor) -> bool:
-    """Only where K and V are a pure function of tensors that we can watch."""
+def _may_cache(attn: Attention, context: Tensor) -> bool:
+    """Whether K and V are a pure function of tensors whose changes can be noticed."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or context.is_inference():
         return False
-    return all(map(_is_plain, text_projections(attn)))
+    return all(map(_is_plain_linear, text_projections(attn)))
 
 
-def _is_plain(linear: Any) -> bool:
-    # An instance's own `forward` is how accelerate offloads weights; LoRA and quantisation are other classes.
+def _is_plain_linear(linear: Any) -> bool:
+    # accelerate offloads weights with an instance's own `forward`; LoRA and quantization are other classes.
     hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in linear.__dict__
     plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
     return plain and not hooked and not linear.weight.is_inference()
@@ -392,7 +393,7 @@ def _sources(attn: Attention, context: Tensor, loras: Sequence[LoraTerm]) -> tup
 
 
 def _state(sources: tuple[Tensor | None, ...]) -> tuple[object, ...]:
-    """What changes when a tensor is written to or moved, or when autocast would compute in another type."""
+    """Return a value that changes when a tensor is written to or moved, or when autocast changes."""
     tensors = [source for source in sources if source is not None]
     kind = tensors[0].device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

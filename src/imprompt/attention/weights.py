@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from imprompt.attention.layers import UNet, attention_layers
-from imprompt.attention.processor import Place
+from imprompt.attention.processor import KeyValue, Place
 
 LoraShapes = Mapping[Place, tuple[int, int, int]]
 """Matrix of an attention layer → (in, out, rank) of its LoRA."""
@@ -20,23 +20,20 @@ class ImageKeyValue(nn.Module):
         self.to_key = nn.Linear(context_dim, inner_dim, bias=False)
         self.to_value = nn.Linear(context_dim, inner_dim, bias=False)
 
-    def forward(
-        self, image_tokens: Float[Tensor, "batch tokens context_dim"]
-    ) -> tuple[Float[Tensor, "batch tokens inner_dim"], Float[Tensor, "batch tokens inner_dim"]]:
-        """K' = c_i W'_k and V' = c_i W'_v."""
-        return self.to_key(image_tokens), self.to_value(image_tokens)
+    def forward(self, image_tokens: Float[Tensor, "batch tokens context_dim"]) -> KeyValue:
+        """Compute K' = c_i W'_k and V' = c_i W'_v, each "batch tokens inner_dim"."""
+        return KeyValue(self.to_key(image_tokens), self.to_value(image_tokens))
 
 
 class LowRank(nn.Module):
-    """A change of a matrix, up · down, of low rank; it starts as no change."""
+    """A low-rank change of a matrix, up · down, which is zero at first."""
 
     def __init__(self, in_dim: int, out_dim: int, rank: int) -> None:
         super().__init__()
         self.down = nn.Linear(in_dim, rank, bias=False)
         self.up = nn.Linear(rank, out_dim, bias=False)
-        nn.init.normal_(
-            self.down.weight, std=1 / rank
-        )  # as diffusers' LoRALinearLayer, which FaceID was trained with
+        # The initialization of diffusers' LoRALinearLayer, with which FaceID was trained.
+        nn.init.normal_(self.down.weight, std=1 / rank)
         nn.init.zeros_(self.up.weight)
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +16,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from imprompt import mini
+from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.settings import Settings
-from imprompt.mini.inpainting import called_four_channels
 from imprompt.runtime.files import name_fault, shorten
 
 _MINI = "mini"
@@ -89,21 +88,11 @@ def pipeline_for(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPipeli
     controlnet: dict[str, Any] = {"controlnet": models if len(models) > 1 else models[0]} if models else {}
     _check_controls(pipe, models)
     try:
-        made = kind.from_pipe(pipe, **controlnet)
+        result = kind.from_pipe(pipe, **controlnet)
     except ValueError as error:
         raise ConfigError(f"diffusers has no pipeline of {type(pipe).__name__} for {what}") from error
-    made.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    return made
-
-
-def taken_for_maskless(called: Any) -> AbstractContextManager[None]:
-    """Let diffusers' inpainting take a U-Net of many latent channels (the embedded one) for a maskless one.
-
-    It knows such a U-Net by 4 input channels, and one with mask channels by 9.
-    """
-    if "Inpaint" not in type(called).__name__ or called.unet.config.in_channels in (4, 9):
-        return nullcontext()
-    return called_four_channels(called.unet)
+    copy_progress_bar(pipe, result)
+    return result
 
 
 def _task(settings: Settings) -> tuple[Any, str]:

@@ -16,9 +16,10 @@ from PIL import Image
 
 from imprompt.adapter.encode import ReferenceLike
 from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.diffusers_internals import report_four_input_channels
 from imprompt.generation.guidance import step_arguments
 from imprompt.generation.job import DEFAULT_STEPS
-from imprompt.generation.models import pipeline_for, taken_for_maskless
+from imprompt.generation.models import pipeline_for
 from imprompt.generation.pipeline_results import call_pipeline
 from imprompt.generation.settings import Settings, call_arguments, check_settings
 
@@ -112,7 +113,7 @@ def _pictures(
         for seed in seeds:
             # On the CPU, so that a seed means the same noise on every device.
             generator = torch.Generator("cpu").manual_seed(seed)
-            with taken_for_maskless(call):
+            with report_four_input_channels(call):
                 (picture,) = call_pipeline(call, {**arguments, "generator": generator}, seeds=[seed])
             yield _with_rest(picture, arguments)
 

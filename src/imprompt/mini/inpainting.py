@@ -4,14 +4,13 @@ A U-Net for inpainting proper has mask channels; any other has what a latent has
 known part back after every step. diffusers tells the two by their input channels, 9 or 4, and knows no third.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from diffusers.configuration_utils import FrozenDict
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import (
     StableDiffusionInpaintPipeline,
 )
+
+from imprompt.attention.diffusers_internals import report_four_input_channels
 
 
 class InpaintPipeline(StableDiffusionInpaintPipeline):
@@ -22,16 +21,5 @@ class InpaintPipeline(StableDiffusionInpaintPipeline):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As diffusers', which has the arguments."""
-        with called_four_channels(self.unet):
+        with report_four_input_channels(self):
             return super().__call__(*args, **kwargs)
-
-
-@contextmanager
-def called_four_channels(unet: Any) -> Iterator[None]:
-    """Let a U-Net's configuration say 4 input channels, which to diffusers means: no mask among them."""
-    true = unet._internal_dict
-    unet._internal_dict = FrozenDict({**true, "in_channels": 4})
-    try:
-        yield
-    finally:
-        unet._internal_dict = true

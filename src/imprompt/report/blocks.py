@@ -105,7 +105,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Markup:
-    """HTML that stands in the page as it is; its author escapes every text in it."""
+    """HTML that is put into the page as it is; its author must escape every text in it."""
 
     html: str
 
@@ -157,7 +157,7 @@ class Report:
         progress: the share of a run that is done, 0 to 1, for a bar; None for no bar
         state: the line under the lead, or under the bar
         author: the command that wrote the page
-        source: where the page's numbers are, beside the page
+        source: the file with the page's numbers, in the page's folder
     """
 
     title: str

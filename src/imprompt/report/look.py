@@ -135,7 +135,7 @@ for(const image of document.querySelectorAll('.grid'))image.onclick=()=>{
   picture.width=Math.max(image.naturalWidth,innerWidth*.9);large.showModal()};
 large.onclick=()=>large.close();
 for(const figure of document.querySelectorAll('.chart')){
-  const svg=figure.querySelector('svg'),note=figure.querySelector('.note'),said=note.textContent;
+  const svg=figure.querySelector('svg'),note=figure.querySelector('.note'),text=note.textContent;
   if(!svg.dataset.lines)continue;
   const across=svg.dataset.across?svg.dataset.across+' =':'Step';
   const [low,high,start,end]=svg.dataset.axis.split(' ').map(Number),lines=JSON.parse(svg.dataset.lines);
@@ -150,7 +150,7 @@ for(const figure of document.querySelectorAll('.chart')){
     note.textContent=across+' '+step.toLocaleString('en')+': '+known.map(
       ([name,points])=>(name?name+' ':'')+near(points,step)[1]).reverse().join(', ')+'.';
     note.classList.add('at')};
-  svg.onpointerleave=()=>{mark.remove();note.textContent=said;note.classList.remove('at')}}
+  svg.onpointerleave=()=>{mark.remove();note.textContent=text;note.classList.remove('at')}}
 const range=document.querySelector('.slide input');
 if(range){const view=document.querySelector('.now'),name=document.querySelector('.now-step'),grids=[
   ...document.querySelectorAll('.grid')].map(

@@ -53,7 +53,7 @@ def format_number(
         value: an integer is written as it is, with commas between thousands
         percent: multiply by 100 and round to one digit; the caller writes the percent sign
         digits: digits behind the point
-        size: the largest absolute value that is written beside it. If its digits would be rounded to
+        size: the largest absolute value that is written with it. If its digits would be rounded to
             nothing, the number is written with a power of ten.
     """
     if not math.isfinite(value):

@@ -116,7 +116,7 @@ def page_html(report: Report, embed: Embed = _leave_out) -> str:
     sections = [section_html(section, embed) for section in report.sections]
     if report.facts:
         sections.append(section_html(Section("How it was made", blocks=[Facts({"": report.facts})]), embed))
-    numbers = f"Every number is in <code>{report.source}</code>, beside this page."
+    numbers = f"Every number is in <code>{report.source}</code>, in the page's folder."
     footer = f"Written by <code>{report.author}</code>. {numbers}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

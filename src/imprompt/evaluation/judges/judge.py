@@ -1,8 +1,7 @@
 """What every judge has: features of pictures, features of captions if it reads text, and a fingerprint."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig
-from transformers.utils import logging
 
 from imprompt.errors import ConfigError, UnknownModel
+from imprompt.runtime.foreign_models import explain_failure, log_errors_only, parse_source
 
 PICTURES_AT_ONCE = 64
 CAPTIONS_AT_ONCE = 256
@@ -153,14 +151,9 @@ def load_part(kind: str, source: str | Path, load: Callable[..., Any], **options
     Raises:
         UnknownModel: it cannot be loaded; the message names the part and the source
     """
-    repository, _, subfolder = str(source).partition(":")
-    if Path(source).is_dir():
-        repository, subfolder = str(source), ""
-    try:
-        return load(repository, **options, **({"subfolder": subfolder} if subfolder else {}))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnknownModel(f"no {kind} at {source}: {reason}") from error
+    place = parse_source(source)
+    with explain_failure(f"no {kind} at {source}"):
+        return load(place.name, **options, **place.options)
 
 
 def load_config(kind: str, source: str | Path) -> Any:
@@ -187,21 +180,12 @@ def load_complete_model(
     if model_type not in (None, found):
         raise UnknownModel(f"no {kind} at {source}: what is there is of type {found}, not {model_type}")
     options |= {"dtype": torch.float32, "output_loading_info": True}
-    with silence_transformers():  # it would print a table of missing weights; the error below has one line
+    with log_errors_only(
+        "transformers"
+    ):  # it would print a table of missing weights; the error below has one line
         model, report = load_part(kind, source, load, **options)
     if missing := sorted(report["missing_keys"]):
         raise UnknownModel(
             f"no {kind} at {source}: {len(missing)} of its weights are not there, {missing[0]} for one"
         )
     return model
-
-
-@contextmanager
-def silence_transformers() -> Iterator[None]:
-    """Let transformers log errors only."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

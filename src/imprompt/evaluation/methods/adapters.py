@@ -12,8 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import AdapterMismatch
-from imprompt.evaluation.methods.method import Method, iterate_modules
-from imprompt.evaluation.methods.table import IP_ADAPTER, METHODS
+from imprompt.evaluation.methods.method import Method
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
 from imprompt.generation.models import load_base
 from imprompt.generation.pipeline_results import call_pipeline
@@ -25,11 +24,13 @@ class AdapterMethod(Method):
 
     def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
         super().__init__(method, drawing, device)
-        base = load_base(method.model or METHODS[IP_ADAPTER].model, device=device, dtype=self.dtype)
-        self.pipe = self.prepare_pipeline(base)
         # K' and V' are made once a call, so full precision costs nothing.
         self.adapter = load_picture_adapter(method.adapter, **_encoder(method)).to(device).float()
         self._attached = self.adapter.attach(self.pipe)
+
+    def load_pipeline(self) -> Any:
+        """Load the base."""
+        return load_base(self.model, device=self.device, dtype=self.dtype)
 
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
@@ -40,7 +41,7 @@ class AdapterMethod(Method):
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Implement `Method.modules`."""
-        yield from iterate_modules(self.pipe)
+        yield from super().modules()
         yield "adapter", self.adapter
         if self.adapter.image_encoder is not None:
             yield "image prompt encoder", self.adapter.image_encoder.model

@@ -29,7 +29,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from imprompt.evaluation.methods.method import Method, iterate_modules, load_pretrained
+from imprompt.evaluation.methods.method import Method, load_pretrained
 from imprompt.evaluation.methods.shuffle import shuffle_content
 from imprompt.evaluation.methods.table import METHODS
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
@@ -44,19 +44,9 @@ class Baseline(Method):
     pipeline: ClassVar[Any]
     options: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
-        super().__init__(method, drawing, device)
-        self.published = METHODS[method.name]
-        self.pipe = self.prepare_pipeline(self.load_pipeline())
-
     def load_pipeline(self) -> Any:
         """Load the pipeline as it is published."""
         return load_pretrained(self.pipeline, self.model, dtype=self.dtype, **self.options)
-
-    @property
-    def model(self) -> str:
-        """The folder or hub id of the pipeline."""
-        return self.method.model or self.published.model
 
     @property
     def second(self) -> str:
@@ -68,17 +58,16 @@ class Baseline(Method):
         """Return the folder or repository whose image_encoder/ conditions it; None if no encoder does."""
         return method.model or METHODS[method.name].model
 
-    def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Implement `Method.modules`."""
-        yield from iterate_modules(self.pipe)
-
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
         """Implement `Method.draw`."""
-        prompt = text if self.published.takes_text else None
-        arguments = {"image": [reference] * len(seeds), **self.pipeline_arguments(prompt, seeds)}
+        arguments = self.pipeline_arguments(text, seeds) | self.image_arguments(reference, seeds)
         return call_pipeline(self.pipe, arguments, seeds=seeds)
+
+    def image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
+        """Return the pipeline's arguments for the image prompt."""
+        return {"image": [reference] * len(seeds)}
 
 
 class SDUnclip(Baseline):
@@ -123,18 +112,13 @@ class Unclip(Baseline):
         parts = {name: load_pretrained(kind, self.model, subfolder=name) for name, kind in self.parts.items()}
         return UnCLIPImageVariationPipeline(**parts).to(self.dtype)
 
-    def draw(
-        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
-    ) -> list[Image.Image]:
-        """Implement `Method.draw`."""
-        drawing = self.drawing
-        arguments = {
-            "image": [reference] * len(seeds),
-            "decoder_num_inference_steps": drawing.steps,
-            "decoder_guidance_scale": drawing.guidance_scale,
+    def pipeline_arguments(self, text: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """Return the decoder's steps and guidance; text and size cannot be chosen."""
+        return {
+            "decoder_num_inference_steps": self.drawing.steps,
+            "decoder_guidance_scale": self.drawing.guidance_scale,
             "generator": make_generators(seeds),
         }
-        return call_pipeline(self.pipe, arguments, seeds=seeds)
 
 
 class Kandinsky(Baseline):
@@ -158,20 +142,17 @@ class Kandinsky(Baseline):
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Implement `Method.modules`."""
-        yield from iterate_modules(self.pipe)
+        yield from super().modules()
         yield "prior.image_encoder", self.prior.image_encoder
 
     @torch.no_grad()
-    def draw(
-        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
-    ) -> list[Image.Image]:
-        """Implement `Method.draw`."""
+    def image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
+        """Return the reference's embedding, and the zero image's for the negative branch."""
         encoder, count = self.prior.image_encoder, len(seeds)
         pixels = self.prior.image_processor(reference, return_tensors="pt").pixel_values
         embedding = encoder(pixels.to(self.device, encoder.dtype)).image_embeds
         blank = self.prior.get_zero_embed(count, device=self.device)
-        embeds = {"image_embeds": embedding.repeat(count, 1), "negative_image_embeds": blank}
-        return call_pipeline(self.pipe, {**embeds, **self.pipeline_arguments(text, seeds)}, seeds=seeds)
+        return {"image_embeds": embedding.repeat(count, 1), "negative_image_embeds": blank}
 
 
 class ControlNetShuffle(Baseline):
@@ -190,15 +171,11 @@ class ControlNetShuffle(Baseline):
         """Return None: no encoder conditions it."""
         return None
 
-    def draw(
-        self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
-    ) -> list[Image.Image]:
-        """Implement `Method.draw`; each sample has its own shuffle."""
-        pipe: Any = self.pipe
-        size = self.drawing.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    def image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
+        """Return the reference with a shuffle for each sample, in the size of the result."""
+        size = self.drawing.size or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
         images = [shuffle_content(reference, size, seed) for seed in seeds]
-        arguments = {"image": images, **self.pipeline_arguments(text, seeds), "height": size, "width": size}
-        return call_pipeline(pipe, arguments, seeds=seeds)
+        return {"image": images, "height": size, "width": size}
 
 
 BASELINES: dict[str, type[Baseline]] = {

@@ -2,17 +2,18 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from imprompt.errors import UnknownModel
+from imprompt.evaluation.methods.table import METHODS
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
 from imprompt.generation.pipeline_results import make_generators, remove_safety_checker
+from imprompt.runtime.foreign_models import explain_failure
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -28,7 +29,18 @@ class Method(ABC):
 
     def __init__(self, method: MethodSettings, drawing: DrawingSettings, device: torch.device) -> None:
         self.method, self.drawing, self.device = method, drawing, device
+        self.published = METHODS[method.name]
         self.dtype = torch.float32 if device.type == "cpu" else _TYPES[drawing.precision]
+        self.pipe = self._prepare(self.load_pipeline())
+
+    @property
+    def model(self) -> str:
+        """The folder or hub id of the pipeline."""
+        return self.method.model or self.published.model
+
+    @abstractmethod
+    def load_pipeline(self) -> Any:
+        """Load the pipeline as it is published."""
 
     @abstractmethod
     def draw(
@@ -44,9 +56,11 @@ class Method(ABC):
                 device
         """
 
-    @abstractmethod
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield every network that the images depend on, with its name."""
+        for name, part in self.pipe.components.items():
+            if isinstance(part, nn.Module):
+                yield name, part
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of names, shapes and a few values of all weights, which identifies the models."""
@@ -57,9 +71,7 @@ class Method(ABC):
                 digest.update(_sample_values(tensor))
         return digest.hexdigest()
 
-    def pipeline_arguments(
-        self, text: str | None, seeds: Sequence[int], *, sized: bool = True
-    ) -> dict[str, Any]:
+    def pipeline_arguments(self, text: str, seeds: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of a diffusers pipeline: steps, guidance, generators, prompts, size."""
         drawing, count = self.drawing, len(seeds)
         arguments: dict[str, Any] = {
@@ -67,13 +79,13 @@ class Method(ABC):
             "guidance_scale": drawing.guidance_scale,
             "generator": make_generators(seeds),
         }
-        if text is not None:
+        if self.published.takes_text:
             arguments |= {"prompt": [text] * count, "negative_prompt": [drawing.negative_prompt] * count}
-        if sized and drawing.size:
+        if drawing.size:
             arguments |= {"height": drawing.size, "width": drawing.size}
         return arguments
 
-    def prepare_pipeline(self, pipe: Any) -> Callable[..., Any]:
+    def _prepare(self, pipe: Any) -> Any:
         """Move a pipeline to the device, with the requested sampler, without progress bar and safety checker.
 
         The safety checker replaces a picture by a black one, which would be scored as the method's answer.
@@ -82,7 +94,7 @@ class Method(ABC):
         if self.drawing.sampler == "ddim" and hasattr(pipe, "scheduler"):
             pipe.scheduler = replace_by_ddim(pipe.scheduler)
         pipe.set_progress_bar_config(disable=True)
-        return cast(Callable[..., Any], pipe.to(self.device))
+        return pipe.to(self.device)
 
 
 def replace_by_ddim(scheduler: Any) -> Any:
@@ -96,18 +108,8 @@ def load_pretrained(kind: Any, name: str, **options: Any) -> Any:
     Raises:
         UnknownModel: it is not here and cannot be fetched, or it is of another kind
     """
-    try:
+    with explain_failure(f"{kind.__name__} {name} cannot be loaded"):
         return kind.from_pretrained(name, **options)
-    except Exception as error:  # foreign folders and a network: this may fail in any way
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UnknownModel(f"{kind.__name__} {name} cannot be loaded: {reason[0]}") from error
-
-
-def iterate_modules(pipe: Any, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the networks of a diffusers pipeline, with their names."""
-    for part, module in pipe.components.items():
-        if isinstance(module, nn.Module):
-            yield f"{name}{part}", module
 
 
 def _sample_values(tensor: Tensor) -> bytes:

@@ -1,1 +1,1 @@
-"""How the embedded model is made: characters → drawings → captions → the parts' trainings."""
+"""How the embedded model is made: characters → drawings → captions → the trainings of its parts."""

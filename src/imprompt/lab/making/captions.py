@@ -2,7 +2,7 @@
 
     "pixel-art style, a person with long pink hair, dark skin, sunglasses, on a blue background"
 
-What a style does not draw is not named. Any subset of the phrases is a caption, the empty one too.
+What a style does not draw is not named. Any subset of the phrases is a caption, also the empty one.
 """
 
 import random
@@ -12,9 +12,9 @@ from imprompt.lab.making.characters import Character
 from imprompt.lab.making.vocabulary import ATTRIBUTES, load_vocabulary
 
 NAMED_SHARES: Mapping[str, float] = {"style": 0.6, "ground": 0.55, "none": 0.15}
-"""How often an attribute is named where most are; "none" for what is not there ("no glasses").
+"""How often an attribute is named in a caption that names most; "none" is for what is absent ("no glasses").
 
-Others are always named there.
+Other attributes are always named there.
 """
 
 NOUN_SHARE = 0.35
@@ -44,7 +44,7 @@ HAIRDO_SIGNS: Mapping[str, str] = {
 
 
 def sample_caption(character: Character, rng: random.Random) -> str:
-    """A caption that names some of a character's attributes."""
+    """Write a caption that names some of a character's attributes."""
     phrases = build_attribute_phrases(character, rng)
     fullness = rng.choice((0.35, 0.7, 1.0))
     named = [phrase for phrase in phrases.values() if rng.random() < fullness]
@@ -55,12 +55,12 @@ def sample_caption(character: Character, rng: random.Random) -> str:
 
 
 def write_full_caption(character: Character) -> str:
-    """The caption that names every attribute, in the vocabulary's order."""
+    """Write the caption that names every attribute, in the vocabulary's order."""
     return ", ".join(build_attribute_phrases(character, None).values())
 
 
 def build_attribute_phrases(character: Character, rng: random.Random | None) -> dict[str, str]:
-    """Attribute → its phrase; without a generator all attributes that are there, in their first wording."""
+    """Return the phrase of each attribute; without a generator of all present ones, in first wordings."""
     phrases = {"style": write_style_phrase(character)}
     hairdo, hair = character.get("hairdo"), character.get("hair")
     if hairdo is not None:
@@ -77,18 +77,18 @@ def build_attribute_phrases(character: Character, rng: random.Random | None) -> 
 
 
 def is_named(character: Character, attribute: str, rng: random.Random) -> bool:
-    """Whether a caption that names much names this."""
+    """Decide whether a caption that names most attributes names this one."""
     key = "none" if character.get(attribute) == "none" else attribute
     return rng.random() < NAMED_SHARES.get(key, 1.0)
 
 
 def write_style_phrase(character: Character) -> str:
-    """`pixel-art style`."""
+    """Write `pixel-art style`."""
     return f"{load_vocabulary().styles[character.style].word} style"
 
 
 def write_hair_phrase(hairdo: str, hair: str | None, rng: random.Random | None) -> str:
-    """Hairdo and hair color in one phrase, or now and then only one of them."""
+    """Write hairdo and hair color in one phrase, or sometimes only one of them."""
     wordings = HAIRDO_PHRASES[hairdo]
     wording = wordings[0] if rng is None else rng.choice(wordings)
     if hair is None:
@@ -99,7 +99,7 @@ def write_hair_phrase(hairdo: str, hair: str | None, rng: random.Random | None) 
 
 
 def write_attribute_phrase(attribute: str, word: str, rng: random.Random | None = None) -> str:
-    """`dark skin`, `red clothes`, `on a blue background`, `no beard`, `angry`."""
+    """Write `dark skin`, `red clothes`, `on a blue background`, `no beard`, `angry`."""
     if attribute == "ground":
         article = "an" if word[0] in "aeiou" else "a"
         return f"{word} background" if rng and rng.random() < 0.3 else f"on {article} {word} background"
@@ -110,7 +110,7 @@ def write_attribute_phrase(attribute: str, word: str, rng: random.Random | None 
 
 
 def build_caption_patterns() -> dict[str, dict[str, str]]:
-    """Attribute → word → a regular expression that finds the word in a caption; styles and attributes."""
+    """Return for each attribute and word the regular expression that finds the word in a caption."""
     vocabulary = load_vocabulary()
     styles = {name: rf"\b{vocabulary.styles[name].word} style\b" for name in vocabulary.trained_styles}
     return {
@@ -123,7 +123,7 @@ def build_caption_patterns() -> dict[str, dict[str, str]]:
 
 
 def build_word_pattern(attribute: str, word: str) -> str:
-    """What `attribute_phrase` and `hair_phrase` write of a word, and nothing that they write of another."""
+    """Return a regular expression for a word in its phrases, which matches no phrase of another word."""
     if attribute == "hair":
         return rf"\b{word}\b[^,]*\b({HAIR_NOUNS})\b"
     if attribute == "hairdo":

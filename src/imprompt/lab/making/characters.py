@@ -1,7 +1,8 @@
-"""Characters: what one looks like, in words; drawn at random, and split by what training may see.
+"""Characters: their attributes in words, sampled at random, and split by what training may use.
 
 A character is held out by combination (hair color × skin × hairdo), by part (a shape of its hair or face) or
-by style, never by file: an unseen character differs from all seen ones in something that can be named.
+by style, and never by file. So an unseen character differs from all training characters in something with a
+name.
 """
 
 import random
@@ -18,7 +19,7 @@ from imprompt.lab.making.vocabulary import (
 )
 
 Split = Literal["training", "combinations", "parts", "styles"]
-"""Which characters: those for training, or unseen combinations, unseen parts, unseen styles."""
+"""The characters for training, or those of unseen combinations, unseen parts, unseen styles."""
 
 SHARES: Mapping[str, Mapping[str, float]] = {
     "glasses": {"none": 0.56, "glasses": 0.24, "sunglasses": 0.2},
@@ -26,10 +27,10 @@ SHARES: Mapping[str, Mapping[str, float]] = {
     "ground": {"white": 0.3},
     "hairdo": {"bald": 0.06, "short": 0.18, "long": 0.16, "hat": 0.07},
 }
-"""How often a word is drawn; words that are not named share what is left."""
+"""How often a word is sampled; the other words share the rest."""
 
 PART_SPLITS = ("hairdo", "expression")
-"""Attributes of which an unseen part is a shape."""
+"""Attributes whose shapes can be unseen parts."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Character:
         style: the style's name in DiceBear
         attributes: attribute → word, for what the style can draw
         seed: chooses the shapes where a word has several; the same in every style
-        unseen_part: the attribute that is drawn with a shape that training never sees, if one is
+        unseen_part: the attribute that has a shape that training never uses; "" for none
     """
 
     style: str
@@ -52,24 +53,24 @@ class Character:
         return self.style if attribute == "style" else self.attributes[attribute]
 
     def get(self, attribute: str) -> str | None:
-        """The word of an attribute, or nothing where the style does not draw it."""
+        """Return the word of an attribute, or None where the style does not draw it."""
         return self.style if attribute == "style" else self.attributes.get(attribute)
 
     @property
     def combination(self) -> tuple[str, ...]:
-        """What composition is held out by; empty for robots."""
+        """Hair color, skin and hairdo, by which combinations are held out; empty for robots."""
         names = [self.attributes.get(name) for name in ("hair", "skin", "hairdo")]
         return tuple(name or "" for name in names) if any(names) else ()
 
     @property
     def is_held_out(self) -> bool:
-        """Whether training must not see this character."""
+        """Whether training must not use this character."""
         style = load_vocabulary().styles[self.style]
         combination = bool(self.combination) and is_held_out(*self.combination)
         return style.held_out or bool(self.unseen_part) or combination
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """Return everything as plain values."""
         return {
             "style": self.style,
             "attributes": dict(self.attributes),
@@ -79,10 +80,10 @@ class Character:
 
 
 def sample_character(rng: random.Random, split: Split = "training", style: str | None = None) -> Character:
-    """A random character of that split, in a random style of the split or the given one.
+    """Sample a character of a split, in the given style or in a random style of the split.
 
     Raises:
-        ConfigError: no such style, or one that has no character of the split
+        ConfigError: there is no such style, or it has no character of the split
     """
     vocabulary = load_vocabulary()
     names = vocabulary.unseen_styles if split == "styles" else vocabulary.trained_styles
@@ -108,14 +109,14 @@ def belongs_to(character: Character, split: Split) -> bool:
 
 
 def sample_in_style(style: StyleParts, rng: random.Random) -> Character:
-    """A random character in a style, of whatever split."""
+    """Sample a character in a style, of any split."""
     attributes = {name: sample_word(name, style.words(name), rng) for name in style.attributes}
     seed = rng.randrange(2**31)
     return remove_hidden_attributes(Character(style.name, attributes, seed), rng)
 
 
 def sample_word(attribute: str, words: tuple[str, ...], rng: random.Random) -> str:
-    """One of an attribute's words, by `SHARES`."""
+    """Sample one of an attribute's words by `SHARES`."""
     shares = {word: share for word, share in SHARES.get(attribute, {}).items() if word in words}
     rest = [word for word in words if word not in shares]
     left = max(0.0, 1 - sum(shares.values())) / len(rest) if rest else 0.0
@@ -123,7 +124,7 @@ def sample_word(attribute: str, words: tuple[str, ...], rng: random.Random) -> s
 
 
 def remove_hidden_attributes(character: Character, rng: random.Random) -> Character:
-    """Take out what cannot be seen: the hair color of a bald head, and grounds that something melts into."""
+    """Remove what cannot be seen: the hair color of a bald head, and a ground of the character's color."""
     attributes = dict(character.attributes)
     style = load_vocabulary().styles[character.style]
     hidden_hair = attributes.get("hairdo") in ("bald", "hat")
@@ -140,7 +141,7 @@ def remove_hidden_attributes(character: Character, rng: random.Random) -> Charac
 
 
 def add_unseen_part(character: Character, rng: random.Random) -> Character:
-    """The same character, one of its parts drawn with a shape that training never sees; or as it was."""
+    """Give one of the parts a shape that training never uses, or return the character if it has none."""
     style = load_vocabulary().styles[character.style]
     parts = [
         name
@@ -151,10 +152,10 @@ def add_unseen_part(character: Character, rng: random.Random) -> Character:
 
 
 def change_attributes(character: Character, changed: Mapping[str, str], rng: random.Random) -> Character:
-    """The same character with some other words.
+    """Return the same character with some other words.
 
     Raises:
-        ConfigError: an attribute, or a word, that the style does not have
+        ConfigError: the style does not have the attribute or the word
     """
     style = load_vocabulary().styles[character.style]
     for name, word in changed.items():
@@ -171,9 +172,9 @@ def change_attributes(character: Character, changed: Mapping[str, str], rng: ran
 
 
 def change_style(character: Character, name: str, rng: random.Random) -> Character | None:
-    """The same character in another style, or nothing where that style lacks its hairdo.
+    """Return the same character in another style, or None if that style lacks its hairdo.
 
-    Attributes that the other style does not draw are dropped; those that only it draws are drawn at random.
+    Attributes that the other style does not draw are dropped; those that only it draws are sampled.
     """
     style = load_vocabulary().styles[name]
     hairdo = character.get("hairdo")
@@ -190,15 +191,15 @@ def change_style(character: Character, name: str, rng: random.Random) -> Charact
 
 
 def find_character(wanted: Mapping[str, str], rng: random.Random, style: str | None = None) -> Character:
-    """A random character with the wanted words, of a combination that training never saw if there is one.
+    """Sample a character with the wanted words, of a combination that training never used if there is one.
 
     Args:
         wanted: attribute → word
         rng: decides everything else
-        style: the only style to draw in; by default any that has the wanted words
+        style: the only style; by default any that has the wanted words
 
     Raises:
-        ConfigError: no style has all the words, or the words cannot be seen together
+        ConfigError: no style has all the words, or the words cannot be visible together
     """
     styles = [style] if style is not None else find_styles(wanted)
     found = None
@@ -217,14 +218,14 @@ def find_character(wanted: Mapping[str, str], rng: random.Random, style: str | N
 
 
 def choose_unseen_split(style: str) -> Split:
-    """The split from which a style's unseen characters come; a robot has no combination that is held out."""
+    """Return the split of a style's unseen characters; a robot has no combination that is held out."""
     if is_unseen_style(style):
         return "styles"
     return "combinations" if "hairdo" in load_vocabulary().styles[style].attributes else "training"
 
 
 def find_styles(wanted: Mapping[str, str]) -> list[str]:
-    """The trained styles that have all the wanted words.
+    """Return the trained styles that have all the wanted words.
 
     Raises:
         ConfigError: there is none, or the vocabulary has no such word
@@ -248,7 +249,7 @@ def has_word(style: StyleParts, attribute: str, word: str) -> bool:
 
 
 def is_unseen_style(name: str) -> bool:
-    """Whether nothing is trained on a style.
+    """Whether a style is never used in training.
 
     Raises:
         ConfigError: there is no such style

@@ -1,10 +1,10 @@
-"""The training data: characters drawn once into one file, with their attributes beside it.
+"""The training data: characters drawn once into one file, with a file of their attributes.
 
-    pictures.npy     uint8, characters × 128 × 128 × RGB
+    pictures.npy      uint8, characters × 128 × 128 × RGB
     characters.jsonl  one character a line, in the same order
 
-Drawing k is a pure function of (seed, split, k). A file that is being written has another name; a split that
-is there is not drawn again.
+Drawing k is a pure function of (seed, split, k). A file that is being written has another name, and a split
+that exists is not drawn again.
 """
 
 import json
@@ -22,14 +22,14 @@ from imprompt.lab.making.characters import Character, Split, sample_character
 from imprompt.lab.making.drawing import SIZE, draw_many
 
 BLOCK = 250
-"""Pictures that one task draws."""
+"""The number of pictures that one task draws."""
 
 
 def build_data(folder: Path, counts: dict[Split, int], *, size: int = SIZE, seed: int = 0) -> None:
-    """Draw `counts` characters of each split into `folder`/<split>; a split that is there already stays.
+    """Draw `counts` characters of each split into `folder`/<split>; an existing split stays.
 
     Raises:
-        MissingExtra: without the drawing libraries (`imprompt[draw]`)
+        MissingExtra: the drawing libraries (`imprompt[draw]`) are not installed
     """
     for split, count in counts.items():
         if not (folder / split / "pictures.npy").exists():
@@ -60,7 +60,7 @@ def draw_block(task: tuple[int, Split, int, int, int]) -> tuple[list[Character],
 
 
 def sample_characters(seed: int, split: Split, places: Sequence[int]) -> Iterator[Character]:
-    """The characters at these places of a split."""
+    """Yield the characters at these places of a split."""
     for place in places:
         yield sample_character(random.Random(f"{seed}/{split}/{place}"), split)
 
@@ -69,7 +69,7 @@ class Drawings:
     """A split of the data on disk.
 
     Attributes:
-        pictures: uint8, (characters, size, size, 3), read from disk as it is needed
+        pictures: uint8, (characters, size, size, 3), read from disk as needed
         characters: in the same order
 
     Raises:

@@ -1,6 +1,6 @@
-"""Characters → pictures: DiceBear draws the SVG, resvg renders it, a plain ground lies behind.
+"""Draw characters: DiceBear makes the SVG, resvg renders it, on a ground of one color.
 
-Licences and authors of the styles: NOTICE.
+NOTICE lists licenses and authors of the styles.
 """
 
 import json
@@ -23,10 +23,10 @@ SIZE = 128
 
 
 def draw(character: Character, size: int = SIZE) -> Image.Image:
-    """The character on its ground, RGB, `size` × `size` pixels.
+    """Draw the character on its ground, RGB, `size` × `size` pixels.
 
     Raises:
-        MissingExtra: without the drawing libraries (`imprompt[draw]`)
+        MissingExtra: the drawing libraries (`imprompt[draw]`) are not installed
     """
     figure = render(to_svg(character), size)
     ground = load_vocabulary().palette("ground")[character["ground"]]
@@ -36,7 +36,7 @@ def draw(character: Character, size: int = SIZE) -> Image.Image:
 
 
 def to_svg(character: Character) -> str:
-    """The character as DiceBear draws it, on nothing."""
+    """Return the character as DiceBear draws it, without ground."""
     try:
         from dicebear import Avatar
     except ImportError as error:
@@ -45,7 +45,7 @@ def to_svg(character: Character) -> str:
 
 
 def render(svg: str, size: int) -> Image.Image:
-    """Render one SVG to RGBA, `size` × `size` pixels."""
+    """Render an SVG to RGBA, `size` × `size` pixels."""
     try:
         import resvg_py
     except ImportError as error:
@@ -56,14 +56,14 @@ def render(svg: str, size: int) -> Image.Image:
 
 @cache
 def load_style(name: str) -> Any:
-    """DiceBear's style of that name."""
+    """Load DiceBear's style of that name."""
     from dicebear import Style
 
     return Style(json.loads((find_styles_folder() / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def find_styles_folder() -> Path:
-    """Where the package dicebear-styles keeps its definitions."""
+    """Return the folder of the definitions in the package dicebear-styles."""
     try:
         import dicebear_styles
     except ImportError as error:
@@ -72,7 +72,7 @@ def find_styles_folder() -> Path:
 
 
 def build_dicebear_options(character: Character) -> dict[str, Any]:
-    """DiceBear's options that draw this character: every component's variant, every color."""
+    """Return DiceBear's options of this character: every component's variant, every color."""
     vocabulary = load_vocabulary()
     style = vocabulary.styles[character.style]
     options: dict[str, Any] = {"seed": str(character.seed)}
@@ -88,7 +88,7 @@ def build_dicebear_options(character: Character) -> dict[str, Any]:
 
 
 def choose_color_word(character: Character, attribute: str) -> str:
-    """A color's word; one that is nobody's attribute (a hat's, a bald man's beard) follows from the seed."""
+    """Return a color's word; the seed chooses one that is no attribute (a hat's, a bald man's beard)."""
     word = character.get(attribute)
     if word is not None:
         return word
@@ -97,7 +97,7 @@ def choose_color_word(character: Character, attribute: str) -> str:
 
 
 def choose_variants(character: Character, style: StyleParts) -> dict[str, str]:
-    """Component → variant; an empty name leaves the component out."""
+    """Return the variant of each component; an empty name leaves the component out."""
     variants: dict[str, str] = {}
     for choice in style.always:
         variants |= choose(choice, character, style, unseen=False)
@@ -113,7 +113,7 @@ def choose_variants(character: Character, style: StyleParts) -> dict[str, str]:
 
 
 def choose(choice: Choice, character: Character, style: StyleParts, *, unseen: bool) -> dict[str, str]:
-    """One variant of each component, by the character's seed: held-out ones where `unseen`, else others."""
+    """Choose a variant of each component by the character's seed, a held-out one if `unseen`."""
     chosen = {}
     for component, variants in choice.components.items():
         names = list_variants(style, component) if variants == ("*",) else variants
@@ -126,12 +126,12 @@ def choose(choice: Choice, character: Character, style: StyleParts, *, unseen: b
 
 
 def list_variants(style: StyleParts, component: str) -> tuple[str, ...]:
-    """Every variant that the style has of a component, in its order."""
+    """Return every variant that the style has of a component, in its order."""
     return tuple(load_style(style.name).components()[component].variants())
 
 
 def is_inked_right(variant: str, character: Character, style: StyleParts) -> bool:
-    """Whether a hairdo's shape can have the character's hair color: shapes in ink are black."""
+    """Whether a hairdo's shape can have the character's hair color; shapes in ink are black."""
     hair = character.get("hair")
     return (
         hair is None
@@ -142,5 +142,5 @@ def is_inked_right(variant: str, character: Character, style: StyleParts) -> boo
 
 
 def draw_many(characters: Sequence[Character], size: int = SIZE) -> np.ndarray:
-    """Pictures of characters, uint8, (characters, size, size, 3)."""
+    """Draw characters, uint8, (characters, size, size, 3)."""
     return np.stack([np.asarray(draw(character, size)) for character in characters])

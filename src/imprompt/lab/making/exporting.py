@@ -1,9 +1,9 @@
 """The characters as training data for `imprompt train`: pictures, captions, and references that differ.
 
-A sample's reference is the picture itself, or the same character with something changed that the caption
-names: another ground, style, expression, pair of glasses, beard or clothes. So an adapter learns to keep what
-the text does not mention, and to give way where it does. Half of the samples that are their own reference
-have no caption.
+A sample's reference is the picture itself, or the same character with one change that the caption names:
+another ground, style, expression, pair of glasses, beard or clothes. So an adapter learns to preserve what
+the text does not mention, and to follow the text where it does. Half of the samples that are their own
+reference have no caption.
 """
 
 import io
@@ -41,10 +41,10 @@ CHANGES = {
     "clothes": 0.03,
     "beard": 0.03,
 }
-"""What differs between reference and target, and how often; "" for nothing."""
+"""The difference between reference and target, with its frequency; "" for none."""
 
 UNCAPTIONED_SHARE = 0.5
-"""Share without a caption, of the samples that are their own reference."""
+"""The share without a caption, of the samples that are their own reference."""
 
 
 def export_samples(
@@ -52,12 +52,12 @@ def export_samples(
 ) -> None:
     """Write `count` training samples to `output`, and `held_out` of unseen combinations to `output`-held-out.
 
-    Both folders appear whole or not at all.
+    Both folders are written whole or not at all.
 
     Raises:
-        OutputError: a folder of that name is there already, or cannot be written
-        ConfigError: fewer than one sample
-        MissingExtra: without the drawing libraries (`imprompt[draw]`)
+        OutputError: a folder of that name exists, or cannot be written
+        ConfigError: there is less than one sample
+        MissingExtra: the drawing libraries (`imprompt[draw]`) are not installed
     """
     if count < 1 or held_out < 1:
         raise ConfigError(f"there must be at least one sample of each kind, not {count} and {held_out}")
@@ -80,7 +80,7 @@ def export_samples(
 
 
 def draw_samples(split: Split, count: int, seed: int, size: int = SIZE) -> Iterator[EncodedSample]:
-    """Samples of a split on all cores, each a pure function of (seed, split, place)."""
+    """Yield samples of a split, drawn on all cores, each a pure function of (seed, split, place)."""
     tasks = [(seed, split, start, min(BLOCK, count - start), size) for start in range(0, count, BLOCK)]
     with ProcessPoolExecutor() as pool:
         for block in track(pool.map(draw_block, tasks), description=split, total=len(tasks)):
@@ -88,14 +88,14 @@ def draw_samples(split: Split, count: int, seed: int, size: int = SIZE) -> Itera
 
 
 def draw_block(task: tuple[int, Split, int, int, int]) -> list[EncodedSample]:
-    """Consecutive samples."""
+    """Draw consecutive samples."""
     seed, split, start, count, size = task
     rngs = (random.Random(f"{seed}/samples/{split}/{place}") for place in range(start, start + count))
     return [draw_sample(rng, split, size) for rng in rngs]
 
 
 def draw_sample(rng: random.Random, split: Split, size: int) -> EncodedSample:
-    """One sample, drawn and encoded."""
+    """Draw and encode one sample."""
     target = sample_character(rng, split)
     change = rng.choices(list(CHANGES), list(CHANGES.values()))[0]
     reference = change_character(target, change, rng, split)
@@ -109,7 +109,7 @@ def draw_sample(rng: random.Random, split: Split, size: int) -> EncodedSample:
 def change_character(
     character: Character, change: str, rng: random.Random, split: Split = "training"
 ) -> Character | None:
-    """The same character with one attribute, or the style, changed; nothing where that cannot be."""
+    """Return the same character with one attribute, or the style, changed; None where that is impossible."""
     vocabulary = load_vocabulary()
     if change == "style" and "robot" not in character.attributes:
         other = rng.choice([name for name in vocabulary.trained_styles if name != character.style])
@@ -127,7 +127,7 @@ def change_character(
 
 
 def caption_change(target: Character, change: str, rng: random.Random) -> str:
-    """A caption that surely names what the reference does not show."""
+    """Write a caption that names what the reference does not show."""
     phrase = (
         write_style_phrase(target) if change == "style" else write_attribute_phrase(change, target[change])
     )
@@ -136,7 +136,7 @@ def caption_change(target: Character, change: str, rng: random.Random) -> str:
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
+    """Encode a picture as a PNG file."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()

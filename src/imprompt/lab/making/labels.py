@@ -1,4 +1,4 @@
-"""Attributes as numbers: what classifiers are trained on and judged by."""
+"""Attributes as numbers, for training and testing classifiers."""
 
 from collections.abc import Sequence
 
@@ -11,26 +11,26 @@ from imprompt.lab.making.characters import Character
 from imprompt.lab.making.vocabulary import ATTRIBUTES, load_vocabulary
 
 LABELS = ("style", *ATTRIBUTES)
-"""What is read off a picture, in the order of label columns."""
+"""The attributes that are read in a picture, in the order of label columns."""
 
 NOT_DRAWN = -100
-"""The label of an attribute that a style does not draw: cross-entropy leaves it out."""
+"""The label of an attribute that a style does not draw; cross-entropy ignores it."""
 
 
 def to_labels(characters: Sequence[Character]) -> Int[Tensor, "characters attributes"]:
-    """The place of every attribute's word in the vocabulary; `NOT_DRAWN` where there is none."""
+    """Return the place of every attribute's word in the vocabulary, or `NOT_DRAWN` where there is none."""
     words = {name: load_vocabulary().words(name) for name in LABELS}
     rows = [[find_place(character.get(name), words[name]) for name in LABELS] for character in characters]
     return torch.tensor(rows)
 
 
 def find_place(word: str | None, words: tuple[str, ...]) -> int:
-    """Where a word stands, or `NOT_DRAWN` if it is not there (a style that is never trained on)."""
+    """Return the place of a word, or `NOT_DRAWN` if it is not there (a style that is never trained on)."""
     return words.index(word) if word in words else NOT_DRAWN
 
 
 def attribute_loss(scores: dict[str, Tensor], labels: Int[Tensor, "batch attributes"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy over attributes, each over the pictures that have it."""
+    """Return the mean cross-entropy over attributes, each over the pictures that have it."""
     losses = [
         F.cross_entropy(scores[name].float(), labels[:, i], ignore_index=NOT_DRAWN, reduction="sum")
         / (labels[:, i] != NOT_DRAWN).sum().clamp(min=1)
@@ -42,7 +42,7 @@ def attribute_loss(scores: dict[str, Tensor], labels: Int[Tensor, "batch attribu
 def measure_accuracies(
     scores: Sequence[dict[str, Tensor]], labels: Int[Tensor, "pictures attributes"]
 ) -> dict[str, float]:
-    """Attribute → share of the pictures that have it on which its word scores highest.
+    """Return for each attribute the share of pictures that have it whose word scores highest.
 
     Args:
         scores: of consecutive batches of the pictures

@@ -1,4 +1,4 @@
-"""The fine-tuned base's style: line drawings, ink on paper, made of any picture by the same rule."""
+"""The style of the fine-tuned base: line drawings, ink on paper, made from any picture by one rule."""
 
 import torch
 from jaxtyping import Float
@@ -8,11 +8,11 @@ from imprompt.mini.edges import edges
 
 PAPER = (0.965, 0.945, 0.9)
 INK = (0.13, 0.16, 0.28)
-"""A line drawing's colors, RGB from 0 to 1."""
+"""The colors of a line drawing, RGB from 0 to 1."""
 
 
 def draw_lines(pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
-    """Pictures in [-1, 1] as line drawings: ink where colors meet, paper elsewhere."""
+    """Turn pictures in [-1, 1] into line drawings: ink where colors meet, paper elsewhere."""
     paper, ink = (torch.tensor(color, device=pixels.device)[:, None, None] for color in (PAPER, INK))
     strength = edges(pixels)
     return (paper + (ink - paper) * strength) * 2 - 1

@@ -1,7 +1,7 @@
-"""Recipes: what a training run of one of the embedded model's parts is, read from one TOML file.
+"""Recipes: the settings of a training run of one of the embedded model's parts, read from one TOML file.
 
-Folders named without a leading `/` or `.` lie in the cache (`IMPROMPT_CACHE`, or `~/.cache/imprompt`), where
-data and unfinished models belong.
+A folder whose name does not begin with `/` or `.` is in the cache (`IMPROMPT_CACHE`, or `~/.cache/imprompt`),
+which holds data and unfinished models.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from imprompt.training.settings import LoopSettings
 
 
 class StageRecipe(LoopSettings):
-    """What every part has."""
+    """The settings that every part has."""
 
     data: str = "characters-128"
     """Folder of the drawings, as `imprompt mini build-data` wrote it."""
     output: str = "mini-128"
-    """Folder of the model under construction: earlier parts are read from it, this one is written to it."""
+    """Folder of the model under construction: earlier parts are read from it, this part is written to it."""
 
 
 class CodecRecipe(StageRecipe):
-    """The autoencoder's linear code, in closed form: `steps` batches are looked at, once."""
+    """The autoencoder's linear code, in closed form, from `steps` batches."""
 
     stage: Literal["codec"]
     patch_size: int = Field(16, ge=2)
@@ -43,25 +43,25 @@ class DecoderRecipe(StageRecipe):
 
 
 class BaseRecipe(StageRecipe):
-    """The text-to-image U-Net, and the text encoder with it."""
+    """The text-to-image U-Net, and the text encoder that trains with it."""
 
     stage: Literal["base"]
     widths: tuple[int, ...] = (160, 256)
     heads: int = 4
     layers_per_block: int = 1
     vocabulary: int = 900
-    """Tokens at most, 512 single bytes among them."""
+    """Most tokens, 512 single bytes among them."""
     text_length: int = 40
     text_width: int = 192
     text_layers: int = 2
     text_learning_rate: float = Field(3e-4, ge=0)
     text_drop: float = Field(0.1, ge=0, le=1)
     compile: bool = False
-    """Train through torch.compile, after a minute and a half of compiling."""
+    """Train with torch.compile, after a minute and a half of compiling."""
 
 
 class EncoderRecipe(StageRecipe):
-    """The image encoder: a CLIP vision tower that recognises attributes, with a thumbnail reader."""
+    """The image encoder: a CLIP vision tower that recognizes attributes, with a thumbnail reader."""
 
     stage: Literal["encoder"]
     width: int = Field(256, ge=64)
@@ -69,13 +69,13 @@ class EncoderRecipe(StageRecipe):
     patch_size: int = Field(16, ge=1)
     embedding_dim: int = Field(256, ge=1)
     thumbnail_weight: float = Field(2.0, ge=0)
-    """Weight of reading a thumbnail linearly off the embedding, which keeps in it what has no word."""
+    """Weight of reading a thumbnail linearly from the embedding, which preserves what has no word."""
     compile: bool = False
-    """Train through torch.compile, after a minute and a half of compiling."""
+    """Train with torch.compile, after a minute and a half of compiling."""
 
 
 class JudgeRecipe(StageRecipe):
-    """The judge: a convolutional network that reads attributes and tells characters apart."""
+    """The judge: a convolutional network that reads attributes and distinguishes characters."""
 
     stage: Literal["judge"]
     widths: tuple[int, ...] = (48, 96, 192)
@@ -86,16 +86,16 @@ class JudgeRecipe(StageRecipe):
 
 
 class ControlRecipe(StageRecipe):
-    """The ControlNet on edges, beside the frozen base."""
+    """The ControlNet of edges, with the frozen base."""
 
     stage: Literal["control"]
     embedding_widths: tuple[int, ...] = (16, 32, 64, 96, 128)
-    """Channels of the edge picture's way down to latents: half the size from each to the next."""
+    """Channels of the edge picture's layers down to latents, each of half the size of the one before."""
     text_drop: float = Field(0.5, ge=0, le=1)
 
 
 class StyleRecipe(StageRecipe):
-    """A fine-tuned base: low-rank changes (LoRA) of the U-Net that make line drawings of everything."""
+    """A fine-tuned base: low-rank changes (LoRA) of the U-Net that turn everything into line drawings."""
 
     stage: Literal["style"]
     rank: int = Field(12, ge=1)
@@ -109,16 +109,17 @@ AnyRecipe = Annotated[
 
 
 def load_recipe(path: Path, settings: Sequence[str] = ()) -> StageRecipe:
-    """Read a recipe; `settings` are `key=value` (dotted keys, TOML values) that replace what the file says.
+    """Read a recipe; `settings` are `key=value` (dotted keys, TOML values) that replace values of the file.
 
     Raises:
-        ConfigError: no such file, no TOML, an unknown key (and the nearest known one), a wrong type or range.
+        ConfigError: the file does not exist or is no TOML, a key is unknown (and the nearest known one), or a
+            value has a wrong type or range
     """
     return parse_recipe(read_toml(path, settings), str(path))
 
 
 def parse_recipe(values: dict[str, Any], source: str) -> StageRecipe:
-    """Check settings against the part's recipe; the first fault becomes one sentence."""
+    """Validate settings as the part's recipe; the first fault becomes one sentence."""
     try:
         return TypeAdapter(AnyRecipe).validate_python(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""From the folder of a trained model to the one that ships: the parts a user needs, in float16."""
+"""Copy the parts that a user needs from a trained model's folder to the shipped weights, in float16."""
 
 import json
 import shutil
@@ -13,24 +13,24 @@ from imprompt.checkpoint.files import write_tensors
 from imprompt.errors import ConfigError
 
 PARTS = ("base", "image_encoder", "judge")
-"""What ships; the rest (state, logs, the pair's text side) stays where it was made."""
+"""The parts that ship; the rest (state, logs, the pair's text side) stays where it was made."""
 
 EXTRAS = ("styles", "control")
-"""What ships too if it has been trained: without it, what shipped before stays."""
+"""Parts that ship if they have been trained; otherwise the shipped ones stay."""
 
 
 def ship(model: Path, weights: Path, *, adapter: Path | None = None) -> int:
-    """Copy a trained model's parts to `weights`, tensors halved; return the bytes written.
+    """Copy a trained model's parts to `weights`, tensors in float16; return the bytes written.
 
     Args:
         model: folder of the model, as its stages wrote it
-        weights: where the parts go
-        adapter: as `imprompt train` wrote it for this base, the one of its variant; others, and this one if
-            none is given, stay what shipped before
+        weights: target of the parts
+        adapter: a file that `imprompt train` wrote for this base; it replaces the one of its variant. Without
+            it, all shipped adapters stay
 
     Raises:
-        ConfigError: a part has not been trained yet, or holds a number that float16 cannot; no such adapter,
-            or one of a variant that does not ship
+        ConfigError: a part has not been trained yet, or holds a number that float16 cannot; there is no such
+            adapter, or its variant does not ship
         CheckpointError: the adapter is damaged
     """
     missing = [part for part in PARTS if not (model / part).is_dir()]
@@ -46,10 +46,10 @@ def ship(model: Path, weights: Path, *, adapter: Path | None = None) -> int:
 
 
 def place_of(adapter: Path) -> Path:
-    """Where an adapter lies among the weights.
+    """Return the place of an adapter among the weights.
 
     Raises:
-        ConfigError: there is no such adapter, or it is of a variant that does not ship
+        ConfigError: there is no such adapter, or its variant does not ship
         CheckpointError: the file is damaged
     """
     if not adapter.is_file():
@@ -62,7 +62,7 @@ def place_of(adapter: Path) -> Path:
 
 
 def copy_in_half_precision(source: Path, target: Path) -> int:
-    """Copy one file: float tensors become float16, and a configuration forgets the folder it came from.
+    """Copy one file: float tensors become float16, and a configuration loses the folder that it came from.
 
     Returns:
         the copy's size in bytes
@@ -70,9 +70,7 @@ def copy_in_half_precision(source: Path, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.name == "config.json":
         known = json.loads(source.read_text(encoding="utf-8"))
-        known.pop(
-            "_name_or_path", None
-        )  # diffusers notes the folder of a part that was loaded: nobody's business
+        known.pop("_name_or_path", None)  # diffusers stores the folder that a part was loaded from
         target.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     elif source.suffix != ".safetensors":
         shutil.copyfile(source, target)
@@ -84,7 +82,7 @@ def copy_in_half_precision(source: Path, target: Path) -> int:
 
 
 def to_half_precision(name: str, tensor: Tensor) -> Tensor:
-    """A float tensor as float16; any other as it is."""
+    """Return a float tensor as float16, and any other tensor as it is."""
     if not tensor.is_floating_point():
         return tensor
     half = tensor.to(torch.float16)

@@ -1,4 +1,4 @@
-"""The embedded model's parts: recipe → objective and data → the loop that adapters are trained with too."""
+"""Train the embedded model's parts: recipe → objective and data → the loop that also trains adapters."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -8,12 +8,12 @@ import torch
 
 from imprompt.errors import ConfigError
 from imprompt.lab.making.batches import DrawingBatch, batches
-from imprompt.lab.making.objectives.autoencoding import DecoderObjective, fit_codec
-from imprompt.lab.making.objectives.controlling import ControlObjective
-from imprompt.lab.making.objectives.denoising import BaseObjective
-from imprompt.lab.making.objectives.judging import JudgeObjective
-from imprompt.lab.making.objectives.recognising import EncoderObjective
-from imprompt.lab.making.objectives.styling import StyleObjective
+from imprompt.lab.making.objectives.base import BaseObjective
+from imprompt.lab.making.objectives.control import ControlObjective
+from imprompt.lab.making.objectives.decoder import DecoderObjective, fit_codec
+from imprompt.lab.making.objectives.encoder import EncoderObjective
+from imprompt.lab.making.objectives.judge import JudgeObjective
+from imprompt.lab.making.objectives.style import StyleObjective
 from imprompt.lab.making.recipe import (
     BaseRecipe,
     CodecRecipe,
@@ -31,11 +31,11 @@ from imprompt.training.loop import Run
 def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path:
     """Run a recipe to its end, or to Ctrl-C / SIGTERM, which save first; return the model's folder.
 
-    Writes log, checkpoints and sample grids to `<output>/runs/<stage>/`, and when finished the stage's model
-    (with averaged weights) to `<output>/`.
+    Log, checkpoints and sample grids are written to `<output>/runs/<stage>/`, and the finished model (with
+    averaged weights) to `<output>/`.
 
     Raises:
-        ConfigError: nothing to resume
+        ConfigError: there is nothing to resume
     """
     output = resolve_in_cache(recipe.output)
     if isinstance(recipe, CodecRecipe):
@@ -48,7 +48,7 @@ def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path:
 
 
 def build_run(recipe: StageRecipe, output: Path) -> Run:
-    """A part's run, at its beginning."""
+    """Build a part's run, at its beginning."""
     objective = build_objective(recipe, output)
     objective.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     count = len(objective.drawings)
@@ -61,7 +61,7 @@ def build_run(recipe: StageRecipe, output: Path) -> Run:
 
 
 def build_objective(recipe: StageRecipe, output: Path) -> Any:
-    """The objective of a recipe's part; earlier parts are read from `output`."""
+    """Build the objective of a recipe's part; earlier parts are read from `output`."""
     return OBJECTIVES[type(recipe)](recipe, output)
 
 
@@ -73,4 +73,4 @@ OBJECTIVES: Mapping[type[StageRecipe], Callable[[Any, Path], Any]] = {
     ControlRecipe: ControlObjective,
     StyleRecipe: StyleObjective,
 }
-"""What each recipe trains; a codec is fitted, not trained."""
+"""Recipe → what it trains; a codec is fitted and not trained."""

@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-pair pieces of our own captions, in CLIP's format."""
+"""The embedded model's tokenizer: byte-pair pieces of its captions, in CLIP's format."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_tokenizer(captions: Sequence[str], *, size: int, length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer with at most `size` pieces; prompts are padded or cut to `length` tokens."""
+    """Train a CLIP tokenizer with at most `size` pieces; prompts are padded or cut to `length` tokens."""
     pieces = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     clip = CLIPTokenizer().backend_tokenizer  # how CLIP splits text into words, before any pieces
     pieces.normalizer, pieces.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
@@ -29,5 +29,5 @@ def train_tokenizer(captions: Sequence[str], *, size: int, length: int) -> CLIPT
 
 
 def read_merges(pieces: Tokenizer) -> Any:
-    """The learned merges, in order."""
+    """Return the learned merges, in order."""
     return [tuple(merge) for merge in json.loads(pieces.to_str())["model"]["merges"]]

@@ -2,7 +2,7 @@
 
     choice  "mouth=smile|laugh eyebrows=up"   one variant of each named component; "hair=-" leaves hair out
 
-A tenth of every choice's variants is held out: shapes that no model sees in training.
+A tenth of every choice's variants is held out: shapes that no training uses.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 HELD_OUT_SHARE = 0.1
-"""Share of part variants, and of combinations of hair color, skin and hairdo, that training never sees."""
+"""The share of part variants, and of combinations of hair, skin and hairdo, that training never uses."""
 
 PARTS = ("hairdo", "expression", "glasses", "beard")
 """Attributes that a style draws with its components; later ones override earlier ones."""
@@ -26,7 +26,7 @@ ATTRIBUTES = (*COLORS, *PARTS)
 
 @dataclass(frozen=True)
 class Choice:
-    """Alternative variants of some components; one without variants is left out."""
+    """Alternative variants of some components; a component without variants is left out."""
 
     components: Mapping[str, tuple[str, ...]]
 
@@ -44,13 +44,13 @@ class StyleParts:
     Attributes:
         name: the style's name in DiceBear
         word: its word in captions
-        held_out: whether nothing may be trained on it
+        held_out: whether it must not be used in training
         colors: attribute → the style's color options that take it
         fixed: color option → the color that it always has
         palettes: attribute → color word → the color option's value, where it is not the palette's
         always: choices that every character of the style has
         parts: attribute → word → alternative choices
-        ink: hairdo variants that are drawn in ink, whatever the hair color: they are black
+        ink: hairdo variants that are drawn in ink, which is black, whatever the hair color
     """
 
     name: str
@@ -65,14 +65,14 @@ class StyleParts:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """The attributes that a character of this style has, in the vocabulary's order."""
+        """The attributes of a character of this style, in the vocabulary's order."""
         colors = {*self.colors, "ground"} - {"hat"}
         if self.ink:
             colors.add("hair")
         return tuple(name for name in ATTRIBUTES if name in colors or name in self.parts)
 
     def words(self, attribute: str) -> tuple[str, ...]:
-        """The words that this style has for an attribute."""
+        """Return the words that this style has for an attribute."""
         if attribute in self.parts:
             return tuple(self.parts[attribute])
         return tuple(load_vocabulary().palette(attribute))
@@ -80,30 +80,30 @@ class StyleParts:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All words, in the order in which classifiers count them, and all styles."""
+    """All words, in the order of the classifiers, and all styles."""
 
     colors: Mapping[str, Mapping[str, str]]
     parts: Mapping[str, tuple[str, ...]]
     styles: Mapping[str, StyleParts]
 
     def palette(self, attribute: str) -> Mapping[str, str]:
-        """Color word → "#rrggbb"."""
+        """Return "#rrggbb" for each color word."""
         return self.colors["clothes" if attribute in ("robot", "hat") else attribute]
 
     def words(self, attribute: str) -> tuple[str, ...]:
-        """All words of an attribute; of "style", the names of the styles that are trained on."""
+        """Return all words of an attribute; of "style", the names of the trained styles."""
         if attribute == "style":
             return self.trained_styles
         return self.parts[attribute] if attribute in self.parts else tuple(self.palette(attribute))
 
     @property
     def trained_styles(self) -> tuple[str, ...]:
-        """Names of the styles that models are trained on."""
+        """The names of the styles for training."""
         return tuple(name for name, style in self.styles.items() if not style.held_out)
 
     @property
     def unseen_styles(self) -> tuple[str, ...]:
-        """Names of the styles that models are only evaluated on."""
+        """The names of the styles for evaluation only."""
         return tuple(name for name, style in self.styles.items() if style.held_out)
 
 
@@ -137,20 +137,20 @@ def parse_style(name: str, table: Mapping) -> StyleParts:
 
 
 def is_held_out(*names: str) -> bool:
-    """Whether training must not see what these names spell: the first tenth of their hashes."""
+    """Whether training must not use what these names spell: the first tenth of their hashes."""
     digest = hashlib.sha256("/".join(names).encode()).digest()
     return int.from_bytes(digest[:4]) / 2**32 < HELD_OUT_SHARE
 
 
 def split_variants(style: str, component: str, variants: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Variants for training and variants held out; a single variant, or the last one left, is trained on."""
+    """Return variants for training and held-out variants; the last one left is always for training."""
     held_out = [variant for variant in variants if is_held_out(style, component, variant)]
     training = [variant for variant in variants if variant not in held_out]
     return (training, held_out) if training else (held_out, [])
 
 
 def list_held_out_variants(style: StyleParts, attribute: str, word: str) -> Iterator[tuple[str, str]]:
-    """(component, variant) of a word's shapes that training never sees."""
+    """Yield (component, variant) of a word's held-out shapes."""
     for choice in style.parts.get(attribute, {}).get(word, ()):
         for component, variants in choice.components.items():
             yield from (

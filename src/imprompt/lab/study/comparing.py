@@ -144,7 +144,11 @@ def bootstrap_both(values: Table, *, seed: int = 0) -> Interval:
 
 def describe_verdicts(verdicts: Mapping[str, str]) -> str:
     """Group mechanisms by the verdict on the decoupled one: better than “A” and “B”, worse than “C”."""
-    words = {"better": "better than {}", "worse": "worse than {}", "cannot be told": "not to be told from {}"}
+    words = {
+        "better": "better than {}",
+        "worse": "worse than {}",
+        "cannot be told": "not distinguishable from {}",
+    }
     return ", ".join(
         phrase.format(join_names(others))
         for verdict, phrase in words.items()

@@ -113,12 +113,12 @@ TABLE_NOTE = (
     "count, of a line drawing only parts (hairdo, expression, glasses, beard). Edges: correlation with those "
     "given minus that with others’. Line drawing: the share of pixels between the paper’s color and the "
     "ink’s; a mechanism that trains the U-Net has the style’s change added to its own weights. Diversity, "
-    "edges and lines are highest where the image prompt is ignored: read them beside what is kept."
+    "edges and lines are highest where the image prompt is ignored: read them together with what is kept."
 )
 DIFFERENCES = (
     "On the same characters, with the interval over characters and seeds of training. “Better” and “worse” "
     "are said where the interval excludes 0 and every seed agrees; half the interval’s width is about the "
-    "smallest difference that could be told. Intervals are not corrected for how many there are."
+    "smallest significant difference. Intervals are not corrected for their number."
 )
 
 
@@ -158,7 +158,7 @@ def write_verdict(runs: Sequence[StudyRun], differences: Sequence[Difference]) -
     kinds = {run.mechanism: run for run in runs}
     kept = [one for one in differences if one.measure == KEPT.name]
     if not kept:
-        return "There is no decoupled run with another one of the same seed beside it: nothing to compare."
+        return "There is no decoupled run with another run of the same seed to compare with."
     small = [one for one in kept if not kinds[one.other].trains_base]
     large = {one.other: one.verdict for one in kept if kinds[one.other].trains_base}
     areas = {one.other: one.verdict for one in differences if one.measure == AREA}
@@ -205,8 +205,8 @@ def contact_section(study: Study, results: Results) -> Section:
         "Figure 10: every seed of decoupled and concatenated": (every_seed, StudyTask(ALONE)),
     }
     text = (
-        "Numbered as in the paper. The first characters, chosen by nobody; the same noise in a row; the "
-        "first seed of training."
+        "Numbered as in the paper. The characters are the first ones, a row has the same noise, and every "
+        "run has the first seed of training."
     )
     grids = [contact_sheet(study, *one, title) for title, one in sheets.items() if study.select(one[1])]
     return Section("Contact sheets", text, grids)

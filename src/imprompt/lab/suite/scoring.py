@@ -267,7 +267,7 @@ def attribute_shares(scores: Sequence[Score], subjects: Sequence[Subject]) -> di
 @torch.no_grad()
 def count_copies(
     judge: CharacterJudge,
-    painted: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     unseen: Sequence[Image.Image],
     folder: Path | None = None,
 ) -> Mapping[str, Interval] | None:
@@ -280,7 +280,7 @@ def count_copies(
 
     Args:
         judge: computes the embeddings
-        painted: the model's images
+        images: of the model
         unseen: drawings that no model has seen
         folder: of the training drawings; by default where `imprompt mini build-data` puts them
 
@@ -291,16 +291,16 @@ def count_copies(
     if not path.is_file():
         return None
     drawings = np.load(path, mmap_mode="r")[:MOST]
-    seen = torch.cat(
+    gallery = torch.cat(
         [judge.embed(to_pixels(drawings[i : i + COPY_BATCH])) for i in range(0, len(drawings), COPY_BATCH)]
     )
     copied = [Image.fromarray(one) for one in drawings[:: max(1, len(drawings) // LIGHT_COPIES)]]
     several = {
-        "pictures": painted,
+        "pictures": images,
         "unseen drawings": unseen,
         "light copies of training drawings": [light_copy(one) for one in copied],
     }
     return {
-        name: mean_of(is_copy(copy_ratios(read_pictures(judge, pictures).embeddings, seen)).tolist())
+        name: mean_of(is_copy(copy_ratios(read_pictures(judge, pictures).embeddings, gallery)).tolist())
         for name, pictures in several.items()
     }

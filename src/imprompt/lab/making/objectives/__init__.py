@@ -1,1 +1,1 @@
-"""What each part of the embedded model is trained to do."""
+"""The losses of the embedded model's parts."""

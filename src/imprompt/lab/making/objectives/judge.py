@@ -4,7 +4,6 @@ loss = mean over attributes of CE(heads[a](f), word) + w · InfoNCE(identity(f),
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,48 +14,26 @@ from torch.nn import functional as F
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.lab.making.batches import DrawingBatch, to_pixels
 from imprompt.lab.making.captions import build_caption_patterns
-from imprompt.lab.making.dataset import Drawings
-from imprompt.lab.making.labels import attribute_loss, to_labels
-from imprompt.lab.making.objectives.recognising import load_held_out, measure_held_out_figures, shake
+from imprompt.lab.making.labels import attribute_loss
+from imprompt.lab.making.objectives.encoder import ReadingObjective, measure_held_out_figures, shake
 from imprompt.lab.making.recipe import JudgeRecipe
-from imprompt.runtime.settings import resolve_in_cache
-from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
 GALLERY = 200
-"""Among how many characters of one style a damaged view must be found again."""
+"""The number of characters of one style among which a damaged view must be found."""
 
 
-class JudgeObjective(Objective):
+class JudgeObjective(ReadingObjective):
     """A convolutional judge, trained on two damaged views of each drawing."""
 
-    autocasts = True
-
     def __init__(self, recipe: JudgeRecipe, output: Path) -> None:
-        super().__init__()
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
-        self.labels = to_labels(self.drawings.characters)
-        size = self.drawings.pictures.shape[1]
-        network = build_network(recipe.widths, recipe.depths, recipe.patch_size, size)
+        super().__init__(recipe)
+        network = build_network(recipe.widths, recipe.depths, recipe.patch_size, self.size)
         self.judge = CharacterJudge(network, build_caption_patterns())
-        self.held_out_drawings = load_held_out(recipe.data)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the judge is."""
-        return self.judge.identity.weight.device
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Everything, at one rate."""
-        return [{"params": list(self.parameters()), "lr": self.recipe.learning_rate}]
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
-        """Two views of each drawing: both are read, and each must find the other."""
-        generator = batch.generator(self.device)
-        pixels = to_pixels(self.drawings.pictures[batch.rows]).to(self.device)
-        views = damage(pixels.repeat(2, 1, 1, 1), generator)
+        """Return the loss of two views of each drawing: both are read, and each must find the other."""
+        views = damage(self.pixels(batch).repeat(2, 1, 1, 1), batch.generator(self.device))
         features = self.judge.features(views)
         labels = self.labels[batch.rows].to(self.device).repeat(2, 1)
         attributes = attribute_loss(self.judge.heads(features), labels)
@@ -66,14 +43,14 @@ class JudgeObjective(Objective):
         return {"loss": loss, "attributes": attributes, "identity": identity}
 
     def held_out(self) -> dict[str, float]:
-        """Accuracies on unseen drawings; how often a damaged view is found among characters of its style."""
+        """Return accuracies on unseen drawings, and how often a damaged view is found in its style."""
         figures = measure_held_out_figures(
             lambda pixels: self.judge.scores(pixels), self.held_out_drawings, self.device
         )
         return figures | {f"found among {GALLERY}": self.retrieval()}
 
     def retrieval(self) -> float:
-        """Share of damaged views whose drawing is the nearest among those of its style, at most `GALLERY`."""
+        """Return the share of damaged views that are nearest to their drawing, among `GALLERY` of a style."""
         drawings = self.held_out_drawings["combinations"]
         styles = [character.style for character in drawings.characters]
         style = max(set(styles), key=styles.count)
@@ -84,13 +61,13 @@ class JudgeObjective(Objective):
         return float((nearest == torch.arange(len(rows), device=self.device)).float().mean())
 
     def draw_samples(self) -> Image.Image:
-        """Unseen drawings, and views of them as the judge is trained on."""
+        """Draw unseen drawings, and damaged views of them."""
         pixels = to_pixels(self.held_out_drawings["combinations"].pictures[:12]).to(self.device)
         views = damage(pixels, Generator(self.device).manual_seed(0))
         return picture_grid([list(pixels), list(views)])
 
     def export(self, output: Path) -> None:
-        """The judge, in a folder of its own."""
+        """Write the judge into its own folder."""
         (output / "judge").mkdir(parents=True, exist_ok=True)
         self.judge.save(output / "judge")
 
@@ -98,7 +75,7 @@ class JudgeObjective(Objective):
 def contrast(
     first: Float[Tensor, "batch dim"], second: Float[Tensor, "batch dim"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Symmetric cross-entropy of finding each view's partner among the other views (InfoNCE)."""
+    """Return how badly each view finds its partner among the other views (InfoNCE)."""
     logits = first @ second.T / temperature
     partners = torch.arange(len(first), device=first.device)
     return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2
@@ -107,14 +84,14 @@ def contrast(
 def damage(
     pixels: Float[Tensor, "batch 3 size size"], generator: Generator
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Pictures as an unsure model might paint them: moved, blurred and stained, each at random."""
+    """Damage pictures as an unsure model might: moved, blurred and stained, each at random."""
     return stain(soften(shake(pixels, generator), generator), generator)
 
 
 def soften(
     pixels: Float[Tensor, "batch 3 size size"], generator: Generator
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Pictures blurred, each by its own share of a 7 × 7 binomial filter."""
+    """Blur pictures, each by its own share of a 7 × 7 binomial filter."""
     share = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
     row = torch.tensor([1.0, 6.0, 15.0, 20.0, 15.0, 6.0, 1.0], device=pixels.device) / 64
     kernel = (row[:, None] * row).expand(3, 1, 7, 7)
@@ -125,7 +102,7 @@ def soften(
 def stain(
     pixels: Float[Tensor, "batch 3 size size"], generator: Generator
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Pictures with faint stains of color, coarse and fine."""
+    """Add faint stains of color, coarse and fine."""
     count, size, device = len(pixels), pixels.shape[-1], pixels.device
     strength = 0.12 * torch.rand(count, 2, 1, 1, 1, generator=generator, device=device)
     stains = torch.zeros_like(pixels)

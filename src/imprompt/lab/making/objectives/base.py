@@ -2,8 +2,8 @@
 
     x_t = √ᾱ x + √(1-ᾱ) ε        v = √ᾱ ε - √(1-ᾱ) x        loss = ‖v - v_θ(x_t, c_t, t)‖²
 
-v-prediction (arXiv 2202.00512) on a schedule with no signal left at its end (arXiv 2305.08891), times drawn
-logit-normally (arXiv 2403.03206). The text encoder trains beside the U-Net, more slowly.
+v-prediction (arXiv 2202.00512) on a schedule with no signal left at its end (arXiv 2305.08891), at
+logit-normal times (arXiv 2403.03206). The text encoder is trained with the U-Net, at a lower rate.
 """
 
 import random
@@ -26,21 +26,21 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from imprompt.lab.making.batches import DrawingBatch, to_pixels
 from imprompt.lab.making.captions import sample_caption, write_full_caption
 from imprompt.lab.making.dataset import Drawings
-from imprompt.lab.making.recipe import BaseRecipe
+from imprompt.lab.making.objectives.stage import StageObjective
+from imprompt.lab.making.recipe import BaseRecipe, ControlRecipe, StyleRecipe
 from imprompt.lab.making.tokenizer import train_tokenizer
 from imprompt.mini import PatchAutoencoder, assemble
 from imprompt.runtime.settings import resolve_in_cache
-from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
 LOOK = 512
-"""How many held-out pictures losses are taken of."""
+"""The number of held-out pictures for losses."""
 
 BANDS = (100, 300, 500, 700, 900)
-"""Timesteps at which the held-out loss is measured."""
+"""The timesteps at which the held-out loss is measured."""
 
 TIMESTEP_LOCATION = -0.3
-"""Centre of the times' logit: a little below the middle, since our latents are weaker than the noise."""
+"""The center of the times' logit: a little below the middle, as latents are weaker than the noise."""
 
 SHOWN_GUIDANCE = 3.0
 SHOWN_STEPS = 25
@@ -62,16 +62,11 @@ PROMPTS = (
 """What the sample grid shows."""
 
 
-class BaseObjective(Objective):
+class BaseObjective(StageObjective):
     """U-Net and text encoder on the autoencoder's latents, which are computed once."""
 
-    autocasts = True
-
     def __init__(self, recipe: BaseRecipe, output: Path) -> None:
-        super().__init__()
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
+        super().__init__(recipe)
         codec: Any = PatchAutoencoder.from_pretrained(output / "vae")
         self.codec = codec.requires_grad_(False)
         self.latents = encode_all(self.codec, self.drawings)
@@ -84,11 +79,11 @@ class BaseObjective(Objective):
         # Kept out of the module tree, where it would be a second copy of the U-Net.
         self.trained_unet = [torch.compile(self.unet) if recipe.compile else self.unet]
         self.scheduler = build_scheduler()
-        pixels, self.held_out_captions = held_out_pictures(recipe.data)
+        pixels, self.held_out_captions = load_held_out_pictures(recipe.data)
         self.held_out_latents = encode_latents(self.codec, pixels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The U-Net at the recipe's rate, the text encoder at its own."""
+        """Return the U-Net at the recipe's rate, and the text encoder at its own."""
         recipe = self.recipe
         return [
             {"params": list(self.unet.parameters()), "lr": recipe.learning_rate},
@@ -96,8 +91,8 @@ class BaseObjective(Objective):
         ]
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
-        """The velocity's squared error at random times, some captions dropped."""
-        latents = self.latents[batch.rows].float().to(self.unet.device)
+        """Return the velocity's squared error at random times; some captions are dropped."""
+        latents = self.latents[batch.rows].float().to(self.device)
         draws = draw_step(self.drawings, batch, latents, self.recipe.text_drop)
         return {"loss": self.error(latents, *draws, unet=self.trained_unet[0])}
 
@@ -110,15 +105,15 @@ class BaseObjective(Objective):
         *,
         unet: Callable[..., Any] | None = None,
     ) -> Float[Tensor, ""]:
-        """‖v - v_θ‖² for given noise and times."""
+        """Return ‖v - v_θ‖² for given noise and times."""
         text_embeddings = encode_texts(self.text_encoder, self.tokenizer, captions)
         return velocity_error(
             self.unet if unet is None else unet, self.scheduler, latents, noise, timesteps, text_embeddings
         )
 
     def held_out(self) -> dict[str, float]:
-        """The loss on unseen combinations, by noise level, with fixed noise."""
-        latents = self.held_out_latents.to(self.unet.device)
+        """Return the loss on unseen combinations, by noise level, with fixed noise."""
+        latents = self.held_out_latents.to(self.device)
         errors = {
             f"held-out loss at {t}": measure_held_out_error(latents, self.held_out_loss, bands=(t,))
             for t in BANDS
@@ -126,11 +121,11 @@ class BaseObjective(Objective):
         return errors | {"held-out loss": sum(errors.values()) / len(errors)}
 
     def held_out_loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Float[Tensor, ""]:
-        """The loss on the held-out captions."""
+        """Return the loss under the held-out captions."""
         return self.error(latents, noise, timesteps, self.held_out_captions)
 
     def draw_samples(self) -> Image.Image:
-        """`PROMPTS`, two pictures each."""
+        """Draw `PROMPTS`, two images each."""
         pipe = self.pipeline()
         rows = []
         for seed in range(2):
@@ -145,16 +140,38 @@ class BaseObjective(Objective):
         return picture_grid(rows)
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """The parts as diffusers' pipeline."""
+        """Assemble the parts as diffusers' pipeline."""
         return assemble(self.codec, self.text_encoder, self.tokenizer, self.unet, self.scheduler)
 
     def export(self, output: Path) -> None:
-        """The whole pipeline in diffusers' folder format."""
+        """Write the whole pipeline in diffusers' folder format."""
         self.pipeline().save_pretrained(output / "base")
 
 
+class FrozenBaseObjective(StageObjective):
+    """An objective with the frozen base, whose loss is the base's own."""
+
+    def __init__(self, recipe: ControlRecipe | StyleRecipe, output: Path) -> None:
+        super().__init__(recipe)
+        self.base: Any = load_frozen_base(output)
+        self.held_out_pixels, self.held_out_captions = load_held_out_pictures(recipe.data)
+
+    def error(
+        self,
+        unet: Callable[..., Any],
+        latents: Float[Tensor, "batch channels height width"],
+        noise: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        captions: list[str],
+    ) -> Float[Tensor, ""]:
+        """Return ‖v - v_θ‖² of a U-Net for given noise, times and captions."""
+        with torch.no_grad():
+            texts = encode_texts(self.base.text_encoder, self.base.tokenizer, captions)
+        return velocity_error(unet, self.base.scheduler, latents, noise, timesteps, texts)
+
+
 class StepDraws(NamedTuple):
-    """What is drawn at random for a step: a loss' arguments after the latents."""
+    """The random draws of a step: a loss' arguments after the latents."""
 
     noise: Float[Tensor, "batch channels height width"]
     timesteps: Int[Tensor, " batch"]
@@ -167,7 +184,7 @@ def draw_step(
     latents: Float[Tensor, "batch channels height width"],
     text_drop: float,
 ) -> StepDraws:
-    """Captions, times and noise of a step; some captions are dropped."""
+    """Draw captions, times and noise of a step; some captions are dropped."""
     rng, generator = batch.random(), batch.generator(latents.device)
     captions = [sample_caption(drawings.characters[row], rng) for row in batch.rows]
     captions = drop_some(captions, text_drop, rng)
@@ -177,20 +194,20 @@ def draw_step(
 
 
 def drop_some(captions: Sequence[str], share: float, rng: random.Random) -> list[str]:
-    """The captions, each emptied with a probability of `share`."""
+    """Empty each caption with a probability of `share`."""
     return ["" if rng.random() < share else caption for caption in captions]
 
 
 @torch.no_grad()
 def encode_all(codec: PatchAutoencoder, drawings: Drawings) -> Float[Tensor, "drawings channels _ _"]:
-    """All drawings' latents, as float16."""
+    """Encode all drawings to latents, as float16."""
     starts = track(range(0, len(drawings), 1000), description="latents")
     pieces = [encode_latents(codec, to_pixels(drawings.pictures[i : i + 1000])).half() for i in starts]
     return torch.cat(pieces)
 
 
-def held_out_pictures(data: str) -> tuple[Float[Tensor, "batch 3 size size"], list[str]]:
-    """Pixels and full captions of fixed unseen combinations."""
+def load_held_out_pictures(data: str) -> tuple[Float[Tensor, "batch 3 size size"], list[str]]:
+    """Load pixels and full captions of fixed unseen combinations."""
     drawings = Drawings(resolve_in_cache(data), "combinations")
     captions = [write_full_caption(character) for character in drawings.characters[:LOOK]]
     return to_pixels(drawings.pictures[:LOOK]), captions
@@ -201,14 +218,14 @@ def measure_held_out_error(
     error: Callable[[Tensor, Tensor, Tensor], Tensor],
     bands: Sequence[int] = BANDS,
 ) -> float:
-    """The mean of `error(latents, noise, timesteps)` over noise levels, with the same noise every time."""
+    """Return the mean of `error(latents, noise, timesteps)` over noise levels, with fixed noise."""
     noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(latents.device)
     times = [torch.full((len(latents),), band, device=latents.device) for band in bands]
     return sum(float(error(latents, noise, time)) for time in times) / len(times)
 
 
 def load_frozen_base(output: Path) -> Any:
-    """The trained base's pipeline, quiet, its models frozen and its U-Net laid out for convolutions."""
+    """Load the trained base's pipeline without progress bar, its models frozen, its U-Net channels last."""
     pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.to(memory_format=torch.channels_last)
@@ -219,7 +236,7 @@ def load_frozen_base(output: Path) -> Any:
 
 
 def load_tokenizer(output: Path, drawings: Drawings, recipe: BaseRecipe) -> CLIPTokenizer:
-    """The model's tokenizer; the first run makes it, of captions of the data."""
+    """Load the model's tokenizer; the first run trains it on captions of the data."""
     folder = output / "tokenizer"
     if not folder.is_dir():
         rng = random.Random(recipe.seed)
@@ -230,7 +247,7 @@ def load_tokenizer(output: Path, drawings: Drawings, recipe: BaseRecipe) -> CLIP
 
 
 def build_text_encoder(recipe: BaseRecipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A small CLIP text encoder with random weights."""
+    """Build a small CLIP text encoder with random weights."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.text_width,
@@ -249,7 +266,7 @@ def build_text_encoder(recipe: BaseRecipe, tokenizer: CLIPTokenizer) -> CLIPText
 def build_unet(
     recipe: BaseRecipe, channels: int, context_dim: int, *, sample_size: int
 ) -> UNet2DConditionModel:
-    """A small U-Net with cross-attention at every width, for latents of `sample_size` × `sample_size`."""
+    """Build a small U-Net with cross-attention at every width, for square latents of `sample_size`."""
     count = len(recipe.widths)
     unet = UNet2DConditionModel(
         sample_size=sample_size,
@@ -267,7 +284,7 @@ def build_unet(
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Cosine schedule (arXiv 2102.09672) rescaled to end without signal."""
+    """Build a cosine schedule (arXiv 2102.09672), rescaled to end without signal."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         rescale_betas_zero_snr=True,
@@ -287,7 +304,7 @@ def velocity_error(
     timesteps: Int[Tensor, " batch"],
     text_embeddings: Float[Tensor, "batch text_len context_dim"],
 ) -> Float[Tensor, ""]:
-    """‖v - v_θ(x_t, c_t, t)‖², mean over everything."""
+    """Return ‖v - v_θ(x_t, c_t, t)‖², the mean over everything."""
     steps = cast(torch.IntTensor, timesteps)
     noisy_latents = scheduler.add_noise(latents, noise, steps).contiguous(memory_format=torch.channels_last)
     velocity = scheduler.get_velocity(latents, noise, steps)
@@ -296,7 +313,7 @@ def velocity_error(
 
 
 def sample_timesteps(count: int, generator: Generator, train_steps: int = 1000) -> Int[Tensor, " count"]:
-    """Times whose logit is normal: the middle more often than the ends."""
+    """Sample times whose logit is normal: more often in the middle than at the ends."""
     logit = torch.randn(count, generator=generator, device=generator.device) + TIMESTEP_LOCATION
     return (logit.sigmoid() * train_steps).long().clamp(max=train_steps - 1)
 
@@ -305,13 +322,13 @@ def sample_timesteps(count: int, generator: Generator, train_steps: int = 1000) 
 def encode_latents(
     codec: PatchAutoencoder, pixels: Float[Tensor, "batch 3 size size"]
 ) -> Float[Tensor, "batch channels height width"]:
-    """Pictures → latents at the scale the U-Net works in."""
+    """Encode pictures to latents at the U-Net's scale."""
     return codec.encode(pixels).latent_dist.mode() * codec.config["scaling_factor"]  # type: ignore[union-attr]
 
 
 def encode_texts(
     text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]
 ) -> Float[Tensor, "batch text_len context_dim"]:
-    """Captions → text embeddings, as diffusers' pipeline makes them."""
+    """Encode captions as diffusers' pipeline does."""
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state

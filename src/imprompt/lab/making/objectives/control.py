@@ -1,13 +1,14 @@
-"""A ControlNet on edges: the base's own loss, with the target's edges beside the text; only it learns.
+"""A ControlNet of edges: the base's own loss, given the target's edges; only the ControlNet is trained.
 
     loss = ‖v - v_θ(x_t, c_t, t; C(x_t, t, edges))‖²        (ControlNet, arXiv 2302.05543)
 
-C is a copy of the convolutions of the U-Net's first half whose outputs, added to the frozen U-Net's own,
-begin as zero. It has none of the attention: edges say where things are, whatever the text, and half of the
-weights stay out of the package. Half of the captions are dropped, so that edges alone say what they can:
-they are to act beside an image prompt without text.
+C is a copy of the convolutions of the U-Net's first half. Its outputs, which are added to the frozen U-Net's
+own, are zero at the beginning. It has no attention: edges say where things are, whatever the text, and half
+of the weights stay out of the package. Half of the captions are dropped, so that edges alone are enough: they
+are to act together with an image prompt without text.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,73 +16,47 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Generator, Tensor
 
-from imprompt.lab.making.batches import DrawingBatch, to_pixels
-from imprompt.lab.making.dataset import Drawings
-from imprompt.lab.making.objectives.denoising import (
+from imprompt.lab.making.batches import DrawingBatch
+from imprompt.lab.making.objectives.base import (
     SHOWN_GUIDANCE,
     SHOWN_STEPS,
+    FrozenBaseObjective,
     draw_step,
     encode_latents,
-    encode_texts,
-    held_out_pictures,
-    load_frozen_base,
     measure_held_out_error,
-    velocity_error,
 )
 from imprompt.lab.making.recipe import ControlRecipe
 from imprompt.mini.edges import edges
-from imprompt.runtime.settings import resolve_in_cache
-from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
 SHOWN = 12
-"""Held-out pictures whose edges the sample grid shows."""
+"""The number of held-out pictures whose edges are in the sample grid."""
 
 
-class ControlObjective(Objective):
-    """The ControlNet beside the frozen base."""
-
-    autocasts = True
+class ControlObjective(FrozenBaseObjective):
+    """The ControlNet with the frozen base."""
 
     def __init__(self, recipe: ControlRecipe, output: Path) -> None:
-        super().__init__()
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
-        self.base: Any = load_frozen_base(output)
+        super().__init__(recipe, output)
         self.controlnet: Any = build_controlnet(self.base.unet, recipe).train()
         self.pipe: Any = StableDiffusionControlNetPipeline(
             **self.base.components, controlnet=self.controlnet, requires_safety_checker=False
         )
         self.pipe.set_progress_bar_config(disable=True)
-        self.held_out_pixels, self.held_out_captions = held_out_pictures(recipe.data)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """All of the ControlNet."""
-        return [{"params": list(self.controlnet.parameters()), "lr": self.recipe.learning_rate}]
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
-        """The velocity's squared error at random times, given the target's edges; many captions dropped."""
-        pixels = to_pixels(self.drawings.pictures[batch.rows]).to(self.controlnet.device)
+        """Return the velocity's squared error at random times, given edges; many captions are dropped."""
+        pixels = self.pixels(batch)
         latents = encode_latents(self.base.vae, pixels)
         draws = draw_step(self.drawings, batch, latents, self.recipe.text_drop)
-        return {"loss": self.error(latents, *draws, edges(pixels))}
+        return {"loss": self.error(self.controlled_unet(edges(pixels)), latents, *draws)}
 
-    def error(
-        self,
-        latents: Float[Tensor, "batch channels height width"],
-        noise: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, " batch"],
-        captions: list[str],
-        control: Float[Tensor, "batch 3 size size"],
-    ) -> Float[Tensor, ""]:
-        """‖v - v_θ‖² under text and edges."""
-        with torch.no_grad():
-            texts = encode_texts(self.base.text_encoder, self.base.tokenizer, captions)
+    def controlled_unet(self, control: Float[Tensor, "batch 3 size size"]) -> Callable[..., Any]:
+        """Return the base's U-Net with the ControlNet under these edges."""
 
         def denoise(noisy_latents: Tensor, times: Tensor, text_embeddings: Tensor) -> Any:
             down, middle = self.controlnet(
@@ -95,24 +70,25 @@ class ControlObjective(Objective):
                 mid_block_additional_residual=middle,
             )
 
-        return velocity_error(denoise, self.base.scheduler, latents, noise, timesteps, texts)
+        return denoise
 
     def held_out(self) -> dict[str, float]:
-        """The loss on unseen combinations without text: under their own edges, and under others'."""
-        pixels = self.held_out_pixels.to(self.controlnet.device)
+        """Return the loss on unseen combinations without text: under their own edges, and under others'."""
+        pixels = self.held_out_pixels.to(self.device)
         latents, own = encode_latents(self.base.vae, pixels), edges(pixels)
         empty = [""] * len(latents)
 
         def mean_error(control: Tensor) -> float:
+            unet = self.controlled_unet(control)
             return measure_held_out_error(
-                latents, lambda x, noise, times: self.error(x, noise, times, empty, control)
+                latents, lambda x, noise, times: self.error(unet, x, noise, times, empty)
             )
 
         true, shuffled = mean_error(own), mean_error(own.roll(1, dims=0))
         return {"held-out loss": true, "gap to shuffled": shuffled - true}
 
     def draw_samples(self) -> Image.Image:
-        """Unseen pictures; their edges; and what is drawn from these: not at all, without text, with text."""
+        """Draw unseen pictures, their edges, and images: without edges, with edges alone, with text too."""
         pixels = self.held_out_pixels[:SHOWN]
         captions, empty = self.held_out_captions[:SHOWN], [""] * SHOWN
         control = edges(pixels)
@@ -131,12 +107,12 @@ class ControlObjective(Objective):
         return picture_grid(rows)
 
     def export(self, output: Path) -> None:
-        """A folder as `ControlNetModel.from_pretrained` reads it."""
+        """Write a folder that `ControlNetModel.from_pretrained` reads."""
         self.controlnet.save_pretrained(output / "control")
 
 
 def build_controlnet(unet: UNet2DConditionModel, recipe: ControlRecipe) -> ControlNetModel:
-    """A ControlNet without attention for this U-Net, whose convolutions begin as the U-Net's own."""
+    """Build a ControlNet without attention for this U-Net, whose convolutions begin as the U-Net's own."""
     widths = recipe.embedding_widths
     whole = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
     options = {name: value for name, value in whole.config.items() if not name.startswith("_")}

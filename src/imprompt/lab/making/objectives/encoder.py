@@ -1,8 +1,8 @@
-"""The image encoder's loss: every attribute is read off the embedding linearly, and so is a thumbnail.
+"""The image encoder's loss: every attribute, and a thumbnail, are read from the embedding linearly.
 
     loss = mean over attributes of CE(heads[a](embedding), word) + w ‖thumbnail - W embedding‖²
 
-Attributes make the embedding say what a character is; the thumbnail keeps in it what has no word.
+Attributes make the embedding describe a character; the thumbnail preserves what has no word.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,81 +22,83 @@ from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Split
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.labels import attribute_loss, measure_accuracies, to_labels
-from imprompt.lab.making.recipe import EncoderRecipe
+from imprompt.lab.making.objectives.stage import StageObjective
+from imprompt.lab.making.recipe import EncoderRecipe, JudgeRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.runtime.settings import resolve_in_cache
-from imprompt.training.objectives.objective import Objective
 from imprompt.training.sheets import picture_grid
 
 THUMBNAIL = 24
-"""Side of the thumbnail that is read off the embedding, in pixels."""
+"""Side of the thumbnail, in pixels."""
 
 LOOK = 1000
-"""How many pictures of each held-out split are read."""
+"""The number of pictures of each held-out split."""
 
 
-class EncoderObjective(Objective):
-    """A CLIP vision tower that recognises attributes."""
+class ReadingObjective(StageObjective):
+    """An objective that reads attributes; it is tested on the splits that training never sees.
 
-    autocasts = True
+    Attributes:
+        labels: of the drawings for training
+        held_out_drawings: split → drawings
+        size: width and height of a drawing, px
+    """
+
+    def __init__(self, recipe: EncoderRecipe | JudgeRecipe) -> None:
+        super().__init__(recipe)
+        self.labels = to_labels(self.drawings.characters)
+        self.size = self.drawings.pictures.shape[1]
+        self.held_out_drawings = load_held_out(recipe.data)
+
+
+class EncoderObjective(ReadingObjective):
+    """A CLIP vision tower that recognizes attributes."""
 
     def __init__(self, recipe: EncoderRecipe, output: Path) -> None:
-        super().__init__()
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
-        self.labels = to_labels(self.drawings.characters)
-        size = self.drawings.pictures.shape[1]
-        self.encoder = build_encoder(recipe, size)
+        super().__init__(recipe)
+        self.encoder = build_encoder(recipe, self.size)
         start_from_components(self.encoder, to_pixels(self.drawings.pictures[:LOOK]))
         self.heads = AttributeHeads(recipe.embedding_dim, build_caption_patterns())
         self.thumbnail = nn.Linear(recipe.embedding_dim, 3 * THUMBNAIL**2)
-        self.held_out_drawings = load_held_out(recipe.data)
         # In a list, which torch does not search for modules: the compiled one holds the same parameters.
         self.trained_encoder = [torch.compile(self.encoder) if recipe.compile else self.encoder]
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Everything, at one rate."""
-        return [{"params": list(self.parameters()), "lr": self.recipe.learning_rate}]
-
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
-        """Cross-entropy of the attributes and error of the thumbnail, on pictures a little moved."""
-        device = self.encoder.device
-        pixels = to_pixels(self.drawings.pictures[batch.rows]).to(device)
-        pixels = shake(pixels, batch.generator(device))
+        """Return cross-entropy of the attributes and error of the thumbnail, on slightly moved pictures."""
+        pixels = shake(self.pixels(batch), batch.generator(self.device))
         embeddings = self.trained_encoder[0](pixels).image_embeds
-        attributes = attribute_loss(self.heads(embeddings), self.labels[batch.rows].to(device))
+        attributes = attribute_loss(self.heads(embeddings), self.labels[batch.rows].to(self.device))
         thumbnail = F.mse_loss(self.thumbnail(embeddings).float(), shrink(pixels))
         loss = attributes + self.recipe.thumbnail_weight * thumbnail
         return {"loss": loss, "attributes": attributes, "thumbnail": thumbnail}
 
     def embed(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch embedding"]:
-        """Pictures → image embeddings."""
+        """Return image embeddings of pictures."""
         return self.encoder(pixels).image_embeds
 
     def held_out(self) -> dict[str, float]:
-        """Accuracy of every attribute on unseen combinations, and the mean on each unseen split."""
+        """Return the accuracy of every attribute on unseen combinations, and the mean on each split."""
         return measure_held_out_figures(
-            lambda pixels: self.heads(self.embed(pixels)), self.held_out_drawings, self.encoder.device
+            lambda pixels: self.heads(self.embed(pixels)), self.held_out_drawings, self.device
         )
 
     def draw_samples(self) -> Image.Image:
-        """Unseen pictures, and the thumbnails that their embeddings remember."""
-        pixels = next(iterate_pixels(self.held_out_drawings["combinations"], self.encoder.device))[:12]
+        """Draw unseen pictures, and the thumbnails that are read from their embeddings."""
+        pixels = next(iterate_pixels(self.held_out_drawings["combinations"], self.device))[:12]
         small = self.thumbnail(self.embed(pixels)).view(-1, 3, THUMBNAIL, THUMBNAIL).float()
         remembered = F.interpolate(small, size=pixels.shape[-1])
         return picture_grid([list(pixels), list(remembered)])
 
     def export(self, output: Path) -> None:
-        """The encoder in transformers' folder format, with its preprocessing."""
+        """Write the encoder in transformers' folder format, with its preprocessing."""
         self.encoder.save_pretrained(output / "image_encoder")
-        write_preprocessor(output / "image_encoder", self.drawings.pictures.shape[1])
+        write_preprocessor(output / "image_encoder", self.size)
 
 
 def measure_held_out_figures(
     score: Callable[[Tensor], dict[str, Tensor]], splits: Mapping[Split, Drawings], device: torch.device
 ) -> dict[str, float]:
-    """Accuracy of every attribute on unseen combinations, and the mean over attributes on every split."""
+    """Return the accuracy of every attribute on unseen combinations, and the mean on every split."""
     figures = {}
     for split, drawings in splits.items():
         scores = [score(pixels) for pixels in iterate_pixels(drawings, device)]
@@ -108,19 +110,19 @@ def measure_held_out_figures(
 
 
 def load_held_out(data: str) -> dict[Split, Drawings]:
-    """The splits that training never sees."""
+    """Load the splits that training never uses."""
     splits: tuple[Split, ...] = "combinations", "parts", "styles"
     return {split: Drawings(resolve_in_cache(data), split) for split in splits}
 
 
 def iterate_pixels(drawings: Drawings, device: torch.device, size: int = 250) -> Iterator[Tensor]:
-    """The first pictures of a split as pixels, in pieces that fit into memory."""
+    """Yield the first pictures of a split as pixels, in pieces that fit into memory."""
     for start in range(0, min(LOOK, len(drawings)), size):
         yield to_pixels(drawings.pictures[start : start + size]).to(device)
 
 
 def build_encoder(recipe: EncoderRecipe, image_size: int) -> CLIPVisionModelWithProjection:
-    """A small CLIP vision tower with random weights; its attention is the one that a CPU trains fastest."""
+    """Build a small CLIP vision tower with random weights, with the attention that a CPU trains fastest."""
     config = CLIPVisionConfig(
         hidden_size=recipe.width,
         intermediate_size=4 * recipe.width,
@@ -138,7 +140,7 @@ def build_encoder(recipe: EncoderRecipe, image_size: int) -> CLIPVisionModelWith
 def start_from_components(
     encoder: CLIPVisionModelWithProjection, pixels: Float[Tensor, "batch 3 height width"]
 ) -> None:
-    """Let the patch embedding begin as the principal components of these pictures' patches."""
+    """Initialize the patch embedding with the principal components of these pictures' patches."""
     patches = encoder.vision_model.embeddings.patch_embedding
     width, size = patches.weight.shape[0], patches.weight.shape[-1]
     components = PatchAutoencoder.fit(pixels, latent_channels=width, patch_size=size).encoder.weight
@@ -148,7 +150,7 @@ def start_from_components(
 def shake(
     pixels: Float[Tensor, "batch 3 size size"], generator: Generator
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Pictures a little larger or smaller, shifted, brighter or darker; edges run on."""
+    """Make pictures slightly larger or smaller, shifted, brighter or darker; the border is repeated."""
     count, device = len(pixels), pixels.device
     draw = torch.rand(count, 4, generator=generator, device=device) * 2 - 1
     transform = torch.zeros(count, 2, 3, device=device)
@@ -160,12 +162,12 @@ def shake(
 
 
 def shrink(pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch values"]:
-    """Thumbnails, flattened."""
+    """Return flattened thumbnails."""
     return F.interpolate(pixels, size=THUMBNAIL, mode="area").flatten(1)
 
 
 def write_preprocessor(folder: Path, size: int) -> None:
-    """How a picture becomes this encoder's pixels: `size` × `size`, range [-1, 1]."""
+    """Write how a picture becomes this encoder's pixels: `size` × `size`, range [-1, 1]."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     half: Any = [0.5, 0.5, 0.5]

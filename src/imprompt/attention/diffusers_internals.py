@@ -1,0 +1,265 @@
+"""All that relies on private attributes, local variables and class names of diffusers, and of torch.compile.
+
+A new version of diffusers breaks this file alone, and tests/test_diffusers_internals.py says where.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.unets.unet_motion_model import UNetMotionModel
+from diffusers.pipelines.free_noise_utils import SplitInferenceModule
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor, nn
+
+Branch = Literal["positive", "negative"]
+Branches = tuple[Branch, ...]
+
+# Sampling loops
+
+_SD, _XL = "StableDiffusion", "StableDiffusionXL"
+SAMPLING_LOOPS = frozenset(
+    f"{name}Pipeline.__call__"
+    for name in (
+        *(f"{_SD}{kind}" for kind in ("", "Img2Img", "Inpaint", "Adapter", "Depth2Img", "InstructPix2Pix")),
+        *(f"{_SD}ControlNet{kind}" for kind in ("", "Img2Img", "Inpaint", "PAG", "PAGInpaint")),
+        *(f"{_SD}PAG{kind}" for kind in ("", "Img2Img", "Inpaint")),
+        *(
+            f"{_XL}{kind}"
+            for kind in ("", "Img2Img", "Inpaint", "Adapter", "PAG", "PAGImg2Img", "PAGInpaint")
+        ),
+        *(f"{_XL}ControlNet{kind}" for kind in ("", "Img2Img", "Inpaint", "PAG", "PAGImg2Img")),
+        *(f"LatentConsistencyModel{kind}" for kind in ("", "Img2Img")),
+        *(f"AnimateDiff{kind}" for kind in ("", "VideoToVideo", "ControlNet", "PAG", "SDXL")),
+        *(f"Kolors{kind}" for kind in ("", "Img2Img", "PAG")),
+    )
+)
+"""The sampling loops of diffusers whose batches the tests compare with the paper's equation, row by row.
+
+In each of them `do_classifier_free_guidance` tells how the batch is stacked, and the loop is
+`for i, t in enumerate(timesteps)`. A subclass that calls one of them with `super()` is recognized by it; one
+with a loop of its own is not.
+"""
+
+_BETWEEN = ("torch.", "imprompt.attention.")
+"""Modules between a sampling loop and `find_running_call` on the stack; they contain no sampling loop."""
+
+
+class CropBox(NamedTuple):
+    """The part of a picture that inpainting repaints, in pixels, with the sizes of picture and result."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    picture_size: tuple[int, int]
+    result_size: tuple[int, int]
+
+
+class PipelineCall(NamedTuple):
+    """A running call of a pipeline, found while its denoiser is called.
+
+    Args:
+        pipeline: the object whose method runs
+        loop: the running method's qualified name, e.g. "StableDiffusionPipeline.__call__"
+        is_known: whether this is one of `SAMPLING_LOOPS`
+        variables: the method's local variables as they are now
+    """
+
+    pipeline: object
+    loop: str
+    is_known: bool
+    variables: Mapping[str, Any]
+
+    @property
+    def timesteps(self) -> Tensor | None:
+        """The list of timesteps of this generation: the loop's own, or the scheduler's."""
+        return self.variables.get("timesteps") if self.is_known else scheduler_timesteps(self.pipeline)
+
+    @property
+    def step(self) -> int:
+        """The number of the loop's step, from 0; for known loops only."""
+        return self.variables["i"]
+
+    @property
+    def samples(self) -> int | None:
+        """The number of pictures (or videos) that the call makes; None if it cannot be found."""
+        each = self.variables.get("num_images_per_prompt", self.variables.get("num_videos_per_prompt"))
+        prompts = self.variables.get("batch_size")
+        is_found = self.is_known and isinstance(each, int) and isinstance(prompts, int)
+        return prompts * each if is_found else None
+
+    @property
+    def latents_size(self) -> tuple[int, int] | None:
+        """Height and width of the latents."""
+        latents = self.variables.get("latents")
+        if not isinstance(latents, Tensor) or latents.ndim not in (4, 5):
+            return None
+        return latents.shape[-2], latents.shape[-1]
+
+    @property
+    def has_image_prompt(self) -> bool:
+        """Whether the call was given an image prompt for diffusers' own IP-Adapter."""
+        names = ("ip_adapter_image", "ip_adapter_image_embeds")
+        return any(self.variables.get(name) is not None for name in names)
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether inpainting repaints a part of the picture (`padding_mask_crop`)."""
+        return self.variables.get("crops_coords") is not None
+
+    @property
+    def crop_box(self) -> CropBox | None:
+        """The part that inpainting repaints; None if its sizes cannot be found."""
+        original = self.variables.get("original_image")
+        original = original[0] if isinstance(original, list) else original
+        width, height = self.variables.get("width"), self.variables.get("height")
+        if original is None or not isinstance(width, int) or not isinstance(height, int):
+            return None
+        return CropBox(*self.variables["crops_coords"], original.size, (width, height))
+
+
+def find_running_call(unet: nn.Module, target: object) -> PipelineCall | None:
+    """Find the innermost pipeline on the stack that has called this denoiser; None if there is none.
+
+    Args:
+        unet: the denoiser, not compiled
+        target: accepted as a pipeline, whatever its class
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        # Reading a frame's variables copies all of them, so it is avoided where no pipeline can be.
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(_BETWEEN) and frame.f_code.co_varnames[:1] == ("self",):
+            variables = frame.f_locals
+            owner = variables.get("self")
+            if (owner is target or isinstance(owner, DiffusionPipeline)) and _denoises_with(owner, unet):
+                loop = frame.f_code.co_qualname
+                is_known = module.startswith("diffusers.pipelines.") and loop in SAMPLING_LOOPS
+                return PipelineCall(owner, loop, is_known, variables)
+        frame = frame.f_back
+    return None
+
+
+def _denoises_with(owner: object, unet: nn.Module) -> bool:
+    module = None if isinstance(owner, nn.Module) else getattr(owner, "unet", None)
+    return isinstance(module, nn.Module) and without_compilation(module) is unet
+
+
+def scheduler_timesteps(pipeline: object) -> Tensor | None:
+    """Return the list of timesteps that a pipeline's scheduler has made for the running generation."""
+    timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
+    return timesteps if isinstance(timesteps, Tensor) else None
+
+
+# Guidance
+
+_PERTURBED = "do_perturbed_attention_guidance"
+
+
+def stacked_branches(pipeline: object) -> Branches:
+    """Return the branches in which a pipeline with a known sampling loop stacks its batch.
+
+    Stable Diffusion stacks (negative, positive) with guidance and nothing without. Perturbed-attention
+    guidance repeats the positive half (diffusers, pipelines/pag/pag_utils.py). InstructPix2Pix stacks
+    (positive, negative, negative) (pipeline_stable_diffusion_instruct_pix2pix.py).
+    """
+    is_guided = bool(getattr(pipeline, "do_classifier_free_guidance"))  # noqa: B009
+    # hasattr of the class, as diffusers' `__getattr__` is slow for attributes that an object does not have.
+    kind = type(pipeline)
+    is_perturbed = hasattr(kind, _PERTURBED) and bool(getattr(pipeline, _PERTURBED))
+    if is_guided and hasattr(kind, "image_guidance_scale"):
+        return "positive", "negative", "negative"
+    return (("negative",) if is_guided else ()) + (("positive",) * (2 if is_perturbed else 1))
+
+
+_DOUBLED = (
+    "prompt_embeds",
+    "add_text_embeds",
+    "add_time_ids",
+    "image",
+    "control_image",
+    "mask",
+    "masked_image_latents",
+)
+"""The variables that pipelines hold twice with guidance, negative half first."""
+
+
+def doubled_tensors(pipe: object) -> list[str]:
+    """Return the names of the doubled tensors that a pipeline exchanges with its callback.
+
+    The list is empty if the pipeline would not take all of them back. In diffusers 0.42, inpainting pipelines
+    with a ControlNet offer the mask but do not take it back; perturbed attention and InstructPix2Pix have a
+    third part.
+    """
+    kind = type(pipe)
+    if any(part in kind.__name__ for part in ("ControlNetInpaint", "PAG", "Pix2Pix", "XLControlNetUnion")):
+        return []
+    offered = getattr(kind, "_callback_tensor_inputs", ())
+    names = [name for name in _DOUBLED if name in offered]
+    return names if "prompt_embeds" in names else []
+
+
+def set_guidance_scale(pipe: Any, guidance_scale: float) -> None:
+    """Set the guidance scale of a running call."""
+    pipe._guidance_scale = guidance_scale
+
+
+# Other pipelines of the same models
+
+
+def copy_progress_bar(source: object, pipe: DiffusionPipeline) -> None:
+    """Give a pipeline the progress-bar settings of another."""
+    pipe.set_progress_bar_config(**getattr(source, "_progress_bar_config", {}))
+
+
+@contextmanager
+def report_four_input_channels(pipe: Any) -> Iterator[None]:
+    """Make the config of an inpainting pipeline's U-Net say in_channels=4 inside this context.
+
+    `StableDiffusionInpaintPipeline` recognizes a U-Net with mask channels by 9 input channels and one without
+    by 4, and refuses any other number. Other pipelines are left alone.
+    """
+    if "Inpaint" not in type(pipe).__name__ or pipe.unet.config.in_channels in (4, 9):
+        yield
+        return
+    original = pipe.unet._internal_dict
+    pipe.unet._internal_dict = FrozenDict({**original, "in_channels": 4})
+    try:
+        yield
+    finally:
+        pipe.unet._internal_dict = original
+
+
+def find_split_layers(unet: nn.Module, layers: Mapping[int, nn.Module]) -> Collection[int]:
+    """Return the layers to which diffusers' split inference gives a batch part by part."""
+    if not isinstance(unet, UNetMotionModel):
+        return ()
+    splits = (module for module in unet.modules() if isinstance(module, SplitInferenceModule))
+    inside = {id(part) for split in splits for part in split.modules()}
+    return {layer for layer, attn in layers.items() if id(attn) in inside}
+
+
+# torch.compile
+
+
+def without_compilation(module: nn.Module) -> nn.Module:
+    """Return the module inside a compiled one, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module go through torch.compile."""
+    return without_compilation(module) is not module or compiled_call(module) is not None
+
+
+def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
+    """Return the function that `module.compile()` has made of the module's call."""
+    return module._compiled_call_impl
+
+
+def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
+    """Replace the function that `module.compile()` has made of the module's call."""
+    module._compiled_call_impl = call  # pyright: ignore[reportAttributeAccessIssue]
