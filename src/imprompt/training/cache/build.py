@@ -7,12 +7,11 @@ from imprompt.errors import DataError
 from imprompt.runtime.faults import too_many
 from imprompt.training.cache.cached_samples import CachedSamples
 from imprompt.training.cache.encode import encode_blanks, make_recipe
-from imprompt.training.cache.engines import make_shards
 from imprompt.training.cache.folder import CacheFolder, Manifest, PartState, Receipt
 from imprompt.training.cache.live_samples import LiveSamples
-from imprompt.training.cache.shard_maker import Progress, ShardJob
+from imprompt.training.cache.refusals import build_none_usable, build_refusal
+from imprompt.training.cache.shard_maker import Progress, ShardJob, make_shards
 from imprompt.training.cache.shards import Shard
-from imprompt.training.cache.skipping import build_none_usable, build_refusal
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.samples import Part, Unreadable, open_source

@@ -102,7 +102,7 @@ class CachedSamples:
         image_embedding, image_features, face_embedding
                             "references ...", what the variant's projection takes
         mask                "1 height width", 0–1, of samples that have one
-        size_condition      "6", int64, if the base needs it: see `FrozenBase.added_conditions`
+        size_condition      "6", int64, if the base needs it: see `FrozenBase.build_added_conditions`
         """
         shard, row = self._at(number)
         return shard.tensors(row)

@@ -251,15 +251,15 @@ class RowEncoder:
         return [_jpeg(encoder_view(picture, THUMBNAIL, crop)) for picture in decoded.references]
 
     def _moments(self, pixels: list[Tensor]) -> dict[str, Tensor]:
-        return self._to_cache_precision({"moments": self.frozen.moments(torch.stack(pixels))})
+        return self._to_cache_precision({"moments": self.frozen.encode_targets(torch.stack(pixels))})
 
     def _text(self, captions: list[str]) -> dict[str, Tensor]:
-        return self._to_cache_precision(self.frozen.text(captions))
+        return self._to_cache_precision(self.frozen.encode_text(captions))
 
     def _inputs(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
         names: list[Input] = [name for name in self._takes if name != "face_embedding"]
         crop = self.config.data.reference_crop
-        return self._to_cache_precision({**self.frozen.image_inputs(pictures, names, crop)})
+        return self._to_cache_precision({**self.frozen.encode_references(pictures, names, crop)})
 
     def _to_cache_precision(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert to the cache's precision, on the CPU."""

@@ -19,8 +19,8 @@ from imprompt.training.cache.cached_samples import (
     hash_split,
 )
 from imprompt.training.cache.encode import CacheRow, RowEncoder, encode_blanks, hash_picture
+from imprompt.training.cache.refusals import build_none_usable, build_refusal
 from imprompt.training.cache.shard_maker import Progress
-from imprompt.training.cache.skipping import build_none_usable, build_refusal
 from imprompt.training.cache.split import split_rows
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase
@@ -109,7 +109,7 @@ class LiveSamples:
 
     def _latent_sizes(self, frozen: FrozenBase) -> np.ndarray:
         shapes = {one.shape for one in self._usable}
-        sizes = {shape: frozen.moments(torch.zeros(1, *shape)).shape[-2:] for shape in shapes}
+        sizes = {shape: frozen.encode_targets(torch.zeros(1, *shape)).shape[-2:] for shape in shapes}
         return np.array([sizes[one.shape] for one in self._usable], np.int32)
 
     def __len__(self) -> int:

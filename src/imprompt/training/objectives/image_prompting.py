@@ -69,7 +69,7 @@ class ImagePromptObjective(Objective):
         self.noising = Noising(base.scheduler, config.loss, base.device)
         self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
         self.judge = SimilarityJudge(config.watch.judge, base.image_encoder, base.device)
-        self.empty_text = {name: value[0] for name, value in base.text([""]).items()}
+        self.empty_text = {name: value[0] for name, value in base.encode_text([""]).items()}
         if config.training.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
             base.unet.train()  # diffusers checkpoints in training mode only; there is no dropout in it
@@ -109,10 +109,10 @@ class ImagePromptObjective(Objective):
         self, denoise: Any, batch: PromptBatch, text: Mapping[str, Tensor], times: Tensor
     ) -> Float[Tensor, " batch"]:
         """Return each sample's mean squared error inside its mask."""
-        latents = self.base.latents(batch.moments, batch.draws.latent_noise)
+        latents = self.base.sample_latents(batch.moments, batch.draws.latent_noise)
         noise = batch.draws.noise + self.config.loss.noise_offset * batch.draws.offset
         noisy = self.noising.add_noise(latents, noise, times).to(self.base.dtype)
-        added = self.base.added_conditions(text.get("pooled_text"), batch.size_condition)
+        added = self.base.build_added_conditions(text.get("pooled_text"), batch.size_condition)
         with self.fast_products(noisy):
             predicted = denoise(noisy, self.noising.labels[times], text["text_embeddings"], added)
         squares = F.mse_loss(predicted.float(), self.noising.target(latents, noise, times), reduction="none")
@@ -141,7 +141,7 @@ class ImagePromptObjective(Objective):
 
     def text_of(self, batch: PromptBatch, dropped: Tensor) -> dict[str, Tensor]:
         """Return the text embeddings of a batch, replaced by those of "" where text is dropped."""
-        kept = batch.text or self.base.text(batch.captions)
+        kept = batch.text or self.base.encode_text(batch.captions)
         return {
             name: torch.where(per_sample(dropped, value), self.empty_text[name], value).to(self.base.dtype)
             for name, value in ((name, value.to(self.empty_text[name])) for name, value in kept.items())
