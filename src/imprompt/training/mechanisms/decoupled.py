@@ -56,7 +56,7 @@ class DecoupledMechanism(Mechanism):
     def restore(self, path: Path) -> None:
         """Read the adapter's file."""
         tensors: dict[str, Tensor] = from_official(read_tensors(path).tensors)
-        load_tensors(self.trained, tensors, path)
+        load_tensors({"": self.trained}, tensors, path)
 
     def detach(self) -> None:
         """Detach the adapter from the U-Net."""
