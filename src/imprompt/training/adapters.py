@@ -253,8 +253,8 @@ def build_mechanism(config: TrainingConfig, base: FrozenBase) -> Mechanism:
     projection = build_projection(config, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        made = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
-    return DecoupledMechanism(made, base.pipe)
+        new_adapter = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
+    return DecoupledMechanism(new_adapter, base.pipe)
 
 
 def build_token_projection(config: TrainingConfig, base: FrozenBase) -> nn.Module:

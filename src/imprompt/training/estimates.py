@@ -122,12 +122,12 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
         unet = UNet2DConditionModel.from_config(dict(settings))
         assert isinstance(unet, UNet2DConditionModel)
         trained = _trainable(unet, config)
-        kept: dict[int, Tensor] = {}
+        stored: dict[int, Tensor] = {}
         counter = FlopCounterMode(display=False)
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(x, kept), lambda x: x), counter:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(x, stored), lambda x: x), counter:
             unet(**_inputs_of(unet, config, shapes))
         weights = {id(parameter) for parameter in unet.parameters()}
-        activations = sum(tensor.numel() for key, tensor in kept.items() if key not in weights)
+        activations = sum(tensor.numel() for key, tensor in stored.items() if key not in weights)
         frozen = 0 if config.trains_base else sum(parameter.numel() for parameter in unet.parameters())
     passes = 3 if config.trains_base else 2
     return Work(frozen, trained + _lora(unet, config), activations, passes * counter.get_total_flops())
@@ -230,8 +230,8 @@ def _inputs_of(unet: UNet2DConditionModel, config: TrainingConfig, shapes: Shape
     return arguments
 
 
-def _keep(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
+def _keep(tensor: Tensor, stored: dict[int, Tensor]) -> Tensor:
     """Record a tensor that the backward pass needs; a tensor and its views count once."""
     whole = tensor if tensor._base is None else tensor._base
-    kept[id(whole)] = whole
+    stored[id(whole)] = whole
     return tensor

@@ -106,9 +106,13 @@ class FrozenBase:
 
         The log-variance of a deterministic autoencoder is -∞, for which `sample_latents` returns the mean.
         """
-        found = self.autoencoder.encode(pixels.to(self.device, self.autoencoder.dtype)).latent_dist
-        spread = torch.full_like(found.mean, -torch.inf) if found.deterministic else found.logvar
-        return torch.cat([found.mean, spread], dim=1).float()
+        distribution = self.autoencoder.encode(pixels.to(self.device, self.autoencoder.dtype)).latent_dist
+        spread = (
+            torch.full_like(distribution.mean, -torch.inf)
+            if distribution.deterministic
+            else distribution.logvar
+        )
+        return torch.cat([distribution.mean, spread], dim=1).float()
 
     def sample_latents(
         self,
@@ -138,14 +142,14 @@ class FrozenBase:
             "text_embeddings", "batch length width"; for SDXL and Kolors also "pooled_text", "batch width"
         """
         with log_errors_only("diffusers", "transformers"):  # they would name every caption that is cut
-            made = self.pipe.encode_prompt(
+            outputs = self.pipe.encode_prompt(
                 prompt=list(captions),
                 device=self.device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=False,
             )
-        pooled = {"pooled_text": made[2]} if len(made) == 4 else {}
-        return {"text_embeddings": made[0], **pooled}
+        pooled = {"pooled_text": outputs[2]} if len(outputs) == 4 else {}
+        return {"text_embeddings": outputs[0], **pooled}
 
     def encode_references(
         self, pictures: Sequence[Image.Image], names: Collection[Input], crop: Crop | str = "center"

@@ -92,9 +92,9 @@ class Run:
 
     def resume(self) -> bool:
         """Continue from the latest checkpoint; return whether there is one."""
-        if (found := self.checkpoints.load_latest()) is None:
+        if (last := self.checkpoints.load_latest()) is None:
             return False
-        latest, state, notes = found
+        latest, state, notes = last
         self.restore_state(latest, state)
         self.optimizer.load(state)
         self.step, self.figures = state["step"], dict(state["figures"])
@@ -248,15 +248,15 @@ class Run:
         Raises:
             TrainingError: that was tried before, and no step was good since
         """
-        found, name = self.checkpoints.load_latest(), faults.name
+        last, name = self.checkpoints.load_latest(), faults.name
         step, skipped = self.last_rollback
-        if found is None or self.step - step == faults.skipped - skipped:
+        if last is None or self.step - step == faults.skipped - skipped:
             raise TrainingError(
                 f"the gradients are not finite any more, at {name} first, and were not after going back to "
                 f"the last checkpoint either; lower training.learning_rate or use another "
                 f"training.precision than {self.settings.precision}"
             )
-        latest, state, notes = found
+        latest, state, notes = last
         self.restore_state(latest, state)
         self.optimizer.roll_back(state)
         self.last_rollback = self.step, faults.skipped

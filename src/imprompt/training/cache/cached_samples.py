@@ -152,8 +152,8 @@ def max_open_shards() -> int:
 
 def group_by_bucket(rows: np.ndarray, sizes: np.ndarray) -> dict[Bucket, np.ndarray]:
     """Group rows by the size of their latents, smallest first; `sizes` is "rows 2"."""
-    found = np.unique(sizes[rows], axis=0).tolist()
-    return {(h, w): rows[(sizes[rows] == (h, w)).all(axis=1)] for h, w in found}
+    shapes = np.unique(sizes[rows], axis=0).tolist()
+    return {(h, w): rows[(sizes[rows] == (h, w)).all(axis=1)] for h, w in shapes}
 
 
 def hash_split(train: UInt8[np.ndarray, "train 32"], held_out: UInt8[np.ndarray, "held_out 32"]) -> str:

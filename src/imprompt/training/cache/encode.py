@@ -123,7 +123,7 @@ class ContentBatcher(Generic[Item]):
     def __init__(self, size: int, work: Callable[[list[Item]], Mapping[str, Tensor]]) -> None:
         self._size, self._work = size, work
         self._waiting: dict[Hashable, list[deque[tuple[Hashable, Item]]]] = {}
-        self._made: dict[Hashable, dict[str, Tensor]] = {}
+        self._results: dict[Hashable, dict[str, Tensor]] = {}
 
     def add(self, name: Hashable, item: Item, digest: bytes, shape: Hashable = None) -> None:
         """Add an item with the digest of its content; items share a batch if their `shape` is equal."""
@@ -140,15 +140,15 @@ class ContentBatcher(Generic[Item]):
         for places in self._waiting.values():
             while any(places):
                 self._run(places)
-        return self._made
+        return self._results
 
     def _run(self, places: Sequence[deque[tuple[Hashable, Item]]]) -> None:
-        taken = [place.popleft() if place else None for place in places]
-        filling = next(one[1] for one in taken if one is not None)
-        made = self._work([filling if one is None else one[1] for one in taken])
-        for row, one in enumerate(taken):
+        batch = [place.popleft() if place else None for place in places]
+        filling = next(one[1] for one in batch if one is not None)
+        outputs = self._work([filling if one is None else one[1] for one in batch])
+        for row, one in enumerate(batch):
             if one is not None:
-                self._made[one[0]] = {name: values[row] for name, values in made.items()}
+                self._results[one[0]] = {name: values[row] for name, values in outputs.items()}
 
 
 class DecodedSample(NamedTuple):
@@ -203,12 +203,12 @@ class RowEncoder:
                 for where, picture, file in zip(places, decoded.references, files, strict=True):
                     references.add(where, picture, _hash(file))
             started.append((self._start_row(sample, decoded), places))
-        made, inputs, words = targets.finish(), references.finish(), texts.finish()
+        outputs, inputs, words = targets.finish(), references.finish(), texts.finish()
         return [
             one
             if isinstance(one, Unreadable)
             else _complete_row(
-                one[0], {**made[place], **words.get(place, {})}, [inputs[p] for p in one[1] if p in inputs]
+                one[0], {**outputs[place], **words.get(place, {})}, [inputs[p] for p in one[1] if p in inputs]
             )
             for place, one in enumerate(started)
         ]
@@ -263,25 +263,25 @@ class RowEncoder:
 
     def _to_cache_precision(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert to the cache's precision, on the CPU."""
-        kept = {name: values.to("cpu", self._dtype) for name, values in tensors.items()}
-        for name, values in kept.items():
+        converted = {name: values.to("cpu", self._dtype) for name, values in tensors.items()}
+        for name, values in converted.items():
             if values.isnan().any() or (values == torch.inf).any():
                 raise DataError(
                     f"{name} holds numbers that {self.config.cache.precision} cannot; set cache.precision"
                 )
-        return kept
+        return converted
 
 
 def _complete_row(
-    row: CacheRow, made: Mapping[str, Tensor], inputs: Sequence[Mapping[str, Tensor]]
+    row: CacheRow, outputs: Mapping[str, Tensor], inputs: Sequence[Mapping[str, Tensor]]
 ) -> CacheRow:
     """Add what batches computed; a mask shrinks to the size of the latents."""
     stacked = {name: torch.stack([one[name] for one in inputs]) for name in (inputs[0] if inputs else ())}
-    tensors = {**row.tensors, **made, **stacked}
+    tensors = {**row.tensors, **outputs, **stacked}
     if "mask" in tensors:
-        shape = made["moments"].shape[-2:]
+        shape = outputs["moments"].shape[-2:]
         shrunk = F.interpolate(tensors["mask"][None], shape, mode="area")[0]
-        tensors["mask"] = shrunk.to(made["moments"].dtype)
+        tensors["mask"] = shrunk.to(outputs["moments"].dtype)
     return CacheRow(row.key, row.picture, row.caption, row.thumbnails, tensors)
 
 

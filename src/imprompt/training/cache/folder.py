@@ -189,14 +189,14 @@ class CacheFolder:
         Raises:
             DataError: there is none, or there are several
         """
-        found = [manifest for manifest in self.manifests() if not manifest.held_out]
-        if len(found) != 1:
-            there = ", ".join(repr(manifest.source) for manifest in found) or "none"
+        manifests = [manifest for manifest in self.manifests() if not manifest.held_out]
+        if len(manifests) != 1:
+            there = ", ".join(repr(manifest.source) for manifest in manifests) or "none"
             raise DataError(
                 f"data.source is empty, and the cache {self.path} must then hold exactly one finished source "
                 f"for these encoders and sizes; it holds: {there}"
             )
-        return found[0]
+        return manifests[0]
 
 
 def _short_hash(source: str) -> str:

@@ -79,11 +79,11 @@ class LiveSamples:
         parts = open_source(source, self._config.data, 1)
         usable: list[_UsableSample] = []
         for done, part in enumerate(parts, start=1):
-            found = self._examine_part(part)
-            if isinstance(found, _UsableSample):
-                usable.append(found)
+            sample = self._examine_part(part)
+            if isinstance(sample, _UsableSample):
+                usable.append(sample)
             else:
-                self._skip(found, done - len(usable), len(parts), source)
+                self._skip(sample, done - len(usable), len(parts), source)
             on_progress(done, len(parts))
         if not usable:
             raise build_none_usable(self.skipped[-1], source)
@@ -127,11 +127,11 @@ class LiveSamples:
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
         """Return several rows, which is faster than one by one because they share batches."""
-        made = self._encoder.encode([self._sample(number) for number in numbers])
-        for one in made:
+        rows = self._encoder.encode([self._sample(number) for number in numbers])
+        for one in rows:
             if not isinstance(one, CacheRow):
                 raise DataError(f"{one.name}: {one.reason}; it could be read when the run began")
-        return [dict(one.tensors) for one in made if isinstance(one, CacheRow)]
+        return [dict(one.tensors) for one in rows if isinstance(one, CacheRow)]
 
     def caption(self, number: int) -> str:
         """Return a sample's text."""

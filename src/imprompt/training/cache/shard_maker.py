@@ -72,9 +72,9 @@ class ShardMaker:
             shard = Shard(path)
             shard.check()
             return len(shard), shard.skipped
-        made = self._encoder.encode(samples)
-        rows = [one for one in made if isinstance(one, CacheRow)]
-        skipped = [(place, one.reason) for place, one in enumerate(made) if isinstance(one, Unreadable)]
+        encoded = self._encoder.encode(samples)
+        rows = [one for one in encoded if isinstance(one, CacheRow)]
+        skipped = [(place, one.reason) for place, one in enumerate(encoded) if isinstance(one, Unreadable)]
         if rows:
             write_shard(path, rows, skipped)
         return len(rows), skipped

@@ -141,10 +141,10 @@ class ImagePromptObjective(Objective):
 
     def text_of(self, batch: PromptBatch, dropped: Tensor) -> dict[str, Tensor]:
         """Return the text embeddings of a batch, replaced by those of "" where text is dropped."""
-        kept = batch.text or self.base.encode_text(batch.captions)
+        texts = batch.text or self.base.encode_text(batch.captions)
         return {
             name: torch.where(per_sample(dropped, value), self.empty_text[name], value).to(self.base.dtype)
-            for name, value in ((name, value.to(self.empty_text[name])) for name, value in kept.items())
+            for name, value in ((name, value.to(self.empty_text[name])) for name, value in texts.items())
         }
 
     def inputs_of(self, batch: PromptBatch, dropped: Tensor) -> dict[Input, Tensor]:
@@ -264,14 +264,14 @@ class ImagePromptObjective(Objective):
     def metadata(self) -> dict[str, str]:
         """Return the facts on training in the adapter's file, without the folders of this machine."""
         base, encoder = self.config.base, self.base.image_encoder
-        named = "mini" if base.image_encoder == "known" else strip_folders(base.image_encoder)
+        encoder_name = "mini" if base.image_encoder == "known" else strip_folders(base.image_encoder)
         return {
             "steps": str(self.steps_taken()),
             "seed": str(self.config.training.seed),
             "base": strip_folders(base.model),
             "prediction": self.noising.prediction,
             "preset": self.config.preset,
-            **({"image_encoder": named, "encoder": encoder.name} if encoder else {}),
+            **({"image_encoder": encoder_name, "encoder": encoder.name} if encoder else {}),
         }
 
 

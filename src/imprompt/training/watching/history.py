@@ -175,5 +175,5 @@ def _resumes(sentence: str | None) -> bool:
 
 
 def _pictures(folder: Path) -> dict[int, Path]:
-    found = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
-    return dict(sorted(found.items()))
+    grids = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
+    return dict(sorted(grids.items()))
