@@ -184,13 +184,13 @@ def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_we
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", told := StandIn())
     drawn: list[tuple[Sequence[str], float]] = []
-    pictures = DecoupledMechanism.pictures
+    generate = DecoupledMechanism.generate
 
     def noted(self: Any, pipe: Any, images: Any, scale: float, call: Mapping[str, Any]) -> Any:
         drawn.append((call["prompt"], scale))
-        return pictures(self, pipe, images, scale, call)
+        return generate(self, pipe, images, scale, call)
 
-    monkeypatch.setattr(DecoupledMechanism, "pictures", noted)
+    monkeypatch.setattr(DecoupledMechanism, "generate", noted)
     asked = {
         "watch__references": 2,
         "watch__prompts": ["", "own"],

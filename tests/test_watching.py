@@ -316,7 +316,7 @@ def test_durations_are_in_words(seconds: float, words: str) -> None:
         ([0.0, 0.0001, -0.0002, 0.0003], "none", "does not read its reference"),
         ([0.0, 0.01], "early", "too early"),
         ([0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], "rising", "this gap is rising"),
-        ([0.0, 0.03, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05], "level", "does not rise any more"),
+        ([0.0, 0.03, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05], "level", "no longer rises"),
         ([0.0, 0.03, 0.05, 0.06, 0.06, 0.05, 0.04, 0.03], "falling", "look at earlier checkpoints"),
         ([0.0, 0.01, -0.02, -0.03], "none", "lowers the loss by 0.03 (12.0 % of the held-out loss)"),
     ],
