@@ -21,7 +21,7 @@ from torch import Tensor
 
 from imprompt.lab.making.objectives.base import build_scheduler, build_unet, velocity_error
 from imprompt.lab.making.recipe import parse_recipe
-from imprompt.runtime.precision import fastest_precision
+from imprompt.runtime.precision import find_fastest_precision
 
 LATENTS = (48, 8, 8)
 TEXT = (40, 192)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [time_step(unet, batch, is_narrow) for is_narrow in (False, True)] for _ in range(options.rounds)
     ]
     figures = summarize(rounds, options.batch) | agreement(exact, narrow)
-    figures |= {"threads": options.threads, "chosen": fastest_precision()}
+    figures |= {"threads": options.threads, "chosen": find_fastest_precision()}
     print(
         json.dumps(figures, indent=1)
         if options.json

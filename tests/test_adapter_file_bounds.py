@@ -138,11 +138,11 @@ PATTERN = "down_blocks." + "a.attn1" * 3000 + "!"
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "100,000 entries": (
         lambda path: write_empty(path, (f"image_proj.{n}" for n in range(100_000))),
-        "header of .* bytes; such a file has at most|more than 10,000 tensors",
+        "header of .* bytes; the limit is|more than 10,000 tensors",
     ),
     "300,000 entries": (
         lambda path: write_empty(path, (f"image_proj.{n}" for n in range(300_000))),
-        r"has a header of \d\d,\d{3},\d{3} bytes; such a file has at most 8,388,608",
+        r"has a header of \d\d,\d{3},\d{3} bytes; the limit is 8,388,608",
     ),
     "10,001 entries": (
         lambda path: write_empty(path, (f"image_proj.{n}" for n in range(MAX_TENSORS + 1))),
@@ -158,7 +158,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a number of 5,000 digits": (
         lambda path: write_safetensors(path, named(f"ip_adapter.{ONES}.to_k_ip.weight")),
-        "whose name 'ip_adapter.1.*' has 5,026 characters; 256 is the most",
+        "whose name 'ip_adapter.1.*' has 5,026 characters; the limit is 256",
     ),
     "a path of 5,000 digits": (
         lambda path: write_safetensors(path, named(f"down_blocks.{ONES}.attn2.processor.to_k_ip.weight")),
@@ -170,15 +170,15 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a long pickled name": (
         lambda path: torch.save({"a" * 300: torch.zeros(1)}, path),
-        "has 300 characters; 256 is the most",
+        "has 300 characters; the limit is 256",
     ),
     "a perceiver 65 deep": (
         lambda path: write_safetensors(path, perceiver(MAX_DEPTH + 1)),
-        "its perceiver has 65 layers; it may have 64",
+        "its perceiver has 65 layers; the limit is 64",
     ),
     "a perceiver 700 deep": (
         lambda path: write_safetensors(path, perceiver(700)),
-        "its perceiver has 700 layers; it may have 64",
+        "its perceiver has 700 layers; the limit is 64",
     ),
     "a pickle that holds itself": (
         lambda path: write_pickled(path, self_reference()),
@@ -200,15 +200,15 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "an archive that unpacks to 20 MB": (
         lambda path: unpacking(path, 20_000_000),
-        "would unpack to 20,...,...: torch.save does not compress",
+        "would unpack to 20,...,...; torch.save does not compress",
     ),
     "an archive that unpacks to 200 MB": (
         lambda path: unpacking(path, 200_000_000),
-        "would unpack to 200,...,...: torch.save does not compress",
+        "would unpack to 200,...,...; torch.save does not compress",
     ),
     "an index of 17 MB": (
         lambda path: write_pickled(path, pickle.dumps("a" * 17_000_000, protocol=2)),
-        "to say what is in it; an adapter takes at most 16,777,216",
+        "of an adapter has at most 16,777,216",
     ),
 }
 

@@ -111,7 +111,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a pickle with code": (
         "cat.png --adapter code.bin",
         1,
-        "code.bin holds more than tensors, perhaps code; it was refused and nothing in it was run",
+        "code.bin holds more than tensors, perhaps code; it was refused, and nothing in it was run",
     ),
     "a plain pickle with code": ("cat.png --adapter plain.bin", 1, "plain.bin *"),
     "a wrong-shaped tensor": (
@@ -127,18 +127,17 @@ BAD: dict[str, tuple[str, int, str]] = {
     "an unknown image encoder": (
         "cat.png --image-encoder frob/none",
         1,
-        "the adapter {toy.adapter} needs an image encoder that we do not know, 14 wide; "
-        "no image encoder at frob/none: *",
+        "the adapter {toy.adapter} needs an unknown image encoder, 14 wide; no image encoder at frob/none: *",
     ),
     "a missing output folder": (
         "cat.png --output none/out.png",
         1,
-        "none/out.png cannot be written: there is no folder none; make it first",
+        "none/out.png cannot be written: there is no folder none; create it first",
     ),
     "a folder as output": (
         "cat.png --output folder.png",
         1,
-        "folder.png cannot be written: it is there already and is not a file",
+        "folder.png cannot be written: it exists and is not a file",
     ),
     "a device as output": (
         "cat.png --output /dev/null",
@@ -203,7 +202,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a span that ends before it begins": (
         "cat.png --from 0.5 --until 0.2",
         1,
-        "references[0]: steps must begin before they end, not [0.5, 0.2]",
+        "references[0]: start must be less than end, not 0.5 and 0.2",
     ),
     "like a picture of someone else": ("--like cat.png", 1, "cat.png holds no settings of imprompt"),
     "a job that is not there": ("cat.png --like none.png", 1, "none.png: no such file"),
@@ -248,7 +247,7 @@ def test_a_missing_output_folder_is_found_before_any_work(imprompt: Imprompt) ->
 def test_the_first_numbered_name_that_cannot_be_written_stops_all(imprompt: Imprompt, toy: ToyModel) -> None:
     Path("x-1.png").mkdir()
     result = imprompt("generate", "cat.png", "--count", "2", "--output", "x.png", *toy.options)
-    assert_one_line(result, 1, "x-1.png cannot be written: it is there already and is not a file")
+    assert_one_line(result, 1, "x-1.png cannot be written: it exists and is not a file")
     assert not Path("x-0.png").exists()
 
 

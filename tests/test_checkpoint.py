@@ -264,7 +264,7 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     ),
     "norm of another width": (
         replaced("image_proj.norm.weight", lambda tensor: tensor[1:]),
-        "image_proj.proj.weight (80 × 14) gives no whole tokens 19 wide (image_proj.norm.weight)",
+        "image_proj.proj.weight (80 × 14) does not divide into tokens 19 wide (image_proj.norm.weight)",
     ),
     "short bias": (
         replaced("image_proj.proj.bias", lambda tensor: tensor[1:]),
@@ -272,7 +272,7 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     ),
     "empty projection": (
         replaced(PROJECTION, lambda tensor: tensor[:, :0]),
-        f"{PROJECTION} has shape 80 × 0, which gives no size",
+        f"{PROJECTION} has shape 80 × 0, from which no size can be read",
     ),
     "NaN": (replaced(KEY, with_bad_value(torch.nan)), f"{KEY} holds NaN or infinity"),
     "infinity": (replaced(PROJECTION, with_bad_value(-torch.inf)), f"{PROJECTION} holds NaN or infinity"),
@@ -440,7 +440,7 @@ def test_the_image_encoder_is_taken_along(adapter: ImagePromptAdapter, tmp_path:
 def test_an_image_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
     adapter = ImagePromptAdapter(LinearProjection(15, 4, 2), {1: (4, 3)})
     save_adapter(adapter, tmp_path / "a.safetensors")
-    wanted = "needs an image encoder that we do not know, 15 wide; .* image embedding is 14 wide, not 15"
+    wanted = "needs an unknown image encoder, 15 wide; .* image embedding is 14 wide, not 15"
     with pytest.raises(AdapterMismatch, match=wanted):
         load_adapter(tmp_path / "a.safetensors", image_encoder=tiny.vision_model())
 
@@ -448,7 +448,7 @@ def test_an_image_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
 def test_an_image_encoder_for_an_adapter_that_takes_faces_alone_is_refused(tmp_path: Path) -> None:
     save_adapter(adapter_files.adapter(tiny.sd_unet(), "faceid"), tmp_path / "a.safetensors")
     assert load_adapter(tmp_path / "a.safetensors").image_encoder is None
-    with pytest.raises(AdapterMismatch, match="it has no use for an image encoder"):
+    with pytest.raises(AdapterMismatch, match="it uses no image encoder"):
         load_adapter(tmp_path / "a.safetensors", image_encoder=tiny.vision_model())
 
 
@@ -537,7 +537,7 @@ def test_our_own_file_says_which_version_of_faceid_plus_it_is(tmp_path: Path, ve
 
 def test_a_faceid_plus_file_of_unknown_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
     save_adapter(adapter_files.adapter(tiny.sd_unet(), "faceid-plus"), tmp_path / "a.bin")
-    with pytest.raises(CheckpointError, match=r"version 1 or 2 .* say face_plus_version=1, or 2 for a file"):
+    with pytest.raises(CheckpointError, match=r"version 1 or 2 .* pass face_plus_version=1, or 2 for a file"):
         load_adapter(tmp_path / "a.bin")
     projection = load_adapter(tmp_path / "a.bin", image_encoder=None, face_plus_version=2).projection
     assert isinstance(projection, FacePlusProjection)
@@ -547,16 +547,16 @@ def test_a_faceid_plus_file_of_unknown_version_is_refused_with_the_way_out(tmp_p
 def test_a_version_for_another_variant_is_refused(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
     save_adapter(adapter, tmp_path / "a.bin")
     for source in (tmp_path / "a.bin", "mini"):
-        with pytest.raises(CheckpointError, match="is no FaceID-Plus adapter: only those have"):
+        with pytest.raises(CheckpointError, match="is no FaceID-Plus adapter, and only those have"):
             load_adapter(source, face_plus_version=2)
 
 
 def test_impossible_metadata_is_named(tmp_path: Path) -> None:
     tensors = official(adapter_files.adapter(tiny.sd_unet(), "faceid-plus"))
     for metadata, message in (
-        ({"head_dim": "wide"}, "its metadata says head_dim 'wide', which is no whole number from 1"),
-        ({"head_dim": "48"}, r"to_q.weight \(64 × 20\) gives no whole heads 48 wide"),
-        ({"face_plus_version": "3"}, "its metadata says face_plus_version '3'; it must be 1 or 2"),
+        ({"head_dim": "wide"}, "its metadata state head_dim 'wide', which is no positive whole number"),
+        ({"head_dim": "48"}, r"to_q.weight \(64 × 20\) does not divide into heads 48 wide"),
+        ({"face_plus_version": "3"}, "its metadata state face_plus_version '3'; it must be 1 or 2"),
     ):
         safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", metadata)
         with pytest.raises(CheckpointError, match=message):
@@ -574,7 +574,7 @@ def test_a_perceiver_with_heads_of_another_width_comes_back(tmp_path: Path) -> N
         lambda path: save_adapter(made, path),
         lambda path: convert_adapter(tmp_path / "a.safetensors", path),
     ):
-        with pytest.raises(CheckpointError, match="cannot say that heads are 4 wide"):
+        with pytest.raises(CheckpointError, match="cannot state that heads are 4 wide"):
             write(tmp_path / "a.bin")
 
 
@@ -582,7 +582,7 @@ def test_full_face_with_another_number_of_patches_needs_a_file_that_can_say_it(t
     made = adapter_files.adapter(tiny.sd_unet(), "full-face")
     save_adapter(made, tmp_path / "a.safetensors")
     assert load_adapter(tmp_path / "a.safetensors").projection.tokens == adapter_files.PATCHES
-    with pytest.raises(CheckpointError, match="cannot say that it takes 5 features"):
+    with pytest.raises(CheckpointError, match="cannot state that the adapter takes 5 features"):
         save_adapter(made, tmp_path / "a.bin")
 
 
@@ -650,7 +650,7 @@ def test_metadata_that_we_write_or_cannot_write_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match="'tokens' is written by imprompt itself"):
         save_adapter(adapter, tmp_path / "a.safetensors", {"tokens": "7"})
-    with pytest.raises(CheckpointError, match="no place for metadata"):
+    with pytest.raises(CheckpointError, match="cannot store metadata"):
         save_adapter(adapter, tmp_path / "a.bin", {"encoder": "x"})
 
 

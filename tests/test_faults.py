@@ -152,7 +152,7 @@ def test_any_number_of_tokens_is_read_from_the_file(pipe: Any, tokens: int, tmp_
 def test_a_flux_adapter_is_refused_for_what_it_is_whatever_its_tokens(tmp_path: Path) -> None:
     tensors = {"image_proj.proj.weight": drawn(16 * 8, 6), "image_proj.norm.weight": drawn(8)}
     tensors |= {f"ip_adapter.0.to_{x}_ip.{y}": drawn(8, 8) for x in "kv" for y in ("weight", "bias")}
-    with pytest.raises(CheckpointError, match="flux adapters are recognised but cannot be used"):
+    with pytest.raises(CheckpointError, match="flux adapters are recognized but cannot be used"):
         load_adapter(written(tensors, tmp_path), image_encoder=None)
 
 
@@ -262,8 +262,8 @@ def test_two_adapters_have_each_a_scale_and_stop_part_way_for_one_generation_onl
     settings: dict[str, Any] = {"num_inference_steps": 4}
     with adapter.attach(pipe), other.attach(pipe):
         with (
-            adapter.references(Reference(ONE, scale=0.5, steps=(0, 0.5))),
-            other.references(Reference(TWO, scale=0.8, steps=(0, 0.5))),
+            adapter.references(Reference(ONE, scale=0.5, end=0.5)),
+            other.references(Reference(TWO, scale=0.8, end=0.5)),
         ):
             ours, again = latents(pipe, **settings), latents(pipe, **settings)
         with adapter.references(Reference(ONE, scale=0.5)), other.references(Reference(TWO, scale=0.8)):
@@ -569,7 +569,7 @@ def test_stable_diffusion_3_is_refused_by_name(
 ) -> None:
     refused_bases(adapter, transformers["StableDiffusion3"])
     tensors = {f"image_proj.{name}": drawn(4, 4) for name in ("time_embedding.linear_1.weight", "latents")}
-    with pytest.raises(CheckpointError, match="sd3 adapters are recognised but cannot be used"):
+    with pytest.raises(CheckpointError, match="sd3 adapters are recognized but cannot be used"):
         load_adapter(written(tensors, tmp_path), image_encoder=None)
 
 

@@ -178,7 +178,7 @@ def test_a_later_attempt_goes_on_from_what_an_earlier_one_got(
 ) -> None:
     served.stall = arrived
     served.ranges = False
-    assert "run again, and it goes on from there" in refusal()
+    assert "run again to resume" in refusal()
     assert [path.stat().st_size for path in parts(tmp_path)] == [arrived]
     served.stall, served.ranges = None, True
     served.asked.clear()
@@ -206,11 +206,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "error 404": ({"status": 404}, "the hub answers 404 Not Found"),
     "error 503 at once": ({"head_status": 503}, "503"),
     "error 404 at once": ({"head_status": 404}, ""),
-    "changed on the way": ({"sent": bytes(10_240)}, "what arrived is not what the hub says it holds"),
+    "changed on the way": ({"sent": bytes(10_240)}, "the received file is damaged"),
     "one bit changed": ({"sent": b"\x01" + (bytes(range(256)) * 40)[1:]}, "its hash is another"),
     "too long": (
         {"sent": bytes(10_300)},
-        "what arrived is not what the hub says it holds|goes on from there",
+        "the received file is damaged|run again to resume",
     ),
 }
 
@@ -250,7 +250,7 @@ def test_a_copy_in_the_cache_that_changed_is_named(served: Hub, flip: int) -> No
     data = bytearray(blob.read_bytes())
     data[flip] ^= 1
     blob.write_bytes(data)
-    assert f"the copy in the cache is not what the hub holds; delete {blob}" in refusal()
+    assert f"the copy in the cache is damaged (its hash differs from the hub's); delete {blob}" in refusal()
     blob.unlink()
     assert fetch_file("owner/name", FILE).read_bytes() == served.content
 

@@ -26,29 +26,29 @@ from imprompt.lab.figures import FigureSettings, evaluate_figures, make_figures
 from imprompt.lab.figures.figure import Figure, build_criterion, build_figure, load_texts
 from imprompt.lab.figures.images import FigureImages, sample_suitable
 from imprompt.lab.figures.measures import (
-    closeness,
-    correlations,
-    edge_correlations,
     find_edges,
     list_differences,
+    measure_closeness,
+    measure_correlations,
+    measure_edge_correlations,
+    measure_seed_differences,
     read_shares,
-    seed_differences,
 )
-from imprompt.lab.figures.page import section
+from imprompt.lab.figures.page import write_section
 from imprompt.lab.figures.panels import PANELS, draw_fine_tuned, draw_inpainting, draw_variations
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.objectives.base import build_scheduler
 from imprompt.lab.making.vocabulary import ATTRIBUTES
-from imprompt.lab.suite.painting import PaintSettings, SuiteModels
+from imprompt.lab.suite.images import ImageSettings, SuiteModels
 from imprompt.lab.suite.scoring import Readings
 from imprompt.lab.suite.showcase import COLUMNS
-from imprompt.lab.suite.structure import line_pictures, line_shares
+from imprompt.lab.suite.structure import draw_line_pictures, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject
 from imprompt.projection import LinearProjection
 
 SIZE = 32
-QUICK = FigureSettings(subjects=3, shown=2, paint=PaintSettings(steps=2, batch_size=2))
+QUICK = FigureSettings(subjects=3, shown=2, paint=ImageSettings(steps=2, batch_size=2))
 
 
 def build_pipeline(seed: int) -> Any:
@@ -181,7 +181,7 @@ def test_a_row_has_the_same_noise_in_every_column_and_batch(
     images: FigureImages, models: SuiteModels
 ) -> None:
     whole = FigureImages(
-        models, FigureSettings(3, 2, PaintSettings(steps=2, batch_size=3)), [CHANGES["red ground"]]
+        models, FigureSettings(3, 2, ImageSettings(steps=2, batch_size=3)), [CHANGES["red ground"]]
     )
     for one, other in zip(images.alone, whole.alone, strict=True):
         assert np.abs(np.subtract(np.asarray(one, int), np.asarray(other, int))).max() <= 1
@@ -264,7 +264,9 @@ def test_subjects_without_a_number_are_left_out_of_value_and_floor() -> None:
 
 def test_the_page_states_verdict_reason_numbers_and_threshold() -> None:
     values, floors = np.full(4, 0.5), np.full(4, 0.25)
-    text = section(Figure("control", {}, {"colors": build_criterion("control", "colors", values, floors)}))
+    text = write_section(
+        Figure("control", {}, {"colors": build_criterion("control", "colors", values, floors)})
+    )
     assert (
         "**Does it? Partly.** Below the threshold: colors of the image prompt, not of the edges’ picture."
         in text
@@ -297,32 +299,32 @@ def test_only_attributes_that_both_have_and_not_alike_tell_two_apart() -> None:
 
 def test_a_picture_correlates_with_itself_and_not_with_its_negative() -> None:
     pictures = drawings()
-    assert correlations(pictures, pictures) == pytest.approx(1)
-    assert correlations(pictures, [ImageOps.invert(picture) for picture in pictures]) == pytest.approx(
-        -1, abs=1e-3
-    )
-    assert correlations([Image.new("RGB", (64, 64), "red")], pictures[:1]) == pytest.approx(0)
+    assert measure_correlations(pictures, pictures) == pytest.approx(1)
+    assert measure_correlations(
+        pictures, [ImageOps.invert(picture) for picture in pictures]
+    ) == pytest.approx(-1, abs=1e-3)
+    assert measure_correlations([Image.new("RGB", (64, 64), "red")], pictures[:1]) == pytest.approx(0)
 
 
 def test_edges_agree_with_their_own_picture_most() -> None:
     pictures = drawings()
     edges = find_edges(pictures)
-    own = edge_correlations(pictures, edges)
+    own = measure_edge_correlations(pictures, edges)
     assert own == pytest.approx(1)
-    assert edge_correlations(pictures, [*edges[1:], edges[0]]).max() < 0.8
+    assert measure_edge_correlations(pictures, [*edges[1:], edges[0]]).max() < 0.8
 
 
 def test_a_line_drawing_has_the_colors_of_ink_on_paper_and_a_colored_one_has_not() -> None:
     pictures = drawings()
-    assert line_shares(line_pictures(pictures)) == pytest.approx(1)
-    assert line_shares(pictures).max() < 0.5
-    assert line_shares([Image.new("RGB", (8, 8), "white")]) == 0
+    assert measure_line_shares(draw_line_pictures(pictures)) == pytest.approx(1)
+    assert measure_line_shares(pictures).max() < 0.5
+    assert measure_line_shares([Image.new("RGB", (8, 8), "white")]) == 0
 
 
 def test_differences_are_shares_of_the_range() -> None:
     black, white = Image.new("RGB", (8, 8), "black"), Image.new("RGB", (8, 8), "white")
     half = Image.new("RGB", (8, 8), "black")
     half.paste("white", (0, 4, 8, 8))
-    assert closeness([half], [black], (0, 0, 8, 4)) == 1
-    assert closeness([half], [black], (0, 4, 8, 8)) == 0
-    assert seed_differences([[black], [black], [white]]) == pytest.approx(2 / 3)
+    assert measure_closeness([half], [black], (0, 0, 8, 4)) == 1
+    assert measure_closeness([half], [black], (0, 4, 8, 8)) == 0
+    assert measure_seed_differences([[black], [black], [white]]) == pytest.approx(2 / 3)

@@ -54,11 +54,9 @@ from imprompt.lab.study.runs import (
 )
 from imprompt.lab.study.settings import ALONE, CONTROL, STYLE, TEXT
 from imprompt.lab.study.tradeoff import AREA, follow_both, measure_tradeoff
-from imprompt.lab.suite.painting import PaintSettings
-from imprompt.lab.suite.scoring import (
-    DRAWING,
-)
-from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
+from imprompt.lab.suite.images import ImageSettings
+from imprompt.lab.suite.scoring import DRAWING
+from imprompt.lab.suite.structure import draw_line_pictures, measure_edge_gaps, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_subjects, select_suitable
 from imprompt.projection import HiddenProjection, LinearProjection
 from imprompt.report import Interval
@@ -80,7 +78,7 @@ QUICK = StudySettings(
     text_subjects=2,
     scales=(0.5,),
     others=3,
-    paint=PaintSettings(steps=1, batch_size=4),
+    paint=ImageSettings(steps=1, batch_size=4),
 )
 
 
@@ -203,10 +201,10 @@ def test_every_condition_is_scored_in_its_own_way(findings: StudyFindings) -> No
         assert all((score.lines is None) == (score.condition != STYLE) for score in mine)
         assert all((score.rank is None) == (score.condition != ALONE) for score in mine)
         assert sum(score.diversity is not None for score in mine) == (name != DRAWING) * QUICK.diverse
-    assert scores.interval(DRAWING, FOUND) == (1, 1, 1)
-    assert scores.interval(DRAWING, DIVERSITY) is None
-    assert scores.interval(DRAWING, EDGES) is None
-    assert (found := scores.interval(DRAWING, LINES)) is not None
+    assert scores.measure_interval(DRAWING, FOUND) == (1, 1, 1)
+    assert scores.measure_interval(DRAWING, DIVERSITY) is None
+    assert scores.measure_interval(DRAWING, EDGES) is None
+    assert (found := scores.measure_interval(DRAWING, LINES)) is not None
     assert found.mean > 0.9
 
 
@@ -239,15 +237,15 @@ def test_edges_come_from_another_that_draws_the_same_colors() -> None:
 def test_edges_are_nearer_to_the_own_control_than_to_others() -> None:
     pictures = [subject.picture for subject in sample_subjects("combinations", 3)]
     controls = [mini.edge_picture(picture, picture.width) for picture in pictures]
-    assert min(edge_gaps(pictures, controls)) > 0.3
-    assert max(edge_gaps([*pictures[1:], pictures[0]], controls)) < 0
+    assert min(measure_edge_gaps(pictures, controls)) > 0.3
+    assert max(measure_edge_gaps([*pictures[1:], pictures[0]], controls)) < 0
 
 
 def test_line_drawings_are_told_from_colored_ones() -> None:
     pictures = [subject.picture for subject in sample_subjects("combinations", 4)]
-    assert min(line_shares(line_pictures(pictures))) > 0.99
-    assert max(line_shares(pictures)) < 0.6
-    assert line_shares([Image.new("RGB", (8, 8), "white")]).tolist() == [0]
+    assert min(measure_line_shares(draw_line_pictures(pictures))) > 0.99
+    assert max(measure_line_shares(pictures)) < 0.6
+    assert measure_line_shares([Image.new("RGB", (8, 8), "white")]).tolist() == [0]
 
 
 # Comparing
@@ -283,11 +281,11 @@ def build_scores(kept: Callable[[str, int, int], float], other: str = "concatena
 def test_a_difference_is_told_from_noise_that_both_share() -> None:
     """What makes a character hard is hard for both: the intervals overlap, the difference is clear."""
     scores = build_scores(lambda name, seed, place: 0.02 * place + 0.01 * (name == DECOUPLED))
-    ours, theirs = scores.interval(DECOUPLED, KEPT), scores.interval("concatenated", KEPT)
+    ours, theirs = scores.measure_interval(DECOUPLED, KEPT), scores.measure_interval("concatenated", KEPT)
     assert ours is not None
     assert theirs is not None
     assert ours.low < theirs.high
-    difference = scores.difference(KEPT, "concatenated")
+    difference = scores.measure_difference(KEPT, "concatenated")
     assert difference is not None
     assert difference.verdict == "better"
     assert difference.interval.mean == pytest.approx(0.01)
@@ -312,18 +310,18 @@ def test_a_seed_that_disagrees_leaves_it_open() -> None:
 def test_only_seeds_that_both_have_are_compared() -> None:
     scores = build_scores(lambda name, seed, place: 0.1 * seed * (name == DECOUPLED))
     fewer = StudyScores([one for one in scores.scores if one.mechanism == DECOUPLED or one.seed == 2])
-    difference = fewer.difference(KEPT, "concatenated")
+    difference = fewer.measure_difference(KEPT, "concatenated")
     assert difference is not None
     assert difference.interval.mean == pytest.approx(0.2)
     assert len(difference.by_seed) == 1
     strangers = [replace(one, seed=9) for one in scores.scores if one.mechanism != DECOUPLED]
-    assert StudyScores([*fewer.scores[:60], *strangers]).difference(KEPT, "concatenated") is None
+    assert StudyScores([*fewer.scores[:60], *strangers]).measure_difference(KEPT, "concatenated") is None
 
 
 def test_a_character_with_several_texts_counts_once() -> None:
     texts = [score(DECOUPLED, 1, 0, 1.0, condition=TEXT, asked=asked) for asked in (True, False)]
     scores = StudyScores([*texts, score(DECOUPLED, 1, 1, 1.0, condition=TEXT, asked=True)])
-    assert scores.values(DECOUPLED, TEXT_FOLLOWED, 1) == [0.5, 1.0]
+    assert scores.collect_values(DECOUPLED, TEXT_FOLLOWED, 1) == [0.5, 1.0]
 
 
 def test_mechanisms_are_listed_by_what_can_be_said() -> None:

@@ -22,14 +22,14 @@ from imprompt.errors import (
     OutputError,
     UnknownModel,
 )
-from imprompt.generation.job import load_job, parse_job, read_settings
-from imprompt.generation.models import load_base, load_controlnet
+from imprompt.generation.job import Job, parse_job, read_settings
+from imprompt.generation.models import load_controlnet, load_pipeline
 from imprompt.generation.settings import Settings, call_arguments, check_settings
 from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.inputs.image import load_image
 from imprompt.reference import MAX_IMAGES, Reference
-from imprompt.runtime.files import MAX_NAME_BYTES, MAX_PATH_BYTES, file_fault, name_fault
+from imprompt.runtime.files import MAX_NAME_BYTES, MAX_PATH_BYTES, find_file_fault, find_name_fault
 from imprompt.runtime.output import check_output
 from imprompt.runtime.settings import read_toml, replace_setting
 from test_bad_input import assert_one_line
@@ -91,9 +91,7 @@ def test_what_is_no_file_is_not_read(imprompt: Imprompt, toy: ToyModel, command:
     options = toy.options if command.startswith("generate") and "--job" not in command else []
     words = [word for word in command.split() if word != "generate"]
     result = imprompt(*(["generate", *options] if "generate" in command else []), *words)
-    assert_one_line(
-        result, 1, f"{name} cannot be read: it is {KINDS[kind]}, not a file; copy what it gives *"
-    )
+    assert_one_line(result, 1, f"{name} cannot be read: it is {KINDS[kind]}, not a file; copy its content *")
 
 
 @pytest.mark.parametrize("index", ["model_index.json", "config.json"])
@@ -111,7 +109,7 @@ def test_a_folder_whose_index_is_no_file_is_no_model(imprompt: Imprompt, kind: s
     ("read", "error"),
     [
         (load_image, ImageError),
-        (load_job, ConfigError),
+        (Job.from_toml, ConfigError),
         (read_settings, ImageError),
         (load_embeddings, CheckpointError),
         (lambda name: read_toml(Path(name)), ConfigError),
@@ -127,16 +125,16 @@ def test_the_library_reads_no_device(
 
 
 def test_files_and_folders_and_nothing_are_left_to_who_opens_them(folder: Path) -> None:
-    assert [file_fault(path) for path in ("cat.png", ".", "none", folder)] == [None] * 4
+    assert [find_file_fault(path) for path in ("cat.png", ".", "none", folder)] == [None] * 4
 
 
 # Names
 
 LONG, DEEP = "a" * 5000 + ".png", "/".join(["a" * 100] * 50) + ".png"
 NAMES = {
-    "long": (LONG, rf"its name has 5004 bytes and may have {MAX_NAME_BYTES}"),
-    "wide": ("ä" * 200, rf"its name has 400 bytes and may have {MAX_NAME_BYTES}"),
-    "deep": (DEEP, rf"its path has 5053 bytes and may have {MAX_PATH_BYTES}"),
+    "long": (LONG, rf"its name has 5004 bytes; the limit is {MAX_NAME_BYTES}"),
+    "wide": ("ä" * 200, rf"its name has 400 bytes; the limit is {MAX_NAME_BYTES}"),
+    "deep": (DEEP, rf"its path has 5053 bytes; the limit is {MAX_PATH_BYTES}"),
     "NUL": ("a\0b.png", "its name holds a NUL character"),
     "surrogate": ("a\ud800.png", "holds half of a surrogate pair"),
 }
@@ -147,10 +145,10 @@ NAMES = {
     ("use", "error"),
     [
         (load_image, ImageError),
-        (load_job, ConfigError),
+        (Job.from_toml, ConfigError),
         (read_settings, ImageError),
         (load_embeddings, CheckpointError),
-        (load_base, UnknownModel),
+        (load_pipeline, UnknownModel),
         (lambda name: load_controlnet(name, tiny.sd_pipeline()), UnknownModel),
         (lambda name: __import__("imprompt").load_adapter(name), UnknownModel),
         (load_image_encoder, UnknownModel),
@@ -179,7 +177,7 @@ def test_a_name_that_no_file_can_have_is_refused_everywhere(
 
 @pytest.mark.parametrize("name", ["a" * MAX_NAME_BYTES, "ä" * 127, "/".join(["a" * 200] * 20), ""])
 def test_a_name_that_a_file_can_have_is_left_alone(name: str) -> None:
-    assert name_fault(name) is None
+    assert find_name_fault(name) is None
 
 
 OPTIONS = ["--base", "--adapter", "--image-encoder", "--mask", "--negative", "--init-image", "--control"]
@@ -221,7 +219,7 @@ TOML = {
 }
 
 
-@pytest.mark.parametrize("read", [load_job, lambda path: read_toml(Path(path))])
+@pytest.mark.parametrize("read", [Job.from_toml, lambda path: read_toml(Path(path))])
 @pytest.mark.parametrize("case", TOML)
 def test_toml_that_is_too_deep_or_large_is_refused(read: Callable[[str], object], case: str) -> None:
     text, message = TOML[case]
@@ -280,7 +278,7 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "size 1e30": ({"width": 64, "height": 10**30}, "height must be less than or equal to 8192, not 10{30}"),
     "size 8192": (
         {"size": 8192},
-        "a picture of 8192 × 8192 pixels is too large; it may have 16,777,216 in all",
+        "a picture may have 16,777,216 pixels in all, not 8192 × 8192; make it smaller",
     ),
     "a size of 5,000 digits": ({"size": 10**5000}, "width must be .* not so large a number"),
     "count 1e6": ({"count": 10**6}, "count must be less than or equal to 10000, not 1000000"),
@@ -330,7 +328,7 @@ def test_a_date_in_a_job_is_refused_by_name(key: str, date: str) -> None:
         f"{key} = {date}\n" + ("" if key == "references" else 'references = "cat.png"\n')
     )
     with pytest.raises(ConfigError, match=rf"x.toml: .*{key}"):
-        load_job("x.toml")
+        Job.from_toml("x.toml")
 
 
 @pytest.mark.parametrize(

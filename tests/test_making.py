@@ -19,7 +19,7 @@ from imprompt.checkpoint import save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import load_image_encoder
-from imprompt.lab.making.batches import batches, to_pixels
+from imprompt.lab.making.batches import iterate_batches, to_pixels
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import Drawings, build_data
@@ -33,15 +33,9 @@ from imprompt.lab.making.shipping import ship
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.lab.suite.against import compare_scores, load_earlier_report, read_scores
+from imprompt.lab.suite.images import SMALL as SMALL_SUITE
+from imprompt.lab.suite.images import ImageSettings, SuiteModels, SuiteSettings
 from imprompt.lab.suite.measure import measure
-from imprompt.lab.suite.painting import (
-    SMALL as SMALL_SUITE,
-)
-from imprompt.lab.suite.painting import (
-    PaintSettings,
-    SuiteModels,
-    SuiteSettings,
-)
 from imprompt.lab.suite.scoring import Readings, count_copies, score_pictures
 from imprompt.lab.suite.showcase import write_showcase
 from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subjects, select_suitable
@@ -116,10 +110,13 @@ def test_data_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
-    (first,), (again,) = next(batches(40, 4, 1, range(7, 8))), next(batches(40, 4, 1, range(7, 8)))
+    (first,), (again,) = (
+        next(iterate_batches(40, 4, 1, range(7, 8))),
+        next(iterate_batches(40, 4, 1, range(7, 8))),
+    )
     assert first == again
-    assert first.rows != next(batches(40, 4, 2, range(7, 8)))[0].rows
-    assert first.random().random() == again.random().random()
+    assert first.rows != next(iterate_batches(40, 4, 2, range(7, 8)))[0].rows
+    assert first.make_random().random() == again.make_random().random()
 
 
 def test_pixels_span_minus_one_to_one() -> None:
@@ -400,7 +397,7 @@ def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path:
     adapter = ImagePromptAdapter.for_unet(pipe.unet, LinearProjection(32, 64, 2))
     adapter.image_encoder = encoder
     models = SuiteModels(pipe, adapter, CharacterJudge.load(model / "judge"), "untrained")
-    settings = SuiteSettings(6, 3, 4, 2, 2, PaintSettings(steps=2, batch_size=8))
+    settings = SuiteSettings(6, 3, 4, 2, 2, ImageSettings(steps=2, batch_size=8))
     shown = replace(models, controlnet=mini.controlnet(weights=model))
     write_showcase(shown, sample_subjects("combinations", 3), settings.paint, tmp_path)
     with Image.open(tmp_path / "readme.png") as figure, Image.open(tmp_path / "contact-sheet.png") as sheet:

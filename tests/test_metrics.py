@@ -36,6 +36,7 @@ from imprompt.evaluation.metrics import (
     distributions,
     dominated_area,
     fid,
+    group_means,
     intervals,
     is_copy,
     is_retrieved,
@@ -586,3 +587,8 @@ def test_a_curves_intervals_against_means_and_draws_by_hand(monkeypatch: pytest.
     products = [cp[1, row].mean() * pf[1, row].mean() for row in rows]
     expected = [cp[1].mean() * pf[1].mean(), *np.quantile(products, [0.025, 0.975])]
     assert list(curve.product[1]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_values_are_averaged_by_group_in_sorted_order() -> None:
+    assert group_means(np.array([1.0, 2.0, 4.0]), np.array(["b", "a", "b"])).tolist() == [2.0, 2.5]
+    assert group_means(np.array([True, False]), np.array([7, 7])).tolist() == [0.5]

@@ -16,7 +16,7 @@ from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.judges import CharacterJudge
 from imprompt.lab.suite.scoring import read_pictures
-from imprompt.lab.suite.structure import edge_gaps, line_shares
+from imprompt.lab.suite.structure import measure_edge_gaps, measure_line_shares
 from imprompt.lab.suite.subjects import sample_subjects
 
 SIZE = 128
@@ -124,7 +124,7 @@ def test_pictures_keep_more_of_their_own_reference_than_of_another(
 
 def test_the_fine_tuned_base_makes_line_drawings_and_the_base_does_not(pipe: StableDiffusionPipeline) -> None:
     styled, plain = (draw_pictures(one) for one in (mini.pipeline(style="lines"), pipe))
-    assert line_shares(styled)[0] > line_shares(plain)[0] + 0.5
+    assert measure_line_shares(styled)[0] > measure_line_shares(plain)[0] + 0.5
 
 
 def test_a_style_that_is_not_there_is_named() -> None:
@@ -149,7 +149,7 @@ def test_pictures_have_the_edges_that_were_asked_for(pipe: StableDiffusionPipeli
         num_inference_steps=8,
         generator=[torch.Generator().manual_seed(seed) for seed in range(6)],
     ).images
-    assert sum(edge_gaps(made, controls)) / 6 > 0.3
+    assert sum(measure_edge_gaps(made, controls)) / 6 > 0.3
 
 
 def test_a_plain_picture_has_no_edges_and_a_step_is_white() -> None:

@@ -70,7 +70,7 @@ def test_a_tensor_of_pixels_is_recognised_as_one(
     "address", ["https://example.com/cat.png", "HTTP://a/b", "s3://b/c", "data:image/png;base64,AA"]
 )
 def test_an_address_is_named_whole_and_said_not_to_be_fetched(address: str) -> None:
-    with pytest.raises(ImageError, match="is an address, and nothing is fetched") as caught:
+    with pytest.raises(ImageError, match="is a URL, and imprompt fetches no URLs") as caught:
         load_image(address)
     assert address in str(caught.value)
 

@@ -8,7 +8,12 @@ import torch
 
 from few_steps import config, frozen, write_home
 from imprompt.runtime import precision
-from imprompt.runtime.precision import TrialTimes, fastest_precision, measure_precisions, resolve_precision
+from imprompt.runtime.precision import (
+    TrialTimes,
+    find_fastest_precision,
+    measure_precisions,
+    resolve_precision,
+)
 from imprompt.training import adapters
 from imprompt.training.config import parse_config
 from imprompt.training.frozen_base import choose_frozen_precision
@@ -17,7 +22,7 @@ from imprompt.training.loop import Run
 
 @pytest.fixture(autouse=True)
 def forgetful() -> None:
-    fastest_precision.cache_clear()
+    find_fastest_precision.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,7 @@ def test_bfloat16_is_chosen_where_it_is_worth_its_rounding(
     monkeypatch: pytest.MonkeyPatch, times: TrialTimes, expected: str
 ) -> None:
     monkeypatch.setattr(precision, "measure_precisions", lambda: times)
-    assert fastest_precision() == expected
+    assert find_fastest_precision() == expected
     assert resolve_precision("auto") == expected
 
 
@@ -76,7 +81,7 @@ def test_a_format_that_is_named_is_taken_as_it_is(wanted: precision.Precision) -
 def test_frozen_models_compute_in_what_the_device_is_good_at(
     monkeypatch: pytest.MonkeyPatch, wanted: str, device: str, fastest: str, expected: str
 ) -> None:
-    monkeypatch.setattr(precision, "fastest_precision", lambda device="cpu": fastest)
+    monkeypatch.setattr(precision, "find_fastest_precision", lambda device="cpu": fastest)
     config = parse_config(
         {"preset": "mini", "output": "o", "data": {"source": "x"}, "training": {"precision": wanted}}, "test"
     )
@@ -100,7 +105,7 @@ def test_a_base_whose_weights_learn_is_float32_under_auto() -> None:
 def test_a_cpu_denoises_in_bfloat16_only_if_it_may_choose_and_that_is_faster(
     home: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str
 ) -> None:
-    monkeypatch.setattr(adapters, "fastest_precision", lambda: "bf16")
+    monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "bf16")
     objective: Any = few_steps_run(home, wanted).objective
     assert objective.precision == expected
     assert objective.base.dtype == torch.float32
@@ -109,7 +114,7 @@ def test_a_cpu_denoises_in_bfloat16_only_if_it_may_choose_and_that_is_faster(
 def test_gradients_in_bfloat16_point_where_those_in_float32_do(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "fastest_precision", lambda: "bf16")
+    monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "bf16")
     exact, rounded = (gradient_of_first_step(few_steps_run(home, wanted)) for wanted in ("fp32", "auto"))
     assert not torch.equal(exact, rounded)
     assert torch.cosine_similarity(exact, rounded, dim=0) > 0.995
@@ -118,7 +123,7 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(
 def test_what_the_cache_holds_does_not_depend_on_the_precision(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "fastest_precision", lambda: "bf16")
+    monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "bf16")
     exact, rounded = (few_steps_run(home, wanted).data["digest"] for wanted in ("fp32", "auto"))
     assert exact == rounded
 

@@ -13,7 +13,7 @@ from imprompt.checkpoint import PUBLISHED, Description, to_official
 from imprompt.checkpoint.files import TensorFile
 from imprompt.checkpoint.recognize import recognize
 
-UNKNOWN = "an image encoder that we do not know"
+UNKNOWN = "an unknown image encoder"
 VIT_H = "CLIP ViT-H/14 penultimate features, 1280 wide"
 ARCFACE = "ArcFace identity embedding, 512 wide"
 ENCODERS = {
@@ -111,13 +111,13 @@ def test_what_cannot_be_used_is_recognised_and_said(variant: str, shapes: dict[s
     found = of_shapes(shapes)
     assert found.variant == variant
     assert found.limit
-    assert found.limit.startswith(f"{variant} adapters are recognised but cannot be used")
+    assert found.limit.startswith(f"{variant} adapters are recognized but cannot be used")
 
 
 @pytest.mark.parametrize(
     ("shapes", "problem"),
     [
-        ({"image_proj.magic": (2,)}, "its projection (image_proj) is of no kind that we know"),
+        ({"image_proj.magic": (2,)}, "its projection (image_proj) is of an unknown kind"),
         (layers(4, [2]), "it has attention layers but no projection (image_proj)"),
         (
             {"lora.up": (2,)},
@@ -198,7 +198,7 @@ def test_a_lora_whose_halves_do_not_meet_is_named() -> None:
     down = "ip_adapter.4.to_v_lora.down.weight"
     (problem,) = described(whole | {down: whole[down][1:]}).problems
     up = "ip_adapter.4.to_v_lora.up.weight"
-    assert problem == f"{down} and {up} have shapes 2 × 16 and 16 × 3, which is no low-rank change"
+    assert problem == f"{down} and {up} have shapes 2 × 16 and 16 × 3, which form no LoRA"
 
 
 def test_sizes_that_overflow_are_refused() -> None:

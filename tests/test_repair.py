@@ -225,7 +225,7 @@ def test_a_file_whose_names_all_have_a_prefix_is_read_as_without(
     official = file_of(variant)
     found = convert_layout({f"{prefix}{name}": tensor for name, tensor in layout(official).items()})
     assert not found.problems
-    assert found.repairs[0].startswith("took ")
+    assert found.repairs[0].startswith("removed ")
     assert found.tensors.keys() == official.keys()
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in official.items())
 

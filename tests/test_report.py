@@ -20,8 +20,6 @@ from imprompt.errors import OutputError
 from imprompt.report import (
     Chart,
     Column,
-    Dot,
-    DotPlot,
     Grid,
     Interval,
     KeyFigure,
@@ -30,7 +28,8 @@ from imprompt.report import (
     Report,
     Section,
     Table,
-    best_median_worst,
+    pick_best_median_worst,
+    to_plain,
     write_report,
     write_scores,
 )
@@ -56,6 +55,7 @@ def report_of(*, rows: int = 3, size: int = 16, name: str = "cat") -> Report:
         [
             [name, Interval(0.4671, 0.4132, 0.5183), Interval(0.155, 0.118, 0.192), 828, "a word"],
             ["λ = 0", -0.0034, 0.01375, 207, None],
+            ["λ = 1", Interval(0.748, 0.713, 0.781), Interval(0.75, 0.72, 0.78), 207, ""],
         ],
         strong=[0],
     )
@@ -67,15 +67,18 @@ def report_of(*, rows: int = 3, size: int = 16, name: str = "cat") -> Report:
         names=["0", "1"],
     )
     curve = Chart(
-        "Both", "λ beside each point.", [line], x_label="reference", y_label="text", is_scatter=True
+        f"Both of {name}",
+        "λ beside each point.",
+        [line],
+        x_label="reference",
+        y_label="text",
+        is_scatter=True,
     )
-    dots = [Dot(name, 0.467, (0.413, 0.518), "accent"), Dot("floor", -0.003)]
-    plot = DotPlot("Gap", "A dot is a mean.", dots, [("ceiling", 0.748)])
     grid = Grid(
         ["reference", f"{name} 1"],
         [PictureRow([noise(size, size, seed=k), noise(size, size)], f"{name} {k}") for k in range(rows)],
     )
-    sections = [Section("Scores", f"All of {name}.", [table, curve, plot]), Section("Pictures", "", [grid])]
+    sections = [Section("Scores", f"All of {name}.", [table, curve]), Section("Pictures", "", [grid])]
     tiles = [
         KeyFigure(Interval(0.4671, 0.4132, 0.5183), "gap", "0.748 at best"),
         KeyFigure(0.155, "first", percent=True),
@@ -206,7 +209,7 @@ def test_without_pyarrow_there_is_csv_alone(tmp_path: Path, monkeypatch: pytest.
     count=st.integers(1, 8),
 )
 def test_best_median_and_worst_are_what_they_are_called(scores: Sequence[float], count: int) -> None:
-    places = best_median_worst(scores, count)
+    places = pick_best_median_worst(scores, count)
     assert len(places) == len(set(places)) == min(len(scores), 3 * count)
     chosen = [scores[place] for place in places]
     assert chosen == sorted(chosen, reverse=True)
@@ -218,6 +221,40 @@ def test_best_median_and_worst_are_what_they_are_called(scores: Sequence[float],
 
 
 def test_the_middle_one_is_the_median() -> None:
-    assert best_median_worst([5.0, 1.0, 4.0, 2.0, 3.0]) == [0, 4, 1]
+    assert pick_best_median_worst([5.0, 1.0, 4.0, 2.0, 3.0]) == [0, 4, 1]
     with pytest.raises(ValueError, match="not numbers"):
-        best_median_worst([1.0, math.nan])
+        pick_best_median_worst([1.0, math.nan])
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("interval", "sign", "percent"),
+    [
+        (Interval(0.25, 0.125, 0.375), 1, "25 % [12, 38]"),
+        (Interval(-0.25, -0.375, -0.125), -1, "-25 % [-38, -12]"),
+        (Interval(0.0, -0.125, 0.125), 0, "0 % [-12, 12]"),
+    ],
+)
+def test_an_interval_has_the_sign_of_a_difference_that_it_excludes_zero_from(
+    interval: Interval, sign: int, percent: str
+) -> None:
+    assert (interval.sign, interval.percent) == (sign, percent)
+
+
+def test_results_are_written_under_the_names_that_they_choose() -> None:
+    @dataclass(frozen=True)
+    class Figures:
+        retrieval_1: Interval
+
+        def to_json(self) -> dict[str, Any]:
+            return {"retrieval@1": self.retrieval_1}
+
+    @dataclass(frozen=True)
+    class Result:
+        judges: dict[str, Figures]
+
+    interval = Interval(0.5, 0.25, math.nan)
+    expected = {"judges": {"CLIP": {"retrieval@1": {"mean": 0.5, "low": 0.25, "high": None}}}}
+    assert to_plain(Result({"CLIP": Figures(interval)})) == expected

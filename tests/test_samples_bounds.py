@@ -129,8 +129,8 @@ PATTERNS = {
     "a product of choices": ("{a,b}" * 20 + ".tar", f"names more than {MAX_FILES:,} files"),
     "21 braces": ("{a,b}" * 21 + ".tar", "has more than 20 braces"),
     "2,000 braces": ("{a}" * 2000 + ".tar", "has more than 20 braces"),
-    "a range of 5,000 digits": ("{0.." + "9" * 5000 + "}.tar", "its name has .* bytes and may have 255"),
-    "a long name": ("a" * 5000 + ".tar", "its name has 5004 bytes and may have 255"),
+    "a range of 5,000 digits": ("{0.." + "9" * 5000 + "}.tar", "its name has .* bytes; the limit is 255"),
+    "a long name": ("a" * 5000 + ".tar", "its name has 5004 bytes; the limit is 255"),
     "a NUL": ("a\0.tar", "its name holds a NUL"),
 }
 

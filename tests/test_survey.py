@@ -126,7 +126,7 @@ def test_the_work_on_the_embedded_base_is_counted_on_its_real_shapes() -> None:
 
 
 def test_bfloat16_halves_the_frozen_weights_and_the_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "fastest_precision", lambda device: "bf16")
+    monkeypatch.setattr(precision, "find_fastest_precision", lambda device: "bf16")
     work = Work(frozen=100, trained=0, activations=10, operations=1)
     wide, narrow = (
         estimate_memory(config("x", training={"precision": name}), work, on_cpu=False)

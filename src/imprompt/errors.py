@@ -1,26 +1,26 @@
 """Every error that imprompt raises on purpose.
 
-    ImpromptError                   one sentence: what is wrong, and what to do about it
+    ImpromptError                   the message is one sentence: the problem and its remedy
     ├── ImageError                  a picture cannot be read, or is too large
     ├── CheckpointError             a file cannot be read, is no adapter, or holds a wrong tensor
     ├── AdapterMismatch             an adapter does not fit this base model or this image encoder
-    ├── InvalidReference            a reference asks for something impossible (scale, no picture, ...)
-    ├── AmbiguousBatch              references cannot be laid on the batch in exactly one way
-    ├── AttachmentError             attached twice, not attached, or on an attention we do not know
-    ├── UnknownModel                no base model, adapter or encoder of that name or at that path
+    ├── InvalidReference            a setting of a reference is impossible (scale, no picture, ...)
+    ├── AmbiguousBatch              references cannot be assigned to the batch in exactly one way
+    ├── AttachmentError             the adapter is attached, is not attached, or meets an unknown attention
+    ├── UnknownModel                there is no base model, adapter or encoder of that name or path
     ├── OutputError                 a result cannot be written
-    ├── ConfigError                 a recipe or a setting is wrong
-    ├── DataError                   training data cannot be used, or too much of it cannot
-    ├── TrainingError               a run cannot go on
+    ├── ConfigError                 a configuration or a setting is wrong
+    ├── DataError                   training data cannot be used, or too much of them is damaged
+    ├── TrainingError               a training run cannot continue
     └── MissingExtra                an optional dependency is not installed
 
-The command line prints the message as one line on standard error and exits with 1. Anything else that escapes
-is a defect of ours and keeps its traceback.
+The command line prints the message as one line on standard error and exits with 1. Any other exception is a
+defect of imprompt and keeps its traceback.
 """
 
 
 class ImpromptError(Exception):
-    """Base of all our errors; the message is one sentence that a user can act on."""
+    """Base class of all errors of imprompt; the message is one sentence on which a user can act."""
 
 
 class ImageError(ImpromptError):
@@ -32,23 +32,23 @@ class CheckpointError(ImpromptError):
 
 
 class AdapterMismatch(ImpromptError):
-    """An adapter is sound but does not fit this base model or this image encoder."""
+    """An adapter is valid but does not fit this base model or this image encoder."""
 
 
 class InvalidReference(ImpromptError):
-    """A reference asks for something impossible: no picture, a scale that is no number, ..."""
+    """A setting of a reference is impossible: there is no picture, the scale is no number, ..."""
 
 
 class AmbiguousBatch(ImpromptError):
-    """References can be laid on a batch in no way or in several ways; we refuse rather than guess."""
+    """References can be assigned to a batch in no way or in several ways."""
 
 
 class AttachmentError(ImpromptError):
-    """An adapter is attached already, is not attached, or met an attention processor it does not know."""
+    """An adapter is already attached, is not attached, or meets an unknown attention processor."""
 
 
 class UnknownModel(ImpromptError):
-    """No base model, adapter or encoder of that name or path (or it is not here and we are offline)."""
+    """There is no base model, adapter or encoder of that name or path, or it cannot be fetched."""
 
 
 class OutputError(ImpromptError):
@@ -56,23 +56,23 @@ class OutputError(ImpromptError):
 
 
 class ConfigError(ImpromptError):
-    """A recipe or a setting is wrong; the message names it and the nearest right name, if any."""
+    """A configuration or a setting is wrong; the message names it, and a similar known name if any."""
 
 
 class DataError(ImpromptError):
-    """Training data cannot be read, or too large a share of it is damaged (the message names the first)."""
+    """Training data cannot be read, or too many samples are damaged (the message names the first one)."""
 
 
 class TrainingError(ImpromptError):
-    """A training run cannot go on: its figures are not finite, its checkpoint is of another run, ..."""
+    """A training run cannot continue: a loss is not finite, the checkpoint belongs to another run, ..."""
 
 
 class MissingExtra(ImpromptError):
     """An optional dependency is not installed; the message is the command that installs it.
 
     Args:
-        package: the name of the missing package, as imported
-        extra: the extra of imprompt that brings it, e.g. "train"
+        package: import name of the missing package
+        extra: the extra of imprompt that installs it, e.g. "train"
     """
 
     def __init__(self, package: str, extra: str) -> None:

@@ -1,20 +1,19 @@
-"""Adapter files: recognise, load, validate, repair, save.
+"""Adapter files: recognize, load, validate, repair, save.
 
 The published ("official") layout has two groups of tensors: `image_proj.*`, the projection, and
 `ip_adapter.N.to_k_ip.weight`, `ip_adapter.N.to_v_ip.weight`, a pair for each cross-attention layer, where N
-is the layer's position among all attention processors of the base. FaceID adds low-rank changes to all of the
-base's attention, `ip_adapter.N.to_q_lora.down.weight` and so on. A `.safetensors` file holds them flat, a
-`.bin` file is a torch pickle of {"image_proj": {...}, "ip_adapter": {...}}. What a file is, its tensors
-say, never its name.
+is the layer's position among all attention processors of the base. FaceID adds LoRA to all of the base's
+attention layers, `ip_adapter.N.to_q_lora.down.weight` and so on. A `.safetensors` file holds the tensors
+flat; a `.bin` file is a torch pickle of {"image_proj": {...}, "ip_adapter": {...}}. A file is recognized by
+its tensors, never by its name.
 
     files         bytes ↔ tensors
     layouts       other layouts → the official one
     projections   tensors → the projection's kind and sizes
-    recognise     what a file is, and what is wrong with it
-    names         official names ↔ ours
+    recognize     what a file is, and what is wrong with it
+    names         official names ↔ those of ImagePromptAdapter
     published     the table of published adapters
     loading, saving
-    variants      the published variants on their true architectures
 """
 
 from imprompt.checkpoint.loading import EncoderLike, find_embedded_part, load_adapter, load_embedded_adapter

@@ -1,4 +1,4 @@
-"""Adapter files as flat dictionaries of tensors: read without running code, written whole or not at all."""
+"""Adapter files as flat dictionaries of tensors: reading runs no code in them, writing is atomic."""
 
 import dataclasses
 import json
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from imprompt.checkpoint.bounds import MAX_NESTING, MAX_TENSORS, check_archive, check_names
 from imprompt.errors import CheckpointError, OutputError
-from imprompt.runtime.files import file_fault, header_fault, shorten
+from imprompt.runtime.files import find_file_fault, find_header_fault, shorten
+from imprompt.runtime.foreign_models import first_line
 from imprompt.runtime.output import check_output, write_atomically
 
-_ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes, and wrote before 1.6
+_ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80\x02"  # what torch.save writes since 1.6, and what it wrote before
 
-_HOLDERS = ("module", "state_dict", "model_state_dict")
-"""Where trainers keep the weights: DeepSpeed, Lightning and others, PyTorch's tutorials."""
+_WEIGHT_KEYS = ("module", "state_dict", "model_state_dict")
+"""Keys under which trainers store the weights: DeepSpeed, Lightning and others, PyTorch's tutorials."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """What a file holds: tensors under flat dotted names, its metadata, and "safetensors" or "pickle"."""
+    """The content of a file: tensors under flat dotted names, metadata, and "safetensors" or "pickle"."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -33,60 +34,61 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """Read a safetensors file or a torch pickle of tensors, told apart by content.
+    """Read a safetensors file or a torch pickle of tensors; the content tells which of them it is.
 
-    Pickles go through torch's restricted loader: a pickle that holds more than tensors is refused, and
-    nothing in it is run.
+    Pickles are read by torch's restricted loader. It refuses a pickle that holds more than tensors, and runs
+    nothing in it.
 
     Raises:
-        CheckpointError: the file is missing, empty, truncated, holds something else, or more than
-            `checkpoint.bounds` allow.
+        CheckpointError: the file is missing, empty or truncated, is of another kind, or exceeds one of the
+            limits in `checkpoint.bounds`
     """
-    head = _head(path)
+    head = _read_head(path)
     if not head:
         raise CheckpointError(f"{path} is empty")
-    if stranger := _stranger(path):
-        raise CheckpointError(f"{path} is {stranger}")
+    if other := _recognize_other_file(path):
+        raise CheckpointError(f"{path} is {other}")
     # A safetensors file starts with the length of its header, which may look like the old pickle's start.
     if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
         check_archive(path)
-        return TensorFile(_unique(_flattened(_weights(_unpickled(path)), path), path), {}, "pickle")
+        return TensorFile(_collect_unique(_flatten(_find_weights(_unpickle(path)), path), path), {}, "pickle")
     return _read_safetensors(path)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write official-layout tensors as `.safetensors` (flat, with metadata) or `.bin` (nested, without).
+    """Write tensors of the official layout as `.safetensors` (flat, with metadata) or `.bin` (nested,
+    without).
 
     Raises:
-        OutputError: another suffix, a folder that is missing, a disk that is full.
+        OutputError: the suffix is another one, the folder is missing, or the disk is full
     """
     check_output(path, ".safetensors", ".bin")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_atomically(path) as part:
         if path.suffix == ".bin":
-            torch.save(_nested(whole), part)
+            torch.save(_nest(whole), part)
             return
         try:
             safetensors.torch.save_file(whole, part, {"format": "pt", **metadata})
             _order_metadata(part)
-        except safetensors.SafetensorError as error:  # how it reports a full disk
+        except safetensors.SafetensorError as error:  # a full disk
             raise OutputError(f"{path} cannot be written: {error}") from error
 
 
 def _order_metadata(path: Path) -> None:
-    """Sort a safetensors file's metadata, which its writer shuffles: equal content shall be equal bytes."""
+    """Sort the metadata of a safetensors file, which its writer shuffles: equal content is equal bytes."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # the writer escapes no more than we do; spaces fill up what it padded
+        if len(text) <= length:  # it is never longer; spaces fill the writer's padding
             file.seek(8)
             file.write(text.ljust(length))
 
 
-def _head(path: Path) -> bytes:
-    if fault := file_fault(path):
+def _read_head(path: Path) -> bytes:
+    if fault := find_file_fault(path):
         raise CheckpointError(fault)
     try:
         with path.open("rb") as file:
@@ -95,12 +97,12 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder, not an adapter file") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _stranger(path: Path) -> str | None:
-    """What a file is that was saved in an adapter's place, and what to do; None for any other."""
+def _recognize_other_file(path: Path) -> str | None:
+    """Say what a file is that was downloaded instead of an adapter, and what to do; None for other files."""
     with path.open("rb") as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
@@ -114,11 +116,11 @@ def _stranger(path: Path) -> str | None:
 
 def _read_safetensors(path: Path) -> TensorFile:
     try:
-        if fault := header_fault(path):
+        if fault := find_header_fault(path):
             raise CheckpointError(fault)
         with safetensors.safe_open(path, framework="pt") as file:
             names = check_names(file.keys(), path)
-            # Copied: tensors that lie unaligned in a mapped file give other last bits, and die with the file.
+            # A copy, because unaligned tensors of a mapped file give other last bits and do not outlive it.
             tensors = {name: file.get_tensor(name).clone() for name in names}
             return TensorFile(tensors, dict(file.metadata() or {}), "safetensors")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -127,34 +129,37 @@ def _read_safetensors(path: Path) -> TensorFile:
         ) from error
 
 
-def _unpickled(path: Path) -> object:
+def _unpickle(path: Path) -> object:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickles of other protocols: they fail anyway
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # torch warns of pickles of other protocols, which fail anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors, perhaps code; it was refused and nothing in it was run"
+            f"{path} holds more than tensors, perhaps code; it was refused, and nothing in it was run"
         ) from error
     except Exception as error:  # a damaged archive may fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged: {reason}") from error
+        raise CheckpointError(f"{path} is truncated or damaged: {first_line(error)}") from error
 
 
-def _weights(value: object) -> object:
-    """The weights in a trainer's own file, which holds counts and its optimizer's state beside them."""
-    held = (value.get(key) for key in _HOLDERS) if isinstance(value, Mapping) else ()
-    return next((weights for weights in held if isinstance(weights, Mapping) and weights), value)
+def _find_weights(value: object) -> object:
+    """Return the weights in a trainer's file, which also holds step counts and the state of the optimizer."""
+    candidates = (value.get(key) for key in _WEIGHT_KEYS) if isinstance(value, Mapping) else ()
+    return next((weights for weights in candidates if isinstance(weights, Mapping) and weights), value)
 
 
-def _flattened(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its dotted name, in order; what holds itself or doubles at each level is refused."""
+def _flatten(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor with its dotted name, in order; refuse a dictionary that contains itself."""
     pending, visited = [("", value, 0)], 0
     while pending:
         name, value, depth = pending.pop()
         visited += 1
         if depth > MAX_NESTING or visited > 2 * MAX_TENSORS:
-            what = f"more than {MAX_NESTING} deep" if depth > MAX_NESTING else f"{visited:,} times"
-            raise CheckpointError(f"{path} holds dictionaries in dictionaries, {what}: it is no adapter file")
+            extent = f"more than {MAX_NESTING} deep" if depth > MAX_NESTING else f"{visited:,} times"
+            raise CheckpointError(
+                f"{path} holds dictionaries in dictionaries, {extent}: it is no adapter file"
+            )
         if isinstance(value, Tensor):
             yield name, value
         elif isinstance(value, Mapping):
@@ -166,7 +171,7 @@ def _flattened(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
             )
 
 
-def _unique(named: Iterator[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
+def _collect_unique(named: Iterator[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in named:
         check_names([name], path)
@@ -174,11 +179,11 @@ def _unique(named: Iterator[tuple[str, Tensor]], path: Path) -> dict[str, Tensor
             raise CheckpointError(f"{path} holds {name} twice")
         tensors[name] = tensor
     if len(tensors) > MAX_TENSORS:
-        raise CheckpointError(f"{path} holds more than {MAX_TENSORS:,} tensors: it is no adapter file")
+        raise CheckpointError(f"{path} holds more than {MAX_TENSORS:,} tensors, so it is no adapter file")
     return tensors
 
 
-def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _nest(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         group, _, key = name.partition(".")

@@ -1,4 +1,4 @@
-"""The layouts that adapter files come in, and the way of each to the official one.
+"""The layouts of adapter files, and the conversion of each to the official layout.
 
     official           image_proj.X                                   ip_adapter.N.to_k_ip.weight
     training scripts   image_proj_model.X                             adapter_modules.N.to_k_ip.weight
@@ -6,15 +6,16 @@
     ... by hand        image_proj.X                                   ip_adapter.PATH.processor.to_k_ip.weight
     diffusers          encoder_hid_proj.image_projection_layers.0.Y   PATH.processor.to_k_ip.0.weight
 
-The training scripts and diffusers store the U-Net itself in the same file; that is left out. accelerate drops
-`adapter_modules` from its safetensors files, because they share their memory with the U-Net's processors.
+The training scripts and diffusers store the U-Net itself in the same file; its tensors are dropped.
+accelerate drops `adapter_modules` from its safetensors files, because they share memory with the U-Net's
+processors.
 
-What wraps a model in training puts its own word into all names: `module.` (DDP, DeepSpeed), `_orig_mod.`
-(torch.compile), `_fsdp_wrapped_module.`, or a name that a script gave it; it is taken off first.
+Wrappers of a model in training add their own word to all names: `module.` (DDP, DeepSpeed), `_orig_mod.`
+(torch.compile), `_fsdp_wrapped_module.`, or the name of an attribute in a script. It is removed first.
 
-A PATH such as `down_blocks.1.attentions.0.transformer_blocks.0.attn2` has its official number N from its
-place among all: down, up, then mid, each in natural order; self-attention of the i-th transformer block is
-2i, cross-attention 2i + 1 (tencent-ailab/IP-Adapter at 62e4af9, `tutorial_train.py`).
+The official number N of a PATH such as `down_blocks.1.attentions.0.transformer_blocks.0.attn2` is its
+position among all paths: down, up, then mid, each in natural order. Self-attention of the i-th transformer
+block is 2i, cross-attention 2i + 1 (tencent-ailab/IP-Adapter at 62e4af9, `tutorial_train.py`).
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What PyTorch calls the model inside one that distributes, compiles or recomputes it."""
+"""Attribute names of the model inside PyTorch's wrappers that distribute, compile or checkpoint it."""
 
 _PARTS = ("down_blocks", "up_blocks", "mid_block")
 _UNET = re.compile(
@@ -51,10 +52,10 @@ class Layout:
     """A file's tensors under their official names.
 
     Attributes:
-        tensors: what belongs to the adapter, and what belongs nowhere under its own name
-        name: the layout it was, as a phrase
-        repairs: what was done to make it official, a phrase each; none for an official file
-        problems: what stands in the way, a sentence each
+        tensors: those of the adapter under official names, and unknown ones under their own names
+        name: the original layout, as a phrase
+        repairs: the changes that made it official, a phrase each; none for an official file
+        problems: what makes the file unusable, a sentence each
     """
 
     tensors: dict[str, Tensor]
@@ -64,46 +65,46 @@ class Layout:
 
 
 def convert_layout(tensors: Tensors) -> Layout:
-    """Recognise a file's layout and turn it into the official one."""
-    plain, words, problems = _without_wrappers(tensors)
+    """Recognize the layout of a file and convert it to the official one."""
+    plain, words, problems = _remove_wrappers(tensors)
     if not words:
-        return _known_layout(tensors)
-    layout = _known_layout(plain)
-    repairs = f"took {' and '.join(words)} off all names", *layout.repairs
+        return _convert_plain_names(tensors)
+    layout = _convert_plain_names(plain)
+    repairs = f"removed {' and '.join(words)} from all names", *layout.repairs
     return dataclasses.replace(layout, repairs=repairs, problems=(*problems, *layout.problems))
 
 
-def _without_wrappers(tensors: Tensors) -> tuple[Tensors, tuple[str, ...], tuple[str, ...]]:
-    """Names without the words of what wrapped the model; these words, and names that fall together."""
+def _remove_wrappers(tensors: Tensors) -> tuple[Tensors, tuple[str, ...], tuple[str, ...]]:
+    """Remove the words of wrappers from all names; return the tensors, these words, and name collisions."""
     words = {f"{part}.": None for name in tensors for part in name.split(".")[:-1] if part in WRAPPERS}
     names = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in tensors}
-    prefix = _common_prefix(names.values())
-    plain, problems = _renamed(tensors, lambda own: names[own].removeprefix(prefix))
+    prefix = _find_common_prefix(names.values())
+    plain, problems = _rename(tensors, lambda own: names[own].removeprefix(prefix))
     return plain, (*words, *([prefix] if prefix else [])), problems
 
 
-def _common_prefix(names: Collection[str]) -> str:
-    """What stands before all names, a projection's among them; empty if there is no such thing."""
-    found = (match[1] for match in map(_PREFIXED.match, names) if match)
-    prefix = next(found, "")
+def _find_common_prefix(names: Collection[str]) -> str:
+    """Return the prefix of all names, one of them a projection's; empty if there is no common one."""
+    prefixes = (match[1] for match in map(_PREFIXED.match, names) if match)
+    prefix = next(prefixes, "")
     return prefix if prefix and all(name.startswith(prefix) for name in names) else ""
 
 
-def _known_layout(tensors: Tensors) -> Layout:
-    if two := _two_adapters(tensors):
-        return Layout({}, "several adapters", problems=(two,))
+def _convert_plain_names(tensors: Tensors) -> Layout:
+    if problem := _find_several_adapters(tensors):
+        return Layout({}, "several adapters", problems=(problem,))
     if any(name.startswith("adapter_modules.") for name in tensors):
-        return _training(tensors)
+        return _convert_training_names(tensors)
     if any(_DIFFUSERS.fullmatch(name) for name in tensors):
-        return _by_path(tensors, "diffusers' own names", _diffusers_name)
+        return _convert_paths(tensors, "diffusers' own names", _diffusers_name)
     if any(name.startswith("image_proj_model.") for name in tensors):
-        return _by_path(tensors, "training checkpoint of the official scripts, as accelerate breaks it")
+        return _convert_paths(tensors, "training checkpoint of the official scripts, as accelerate breaks it")
     if any(_PROCESSOR.fullmatch(name) for name in tensors):
-        return _by_path(tensors, "official layout with paths for numbers")
+        return _convert_paths(tensors, "official layout with paths for numbers")
     return Layout(dict(tensors), "official layout")
 
 
-def _two_adapters(tensors: Tensors) -> str | None:
+def _find_several_adapters(tensors: Tensors) -> str | None:
     matches = [_DIFFUSERS.fullmatch(name) for name in tensors]
     groups = {f"image_projection_layers.{match[1]}" for match in matches if match}
     groups |= {g for g in ("image_proj", "image_proj_model") if any(n.startswith(f"{g}.") for n in tensors)}
@@ -112,39 +113,39 @@ def _two_adapters(tensors: Tensors) -> str | None:
     return f"it holds {len(groups)} adapters ({', '.join(sorted(groups))}); save each in a file of its own"
 
 
-def _training(tensors: Tensors) -> Layout:
+def _convert_training_names(tensors: Tensors) -> Layout:
     def official(name: str) -> str | None:
         if match := _NUMBERED.fullmatch(name):
             return f"ip_adapter.{match[1]}"
-        return _projection_name(name) or _of_no_adapter(name)
+        return _projection_name(name) or _name_if_unknown(name)
 
-    kept, problems = _renamed(tensors, official)
-    repairs = "renamed image_proj_model and adapter_modules", *_left_out(tensors, kept)
-    return Layout(kept, "training checkpoint of the official scripts", repairs, problems)
+    renamed, problems = _rename(tensors, official)
+    repairs = "renamed image_proj_model and adapter_modules", *_report_dropped(tensors, renamed)
+    return Layout(renamed, "training checkpoint of the official scripts", repairs, problems)
 
 
-def _by_path(
+def _convert_paths(
     tensors: Tensors, name: str, projection_name: Callable[[str], str | None] | None = None
 ) -> Layout:
-    paths = sorted({match[1] for match in map(_OF_PATH.fullmatch, tensors) if match}, key=_place)
+    paths = sorted({match[1] for match in map(_OF_PATH.fullmatch, tensors) if match}, key=_sort_key)
     places = {path: index for index, path in enumerate(paths)}
     rename_projection = projection_name or _projection_name
 
     def official(own: str) -> str | None:
-        return rename_projection(own) or _layer_name(own, places) or _of_no_adapter(own)
+        return rename_projection(own) or _layer_name(own, places) or _name_if_unknown(own)
 
-    kept, problems = _renamed(tensors, official)
-    repairs = [*_left_out(tensors, kept)]
+    renamed, problems = _rename(tensors, official)
+    repairs = [*_report_dropped(tensors, renamed)]
     if projection_name:
-        kept = _projection_from_diffusers(kept)
+        renamed = _convert_diffusers_projection(renamed)
         repairs.insert(0, "turned diffusers' names of the projection into the official ones")
-    numbers = {name.split(".")[1] for name in kept if name.startswith("ip_adapter.")}
+    numbers = {name.split(".")[1] for name in renamed if name.startswith("ip_adapter.")}
     repairs.insert(0, f"gave {len(numbers)} attention layers their official numbers, by their paths")
-    return Layout(kept, name, tuple(repairs), (*problems, *_missing_layers(kept, places)))
+    return Layout(renamed, name, tuple(repairs), (*problems, *_missing_layers(renamed, places)))
 
 
-def _place(path: str) -> tuple[int, list[int]]:
-    """Where a transformer block stands among all of the U-Net's."""
+def _sort_key(path: str) -> tuple[int, list[int]]:
+    """Return the position of a transformer block among all those of the U-Net."""
     return _PARTS.index(path.partition(".")[0]), [int(number) for number in re.findall(r"[0-9]+", path)]
 
 
@@ -169,39 +170,39 @@ def _layer_name(name: str, places: Mapping[str, int]) -> str | None:
     return f"ip_adapter.{2 * places[path] + int(which) - 1}.{kind}"
 
 
-def _of_no_adapter(name: str) -> str | None:
-    """None for what is the U-Net's own; the name itself for what we do not know."""
+def _name_if_unknown(name: str) -> str | None:
+    """Return None for a tensor of the U-Net, which is dropped; the name itself for an unknown one."""
     return None if _UNET.fullmatch(name) else name
 
 
-def _renamed(
+def _rename(
     tensors: Tensors, official: Callable[[str], str | None]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    kept, origin, problems = dict[str, Tensor](), dict[str, str](), []
+    renamed, origin, problems = dict[str, Tensor](), dict[str, str](), []
     for own, tensor in tensors.items():
         name = official(own)
         if name in origin:
             problems.append(f"{origin[name]} and {own} both stand for {name}")
         elif name is not None:
-            kept[name], origin[name] = tensor, own
-    return kept, tuple(problems)
+            renamed[name], origin[name] = tensor, own
+    return renamed, tuple(problems)
 
 
-def _left_out(tensors: Tensors, kept: Collection[str]) -> Iterator[str]:
-    if count := len(tensors) - len(kept):
+def _report_dropped(tensors: Tensors, renamed: Collection[str]) -> Iterator[str]:
+    if count := len(tensors) - len(renamed):
         yield f"left out {count} tensors of the U-Net itself"
 
 
-def _missing_layers(kept: Tensors, places: Mapping[str, int]) -> Iterator[str]:
-    """The U-Net in the file tells which layers there must be."""
-    if any(name.endswith(("to_k_ip.weight", "to_v_ip.weight")) for name in kept):
+def _missing_layers(renamed: Tensors, places: Mapping[str, int]) -> Iterator[str]:
+    """Yield the layers of the U-Net in the file that the adapter lacks."""
+    if any(name.endswith(("to_k_ip.weight", "to_v_ip.weight")) for name in renamed):
         for path, place in places.items():
             names = [f"ip_adapter.{2 * place + 1}.{kind}.weight" for kind in ("to_k_ip", "to_v_ip")]
-            if not any(name in kept for name in names):  # one of the two missing is found by the variant
+            if not any(name in renamed for name in names):  # a single missing one is reported later
                 yield f"{path}.attn2.processor.to_k_ip.weight ({names[0]}) is missing"
 
 
-# diffusers' names of the projections (diffusers/loaders/unet.py), turned back
+# From diffusers' names of the projections (diffusers/loaders/unet.py) to the official ones
 
 _LINEAR = ((r"image_embeds\.(.+)", r"proj.\1"),)
 _FULL_FACE = (
@@ -227,32 +228,34 @@ _FACE_PERCEIVER = (
 )
 
 
-def _projection_from_diffusers(tensors: Tensors) -> dict[str, Tensor]:
+def _convert_diffusers_projection(tensors: Tensors) -> dict[str, Tensor]:
     projection = {
         name.removeprefix("image_proj."): tensor
         for name, tensor in tensors.items()
         if name.startswith("image_proj.")
     }
-    rules = _diffusers_rules(projection)
+    rules = _choose_diffusers_rules(projection)
     others = {name: tensor for name, tensor in tensors.items() if not name.startswith("image_proj.")}
-    named = {_first_match(name, rules): tensor for name, tensor in _keys_with_values(projection).items()}
-    return {f"image_proj.{name}": tensor for name, tensor in named.items()} | others
+    converted = {
+        _apply_rules(name, rules): tensor for name, tensor in _join_keys_with_values(projection).items()
+    }
+    return {f"image_proj.{name}": tensor for name, tensor in converted.items()} | others
 
 
-def _diffusers_rules(projection: Tensors) -> tuple[tuple[str, str], ...]:
+def _choose_diffusers_rules(projection: Tensors) -> tuple[tuple[str, str], ...]:
     if any(name.startswith("image_embeds.") for name in projection):
         return _LINEAR
     if any(name.startswith("proj.net.") for name in projection):
         return _FACE_PERCEIVER
     if "ff.net.2.weight" not in projection or "norm.weight" not in projection:
         return _PERCEIVER
-    # Both have the same names; Full-Face makes one token of a feature, FaceID several of a face.
+    # Both have the same names. Full-Face maps a feature to one token, FaceID maps a face to several.
     rows, width = len(projection["ff.net.2.weight"]), len(projection["norm.weight"])
     return _FULL_FACE if rows == width else _FACE
 
 
-def _keys_with_values(projection: Tensors) -> dict[str, Tensor]:
-    """W_k and W_v of each perceiver layer are one matrix in the official layout."""
+def _join_keys_with_values(projection: Tensors) -> dict[str, Tensor]:
+    """Join W_k and W_v of each perceiver layer, which are one matrix in the official layout."""
     joined = dict(projection)
     for name in projection:
         value = re.sub(r"attn\.to_k\.weight$", "attn.to_v.weight", name)
@@ -262,7 +265,7 @@ def _keys_with_values(projection: Tensors) -> dict[str, Tensor]:
     return joined
 
 
-def _first_match(name: str, rules: Collection[tuple[str, str]]) -> str:
+def _apply_rules(name: str, rules: Collection[tuple[str, str]]) -> str:
     for pattern, template in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(template)

@@ -1,4 +1,4 @@
-"""Reading adapters: from a file, from the hub, under a short name."""
+"""Loading adapters: from a file, from the hub, or by a short name."""
 
 import difflib
 import os
@@ -28,7 +28,7 @@ from imprompt.checkpoint.saving import check_sound
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
 from imprompt.inputs.encoder import ImageEncoder, describe_unconditional, load_image_encoder
 from imprompt.projection import Input
-from imprompt.runtime.files import name_fault, shorten
+from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.hub import fetch_file
 
 EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
@@ -38,7 +38,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
 
 
 class _Source(NamedTuple):
-    """Where a file is, and what is known of it if it is a published one."""
+    """The path of a file, and its entry in the table of published adapters if it has one."""
 
     path: Path
     published: PublishedAdapter | None
@@ -52,42 +52,38 @@ def load_adapter(
 ) -> ImagePromptAdapter:
     """Load an adapter of any published variant and layout.
 
-    Weights keep the file's number format; those of a file with several become the widest of them, and float8
+    Weights keep the number format of the file. If it has several, all weights get the widest of them. float8
     becomes float16.
 
     Args:
         source: "mini" or "mini-plus" (the embedded ones), the short name of a published one (`imprompt
             variants` lists them), a file, or "owner/name:file/in/repo" on the hub
-        image_encoder: a model, a folder, or a hub id "owner/name:subfolder"; None for an adapter that takes
-            finished inputs only. By default the one that the file names, the mini's own for the mini, or for
-            the widths of published adapters theirs, from the hub; none for other widths
-        face_plus_version: of a FaceID-Plus file that is neither a published one nor one of ours: its tensors
-            do not tell whether it is version 1 or 2
+        image_encoder: a model, a folder, or a hub id "owner/name:subfolder"; None for an adapter that will
+            only take encoded inputs. By default the encoder that the file names, the embedded one for the
+            embedded adapters, or the one that published adapters of these widths need, from the hub; none for
+            other widths
+        face_plus_version: version 1 or 2 of a FaceID-Plus file that is not published and has no metadata: its
+            tensors do not tell the version
 
     Raises:
-        CheckpointError: the file is damaged, holds wrong tensors, is a variant that cannot be used, or one of
-            FaceID-Plus and nothing tells its version.
-        UnknownModel: there is no such adapter, or its image encoder cannot be had.
-        AdapterMismatch: the image encoder does not give what the adapter takes.
+        CheckpointError: the file is damaged, holds wrong tensors, is of an unsupported variant, or is of
+            FaceID-Plus with an unknown version
+        UnknownModel: there is no such adapter, or its image encoder cannot be loaded
+        AdapterMismatch: the outputs of the image encoder do not fit the adapter
     """
     name = os.fspath(source)
     if name in EMBEDDED:
         adapter = load_embedded_adapter(name)
-        _no_version(face_plus_version, name)
+        _refuse_version(face_plus_version, name)
         known: EncoderLike | None = adapter.image_encoder
         phrase = "its own image encoder"
     else:
-        adapter, description = _from_file(_local_file(name), face_plus_version)
-        asked = image_encoder == "known"  # else it is not looked for: the mini's own file names the mini
-        known = (
-            (_said_encoder(description.metadata) or _find_published_encoder(description.takes))
-            if asked
-            else None
-        )
+        adapter, description = _load_file(_locate(name), face_plus_version)
+        known = _find_encoder(description) if image_encoder == "known" else None
         phrase = description.encoder or ""
     image_encoder = known if image_encoder == "known" else image_encoder
     adapter.image_encoder = (
-        None if image_encoder is None else _fitting_encoder(image_encoder, adapter, name, phrase)
+        None if image_encoder is None else _load_fitting_encoder(image_encoder, adapter, name, phrase)
     )
     return adapter
 
@@ -96,11 +92,11 @@ def load_embedded_adapter(name: str = "mini", *, weights: Path = EMBEDDED_WEIGHT
     """Load one of the embedded model's image-prompt adapters, with its image encoder.
 
     Args:
-        name: "mini" makes four tokens of the image embedding, "mini-plus" sixteen of the grid of features
-        weights: a folder as `imprompt mini train` makes it
+        name: "mini" maps the image embedding to four tokens, "mini-plus" the grid of features to sixteen
+        weights: a folder written by `imprompt mini train`
 
     Raises:
-        UnknownModel: the weights are not there, or there is no adapter of that name
+        UnknownModel: the weights are missing, or there is no adapter of that name
     """
     if name not in EMBEDDED:
         raise UnknownModel(f"there is no embedded adapter {name!r}; they are: {', '.join(EMBEDDED)}")
@@ -113,7 +109,7 @@ def find_embedded_part(folder: Path) -> Path:
     """Return the folder of one part of the embedded model.
 
     Raises:
-        UnknownModel: it is not there; the message says how to get it
+        UnknownModel: the folder is missing
     """
     if not folder.is_dir():
         raise UnknownModel(
@@ -122,8 +118,8 @@ def find_embedded_part(folder: Path) -> Path:
     return folder
 
 
-def _local_file(source: str) -> _Source:
-    if fault := name_fault(source):
+def _locate(source: str) -> _Source:
+    if fault := find_name_fault(source):
         raise UnknownModel(f"no adapter {shorten(source)!r}: {fault}")
     by_name = {name.lower(): published for name, published in PUBLISHED.items()}
     path, published = Path(source), by_name.get(source.lower())
@@ -136,71 +132,76 @@ def _local_file(source: str) -> _Source:
         return _Source(fetch_file(match[1], match[2]), next(known, None))
     near = difflib.get_close_matches(source, [*EMBEDDED, *PUBLISHED], n=1)
     perhaps = f" (did you mean {near[0]!r}?)" if near else ""
-    ours = " or ".join(map(repr, EMBEDDED))
+    embedded = " or ".join(map(repr, EMBEDDED))
     raise UnknownModel(
-        f"no adapter {source!r}{perhaps}: no such file, nor {ours}, nor a file on the hub (owner/name:file)"
+        f"no adapter {source!r}{perhaps}: no such file, nor {embedded}, nor a file on the hub "
+        "(owner/name:file)"
     )
 
 
-def _from_file(source: _Source, asked: Version | None) -> tuple[ImagePromptAdapter, Description]:
+def _load_file(source: _Source, requested: Version | None) -> tuple[ImagePromptAdapter, Description]:
     file = read_tensors(source.path)
-    found = recognize(file)
-    check_sound(source.path, found.description)
-    if limit := found.description.limit:
+    recognized = recognize(file)
+    description = recognized.description
+    check_sound(source.path, description)
+    if limit := description.limit:
         raise CheckpointError(f"{source.path}: {limit}")
-    version = _version(source, found.description, asked)
-    _check_unconditional(source.path, found.description)
-    return _built(found, file.metadata, version), found.description
+    version = _choose_version(source, description, requested)
+    _check_unconditional(source.path, description)
+    return _build_adapter(recognized, file.metadata, version), description
 
 
-def _check_unconditional(path: Path, described: Description) -> None:
-    """Refuse a file whose "no image" is another than ours: guidance would push from what it never saw."""
-    ours = describe_unconditional(described.takes)
-    if (said := described.metadata.get("unconditional", ours)) != ours:
+def _check_unconditional(path: Path, description: Description) -> None:
+    """Refuse a file that was trained with another "no image", on which guidance would rely."""
+    own = describe_unconditional(description.takes)
+    if (stated := description.metadata.get("unconditional", own)) != own:
         raise CheckpointError(
-            f"{path} was trained with another form of no image ({said!r}) than imprompt uses ({ours!r})"
+            f"{path} was trained with another form of no image ({stated!r}) than imprompt uses ({own!r})"
         )
 
 
-def _version(source: _Source, described: Description, asked: Version | None) -> Version:
-    """Decide which version of FaceID-Plus a file is; 1, which means nothing, for the other variants."""
-    path, said = source.path, described.metadata.get("face_plus_version")
-    if described.variant != "faceid-plus":
-        _no_version(asked, str(path))
+def _choose_version(source: _Source, description: Description, requested: Version | None) -> Version:
+    """Return the version of a FaceID-Plus file; 1 for the other variants, which ignore it."""
+    path, stated = source.path, description.metadata.get("face_plus_version")
+    if description.variant != "faceid-plus":
+        _refuse_version(requested, str(path))
         return 1
-    if said not in (None, "1", "2"):
-        raise CheckpointError(f"{path}: its metadata says face_plus_version {said!r}; it must be 1 or 2")
+    if stated not in (None, "1", "2"):
+        raise CheckpointError(f"{path}: its metadata state face_plus_version {stated!r}; it must be 1 or 2")
     known = source.published.face_plus_version if source.published else None
-    known = known or (None if said is None else 1 if said == "1" else 2)
-    if known and asked and known != asked:
-        raise CheckpointError(f"{path} is FaceID-Plus version {known}, not {asked}")
-    if version := asked or known:
+    known = known or (None if stated is None else 1 if stated == "1" else 2)
+    if known and requested and known != requested:
+        raise CheckpointError(f"{path} is FaceID-Plus version {known}, not {requested}")
+    if version := requested or known:
         return version
     raise CheckpointError(
-        f"{path} is FaceID-Plus of version 1 or 2 ({described.encoder}); its tensors do not tell which: say "
-        "face_plus_version=1, or 2 for a file that was published as PlusV2"
+        f"{path} is FaceID-Plus of version 1 or 2 ({description.encoder}); its tensors do not tell which: "
+        "pass face_plus_version=1, or 2 for a file that was published as PlusV2"
     )
 
 
-def _no_version(asked: Version | None, name: str) -> None:
-    if asked is not None:
-        raise CheckpointError(f"{name} is no FaceID-Plus adapter: only those have a face_plus_version")
+def _refuse_version(requested: Version | None, name: str) -> None:
+    if requested is not None:
+        raise CheckpointError(f"{name} is no FaceID-Plus adapter, and only those have a face_plus_version")
 
 
-def _built(found: RecognizedFile, metadata: Mapping[str, str], version: Version) -> ImagePromptAdapter:
-    assert found.kind is not None  # a sound file has one
-    tensors = _of_one_format(found.tensors)
-    projection = build_projection(tensors, metadata, found.kind, version)
+def _build_adapter(
+    recognized: RecognizedFile, metadata: Mapping[str, str], version: Version
+) -> ImagePromptAdapter:
+    assert recognized.kind is not None  # a file without problems has one
+    tensors = _unify_formats(recognized.tensors)
+    projection = build_projection(tensors, metadata, recognized.kind, version)
     with torch.device("meta"):
-        adapter = ImagePromptAdapter(projection, found.description.layers, read_lora_shapes(tensors))
+        adapter = ImagePromptAdapter(projection, recognized.description.layers, read_lora_shapes(tensors))
     adapter.load_state_dict(from_official(tensors), assign=True)
     return adapter
 
 
-def _of_one_format(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Some published files hold a float32 projection and float16 layers, which cannot compute together.
+def _unify_formats(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Convert all tensors to one number format, the widest that occurs.
 
-    float8 only stores: nothing is computed in it, so it becomes float16, which holds each of its values.
+    Some published files hold a float32 projection and float16 layers, which cannot compute together. float8
+    becomes float16, which holds each of its values, because nothing computes in float8.
     """
     tensors = {name: tensor.half() if tensor.itemsize == 1 else tensor for name, tensor in tensors.items()}
     formats = {tensor.dtype for tensor in tensors.values()}
@@ -213,25 +214,22 @@ def _of_one_format(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 # The image encoder
 
 
-def _said_encoder(metadata: Mapping[str, str]) -> EncoderLike | None:
-    """The encoder that the file itself names: "mini", or one on the hub."""
-    said = metadata.get("image_encoder", "")
-    if said == "mini":
+def _find_encoder(description: Description) -> EncoderLike | None:
+    """Return the encoder that the file names ("mini" or one on the hub), else that of published adapters."""
+    stated = description.metadata.get("image_encoder", "")
+    if stated == "mini":
         return load_image_encoder(find_embedded_part(EMBEDDED_WEIGHTS / "image_encoder"))
-    return said if _HUB_ID.fullmatch(said) else None
-
-
-def _find_published_encoder(takes: Mapping[Input, int]) -> str | None:
-    """Hub id of the encoder that all published adapters of these widths need, if any takes a picture."""
-    sources = (describe_encoder(name, width).source for name, width in takes.items())
+    if _HUB_ID.fullmatch(stated):
+        return stated
+    sources = (describe_encoder(name, width).source for name, width in description.takes.items())
     return next((source for source in sources if source), None)
 
 
-def _fitting_encoder(
+def _load_fitting_encoder(
     source: EncoderLike, adapter: ImagePromptAdapter, name: str, phrase: str
 ) -> ImageEncoder:
     if set(adapter.projection.takes) == {"face_embedding"}:
-        raise AdapterMismatch(f"the adapter {name} takes an {phrase}; it has no use for an image encoder")
+        raise AdapterMismatch(f"the adapter {name} takes an {phrase}; it uses no image encoder")
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     try:
@@ -243,13 +241,13 @@ def _fitting_encoder(
 
 
 def _check_widths(encoder: ImageEncoder, adapter: ImagePromptAdapter, name: str, phrase: str) -> None:
-    given: dict[Input, int] = {
+    widths: dict[Input, int] = {
         "image_embedding": encoder.embedding_dim,
         "image_features": encoder.feature_dim,
     }
-    for key, width in given.items():
-        if (wanted := adapter.projection.takes.get(key, width)) != width:
+    for key, width in widths.items():
+        if (expected := adapter.projection.takes.get(key, width)) != width:
             raise AdapterMismatch(
                 f"the adapter {name} needs {phrase}; this image encoder's {key.replace('_', ' ')} is "
-                f"{width} wide, not {wanted}"
+                f"{width} wide, not {expected}"
             )

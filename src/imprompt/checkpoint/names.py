@@ -1,4 +1,4 @@
-"""The names of an adapter's tensors: ours, and the official ones.
+"""The names of an adapter's tensors: those of ImagePromptAdapter, and the official ones.
 
 projection.X                      image_proj.X
 layers.N.to_key.weight            ip_adapter.N.to_k_ip.weight
@@ -14,13 +14,13 @@ from torch import Tensor
 from imprompt.errors import CheckpointError
 
 _N = "(0|[1-9][0-9]*)"
-_OFFICIAL_TO_OURS = (
+_FROM_OFFICIAL = (
     (r"image_proj\.(.+)", r"projection.\1"),
     (rf"ip_adapter\.{_N}\.to_k_ip\.weight", r"layers.\1.to_key.weight"),
     (rf"ip_adapter\.{_N}\.to_v_ip\.weight", r"layers.\1.to_value.weight"),
     (rf"ip_adapter\.{_N}\.to_(q|k|v|out)_lora\.(down|up)\.weight", r"lora.\1.\2.\3.weight"),
 )
-_OURS_TO_OFFICIAL = (
+_TO_OFFICIAL = (
     (r"projection\.(.+)", r"image_proj.\1"),
     (rf"layers\.{_N}\.to_key\.weight", r"ip_adapter.\1.to_k_ip.weight"),
     (rf"layers\.{_N}\.to_value\.weight", r"ip_adapter.\1.to_v_ip.weight"),
@@ -29,17 +29,17 @@ _OURS_TO_OFFICIAL = (
 
 
 def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of an adapter's state dict to the official ones; undoes `from_official`."""
-    return {_renamed(name, _OURS_TO_OFFICIAL): tensor for name, tensor in tensors.items()}
+    """Rename the tensors of an adapter's state dict to the official names; the inverse of `from_official`."""
+    return {_rename(name, _TO_OFFICIAL): tensor for name, tensor in tensors.items()}
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename official tensors to those of an adapter's state dict; undoes `to_official`."""
-    return {_renamed(name, _OFFICIAL_TO_OURS): tensor for name, tensor in tensors.items()}
+    """Rename official tensors to the names of an adapter's state dict; the inverse of `to_official`."""
+    return {_rename(name, _FROM_OFFICIAL): tensor for name, tensor in tensors.items()}
 
 
-def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
     for pattern, template in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(template)
-    raise CheckpointError(f"{name} is no tensor of an adapter that we know")
+    raise CheckpointError(f"{name} is no known tensor of an adapter")

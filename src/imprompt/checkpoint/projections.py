@@ -1,7 +1,8 @@
-"""The projection that a file holds: its kind and its sizes, read from the tensors of `image_proj`.
+"""The projection in a file: its kind and its sizes, read from the tensors of `image_proj`.
 
-What tensors cannot tell stands in the metadata of our own files, or is as in all published ones: the width of
-a perceiver's heads (`head_dim`, 64) and the number of features that Full-Face takes (`tokens`, 257).
+Two sizes cannot be read from tensors: the width of a perceiver's heads (`head_dim`) and the number of
+features of Full-Face (`tokens`). The metadata of imprompt's files state them; all published files have 64 and
+257.
 """
 
 import dataclasses
@@ -28,60 +29,62 @@ Version = Literal[1, 2]
 PREFIX = "image_proj."
 
 MAX_DEPTH = 64
-"""Layers of a perceiver; published ones have 4 or 8."""
+"""The largest number of layers of a perceiver; published ones have 4 or 8."""
 
 
 class UnreadableSize(Exception):
-    """A size of the projection cannot be read; the message is a sentence that names the tensor."""
+    """A size of the projection cannot be read; the message names the tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Where sizes are read from."""
+    """The tensors and metadata from which sizes are read."""
 
     tensors: Tensors
     metadata: Mapping[str, str]
 
     def axis(self, name: str, axis: int) -> int:
-        """Return one axis of a tensor of `image_proj`."""
+        """Return the length of one axis of a tensor of `image_proj`."""
         tensor = self.tensors.get(PREFIX + name)
         if tensor is None:
             raise UnreadableSize(f"{PREFIX}{name} is missing")
         if tensor.ndim <= axis or tensor.shape[axis] == 0:
-            raise UnreadableSize(f"{PREFIX}{name} has shape {format_shape(tensor)}, which gives no size")
+            raise UnreadableSize(
+                f"{PREFIX}{name} has shape {format_shape(tensor)}, from which no size can be read"
+            )
         return tensor.shape[axis]
 
     def tokens(self, name: str) -> int:
-        """Return how many tokens the rows of a tensor make."""
+        """Return the number of tokens in the rows of a tensor."""
         rows, width = self.axis(name, 0), self.axis("norm.weight", 0)
         if rows % width:
             shape = format_shape(self.tensors[PREFIX + name])
             raise UnreadableSize(
-                f"{PREFIX}{name} ({shape}) gives no whole tokens {width} wide ({PREFIX}norm.weight)"
+                f"{PREFIX}{name} ({shape}) does not divide into tokens {width} wide ({PREFIX}norm.weight)"
             )
         return rows // width
 
-    def said(self, key: str, otherwise: int) -> int:
+    def read_metadata(self, key: str, default: int) -> int:
         """Return a number of the metadata."""
-        text = self.metadata.get(key, str(otherwise))
+        text = self.metadata.get(key, str(default))
         if not re.fullmatch("[1-9][0-9]{0,5}", text):
-            raise UnreadableSize(f"its metadata says {key} {text!r}, which is no whole number from 1")
+            raise UnreadableSize(f"its metadata state {key} {text!r}, which is no positive whole number")
         return int(text)
 
     def perceiver(self, prefix: str) -> PerceiverShape:
-        """Return the inside of a perceiver."""
+        """Return the sizes inside a perceiver."""
         pattern = re.compile(re.escape(PREFIX + prefix) + r"layers\.([0-9]+)\..+")
         depth = len({match[1] for match in map(pattern.fullmatch, self.tensors) if match})
         if depth > MAX_DEPTH:
-            raise UnreadableSize(f"its perceiver has {depth:,} layers; it may have {MAX_DEPTH}")
-        width, head_dim = self.axis(f"{prefix}proj_in.weight", 0), self.said("head_dim", 64)
+            raise UnreadableSize(f"its perceiver has {depth:,} layers; the limit is {MAX_DEPTH}")
+        width, head_dim = self.axis(f"{prefix}proj_in.weight", 0), self.read_metadata("head_dim", 64)
         if not depth:
             return PerceiverShape(width=width, depth=0, attention_width=head_dim, head_dim=head_dim)
         query = f"{prefix}layers.0.0.to_q.weight"
         attention, feed_forward = self.axis(query, 0), self.axis(f"{prefix}layers.0.1.1.weight", 0)
         if attention % head_dim:
             shape = format_shape(self.tensors[PREFIX + query])
-            raise UnreadableSize(f"{PREFIX}{query} ({shape}) gives no whole heads {head_dim} wide")
+            raise UnreadableSize(f"{PREFIX}{query} ({shape}) does not divide into heads {head_dim} wide")
         return PerceiverShape(
             width=width,
             depth=depth,
@@ -91,12 +94,12 @@ class Sizes:
         )
 
 
-def _linear(sizes: Sizes, version: Version) -> ImageProjection:
+def _build_linear(sizes: Sizes, version: Version) -> ImageProjection:
     context_dim, tokens = sizes.axis("norm.weight", 0), sizes.tokens("proj.weight")
     return LinearProjection(sizes.axis("proj.weight", 1), context_dim, tokens)
 
 
-def _resampler(sizes: Sizes, version: Version) -> ImageProjection:
+def _build_resampler(sizes: Sizes, version: Version) -> ImageProjection:
     return ResamplerProjection(
         sizes.axis("proj_in.weight", 1),
         sizes.axis("proj_out.weight", 0),
@@ -105,16 +108,16 @@ def _resampler(sizes: Sizes, version: Version) -> ImageProjection:
     )
 
 
-def _patches(sizes: Sizes, version: Version) -> ImageProjection:
+def _build_patches(sizes: Sizes, version: Version) -> ImageProjection:
     return PatchProjection(
         sizes.axis("proj.0.weight", 1),
         sizes.axis("proj.3.weight", 0),
-        sizes.said("tokens", 257),
+        sizes.read_metadata("tokens", 257),
         hidden_dim=sizes.axis("proj.0.weight", 0),
     )
 
 
-def _face(sizes: Sizes, version: Version) -> ImageProjection:
+def _build_face(sizes: Sizes, version: Version) -> ImageProjection:
     return FaceProjection(
         sizes.axis("norm.weight", 0),
         sizes.tokens("proj.2.weight"),
@@ -123,7 +126,7 @@ def _face(sizes: Sizes, version: Version) -> ImageProjection:
     )
 
 
-def _face_plus(sizes: Sizes, version: Version) -> ImageProjection:
+def _build_face_plus(sizes: Sizes, version: Version) -> ImageProjection:
     return FacePlusProjection(
         sizes.axis("perceiver_resampler.proj_in.weight", 1),
         sizes.axis("perceiver_resampler.proj_out.weight", 0),
@@ -140,40 +143,42 @@ class Kind:
     """A kind of projection.
 
     Attributes:
-        name: of the variant
-        telltale: matches the names of which some are in no kind further down
-        sized: tensors without which sizes cannot be read
-        make: builds it
+        name: the name of the variant
+        pattern: matches a tensor name that no later kind has
+        required: tensors from which sizes are read
+        build: builds the projection
     """
 
     name: str
-    telltale: str
-    sized: tuple[str, ...]
-    make: Callable[[Sizes, Version], ImageProjection]
+    pattern: str
+    required: tuple[str, ...]
+    build: Callable[[Sizes, Version], ImageProjection]
 
 
-_FACE_SIZED = ("norm.weight", "proj.0.weight", "proj.2.weight")
-_FACE_PLUS_SIZED = ("perceiver_resampler.proj_in.weight", "perceiver_resampler.proj_out.weight")
+_FACE_REQUIRED = ("norm.weight", "proj.0.weight", "proj.2.weight")
+_FACE_PLUS_REQUIRED = ("perceiver_resampler.proj_in.weight", "perceiver_resampler.proj_out.weight")
 
-KINDS = (  # the first of which a telltale is there
-    Kind("faceid-plus", r"perceiver_resampler\..+", (*_FACE_SIZED, *_FACE_PLUS_SIZED), _face_plus),
+KINDS = (  # a file is of the first kind whose pattern matches a name
+    Kind(
+        "faceid-plus", r"perceiver_resampler\..+", (*_FACE_REQUIRED, *_FACE_PLUS_REQUIRED), _build_face_plus
+    ),
     Kind(
         "plus",
         r"latents|(proj_in|proj_out|norm_out|layers)\..+",
         ("latents", "proj_in.weight", "proj_out.weight"),
-        _resampler,
+        _build_resampler,
     ),
-    Kind("full-face", r"proj\.3\..+", ("proj.0.weight", "proj.3.weight"), _patches),
-    Kind("faceid", r"proj\.[02]\..+", _FACE_SIZED, _face),
-    Kind("base", r"(proj|norm)\.(weight|bias)", ("norm.weight", "proj.weight"), _linear),
+    Kind("full-face", r"proj\.3\..+", ("proj.0.weight", "proj.3.weight"), _build_patches),
+    Kind("faceid", r"proj\.[02]\..+", _FACE_REQUIRED, _build_face),
+    Kind("base", r"(proj|norm)\.(weight|bias)", ("norm.weight", "proj.weight"), _build_linear),
 )
 
 
 def find_kind(tensors: Tensors) -> Kind | None:
-    """Recognise the kind of projection; None if there is none that we know."""
+    """Return the kind of the projection; None if it is unknown."""
     names = [name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)]
     for kind in KINDS:
-        if any(re.fullmatch(kind.telltale, name) for name in names):
+        if any(re.fullmatch(kind.pattern, name) for name in names):
             return kind
     return None
 
@@ -181,18 +186,18 @@ def find_kind(tensors: Tensors) -> Kind | None:
 def build_projection(
     tensors: Tensors, metadata: Mapping[str, str], kind: Kind, version: Version = 1
 ) -> ImageProjection:
-    """Build the projection of a file, on the meta device.
+    """Build the projection of a file on the meta device.
 
     Raises:
-        UnreadableSize: a tensor from which a size is read is missing, or has an impossible shape
+        UnreadableSize: a tensor from which a size is read is missing or has an impossible shape
     """
     try:
         with torch.device("meta"):
-            return kind.make(Sizes(tensors, metadata), version)
-    except RuntimeError as error:  # sizes that overflow together
+            return kind.build(Sizes(tensors, metadata), version)
+    except RuntimeError as error:  # the sizes overflow
         raise UnreadableSize(f"the sizes of its projection are impossible: {error}") from error
 
 
 def format_shape(tensor: Tensor) -> str:
-    """Write a shape: "3072 × 1024"."""
+    """Format a shape: "3072 × 1024"."""
     return " × ".join(map(str, tensor.shape)) or "()"

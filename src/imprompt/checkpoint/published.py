@@ -1,8 +1,8 @@
-"""The published adapters, as one table, and the encoders that they need.
+"""The table of published adapters, and the encoders that they need.
 
-What was looked up: file names in the published lists of several user interfaces (2024–2026), the licences in
-the model cards' text as quoted there, the encoders in the official code (tencent-ailab/IP-Adapter at 62e4af9)
-and in Kwai-Kolors/Kolors, `ipadapter/`. No file was downloaded. What could not be looked up, `note` says.
+Sources: file names in the published lists of several user interfaces (2024–2026), the licenses in the text of
+the model cards quoted there, the encoders in the official code (tencent-ailab/IP-Adapter at 62e4af9) and in
+Kwai-Kolors/Kolors, `ipadapter/`. No file was downloaded. `note` states what could not be checked.
 """
 
 from pathlib import Path
@@ -15,29 +15,30 @@ class PublishedAdapter(NamedTuple):
     """A published adapter."""
 
     repository: str
-    """Its hub id."""
+    """Hub id of the repository."""
     file: str
-    """The file in it."""
+    """Path of the file in the repository."""
     variant: str
-    """As `Description.variant`."""
+    """The variant, as in `Description.variant`."""
     base_family: str
-    """As `Description.base_family`."""
+    """The base models, as in `Description.base_family`."""
     encoder: str | None
-    """Hub id and folder of the image encoder, "owner/name:folder"; None if it takes no pictures."""
+    """Hub id and folder of the image encoder, "owner/name:folder"; None for an adapter of face embeddings
+    only."""
     license: str
-    """Of the weights; "not checked" where we have not seen it."""
+    """License of the weights, or "not checked"."""
     face_plus_version: Literal[1, 2] | None = None
-    """Of FaceID-Plus."""
+    """Version of FaceID-Plus; None for other variants."""
     note: str = ""
-    """What it is for, and what was not checked."""
+    """Purpose of the adapter, and what was not checked."""
 
 
 class EmbeddedAdapter(NamedTuple):
-    """An adapter that imprompt brings itself.
+    """An adapter that is embedded in imprompt.
 
     Attributes:
-        variant: as `Description.variant`
-        file: in the embedded model's folder `adapter`
+        variant: the variant, as in `Description.variant`
+        file: file name in the embedded model's folder `adapter`
     """
 
     variant: str
@@ -48,7 +49,7 @@ EMBEDDED = {
     "mini": EmbeddedAdapter("base", "ip-adapter.safetensors"),
     "mini-plus": EmbeddedAdapter("plus", "ip-adapter-plus.safetensors"),
 }
-"""Name → what it is."""
+"""Name → embedded adapter."""
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "mini" / "weights"
 """The embedded model's shipped weights: `base`, `adapter`, `image_encoder`, `styles`, `control`, `judge`."""
@@ -60,135 +61,61 @@ VIT_L_336 = "Kwai-Kolors/Kolors-IP-Adapter-Plus:image_encoder"
 _OFFICIAL, _FACE = "h94/IP-Adapter", "h94/IP-Adapter-FaceID"
 _COMPOSITION, _KOLORS = "ostris/ip-composition-adapter", "Kwai-Kolors/Kolors-IP-Adapter-Plus"
 _APACHE = "Apache-2.0"
-_RESEARCH = "research only, not for commercial use (it stands on InsightFace's models)"
+_RESEARCH = "research only, not for commercial use (it depends on InsightFace's models)"
 _SD, _XL = "SD1.5", "SDXL"
 _LORA = "with LoRA inside the file"
 _FIVE_FACES = "made for about five faces of one person, side by side"
 
+_FACE_CROP, _LAYOUT = "takes the cropped face", "the layout of a picture without its style and content"
+
+
+def _define_sd15(file: str, variant: str, encoder: str = VIT_H, note: str = "") -> PublishedAdapter:
+    return PublishedAdapter(
+        _OFFICIAL, f"models/{file}.safetensors", variant, _SD, encoder, _APACHE, note=note
+    )
+
+
+def _define_sdxl(file: str, variant: str, encoder: str = VIT_H, note: str = "") -> PublishedAdapter:
+    path = f"sdxl_models/{file}.safetensors"
+    return PublishedAdapter(_OFFICIAL, path, variant, _XL, encoder, _APACHE, note=note)
+
+
+def _define_face(
+    file: str, variant: str, base: str, note: str = _LORA, version: Literal[1, 2] | None = None
+) -> PublishedAdapter:
+    encoder = VIT_H if variant == "faceid-plus" else None
+    return PublishedAdapter(_FACE, f"{file}.bin", variant, base, encoder, _RESEARCH, version, note)
+
+
+def _define_composition(file: str, base: str, note: str) -> PublishedAdapter:
+    return PublishedAdapter(_COMPOSITION, f"{file}.safetensors", "plus", base, VIT_H, _APACHE, note=note)
+
+
 PUBLISHED = {
-    "sd15": PublishedAdapter(_OFFICIAL, "models/ip-adapter_sd15.safetensors", "base", _SD, VIT_H, _APACHE),
-    "sd15-light": PublishedAdapter(
-        _OFFICIAL,
-        "models/ip-adapter_sd15_light.safetensors",
-        "base",
-        _SD,
-        VIT_H,
-        _APACHE,
-        note="follows the text more than sd15",
+    "sd15": _define_sd15("ip-adapter_sd15", "base"),
+    "sd15-light": _define_sd15("ip-adapter_sd15_light", "base", note="follows the text more than sd15"),
+    "sd15-vit-G": _define_sd15("ip-adapter_sd15_vit-G", "base", VIT_BIGG),
+    "sd15-plus": _define_sd15("ip-adapter-plus_sd15", "plus"),
+    "sd15-plus-face": _define_sd15("ip-adapter-plus-face_sd15", "plus", note=_FACE_CROP),
+    "sd15-full-face": _define_sd15("ip-adapter-full-face_sd15", "full-face", note=_FACE_CROP),
+    "sd15-composition": _define_composition("ip_plus_composition_sd15", _SD, _LAYOUT),
+    "sdxl": _define_sdxl("ip-adapter_sdxl", "base", VIT_BIGG),
+    "sdxl-vit-h": _define_sdxl("ip-adapter_sdxl_vit-h", "base"),
+    "sdxl-plus": _define_sdxl("ip-adapter-plus_sdxl_vit-h", "plus"),
+    "sdxl-plus-face": _define_sdxl("ip-adapter-plus-face_sdxl_vit-h", "plus", note=_FACE_CROP),
+    "sdxl-composition": _define_composition(
+        "ip_plus_composition_sdxl", _XL, f"{_LAYOUT}; its shapes were not checked"
     ),
-    "sd15-vit-G": PublishedAdapter(
-        _OFFICIAL, "models/ip-adapter_sd15_vit-G.safetensors", "base", _SD, VIT_BIGG, _APACHE
+    "sd15-faceid": _define_face("ip-adapter-faceid_sd15", "faceid", _SD),
+    "sd15-faceid-plus": _define_face("ip-adapter-faceid-plus_sd15", "faceid-plus", _SD, version=1),
+    "sd15-faceid-plusv2": _define_face("ip-adapter-faceid-plusv2_sd15", "faceid-plus", _SD, version=2),
+    "sd15-faceid-portrait": _define_face(
+        "ip-adapter-faceid-portrait_sd15", "faceid-portrait", _SD, _FIVE_FACES
     ),
-    "sd15-plus": PublishedAdapter(
-        _OFFICIAL, "models/ip-adapter-plus_sd15.safetensors", "plus", _SD, VIT_H, _APACHE
-    ),
-    "sd15-plus-face": PublishedAdapter(
-        _OFFICIAL,
-        "models/ip-adapter-plus-face_sd15.safetensors",
-        "plus",
-        _SD,
-        VIT_H,
-        _APACHE,
-        note="takes the cropped face",
-    ),
-    "sd15-full-face": PublishedAdapter(
-        _OFFICIAL,
-        "models/ip-adapter-full-face_sd15.safetensors",
-        "full-face",
-        _SD,
-        VIT_H,
-        _APACHE,
-        note="takes the cropped face",
-    ),
-    "sd15-composition": PublishedAdapter(
-        _COMPOSITION,
-        "ip_plus_composition_sd15.safetensors",
-        "plus",
-        _SD,
-        VIT_H,
-        _APACHE,
-        note="the layout of a picture without its style and content",
-    ),
-    "sdxl": PublishedAdapter(
-        _OFFICIAL, "sdxl_models/ip-adapter_sdxl.safetensors", "base", _XL, VIT_BIGG, _APACHE
-    ),
-    "sdxl-vit-h": PublishedAdapter(
-        _OFFICIAL, "sdxl_models/ip-adapter_sdxl_vit-h.safetensors", "base", _XL, VIT_H, _APACHE
-    ),
-    "sdxl-plus": PublishedAdapter(
-        _OFFICIAL, "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors", "plus", _XL, VIT_H, _APACHE
-    ),
-    "sdxl-plus-face": PublishedAdapter(
-        _OFFICIAL,
-        "sdxl_models/ip-adapter-plus-face_sdxl_vit-h.safetensors",
-        "plus",
-        _XL,
-        VIT_H,
-        _APACHE,
-        note="takes the cropped face",
-    ),
-    "sdxl-composition": PublishedAdapter(
-        _COMPOSITION,
-        "ip_plus_composition_sdxl.safetensors",
-        "plus",
-        _XL,
-        VIT_H,
-        _APACHE,
-        note="the layout of a picture without its style and content; its shapes were not checked",
-    ),
-    "sd15-faceid": PublishedAdapter(
-        _FACE, "ip-adapter-faceid_sd15.bin", "faceid", _SD, None, _RESEARCH, note=_LORA
-    ),
-    "sd15-faceid-plus": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-plus_sd15.bin",
-        "faceid-plus",
-        _SD,
-        VIT_H,
-        _RESEARCH,
-        face_plus_version=1,
-        note=_LORA,
-    ),
-    "sd15-faceid-plusv2": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-plusv2_sd15.bin",
-        "faceid-plus",
-        _SD,
-        VIT_H,
-        _RESEARCH,
-        face_plus_version=2,
-        note=_LORA,
-    ),
-    "sd15-faceid-portrait": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-portrait_sd15.bin",
-        "faceid-portrait",
-        _SD,
-        None,
-        _RESEARCH,
-        note=_FIVE_FACES,
-    ),
-    "sdxl-faceid": PublishedAdapter(
-        _FACE, "ip-adapter-faceid_sdxl.bin", "faceid", _XL, None, _RESEARCH, note=_LORA
-    ),
-    "sdxl-faceid-plusv2": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-plusv2_sdxl.bin",
-        "faceid-plus",
-        _XL,
-        VIT_H,
-        _RESEARCH,
-        face_plus_version=2,
-        note=_LORA,
-    ),
-    "sdxl-faceid-portrait": PublishedAdapter(
-        _FACE,
-        "ip-adapter-faceid-portrait_sdxl.bin",
-        "faceid-portrait",
-        _XL,
-        None,
-        _RESEARCH,
-        note=_FIVE_FACES,
+    "sdxl-faceid": _define_face("ip-adapter-faceid_sdxl", "faceid", _XL),
+    "sdxl-faceid-plusv2": _define_face("ip-adapter-faceid-plusv2_sdxl", "faceid-plus", _XL, version=2),
+    "sdxl-faceid-portrait": _define_face(
+        "ip-adapter-faceid-portrait_sdxl", "faceid-portrait", _XL, _FIVE_FACES
     ),
     "kolors-plus": PublishedAdapter(
         _KOLORS,
@@ -200,16 +127,16 @@ PUBLISHED = {
         note="its shapes are as other readers of it expect them; its size was not checked",
     ),
 }
-"""Short name → what it is; names are matched without regard to case."""
+"""Short name → published adapter; the case of names does not matter."""
 
 
 class Encoder(NamedTuple):
-    """What makes an input of a projection."""
+    """The model that makes an input of a projection."""
 
     name: str
-    """As a phrase."""
+    """Name of the model, as a phrase."""
     source: str | None = None
-    """Hub id and folder of the one that published adapters need, if there are any."""
+    """Hub id and folder of the model that published adapters use, if there is one."""
 
 
 ENCODERS: dict[tuple[Input, int], Encoder] = {
@@ -223,10 +150,10 @@ ENCODERS: dict[tuple[Input, int], Encoder] = {
     ("image_features", 1664): Encoder("CLIP ViT-bigG/14 penultimate features", VIT_BIGG),
     ("face_embedding", 512): Encoder("ArcFace identity embedding"),
 }
-"""What a projection takes, and its width → what gives that."""
+"""(input of a projection, width) → the model that makes it."""
 
 
 def describe_encoder(input: Input, width: int) -> Encoder:
-    """Name what gives an input of a width, known or not."""
-    unknown = "a face embedder" if input == "face_embedding" else "an image encoder"
-    return ENCODERS.get((input, width), Encoder(f"{unknown} that we do not know"))
+    """Return the model that makes an input of this width, known or unknown."""
+    kind = "face embedder" if input == "face_embedding" else "image encoder"
+    return ENCODERS.get((input, width), Encoder(f"an unknown {kind}"))

@@ -1,4 +1,4 @@
-"""Writing adapter files: always the official layout."""
+"""Saving adapter files, always in the official layout."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -20,100 +20,97 @@ def save_adapter(
 ) -> None:
     """Write an adapter in the official layout, as `.safetensors` or `.bin`; number formats are kept.
 
-    The safetensors file says what it is in its metadata (variant, tokens, widths, and what its tensors cannot
-    tell); `metadata` adds to that, e.g. `encoder`, which names the image encoder it was trained with. The
-    file appears whole or not at all.
+    The metadata of a safetensors file state the variant, the tokens, the widths, and what the tensors do not
+    reveal. `metadata` adds to them, e.g. `encoder`, the name of the image encoder of the training. The file
+    is written atomically.
 
     Raises:
-        CheckpointError: metadata for a `.bin` file, which has no place for it, or of a key that we write; a
-            `.bin` file of an adapter that could not be read again without metadata
-        OutputError: another suffix, a missing folder, a full disk
+        CheckpointError: `metadata` is given for a `.bin` file, which cannot store it, or has a key that
+            imprompt writes; or the adapter could not be loaded from a `.bin` file without metadata
+        OutputError: the suffix is another one, the folder is missing, or the disk is full
     """
     path, tensors = Path(path), to_official(adapter.state_dict())
-    needed = _metadata_needed_to_reload(adapter.projection)
-    described = recognize(TensorFile(tensors, needed, "safetensors")).description
-    facts = _facts(described) | needed
+    needed = dict(_metadata_needed_to_reload(adapter.projection))
+    description = recognize(TensorFile(tensors, needed, "safetensors")).description
+    facts = _describe_metadata(description) | needed
     if metadata and path.suffix == ".bin":
-        raise CheckpointError(f"{path}: a .bin file has no place for metadata; save as .safetensors")
+        raise CheckpointError(f"{path}: a .bin file cannot store metadata; save as .safetensors")
     if path.suffix == ".bin":
         check_loadable_without_metadata(path, facts)
-    if taken := sorted({*facts, "format"} & set(metadata or {})):
-        raise CheckpointError(f"{path}: the metadata key {taken[0]!r} is written by imprompt itself")
+    if reserved := sorted({*facts, "format"} & set(metadata or {})):
+        raise CheckpointError(f"{path}: the metadata key {reserved[0]!r} is written by imprompt itself")
     write_tensors(tensors, path, {**facts, **(metadata or {})})
 
 
 def convert_adapter(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> str:
-    """Write a sound adapter file of any recognised variant and layout anew, in the official layout.
+    """Convert an adapter file of any recognized variant and layout to the official layout.
 
-    Number formats are kept; metadata too, but for a `.bin` file, which has no place for it.
+    Number formats are kept. Metadata are kept too, except in a `.bin` file, which cannot store them.
 
     Returns:
-        What had to be repaired, as a sentence without its full stop
+        The repairs, as a sentence without its full stop
 
     Raises:
-        CheckpointError: the source is damaged or no adapter, or holds wrong tensors; or it could not be read
-            again without metadata, and the destination is a `.bin` file
-        OutputError: another suffix than .safetensors or .bin, a missing folder, a full disk
+        CheckpointError: the source is damaged, is no adapter, or holds wrong tensors; or the destination is a
+            `.bin` file, from which the adapter could not be loaded without metadata
+        OutputError: the suffix is not .safetensors or .bin, the folder is missing, or the disk is full
     """
     source, destination = Path(source), Path(destination)
     check_output(destination, ".safetensors", ".bin")
     file = read_tensors(source)
-    found = recognize(file)
-    check_sound(source, found.description)
+    recognized = recognize(file)
+    description = recognized.description
+    check_sound(source, description)
     if destination.suffix == ".bin":
         check_loadable_without_metadata(destination, file.metadata)
-    write_tensors(found.tensors, destination, file.metadata)
-    if not found.description.repairs:
+    write_tensors(recognized.tensors, destination, file.metadata)
+    if not description.repairs:
         return "nothing had to be repaired"
-    return f"it was a {found.description.layout}: {', '.join(found.description.repairs)}"
+    return f"it was a {description.layout}: {', '.join(description.repairs)}"
 
 
-def check_sound(source: Path | str, described: Description) -> None:
+def check_sound(source: Path | str, description: Description) -> None:
     """Refuse a file with problems.
 
     Raises:
-        CheckpointError: the first problem, and how many more there are
+        CheckpointError: the file has problems; the message states the first one and the number of others
     """
-    if described.problems:
-        more = len(described.problems) - 1
+    if description.problems:
+        more = len(description.problems) - 1
         rest = f" (and {more} more: imprompt inspect {source})" if more else ""
-        raise CheckpointError(f"{source}: {described.problems[0]}{rest}")
+        raise CheckpointError(f"{source}: {description.problems[0]}{rest}")
 
 
 def check_loadable_without_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    """Refuse to write a file that could not be read again.
+    """Refuse to write a file that could not be loaded without metadata.
 
     Raises:
-        CheckpointError: see above
+        CheckpointError: the file needs metadata
     """
     if (head_dim := metadata.get("head_dim", "64")) != "64":
         raise CheckpointError(
-            f"{path}: a .bin file cannot say that heads are {head_dim} wide; save as .safetensors"
+            f"{path}: a .bin file cannot state that heads are {head_dim} wide; save as .safetensors"
         )
     if metadata.get("variant") == "full-face" and metadata.get("tokens") != "257":
         raise CheckpointError(
-            f"{path}: a .bin file cannot say that it takes {metadata.get('tokens')} features; "
+            f"{path}: a .bin file cannot state that the adapter takes {metadata.get('tokens')} features; "
             "save as .safetensors"
         )
 
 
-def _facts(described: Description) -> dict[str, str]:
-    takes = ", ".join(f"{name} {width}" for name, width in described.takes.items())
+def _describe_metadata(description: Description) -> dict[str, str]:
+    takes = ", ".join(f"{name} {width}" for name, width in description.takes.items())
     return {
-        "variant": str(described.variant),
-        "tokens": str(described.tokens),
+        "variant": str(description.variant),
+        "tokens": str(description.tokens),
         "takes": takes,
-        "context_dim": str(described.context_dim),
-        "unconditional": describe_unconditional(described.takes),
+        "context_dim": str(description.context_dim),
+        "unconditional": describe_unconditional(description.takes),
     }
 
 
-def _metadata_needed_to_reload(projection: ImageProjection) -> dict[str, str]:
-    """What the tensors of a projection do not tell."""
-    return dict(_each_untold(projection))
-
-
-def _each_untold(projection: ImageProjection) -> Iterator[tuple[str, str]]:
+def _metadata_needed_to_reload(projection: ImageProjection) -> Iterator[tuple[str, str]]:
+    """Yield the metadata without which the projection cannot be rebuilt from its tensors."""
     heads = {module.head_dim for module in projection.modules() if isinstance(module, PerceiverAttention)}
     if heads - {PerceiverShape.head_dim}:
         yield "head_dim", str(*heads)

@@ -10,9 +10,9 @@ from imprompt.checkpoint import describe
 from imprompt.checkpoint.files import read_tensors
 from imprompt.cli.pictures import read_picture_facts
 from imprompt.errors import CheckpointError
-from imprompt.generation.job import EMBEDDINGS_SUFFIX, has_settings, load_job, read_settings
+from imprompt.generation.job import EMBEDDINGS_SUFFIX, Job, has_settings, read_settings
 from imprompt.inputs.image import is_picture
-from imprompt.runtime.files import file_fault
+from imprompt.runtime.files import find_file_fault
 
 
 class Inspection(NamedTuple):
@@ -59,14 +59,14 @@ def inspect_file(file: Path) -> Inspection:
     Raises:
         ImageError, CheckpointError, ConfigError: it cannot be read
     """
-    if fault := file_fault(file):
+    if fault := find_file_fault(file):
         raise CheckpointError(fault)
     if file.is_dir():
         return _inspect_folder(file)
     if is_picture(_read_head(file)):
         return Inspection(read_settings(file) if has_settings(file) else read_picture_facts(file))
     if file.suffix == ".toml":
-        return Inspection(load_job(file).model_dump(mode="json", exclude_defaults=True))
+        return Inspection(Job.from_toml(file).model_dump(mode="json", exclude_defaults=True))
     if file.suffix == EMBEDDINGS_SUFFIX and (embeddings := _inspect_embeddings(file)) is not None:
         return Inspection(embeddings)
     return _inspect_tensors(file)
@@ -110,7 +110,7 @@ def _read_head(file: Path) -> bytes:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = {} if file_fault(file) else json.loads(file.read_text())
+        content = {} if find_file_fault(file) else json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

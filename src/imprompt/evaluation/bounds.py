@@ -8,12 +8,12 @@ SHIFT = 53
 """The shuffled reference of an image is the one this many places later in the gallery."""
 
 
-def shuffled_place(place: Int[Tensor, " queries"], count: int) -> Int[Tensor, " queries"]:
+def shuffle_places(place: Int[Tensor, " queries"], count: int) -> Int[Tensor, " queries"]:
     """Return the place of the shuffled reference for each place in a gallery of two or more."""
     return (place + (SHIFT % count or 1)) % count
 
 
-def light_copy(picture: Image.Image) -> Image.Image:
+def make_light_copy(picture: Image.Image) -> Image.Image:
     """Return the same picture a little larger, shifted and softer: an almost perfect answer."""
     width, height = picture.size
     zoom = 0.94

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import ClosedSettings, explain, read_toml
+from imprompt.runtime.settings import ClosedSettings, explain_fault, read_toml
 
 Settings = TypeVar("Settings", bound=ClosedSettings)
 
@@ -74,6 +74,14 @@ class JudgingSettings(ClosedSettings):
     """Number of the best, of the median and of the worst cases on the page."""
 
 
+class BenchmarkSettings(ClosedSettings):
+    """The settings that both benchmarks share."""
+
+    method: MethodSettings = MethodSettings()
+    drawing: DrawingSettings = DrawingSettings()
+    judging: JudgingSettings = JudgingSettings()
+
+
 class CocoData(ClosedSettings):
     """Pictures and captions of COCO2017 val."""
 
@@ -87,13 +95,10 @@ class CocoData(ClosedSettings):
     """The scale λ of the image prompt."""
 
 
-class CocoSettings(ClosedSettings):
+class CocoSettings(BenchmarkSettings):
     """The settings of the paper's Table 1."""
 
     data: CocoData
-    method: MethodSettings = MethodSettings()
-    drawing: DrawingSettings = DrawingSettings()
-    judging: JudgingSettings = JudgingSettings()
 
 
 class DreamBenchData(ClosedSettings):
@@ -109,13 +114,10 @@ class DreamBenchData(ClosedSettings):
     """Every λ, in rising order."""
 
 
-class DreamBenchSettings(ClosedSettings):
+class DreamBenchSettings(BenchmarkSettings):
     """The settings of DreamBench."""
 
     data: DreamBenchData
-    method: MethodSettings = MethodSettings()
-    drawing: DrawingSettings = DrawingSettings()
-    judging: JudgingSettings = JudgingSettings()
 
 
 def load_settings(kind: type[Settings], path: Path, changes: Sequence[str] = ()) -> Settings:
@@ -129,4 +131,4 @@ def load_settings(kind: type[Settings], path: Path, changes: Sequence[str] = ())
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error.errors()[0], kind)}") from error
+        raise ConfigError(f"{path}: {explain_fault(error, kind)}") from error

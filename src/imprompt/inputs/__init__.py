@@ -1,1 +1,1 @@
-"""From a reference picture to what the image encoder returns: image, crop, encoder, faces, embeddings."""
+"""Reference pictures and what image encoders return for them: image, crop, encoder, faces, embeddings."""

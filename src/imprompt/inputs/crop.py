@@ -1,14 +1,14 @@
-"""What of a picture the encoder sees: one square cut from it, the whole of it, or a row of overlapping tiles.
+"""How the square that an image encoder sees is cut from a picture.
 
-    "center"                    the middle square, as CLIP's own preprocessing takes it
+    "center"                    the middle square, as in CLIP's own preprocessing
     "top" "bottom"              the square at that end of a tall picture
-    "left" "right"              the square at that end of a wide one
-    (x, y)                      where the square stands in its room: (0, 0) top left, (1, 1) bottom right
-    "pad"                       the whole picture, made square with white beside it
-    "stretch"                   the whole picture, made square by squeezing its longer side
-    "tiles"                     several squares that cover it, one view each: see `split_into_tiles`
+    "left" "right"              the square at that end of a wide picture
+    (x, y)                      the square at a relative position: (0, 0) is top left, (1, 1) is bottom right
+    "pad"                       the whole picture, padded with white to a square
+    "stretch"                   the whole picture, its longer side squeezed to a square
+    "tiles"                     several overlapping squares that cover the picture: see `split_into_tiles`
 
-Of a square picture all of these show the same. A crop keeps all of the shorter side, so "top" of a wide
+For a square picture all crops are equal. A crop keeps all of the shorter side, so "top" of a wide
 picture is its "center". The spelling "centre" is also accepted.
 """
 
@@ -28,24 +28,24 @@ from imprompt.runtime.settings import normalize_spelling
 
 CropName = Literal["center", "top", "bottom", "left", "right", "pad", "stretch", "tiles"]
 Crop = CropName | tuple[float | int, float | int]
-"""A name, or the position (x, y) of the crop window, each 0–1."""
+"""A name, or the position (x, y) of the crop window, each from 0 to 1."""
 
 Noise = Literal["fade", "dissolve", "gaussian", "shuffle"]
-"""How `noise_image` spoils a picture."""
+"""A kind of noise that `noise_image` adds to a picture."""
 
 LONGEST_TILED = 4
-"""How many times as long as its shorter side a picture may be, to be cut into tiles."""
+"""The largest ratio of longer to shorter side of a picture that is cut into tiles."""
 
 MAX_PROPORTION = 16
-"""How many times as long as its shorter side a picture may be: a longer reference is cut to that first, and a
-picture to start from, its mask and a control picture are refused."""
+"""The largest ratio of longer to shorter side. A longer reference is cut to it first. A longer initial
+picture, mask or control picture is refused."""
 
 _POSITIONS = {"center": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}
 _WHITE = (255, 255, 255)
 
 
 class Tile(NamedTuple):
-    """A square of a picture, and the part of the picture that it answers for.
+    """A square of a picture, and the area of the picture in which it acts.
 
     `area` is (left, top, right, bottom), each 0–1 of the picture's width or height.
     """
@@ -55,14 +55,14 @@ class Tile(NamedTuple):
 
 
 def check_crop(crop: object) -> None:
-    """Refuse what is no `Crop`.
+    """Refuse a value that is no `Crop`.
 
     Raises:
-        InvalidReference: an unknown name, or a pair that is not two numbers from 0 to 1
+        InvalidReference: the name is unknown, or the pair is not two numbers from 0 to 1
     """
     if isinstance(crop, str) and normalize_spelling(crop) in get_args(CropName):
         return
-    pair = isinstance(crop, tuple) and len(crop) == 2 and all(_is_share(number) for number in crop)
+    pair = isinstance(crop, tuple) and len(crop) == 2 and all(_is_fraction(number) for number in crop)
     if not pair:
         names = ", ".join(get_args(CropName))
         raise InvalidReference(f"crop must be {names} or a position (x, y) of two numbers 0–1, not {crop!r}")
@@ -71,26 +71,27 @@ def check_crop(crop: object) -> None:
 def encoder_view(picture: Image.Image, size: int, crop: Crop | str = "center") -> Image.Image:
     """Return the square RGB picture, `size` pixels wide, that an encoder sees of a picture.
 
-    Resizing is bicubic. A crop window is cut after the shorter side has become `size`, its position rounded
-    down to whole pixels; "center" is equal to transformers' CLIPImageProcessorPil, bit for bit. A picture
-    longer than 16:1 is first cut to that, at the same position. A tile is square, so of a tile "tiles" is the
-    tile.
+    Resizing is bicubic. A crop window is cut after the shorter side has become `size`; its position is
+    rounded down to whole pixels. "center" is equal to transformers' CLIPImageProcessorPil, bit for bit. A
+    picture longer than 16:1 is first cut to that ratio, at the same position. "tiles" of a square picture is
+    the picture.
 
     Raises:
-        InvalidReference: no `Crop`, or "tiles" for a picture that is not square and so has several views
+        InvalidReference: `crop` is no `Crop`, or is "tiles" for a picture that has several tiles
     """
     check_crop(crop)
     picture = picture.convert("RGB")
     if crop == "pad":
-        return _padded(picture, size)
+        return _pad(picture, size)
     if crop == "stretch":
-        return _resized(picture, size, size)
+        return _resize(picture, size, size)
     if crop == "tiles" and picture.width != picture.height:
         raise InvalidReference(
-            f"'tiles' makes several views of a picture of {_shape(picture)} pixels; view each tile instead"
+            f"'tiles' makes several views of a picture of {_format_size(picture)} pixels; view each "
+            "tile instead"
         )
     position = _POSITIONS.get(crop, (0.5, 0.5)) if isinstance(crop, str) else crop
-    return _window(_shorter_side(picture, size, position), (size, size), position)
+    return _cut_window(_resize_shorter_side(picture, size, position), (size, size), position)
 
 
 def encoder_pixels(
@@ -101,12 +102,12 @@ def encoder_pixels(
     std: Sequence[float],
     crop: Crop | str = "center",
 ) -> Float[Tensor, "3 {size} {size}"]:
-    """Return a picture as an image encoder's input: what `encoder_view` shows, normalised.
+    """Return the input of an image encoder: the normalized `encoder_view` of a picture.
 
-    Values go from 0–255 to 0–1 and then to (value - mean) / std per channel.
+    Values are scaled from 0–255 to 0–1 and then to (value - mean) / std per channel.
 
     Raises:
-        InvalidReference: as `encoder_view`
+        InvalidReference: as for `encoder_view`
     """
     square = np.array(encoder_view(picture, size, crop))
     values = torch.from_numpy(square).permute(2, 0, 1).double() / 255
@@ -115,19 +116,21 @@ def encoder_pixels(
 
 
 def split_into_tiles(picture: Image.Image) -> list[Tile]:
-    """Cover a picture with as few overlapping squares as will do, evenly spaced along its longer side.
+    """Cover a picture with the fewest overlapping squares, evenly spaced along its longer side.
 
-    n = ⌈longer / shorter⌉ squares; a square picture is its own single tile. The areas partition the picture:
-    every point belongs to the tile whose middle is nearest, so a border lies in the middle of an overlap.
+    There are n = ⌈longer / shorter⌉ squares; a square picture is a single tile. The areas partition the
+    picture: every point belongs to the tile with the nearest middle, so a border is in the middle of an
+    overlap.
 
     Raises:
-        InvalidReference: a picture longer than 4:1
+        InvalidReference: the picture is longer than 4:1
     """
     width, height = picture.size
     side, length = sorted(picture.size)
     if length > LONGEST_TILED * side:
         raise InvalidReference(
-            f"a picture of {_shape(picture)} pixels is longer than {LONGEST_TILED}:1; crop it before tiling"
+            f"a picture of {_format_size(picture)} pixels is longer than {LONGEST_TILED}:1; crop it before "
+            "tiling"
         )
     starts = _even_starts(length, side)
     middles = [(one + other + side) / 2 / length for one, other in itertools.pairwise(starts)]
@@ -145,34 +148,34 @@ def split_into_tiles(picture: Image.Image) -> list[Tile]:
 def noise_image(
     picture: Image.Image, kind: Noise | str, amount: float | int, seed: int, *, size: int = 224
 ) -> Image.Image:
-    """Make a negative image of a reference: its colours without its content, to be pushed away from.
+    """Make a negative image of a reference: it has the reference's colors without its content.
 
-    x: the picture, 0–1; a: `amount`; u: uniform noise, 0–1; n: normal noise, deviation 1; per pixel and
-    channel
+    x is the picture, 0–1; a is `amount`; u is uniform noise, 0–1; n is normal noise of deviation 1; u and n
+    are drawn per pixel and channel.
 
         fade        (1 - a) x + a u
-        dissolve    u for a share a of the pixels, x for the others
-        gaussian    x + a n, cut off at 0 and 1
-        shuffle     x(-p + a d(p)) (1 + a (2u - 1)), cut off: turned by 180°, warped and speckled; d is a
-                    smooth random shift, about an eighth of a side
+        dissolve    u for a fraction a of the pixels, x for the others
+        gaussian    x + a n, clipped to 0–1
+        shuffle     x(-p + a d(p)) (1 + a (2u - 1)), clipped: rotated by 180°, warped and speckled; d is a
+                    smooth random shift of about an eighth of a side
 
-    After the four of ComfyUI_IPAdapter_plus' IPAdapterNoise. The same arguments give the same picture.
+    The four kinds follow IPAdapterNoise of ComfyUI_IPAdapter_plus. Equal arguments give equal pictures.
 
     Args:
-        picture: RGB; the result is as large as the encoder sees it, for finer noise would be averaged away
-        amount: 0–1; 0 is the picture itself (of "shuffle": turned)
+        picture: RGB; the result has the encoder's size, because resizing would average finer noise away
+        amount: 0–1; 0 gives the picture itself (rotated, for "shuffle")
         seed: 0 or more
         size: shorter side of the result; `image_size` of the encoder
 
     Raises:
-        InvalidReference: an unknown kind, an amount outside 0–1, a negative seed
+        InvalidReference: the kind is unknown, the amount is outside 0–1, or the seed is negative
     """
     check_noise(kind, amount, seed)
-    values = torch.from_numpy(np.array(_shorter_side(picture.convert("RGB"), size, (0.5, 0.5))))
+    values = torch.from_numpy(np.array(_resize_shorter_side(picture.convert("RGB"), size, (0.5, 0.5))))
     values = values.permute(2, 0, 1).float() / 255
     noise = torch.Generator().manual_seed(seed)
-    spoilt = _SPOIL[kind](values, amount, noise).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return Image.fromarray(spoilt.permute(1, 2, 0).numpy())
+    noised = _NOISES[kind](values, amount, noise).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(noised.permute(1, 2, 0).numpy())
 
 
 def _fade(x: Tensor, amount: float | int, noise: torch.Generator) -> Tensor:
@@ -180,8 +183,8 @@ def _fade(x: Tensor, amount: float | int, noise: torch.Generator) -> Tensor:
 
 
 def _dissolve(x: Tensor, amount: float | int, noise: torch.Generator) -> Tensor:
-    gone = torch.rand(x.shape[1:], generator=noise) < amount
-    return torch.where(gone, torch.rand(x.shape, generator=noise), x)
+    replaced = torch.rand(x.shape[1:], generator=noise) < amount
+    return torch.where(replaced, torch.rand(x.shape, generator=noise), x)
 
 
 def _gaussian(x: Tensor, amount: float | int, noise: torch.Generator) -> Tensor:
@@ -192,80 +195,83 @@ def _shuffle(x: Tensor, amount: float | int, noise: torch.Generator) -> Tensor:
     shape = list(x.shape[1:])
     coarse = torch.randn(1, 2, 5, 5, generator=noise)
     shift = nn.functional.interpolate(coarse, shape, mode="bicubic")[0].permute(1, 2, 0)
-    # Of grid_sample: p = (x, y) from -1 to 1, so a side is 2 long; -p is the picture turned by 180°.
+    # In grid_sample p = (x, y) is from -1 to 1, so a side has length 2; -p rotates the picture by 180°.
     point = nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 3, *shape], align_corners=False)
-    turned = nn.functional.grid_sample(
+    rotated = nn.functional.grid_sample(
         x[None], amount * shift / 4 - point, padding_mode="reflection", align_corners=False
     )[0]
-    return turned * (1 + amount * (2 * torch.rand(x.shape, generator=noise) - 1))
+    return rotated * (1 + amount * (2 * torch.rand(x.shape, generator=noise) - 1))
 
 
-_SPOIL = {"fade": _fade, "dissolve": _dissolve, "gaussian": _gaussian, "shuffle": _shuffle}
+_NOISES = {"fade": _fade, "dissolve": _dissolve, "gaussian": _gaussian, "shuffle": _shuffle}
 
 
 def check_noise(kind: str, amount: float | int, seed: int) -> None:
-    """Refuse what `noise_image` does not make.
+    """Refuse noise that `noise_image` cannot make.
 
     Raises:
-        InvalidReference: an unknown kind, an amount outside 0–1, a negative seed
+        InvalidReference: the kind is unknown, the amount is outside 0–1, or the seed is negative
     """
-    if kind not in _SPOIL:
+    if kind not in _NOISES:
         raise InvalidReference(f"noise must be {', '.join(get_args(Noise))}, not {kind!r}")
-    if not _is_share(amount):
+    if not _is_fraction(amount):
         raise InvalidReference(f"the amount of noise must be a number from 0 to 1, not {amount!r}")
     if seed < 0:
         raise InvalidReference(f"the seed of noise must be 0 or more, not {seed}")
 
 
 def _even_starts(length: int, side: int) -> list[int]:
-    """Where tiles of `side` start on a line of `length` so that first and last touch its ends."""
+    """Return the starts of tiles of `side` on a line of `length`; the first and last tile touch its ends."""
     gaps = math.ceil(length / side) - 1
     return [(2 * tile * (length - side) + gaps) // (2 * gaps) for tile in range(gaps + 1)] if gaps else [0]
 
 
-def _shorter_side(picture: Image.Image, size: int, position: tuple[float | int, float | int]) -> Image.Image:
-    """Resize so that the shorter side is `size`; a hair-thin picture is cut first, or it would grow huge."""
+def _resize_shorter_side(
+    picture: Image.Image, size: int, position: tuple[float | int, float | int]
+) -> Image.Image:
+    """Resize to a shorter side of `size`; a very thin picture is cut first, because it would become huge."""
     width, height = picture.size
     thinnest = MAX_PROPORTION * min(width, height)
-    picture = _window(picture, (min(width, thinnest), min(height, thinnest)), position)
+    picture = _cut_window(picture, (min(width, thinnest), min(height, thinnest)), position)
     # int(), not round(): the rule of transformers' get_resize_output_image_size
     longer = int(size * max(picture.size) / min(picture.size))
     shape = (size, longer) if picture.width <= picture.height else (longer, size)
     return picture.resize(shape, Image.Resampling.BICUBIC)
 
 
-def _window(
+def _cut_window(
     picture: Image.Image, shape: tuple[int, int], position: tuple[float | int, float | int]
 ) -> Image.Image:
-    """Cut a window of `shape` whose corner is that share of the room to the right and down."""
+    """Cut a window of `shape`; its position is the fraction of the free space left of and above it."""
     if picture.size == shape:
         return picture
     left, top = (
-        int(at * (all_ - part)) for at, all_, part in zip(position, picture.size, shape, strict=True)
+        int(fraction * (whole - part))
+        for fraction, whole, part in zip(position, picture.size, shape, strict=True)
     )
     return picture.crop((left, top, left + shape[0], top + shape[1]))
 
 
-def _padded(picture: Image.Image, size: int) -> Image.Image:
-    """Make the longer side `size`, then lay the picture on the middle of a white square."""
+def _pad(picture: Image.Image, size: int) -> Image.Image:
+    """Resize the longer side to `size`, then paste the picture on the middle of a white square."""
     longer = max(picture.size)
     width, height = (max(1, round(size * side / longer)) for side in picture.size)
     square = Image.new("RGB", (size, size), _WHITE)
-    square.paste(_resized(picture, width, height), ((size - width) // 2, (size - height) // 2))
+    square.paste(_resize(picture, width, height), ((size - width) // 2, (size - height) // 2))
     return square
 
 
-def _resized(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize the longer side, then the shorter: the same for upright and lying, and never large."""
+def _resize(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Resize the longer side first, so that no intermediate picture is large."""
     longer_first = (width, picture.height) if picture.width >= picture.height else (picture.width, height)
     return picture.resize(longer_first, Image.Resampling.BICUBIC).resize(
         (width, height), Image.Resampling.BICUBIC
     )
 
 
-def _shape(picture: Image.Image) -> str:
+def _format_size(picture: Image.Image) -> str:
     return f"{picture.width} × {picture.height}"
 
 
-def _is_share(number: object) -> bool:
+def _is_fraction(number: object) -> bool:
     return isinstance(number, float | int) and not isinstance(number, bool) and 0 <= number <= 1

@@ -1,8 +1,8 @@
-"""The face in a picture as a vector that FaceID adapters take: anything callable will do, or InsightFace.
+"""Face embeddings for FaceID adapters, by any callable or by InsightFace.
 
-InsightFace is an extra: pip install 'imprompt[faces]'. Its code has the MIT licence, but **its models may be
+InsightFace is an extra: pip install 'imprompt[faces]'. Its code has the MIT license, but **its models may be
 used for non-commercial research only** (https://github.com/deepinsight/insightface, "License"). It fetches
-them itself, on first use. The published FaceID adapters were trained on its embeddings.
+them itself on first use. The published FaceID adapters were trained on its embeddings.
 """
 
 import contextlib
@@ -20,35 +20,35 @@ from imprompt.errors import ImageError, InvalidReference, MissingExtra, UnknownM
 
 
 class Face(NamedTuple):
-    """A face as FaceID adapters take it: `embedding` "512", and for FaceID-Plus the aligned `crop`."""
+    """The input of FaceID adapters: the `embedding` "512", and for FaceID-Plus the aligned `crop`."""
 
     embedding: Tensor
     crop: Image.Image
 
 
 FaceEmbedder = Callable[[Image.Image], Tensor | Face]
-"""Finds the face in an upright RGB picture: its embedding "512", or a `Face`."""
+"""A function that finds the face in an upright RGB picture and returns its embedding "512", or a `Face`."""
 
 DETECTOR_SIZES = tuple(range(640, 319, -64))
-"""Widths, in pixels, that a picture is searched at; a face that fills it is found at a small one only."""
+"""Widths, in pixels, at which a picture is searched. A face that fills it is found only at a small width."""
 
 CROP_SIZE = 224
-"""Side of the aligned crop, in pixels: the image size of the encoders that FaceID-Plus goes with."""
+"""Side of the aligned crop, in pixels: the image size of the encoders of FaceID-Plus."""
 
 
 class InsightFaceEmbedder:
-    """ArcFace embeddings by InsightFace, each divided by its length; the models are for research only.
+    """ArcFace embeddings of unit length by InsightFace, whose models are for research only.
 
     Args:
-        choose: which face of several: "largest" (by the area of its box), "leftmost", or a number, counted
-            from left to right from 0
+        choose: which face to take: "largest" (by the area of its box), "leftmost", or a number that counts
+            from the left, beginning with 0
         model: name of a model pack; the published FaceID adapters use "buffalo_l"
-        providers: of onnxruntime, in order of preference
+        providers: execution providers of onnxruntime, in order of preference
 
     Raises:
         MissingExtra: insightface or onnxruntime is not installed
-        UnknownModel: the models are not here and cannot be fetched
-        InvalidReference: a choice that is none of the three
+        UnknownModel: the models are neither installed nor can be fetched
+        InvalidReference: `choose` is none of the three
     """
 
     def __init__(
@@ -60,16 +60,12 @@ class InsightFaceEmbedder:
     ) -> None:
         _check_choice(choose)
         self.choose = choose
-        app, self._align = _imported("insightface.app"), _imported("insightface.utils.face_align")
+        app, self._align = _import("insightface.app"), _import("insightface.utils.face_align")
         try:
-            with contextlib.redirect_stdout(
-                sys.stderr
-            ):  # it prints what it loads, and standard output is ours
+            with contextlib.redirect_stdout(sys.stderr):  # it prints the names of what it loads
                 self._app = app.FaceAnalysis(name=model, providers=list(providers))
                 self._app.prepare(ctx_id=0, det_size=(DETECTOR_SIZES[0],) * 2)
-        except (
-            Exception
-        ) as error:  # it raises what it likes: a download, a zip file, onnxruntime, an assertion
+        except Exception as error:  # a download, a zip file, onnxruntime or an assertion may fail
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UnknownModel(f"no InsightFace models {model!r}: {reason}") from error
 
@@ -77,18 +73,18 @@ class InsightFaceEmbedder:
         """Return the chosen face of an upright RGB picture.
 
         Raises:
-            ImageError: no face, or fewer than the number chosen
+            ImageError: there is no face, or no face of the chosen number
         """
-        pixels = np.ascontiguousarray(np.asarray(picture.convert("RGB"))[:, :, ::-1])  # it works on BGR
-        face = self._chosen(self._found(pixels))
+        pixels = np.ascontiguousarray(np.asarray(picture.convert("RGB"))[:, :, ::-1])  # InsightFace takes BGR
+        face = self._choose_face(self._find_faces(pixels))
         aligned = self._align.norm_crop(pixels, landmark=face.kps, image_size=CROP_SIZE)
         embedding = torch.from_numpy(np.asarray(face.normed_embedding, np.float32).copy())
         return Face(embedding, Image.fromarray(np.ascontiguousarray(aligned[:, :, ::-1])))
 
-    def _found(self, pixels: np.ndarray) -> list[Any]:
-        """All faces, from left to right, at the largest detector size that shows one."""
+    def _find_faces(self, pixels: np.ndarray) -> list[Any]:
+        """Return all faces from left to right, at the largest detector size that finds one."""
         for size in DETECTOR_SIZES:
-            # Not `prepare`: it keeps the first size that it was told.
+            # Not by `prepare`, which keeps the first size that it was called with.
             self._app.det_model.input_size = size, size
             faces = self._app.get(pixels)
             if faces:
@@ -98,7 +94,7 @@ class InsightFaceEmbedder:
             "shows a face clearly and upright"
         )
 
-    def _chosen(self, faces: list[Any]) -> Any:
+    def _choose_face(self, faces: list[Any]) -> Any:
         if self.choose == "largest":
             return max(faces, key=lambda face: _area(face.bbox))
         number = 0 if self.choose == "leftmost" else int(self.choose)
@@ -120,7 +116,7 @@ def _check_choice(choose: object) -> None:
         raise InvalidReference(f"choose must be largest, leftmost or a number from 0, not {choose!r}")
 
 
-def _imported(module: str) -> Any:
+def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,8 +1,8 @@
-"""The embedded model: a text-to-image model in miniature, and its image-prompt adapters, in this package.
+"""The embedded model: a miniature text-to-image model and its image-prompt adapters, inside this package.
 
-128 × 128 px characters; diffusers' own pipeline, so everything written for Stable Diffusion works on it. With
-it come a fine-tuned base (`pipeline(style="lines")`) and a ControlNet on edges (`controlnet()`). How all was
-made: recipes/mini-*.toml; what it is and is not: weights/README.md.
+It draws characters of 128 × 128 px. It is a pipeline of diffusers, so code for Stable Diffusion works on it.
+There are also a fine-tuned base (`pipeline(style="lines")`) and a ControlNet on edges (`controlnet()`).
+recipes/mini-*.toml make the model; weights/README.md is its model card.
 """
 
 import importlib.util
@@ -45,15 +45,15 @@ adapter = load_embedded_adapter
 def pipeline(
     *, style: str | None = None, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32
 ) -> StableDiffusionPipeline:
-    """The embedded base model as diffusers' text-to-image pipeline, 128 × 128 px, on the CPU.
+    """Load the embedded base model as diffusers' text-to-image pipeline, 128 × 128 px, on the CPU.
 
     Args:
-        style: the base as fine-tuned on one style, "lines"; the adapter is the same for all of them
-        weights: a folder as `imprompt mini train` makes it
-        dtype: number format to compute in; the files hold float16
+        style: name of a fine-tuned style, "lines"; all styles share the adapters
+        weights: a folder written by `imprompt mini train`
+        dtype: number format of the computation; the files hold float16
 
     Raises:
-        UnknownModel: the weights are not there, or not that style
+        UnknownModel: the weights are missing, or there is no such style
         MissingExtra: a style needs peft
     """
     base = find_embedded_part(weights / "base")
@@ -70,26 +70,26 @@ def pipeline(
 
 
 def as_pipeline(kind: type[Pipeline], pipe: DiffusionPipeline, **parts: Any) -> Pipeline:
-    """The embedded model's parts as another of diffusers' pipelines; they share all weights.
+    """Build another of diffusers' pipelines of the embedded model's parts; the two share all weights.
 
-    diffusers' own `kind.from_pipe(pipe)` leaves out our autoencoder, a class that it does not know.
+    diffusers' own `kind.from_pipe(pipe)` drops the autoencoder, whose class it does not know.
 
     Args:
         kind: `StableDiffusionImg2ImgPipeline`, `InpaintPipeline`, ...
-        pipe: where the parts are
-        **parts: what it needs beside them, a `controlnet` for instance
+        pipe: the pipeline of the embedded model
+        **parts: further parts that the pipeline needs, for instance a `controlnet`
     """
     build = cast(Any, kind)
-    made: Pipeline = build(**(pipe.components | parts), requires_safety_checker=False)
-    made.set_progress_bar_config(disable=True)
-    return made
+    built: Pipeline = build(**(pipe.components | parts), requires_safety_checker=False)
+    built.set_progress_bar_config(disable=True)
+    return built
 
 
 def fine_tune(pipe: StableDiffusionPipeline, style: str, weights: Path = WEIGHTS) -> None:
-    """Add a style's low-rank changes to the U-Net's weights for good; nothing of peft stays on it.
+    """Fuse the LoRA of a style into the U-Net's weights; no layer of peft remains.
 
     Raises:
-        UnknownModel: no such style
+        UnknownModel: there is no such style
         MissingExtra: peft is not installed
     """
     known = sorted(folder.name for folder in weights.glob("styles/*") if folder.is_dir())
@@ -106,14 +106,14 @@ def fine_tune(pipe: StableDiffusionPipeline, style: str, weights: Path = WEIGHTS
 
 
 def controlnet(*, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> ControlNetModel:
-    """The embedded model's ControlNet on edges, for diffusers' ControlNet pipelines.
+    """Load the embedded model's ControlNet on edges, for diffusers' ControlNet pipelines.
 
         kind = StableDiffusionControlNetPipeline
         pipe = mini.as_pipeline(kind, mini.pipeline(), controlnet=mini.controlnet())
         pipe("pink hair", image=mini.edge_picture(picture))
 
     Raises:
-        UnknownModel: the weights are not there
+        UnknownModel: the weights are missing
     """
     folder = find_embedded_part(weights / "control")
     return cast(ControlNetModel, ControlNetModel.from_pretrained(folder, torch_dtype=dtype))
@@ -126,7 +126,7 @@ def assemble(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
 ) -> StableDiffusionPipeline:
-    """Put the parts together as diffusers' text-to-image pipeline, quiet and without a safety checker."""
+    """Build diffusers' text-to-image pipeline of the parts, without progress bar and safety checker."""
     pipe = StableDiffusionPipeline(
         vae=autoencoder,  # type: ignore[arg-type]
         text_encoder=text_encoder,

@@ -2,9 +2,10 @@
 
     latents = W (patch − mean)        patch ≈ mean + W⁺ latents        picture = patches + refine(patches)
 
-W holds the patches' leading principal directions, each divided by the geometric mean of its own standard
-deviation and the first one's: `fit` is a closed form. Three small convolutions may follow, which look across
-the patches' borders; learned on noised latents, they mend what a denoiser leaves undone.
+W holds the leading principal directions of the patches, each divided by the geometric mean of its own
+standard deviation and the first one's; `fit` computes them in closed form. Three small convolutions may
+follow, which reach across the borders of patches. Trained on noised latents, they repair what a denoiser
+leaves.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 class PatchAutoencoder(ModelMixin, ConfigMixin):
     """A linear patch code with the interface of diffusers' `AutoencoderKL`, so that every pipeline takes it.
 
-    Pictures in [-1, 1] with shape (batch, 3, height, width), both divisible by `patch_size`; latents
-    with shape (batch, latent_channels, height / patch_size, width / patch_size). The code is deterministic:
+    Pictures are in [-1, 1] and have shape (batch, 3, height, width), both divisible by `patch_size`. Latents
+    have shape (batch, latent_channels, height / patch_size, width / patch_size). The code is deterministic:
     its "distribution" is a point.
     """
 
@@ -32,7 +33,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self,
         patch_size: int = 8,
         latent_channels: int = 32,
-        # diffusers' pipelines read the latents' shrinkage from the length of this list: 2 ** (4 - 1) = 8.
+        # diffusers' pipelines compute the latents' scale factor from this length: 2 ** (4 - 1) = 8.
         block_out_channels: Sequence[int] = (1, 1, 1, 1),
         scaling_factor: float = 1.0,
         force_upcast: bool = False,
@@ -47,13 +48,13 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.detail = DetailDecoder(latent_channels, decoder_widths) if decoder_widths else None
 
     def mean_picture(self, rows: int, columns: int) -> Float[Tensor, "3 height width"]:
-        """The mean patch, repeated over a picture of that many patches."""
+        """Return a picture of so many patches that are all the mean patch."""
         return self.mean.repeat(1, rows, columns)
 
     def encode(
         self, pixels: Float[Tensor, "batch 3 height width"], return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Pictures → latents, as a distribution with no spread."""
+        """Encode pictures to latents, as a distribution of zero variance."""
         size = self.config["patch_size"]
         mean = self.encoder(pixels - self.mean_picture(pixels.shape[-2] // size, pixels.shape[-1] // size))
         point = DiagonalGaussianDistribution(
@@ -67,14 +68,14 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Latents → pictures; `generator` is accepted because pipelines pass it, and not needed."""
+        """Decode latents to pictures; `generator`, which pipelines pass, is ignored."""
         pixels = self.decoder(latents) + self.mean_picture(*latents.shape[-2:])
         pixels = pixels if self.refine is None else pixels + self.refine(pixels)
         pixels = pixels if self.detail is None else pixels + self.detail(latents)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
     def with_detail(self, widths: Sequence[int]) -> "PatchAutoencoder":
-        """A copy that also has a detail decoder of these widths, which begins as nothing."""
+        """Return a copy with a detail decoder of these widths, whose output is zero at first."""
         config: dict[str, Any] = {name: value for name, value in self.config.items() if name[0] != "_"}
         config["decoder_widths"] = list(widths)
         detailed = type(self)(**config)
@@ -87,7 +88,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def fit(
         cls, pixels: Float[Tensor, "batch 3 height width"], *, latent_channels: int = 32, patch_size: int = 8
     ) -> "PatchAutoencoder":
-        """The best linear code of these pictures' patches in the least-squares sense."""
+        """Fit the least-squares linear code of these pictures' patches."""
         shrinkage = (1,) * patch_size.bit_length()
         code = cls(patch_size, latent_channels, block_out_channels=shrinkage)
         size = code.config["patch_size"]
@@ -106,10 +107,10 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
 
 class DetailDecoder(nn.Module):
-    """What the linear code leaves out of a picture, from its latents: residual convolutions, ever larger.
+    """Residual convolutions that compute from the latents the detail that the linear code loses.
 
-    Latents (batch, channels, height, width) → pixels (batch, 3, 2ⁿ height, 2ⁿ width) for n `widths`. It
-    begins as nothing.
+    Latents (batch, channels, height, width) → pixels (batch, 3, 2ⁿ height, 2ⁿ width) for n `widths`. The
+    output is zero at first.
     """
 
     def __init__(self, latent_channels: int, widths: Sequence[int]) -> None:
@@ -123,7 +124,7 @@ class DetailDecoder(nn.Module):
         nn.init.zeros_(self.stages[-1][-1].bias)  # type: ignore[index]
 
     def forward(self, latents: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 _ _"]:
-        """The detail to be added to the linear decoding."""
+        """Return the detail to add to the linear decoding."""
         hidden = self.stem(latents.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             hidden = nn.functional.pixel_shuffle(stage(hidden), 2)
@@ -140,13 +141,13 @@ class ResidualPair(nn.Module):
         nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
 
     def forward(self, hidden: Float[Tensor, "batch width _ _"]) -> Float[Tensor, "batch width _ _"]:
-        """Apply both."""
+        """Return x + W₂ silu(W₁ silu(x))."""
         silu = nn.functional.silu
         return hidden + self.second(silu(self.first(silu(hidden))))
 
 
 def build_refinement(width: int) -> nn.Sequential:
-    """Three convolutions at half resolution; they begin as nothing."""
+    """Build three convolutions at half resolution, whose output is zero at first."""
     last = nn.Conv2d(width, 12, 3, padding=1)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)  # type: ignore[arg-type]

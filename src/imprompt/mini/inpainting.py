@@ -1,7 +1,7 @@
-"""diffusers' inpainting on the embedded base, whose latents have 32 channels.
+"""diffusers' inpainting on the embedded base, whose latents have more than four channels.
 
-A U-Net for inpainting proper has mask channels; any other has what a latent has, and the pipeline puts the
-known part back after every step. diffusers tells the two by their input channels, 9 or 4, and knows no third.
+The U-Net of an inpainting model has mask channels. With any other U-Net the pipeline restores the known part
+after every step. diffusers distinguishes the two by their input channels, 9 or 4, and refuses other numbers.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from imprompt.attention.diffusers_internals import report_four_input_channels
 
 
 class InpaintPipeline(StableDiffusionInpaintPipeline):
-    """diffusers' inpainting pipeline for a U-Net without mask channels, however many its latents have.
+    """Inpainting by diffusers for a U-Net without mask channels and with any number of latent channels.
 
-    Made by `mini.as_pipeline(mini.InpaintPipeline, mini.pipeline())`; called like diffusers' own.
+    `mini.as_pipeline(mini.InpaintPipeline, mini.pipeline())` builds it. It is called like diffusers' own.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers', which has the arguments."""
+        """Run diffusers' inpainting; see there for the arguments."""
         with report_four_input_channels(self):
             return super().__call__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Image projections: what an encoder saw of a picture, as tokens that stand beside the text's."""
+"""Image projections: from the outputs of an image encoder to image tokens."""
 
 from imprompt.projection.base import ImageProjection, Input
 from imprompt.projection.face import FacePlusProjection, FaceProjection

@@ -1,4 +1,4 @@
-"""What every image projection offers."""
+"""Base classes of image projections."""
 
 import math
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from imprompt.inputs.encoder import Input
 
 
 class ImageProjection(nn.Module):
-    """So many tokens for each picture, each as wide as the base model's text embeddings.
+    """A module that maps each picture to image tokens, which are as wide as the base model's text embeddings.
 
-    `forward` takes the inputs that `takes` names, in its order, each "batch d" (features: "batch patches d"),
-    and returns the tokens, "batch tokens context_dim".
+    `forward` takes the inputs named by `takes` in that order, each "batch d" (features: "batch patches d").
+    It returns the tokens, "batch tokens context_dim".
 
     The `state_dict` of every projection is the `image_proj` part of an official checkpoint, name for name.
 
     Attributes:
         takes: width of each input, in the order of `forward`'s arguments
         context_dim: width of a token
-        tokens: how many tokens one picture becomes
+        tokens: number of tokens of one picture
     """
 
     takes: Mapping[Input, int]
@@ -30,14 +30,14 @@ class ImageProjection(nn.Module):
 
 
 class EmbeddingProjection(ImageProjection):
-    """c_i = LayerNorm(reshape(f(e))): tokens of one embedding e; a zero embedding is "no image".
+    """c_i = LayerNorm(reshape(f(e))): the tokens of one embedding e. A zero embedding is "no image".
 
     Args:
         takes: the embedding's name and width
         layers: f, "batch embedding_dim" → "batch tokens·context_dim"
         context_dim: width of the text embeddings
         tokens: N of the paper
-        generator: randomness of the initial weights; torch's global one if not given
+        generator: random generator of the initial weights; by default torch's global one
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class EmbeddingProjection(ImageProjection):
         super().__init__()
         self.takes, self.context_dim, self.tokens = takes, context_dim, tokens
         self.proj, self.norm = layers, nn.LayerNorm(context_dim)
-        draw_linears(self, generator)
+        initialize_linear_layers(self, generator)
 
     def forward(
         self, embedding: Float[Tensor, "batch embedding_dim"]
@@ -60,15 +60,15 @@ class EmbeddingProjection(ImageProjection):
         return self.norm(self.proj(embedding).reshape(-1, self.tokens, self.context_dim))
 
 
-def two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """W₂ GELU(W₁ e + b₁) + b₂."""
+def build_two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Build W₂ GELU(W₁ e + b₁) + b₂."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
-def draw_linears(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Draw all linear layers anew as `nn.Linear` does, which takes no generator: ±1/√inputs, uniformly.
+def initialize_linear_layers(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw the weights of all linear layers as `nn.Linear` does, uniformly in ±1/√inputs, by a generator.
 
-    Does nothing without a generator: the layers have their weights from torch's global one.
+    Without a generator the layers keep their weights, which torch's global one has drawn.
     """
     if generator is None:
         return

@@ -1,6 +1,6 @@
-"""The projections of FaceID and FaceID-Plus: the embedding of a face → tokens.
+"""The projections of FaceID and FaceID-Plus: face embedding → tokens.
 
-Sizes of the published ones: tencent-ailab/IP-Adapter at 62e4af9, `ip_adapter_faceid.py`.
+Sizes of the published adapters: tencent-ailab/IP-Adapter at 62e4af9, `ip_adapter_faceid.py`.
 """
 
 from typing import Literal
@@ -10,7 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from imprompt.errors import AdapterMismatch, InvalidReference
-from imprompt.projection.base import EmbeddingProjection, ImageProjection, draw_linears, two_layers
+from imprompt.projection.base import (
+    EmbeddingProjection,
+    ImageProjection,
+    build_two_layers,
+    initialize_linear_layers,
+)
 from imprompt.projection.perceiver import Perceiver, PerceiverShape
 
 
@@ -22,7 +27,7 @@ class FaceProjection(EmbeddingProjection):
         tokens: number of tokens for each face
         embedding_dim: width of the face embedding
         hidden_dim: width between the two layers; 2 · `embedding_dim` if not given
-        generator: randomness of the initial weights; torch's global one if not given
+        generator: random generator of the initial weights; by default torch's global one
     """
 
     def __init__(
@@ -34,18 +39,18 @@ class FaceProjection(EmbeddingProjection):
         hidden_dim: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        layers = two_layers(embedding_dim, hidden_dim or 2 * embedding_dim, tokens * context_dim)
+        layers = build_two_layers(embedding_dim, hidden_dim or 2 * embedding_dim, tokens * context_dim)
         super().__init__({"face_embedding": embedding_dim}, layers, context_dim, tokens, generator)
 
 
 class FacePlusProjection(ImageProjection):
-    """FaceID-Plus: the face's own tokens i are the queries of a perceiver over the picture's features f.
+    """FaceID-Plus: the tokens i of the face are the queries of a perceiver over the picture's features f.
 
         i = LayerNorm(reshape(W₂ GELU(W₁ e + b₁) + b₂))
         version 1:  c_i = Perceiver(i, f)
         version 2:  c_i = i + s · Perceiver(i, f)
 
-    The two versions have tensors of the same names and shapes.
+    The tensors of the two versions have the same names and shapes.
 
     Args:
         feature_dim: width of an image feature (1280 for ViT-H/14)
@@ -54,11 +59,11 @@ class FacePlusProjection(ImageProjection):
         version: see above
         embedding_dim: width of the face embedding
         hidden_dim: width between the two layers of the face's part; 2 · `embedding_dim` if not given
-        shape: the inside of the perceiver; by default as wide as the text embeddings
-        generator: randomness of the initial weights; torch's global one if not given
+        shape: sizes of the perceiver; by default as wide as the text embeddings
+        generator: random generator of the initial weights; by default torch's global one
 
     Raises:
-        AdapterMismatch: version 2 with a perceiver of another width than `context_dim`
+        AdapterMismatch: version 2 has a perceiver of another width than `context_dim`
     """
 
     def __init__(
@@ -78,14 +83,14 @@ class FacePlusProjection(ImageProjection):
         if version == 2 and shape.width != context_dim:
             raise AdapterMismatch(
                 f"version 2 of FaceID-Plus adds the face's tokens ({shape.width} wide) "
-                f"to the picture's ({context_dim} wide); they must be equally wide"
+                f"to the picture's ({context_dim} wide); both must have the same width"
             )
         self.takes = {"face_embedding": embedding_dim, "image_features": feature_dim}
         self.context_dim, self.tokens, self.version = context_dim, tokens, version
-        self.proj = two_layers(embedding_dim, hidden_dim or 2 * embedding_dim, tokens * shape.width)
+        self.proj = build_two_layers(embedding_dim, hidden_dim or 2 * embedding_dim, tokens * shape.width)
         self.norm = nn.LayerNorm(shape.width)
         self.perceiver_resampler = Perceiver(feature_dim, context_dim, shape)
-        draw_linears(self, generator)
+        initialize_linear_layers(self, generator)
 
     def forward(
         self,
@@ -96,24 +101,24 @@ class FacePlusProjection(ImageProjection):
         """Project faces to image tokens.
 
         Args:
-            face_embedding: of length 1; zero for "no image"
-            image_features: of the cropped face; those of an all-zero normalised picture for "no image"
-            strength: s of version 2, how much the picture's look counts beside the identity
+            face_embedding: embedding of length 1; zeros for "no image"
+            image_features: features of the cropped face; for "no image", those of all-zero normalized pixels
+            strength: s of version 2, the weight of the picture's features relative to the face embedding
 
         Raises:
-            InvalidReference: a strength other than 1 for version 1, which has none
+            InvalidReference: the strength is not 1 for version 1, which has no strength
         """
         width = self.norm.weight.shape[0]
         face = self.norm(self.proj(face_embedding).reshape(-1, self.tokens, width))
-        seen = self.perceiver_resampler.read(face, image_features)
+        read = self.perceiver_resampler.read(face, image_features)
         if self.version == 2:
-            return face + _per_sample(strength) * seen
+            return face + _reshape_strength(strength) * read
         if (torch.as_tensor(strength) != 1).any():
             raise InvalidReference(
                 "FaceID-Plus version 1 has no face scale; it must be 1 (version 2 has one)"
             )
-        return seen
+        return read
 
 
-def _per_sample(strength: Tensor | float | int) -> Tensor | float | int:
+def _reshape_strength(strength: Tensor | float | int) -> Tensor | float | int:
     return strength.reshape(-1, 1, 1) if isinstance(strength, Tensor) else strength

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from imprompt.errors import AdapterMismatch
-from imprompt.projection.base import ImageProjection, draw_linears
+from imprompt.projection.base import ImageProjection, initialize_linear_layers
 
 
 class PatchProjection(ImageProjection):
@@ -15,8 +15,8 @@ class PatchProjection(ImageProjection):
         feature_dim: width of an image feature (1280 for ViT-H/14)
         context_dim: width of the text embeddings (768 for SD1.5)
         tokens: number of the image's features (257 for ViT-H/14: 16 × 16 patches and the class token)
-        hidden_dim: width between the two layers; `feature_dim` if not given
-        generator: randomness of the initial weights; torch's global one if not given
+        hidden_dim: width between the two layers; by default `feature_dim`
+        generator: random generator of the initial weights; by default torch's global one
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class PatchProjection(ImageProjection):
             nn.Linear(hidden_dim, context_dim),
             nn.LayerNorm(context_dim),
         )
-        draw_linears(self, generator)
+        initialize_linear_layers(self, generator)
 
     def forward(
         self, image_features: Float[Tensor, "batch patches feature_dim"]
@@ -46,11 +46,11 @@ class PatchProjection(ImageProjection):
         """Project image features to image tokens, in their order.
 
         Raises:
-            AdapterMismatch: another number of features than `tokens`
+            AdapterMismatch: the number of features is not `tokens`
         """
         if image_features.shape[1] != self.tokens:
             raise AdapterMismatch(
                 f"this adapter takes {self.tokens} features of a picture; "
-                f"this image encoder gives {image_features.shape[1]}"
+                f"this image encoder returns {image_features.shape[1]}"
             )
         return self.proj(image_features)

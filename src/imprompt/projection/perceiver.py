@@ -1,4 +1,4 @@
-"""A perceiver: a few queries read a grid of features, layer by layer.
+"""A perceiver: a few queries attend to a grid of features, layer by layer.
 
 Jaegle et al. 2021 (https://arxiv.org/abs/2103.03206), in the form of Flamingo's resampler (Alayrac et al.
 2022, https://arxiv.org/abs/2204.14198, figure 5). With features x = W_in f and queries z, each layer does
@@ -6,8 +6,9 @@ Jaegle et al. 2021 (https://arxiv.org/abs/2103.03206), in the form of Flamingo's
     z ← z + W_out Attn(W_q z̄, W_k [x̄; z̄], W_v [x̄; z̄])          x̄ = LayerNorm₁(x), z̄ = LayerNorm₂(z)
     z ← z + W_down GELU(W_up LayerNorm(z))
 
-and the queries' last state becomes tokens: LayerNorm(W z + b). [·; ·] is along the sequence; W_k and W_v are
-the two halves of one matrix. Published widths: tencent-ailab/IP-Adapter at 62e4af9, `resampler.py`.
+and the last state of the queries is mapped to tokens: LayerNorm(W z + b). [·; ·] is along the sequence; W_k
+and W_v are the two halves of one matrix. Published widths: tencent-ailab/IP-Adapter at 62e4af9,
+`resampler.py`.
 """
 
 import dataclasses
@@ -20,13 +21,13 @@ from torch.nn import functional as F
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerceiverShape:
-    """The sizes of a perceiver that its inputs and outputs leave open.
+    """The sizes inside a perceiver.
 
     Args:
-        width: of queries and features inside
+        width: width of queries and features
         depth: number of layers
-        attention_width: of all heads together; `width` if not given
-        feed_forward_width: 4 · `width` if not given
+        attention_width: width of all heads together; by default `width`
+        feed_forward_width: width inside the feed-forward layer; by default 4 · `width`
         head_dim: width of a head
 
     Raises:
@@ -49,7 +50,7 @@ class PerceiverShape:
 
 
 class PerceiverAttention(nn.Module):
-    """The queries attend to the features and to themselves."""
+    """Attention of the queries to the features and to themselves."""
 
     def __init__(self, shape: PerceiverShape) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class PerceiverAttention(nn.Module):
         features: Float[Tensor, "batch patches width"],
         queries: Float[Tensor, "batch tokens width"],
     ) -> Float[Tensor, "batch tokens width"]:
-        """W_out Attn(W_q z̄, W_k [x̄; z̄], W_v [x̄; z̄])."""
+        """Return W_out Attn(W_q z̄, W_k [x̄; z̄], W_v [x̄; z̄])."""
         features, queries = self.norm1(features), self.norm2(queries)
         key, value = self.to_kv(torch.cat([features, queries], dim=1)).chunk(2, dim=-1)
         heads = (
@@ -75,8 +76,8 @@ class PerceiverAttention(nn.Module):
         return self.to_out(read.transpose(1, 2).flatten(2))
 
 
-def _feed_forward(shape: PerceiverShape) -> nn.Sequential:
-    """W_down GELU(W_up LayerNorm(z))."""
+def _build_feed_forward(shape: PerceiverShape) -> nn.Sequential:
+    """Build W_down GELU(W_up LayerNorm(z))."""
     return nn.Sequential(
         nn.LayerNorm(shape.width),
         nn.Linear(shape.width, shape.feed_forward_width, bias=False),
@@ -86,19 +87,19 @@ def _feed_forward(shape: PerceiverShape) -> nn.Sequential:
 
 
 class Perceiver(nn.Module):
-    """Queries and a grid of features → one token for each query.
+    """A perceiver that returns one token for each query.
 
     Args:
         feature_dim: width of a feature
         context_dim: width of a token
-        shape: everything inside
+        shape: all other sizes
     """
 
     def __init__(self, feature_dim: int, context_dim: int, shape: PerceiverShape) -> None:
         super().__init__()
         self.proj_in = nn.Linear(feature_dim, shape.width)
         self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(shape), _feed_forward(shape)]) for _ in range(shape.depth)
+            nn.ModuleList([PerceiverAttention(shape), _build_feed_forward(shape)]) for _ in range(shape.depth)
         )
         self.proj_out = nn.Linear(shape.width, context_dim)
         self.norm_out = nn.LayerNorm(context_dim)
@@ -108,7 +109,7 @@ class Perceiver(nn.Module):
         queries: Float[Tensor, "batch tokens width"],
         features: Float[Tensor, "batch patches feature_dim"],
     ) -> Float[Tensor, "batch tokens context_dim"]:
-        """Let each sample's queries read its features; the order of the features does not matter."""
+        """Return the tokens of each sample's queries; the order of the features does not matter."""
         features = self.proj_in(features)
         for layer in self.layers:
             attention, feed_forward = layer.children()

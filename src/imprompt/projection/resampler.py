@@ -1,4 +1,4 @@
-"""The projection of Plus: a perceiver reads the grid of features with learnt queries."""
+"""The projection of Plus: a perceiver with learned queries on the grid of features."""
 
 import math
 
@@ -6,19 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imprompt.projection.base import ImageProjection, draw_linears
+from imprompt.projection.base import ImageProjection, initialize_linear_layers
 from imprompt.projection.perceiver import Perceiver, PerceiverShape
 
 
 class ResamplerProjection(Perceiver, ImageProjection):
-    """c_i = Perceiver(learnt queries, features): Plus, Plus-Face, composition and Kolors-Plus.
+    """c_i = Perceiver(learned queries, features): Plus, Plus-Face, composition and Kolors-Plus.
 
     Args:
         feature_dim: width of an image feature (1280 for ViT-H/14)
         context_dim: width of the text embeddings (768 for SD1.5, 2048 for SDXL)
         tokens: number of queries
-        shape: the inside; 768 wide for SD1.5, 1280 for SDXL. By default as wide as the text embeddings
-        generator: randomness of the initial weights; torch's global one if not given
+        shape: sizes of the perceiver, 768 wide for SD1.5 and 1280 for SDXL; by default as wide as the text
+            embeddings
+        generator: random generator of the initial weights; by default torch's global one
     """
 
     def __init__(
@@ -36,10 +37,10 @@ class ResamplerProjection(Perceiver, ImageProjection):
         self.context_dim, self.tokens = context_dim, tokens
         queries = torch.randn(1, tokens, shape.width, generator=generator) / math.sqrt(shape.width)
         self.latents = nn.Parameter(queries)
-        draw_linears(self, generator)
+        initialize_linear_layers(self, generator)
 
     def forward(
         self, image_features: Float[Tensor, "batch patches feature_dim"]
     ) -> Float[Tensor, "batch {self.tokens} {self.context_dim}"]:
-        """Project image features to image tokens; "no image" is those of all-zero normalised pixels."""
+        """Project image features to image tokens; "no image" is that of all-zero normalized pixels."""
         return self.read(self.latents.expand(len(image_features), -1, -1), image_features)

@@ -5,11 +5,11 @@ write_report(report, folder, summary)
 write_scores(scores, folder)
 
 blocks      what a page is made of
-charts      lines as SVG          dots    rows with intervals as SVG          axes    their axes
+charts      lines as SVG                axes    their axes
 pictures    sheets and pictures inside a page
 numbers     numbers in words, and the interval
-page        a report as HTML      look    its style sheet and script
-summary     a report as data      files   the files of a report
+page        a report as HTML            look    its style sheet and script
+summary     a report as data            files   the files of a report
 """
 
 from imprompt.report.blocks import (
@@ -24,22 +24,20 @@ from imprompt.report.blocks import (
     Report,
     Section,
     Table,
-    best_median_worst,
+    pick_best_median_worst,
 )
 from imprompt.report.charts import Chart, Line, Tone, draw_chart, smooth_points, thin_points
-from imprompt.report.dots import Dot, DotPlot, draw_dots
 from imprompt.report.files import (
     SCORES_FILE,
     SUMMARY_FILE,
-    make_folder,
     write_picture,
     write_report,
     write_scores,
 )
 from imprompt.report.numbers import Interval, format_mean, format_short, format_value
-from imprompt.report.page import SMALL_BYTES, escape, page_html
-from imprompt.report.pictures import PictureRow, data_uri, draw_sheet, embed_picture, encode_jpeg
-from imprompt.report.summary import plain
+from imprompt.report.page import SMALL_BYTES, escape, render_page
+from imprompt.report.pictures import PictureRow, draw_sheet, embed_picture, encode_jpeg, make_data_uri
+from imprompt.report.summary import to_plain
 
 __all__ = [
     "SCORES_FILE",
@@ -50,8 +48,6 @@ __all__ = [
     "Chart",
     "Code",
     "Column",
-    "Dot",
-    "DotPlot",
     "Facts",
     "Grid",
     "Interval",
@@ -63,10 +59,7 @@ __all__ = [
     "Section",
     "Table",
     "Tone",
-    "best_median_worst",
-    "data_uri",
     "draw_chart",
-    "draw_dots",
     "draw_sheet",
     "embed_picture",
     "encode_jpeg",
@@ -74,11 +67,12 @@ __all__ = [
     "format_mean",
     "format_short",
     "format_value",
-    "make_folder",
-    "page_html",
-    "plain",
+    "make_data_uri",
+    "pick_best_median_worst",
+    "render_page",
     "smooth_points",
     "thin_points",
+    "to_plain",
     "write_picture",
     "write_report",
     "write_scores",

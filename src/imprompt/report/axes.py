@@ -39,13 +39,13 @@ class Axis:
         return f"{value:.6f}".rstrip("0").replace("-", "−")
 
 
-def step_axis(steps: Sequence[float | int], start: float | int, end: float | int) -> Axis:
+def make_step_axis(steps: Sequence[float | int], start: float | int, end: float | int) -> Axis:
     """Make an axis from zero to the last step, so that all charts of a run have the same one."""
     high = max(*steps, 1)
     return Axis(0, high, start, end, max(round_step(high / 5), 1))
 
 
-def value_axis(
+def make_value_axis(
     values: Sequence[float | int],
     start: float | int,
     end: float | int,

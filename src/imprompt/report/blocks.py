@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imprompt.report.charts import Chart
-from imprompt.report.dots import DotPlot
 from imprompt.report.numbers import Interval
 from imprompt.report.pictures import PictureRow
 
@@ -110,7 +109,7 @@ class Markup:
     html: str
 
 
-Block = Table | Chart | DotPlot | Grid | Facts | Code | Markup
+Block = Table | Chart | Grid | Facts | Code | Markup
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class Report:
     source: str = "summary.json"
 
 
-def best_median_worst(scores: Sequence[float | int], count: int = 1) -> list[int]:
+def pick_best_median_worst(scores: Sequence[float | int], count: int = 1) -> list[int]:
     """Return the places of the `count` best, the `count` middle and the `count` worst scores, best first.
 
     No place is returned twice: of fewer than 3 × `count` scores all places are returned. Of equal scores the

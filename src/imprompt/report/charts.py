@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from imprompt.report.axes import Axis, move_apart, step_axis, value_axis
+from imprompt.report.axes import Axis, make_step_axis, make_value_axis, move_apart
 from imprompt.report.numbers import format_short, format_value
 
 WIDTH, HEIGHT = 460, 232
@@ -97,17 +97,22 @@ def draw_chart(chart: Chart) -> str:
     if not values:
         return ""
     values += [end for line in lines for ends in line.intervals for end in ends]
-    x = _x_axis(chart, lines)
-    y = value_axis(values, HEIGHT - BOTTOM, TOP, zero=chart.zero, powers=not chart.is_scatter)
-    parts = [_rules(x, y, chart), *(_curve(line, x, y) for line in lines), _labels(lines, chart, x, y)]
+    x = _make_x_axis(chart, lines)
+    y = make_value_axis(values, HEIGHT - BOTTOM, TOP, zero=chart.zero, powers=not chart.is_scatter)
+    parts = [
+        _draw_rules(x, y, chart),
+        *(_draw_curve(line, x, y) for line in lines),
+        _draw_labels(lines, chart, x, y),
+    ]
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(chart.title)}" '
-        f'data-axis="{x.low:g} {x.high:g} {x.start:g} {x.end:.1f}" data-lines="{_pointer_data(lines, chart)}"'
-        f"{_x_label_data(chart)}>{''.join(parts)}</svg>"
+        f'data-axis="{x.low:g} {x.high:g} {x.start:g} {x.end:.1f}" '
+        f'data-lines="{_write_pointer_data(lines, chart)}"{_write_x_label(chart)}>'
+        f"{''.join(parts)}</svg>"
     )
 
 
-def _x_label_data(chart: Chart) -> str:
+def _write_x_label(chart: Chart) -> str:
     """Return the name of the x axis for the script, whose default is "step"."""
     return "" if chart.x_label == "step" else f' data-across="{html.escape(chart.x_label)}"'
 
@@ -139,15 +144,15 @@ def smooth_points(points: Points) -> Points:
     return smooth
 
 
-def _x_axis(chart: Chart, lines: Sequence[Line]) -> Axis:
+def _make_x_axis(chart: Chart, lines: Sequence[Line]) -> Axis:
     values = [x for line in lines for x, _ in line.points]
     if chart.x_label == "step":
-        return step_axis(values, LEFT, WIDTH - RIGHT)
+        return make_step_axis(values, LEFT, WIDTH - RIGHT)
     values += [end for line in lines for ends in line.x_intervals for end in ends]
-    return value_axis(values, LEFT, WIDTH - RIGHT, zero=not chart.is_scatter, powers=False)
+    return make_value_axis(values, LEFT, WIDTH - RIGHT, zero=not chart.is_scatter, powers=False)
 
 
-def _rules(x: Axis, y: Axis, chart: Chart) -> str:
+def _draw_rules(x: Axis, y: Axis, chart: Chart) -> str:
     """Draw the axes' labels and the lines across the chart."""
     parts = []
     for value in y.ticks():
@@ -169,9 +174,9 @@ def draw_text(x: float | int, y: float | int, words: str, anchor: str, kind: str
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
 
 
-def _curve(line: Line, x: Axis, y: Axis) -> str:
+def _draw_curve(line: Line, x: Axis, y: Axis) -> str:
     """Draw the line, broken where a value is missing, and a dot at its end or at each of its points."""
-    stretches = _stretches(line.points)
+    stretches = _split_line(line.points)
     style = f'class="{line.tone}" style="--strength:{line.strength:.2f}"'
     parts = []
     for stretch in stretches:
@@ -182,15 +187,15 @@ def _curve(line: Line, x: Axis, y: Axis) -> str:
             parts.append(f'<path class="area" d="{path}L{ends}Z"/>')
         parts.append(f'<path {style} d="{path}"/>')
     if line.has_dots:
-        parts += [_dot(line, index, style, x, y) for index in range(len(line.points))]
-        parts += _names(line, x, y)
+        parts += [_draw_dot(line, index, style, x, y) for index in range(len(line.points))]
+        parts += _draw_names(line, x, y)
     elif stretches and line.tone != "faint":
         step, value = stretches[-1][-1]
         parts.append(f'<circle {style} cx="{x.position(step):.1f}" cy="{y.position(value):.1f}" r="2.6"/>')
     return "".join(parts)
 
 
-def _dot(line: Line, index: int, style: str, x: Axis, y: Axis) -> str:
+def _draw_dot(line: Line, index: int, style: str, x: Axis, y: Axis) -> str:
     """Draw one point as a dot with its intervals."""
     step, value = line.points[index]
     if value is None:
@@ -206,7 +211,7 @@ def _dot(line: Line, index: int, style: str, x: Axis, y: Axis) -> str:
     return "".join(parts)
 
 
-def _names(line: Line, x: Axis, y: Axis) -> list[str]:
+def _draw_names(line: Line, x: Axis, y: Axis) -> list[str]:
     """Write the points' names next to them, each where it does not overlap an earlier one."""
     occupied: list[tuple[float | int, float | int]] = []
     parts = []
@@ -227,7 +232,7 @@ def _overlap(
     return abs(at[0] - other[0]) < width and abs(at[1] - other[1]) < _LABEL_HEIGHT - 2
 
 
-def _stretches(points: Points) -> list[list[tuple[float | int, float | int]]]:
+def _split_line(points: Points) -> list[list[tuple[float | int, float | int]]]:
     stretches: list[list[tuple[float | int, float | int]]] = [[]]
     for step, value in points:
         if value is None:
@@ -237,7 +242,7 @@ def _stretches(points: Points) -> list[list[tuple[float | int, float | int]]]:
     return [stretch for stretch in stretches if stretch]
 
 
-def _labels(lines: Sequence[Line], chart: Chart, x: Axis, y: Axis) -> str:
+def _draw_labels(lines: Sequence[Line], chart: Chart, x: Axis, y: Axis) -> str:
     """Write each line's name and last value at its end, moved apart where they would overlap."""
     lasts = ((next((v for _, v in reversed(line.points) if v is not None), None), line) for line in lines)
     ends = [
@@ -248,19 +253,19 @@ def _labels(lines: Sequence[Line], chart: Chart, x: Axis, y: Axis) -> str:
     return "".join(
         f'<text class="label {line.tone}" style="--strength:{line.strength:.2f}" '
         f'x="{x.end + 9:.1f}" y="{top + 4:.1f}">'
-        f"{html.escape(line.label)}{_last_value(last, line, chart)}</text>"
+        f"{html.escape(line.label)}{_write_last_value(last, line, chart)}</text>"
         for top, (_, last, line) in zip(tops, ends, strict=True)
     )
 
 
-def _last_value(value: float | int, line: Line, chart: Chart) -> str:
+def _write_last_value(value: float | int, line: Line, chart: Chart) -> str:
     """Write a line's last value; return "" in a scatter plot, which has no last one."""
     if chart.is_scatter:
         return ""
     return f'<tspan dx="{5 if line.label else 0}">{format_value(value, percent=chart.percent)}</tspan>'
 
 
-def _pointer_data(lines: Sequence[Line], chart: Chart) -> str:
+def _write_pointer_data(lines: Sequence[Line], chart: Chart) -> str:
     """Return the values under the pointer as JSON for the script; a scatter plot has none."""
     values = [
         [

@@ -11,12 +11,11 @@ from typing import Any
 
 from PIL import Image
 
-from imprompt.errors import OutputError
 from imprompt.report.blocks import Report
-from imprompt.report.page import small_page, whole_page
-from imprompt.report.summary import plain, report_data
+from imprompt.report.page import render_small_page, render_whole_page
+from imprompt.report.summary import collect_report_data, to_plain
 from imprompt.runtime.environment import PACKAGES, describe_environment
-from imprompt.runtime.output import write_atomically
+from imprompt.runtime.output import make_folder, write_atomically
 
 PAGE_FILE, SMALL_PAGE_FILE, SUMMARY_FILE = "index.html", "index-small.html", "summary.json"
 SCORES_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
@@ -43,8 +42,8 @@ def write_report(report: Report, folder: Path, summary: Mapping[str, Any]) -> Pa
     make_folder(folder)
     facts = {name: fact for name, fact in describe_environment().items() if name in _PAGE_FACTS}
     report = dataclasses.replace(report, facts={**report.facts, **facts})
-    write_summary({**summary, "page": report_data(report)}, folder / SUMMARY_FILE)
-    for name, text in ((SMALL_PAGE_FILE, small_page(report)), (PAGE_FILE, whole_page(report))):
+    write_summary({**summary, "page": collect_report_data(report)}, folder / SUMMARY_FILE)
+    for name, text in ((SMALL_PAGE_FILE, render_small_page(report)), (PAGE_FILE, render_whole_page(report))):
         with write_atomically(folder / name) as part:
             part.write_text(text, encoding="utf-8")
     return folder / PAGE_FILE
@@ -93,21 +92,9 @@ def write_summary(summary: Mapping[str, Any], path: Path) -> None:
     versions = {name: facts.pop(name) for name in PACKAGES if name in facts}
     with write_atomically(path) as part:
         text = json.dumps(
-            plain({**summary, "versions": versions, "environment": facts}), indent=1, ensure_ascii=False
+            to_plain({**summary, "versions": versions, "environment": facts}), indent=1, ensure_ascii=False
         )
         part.write_text(text + "\n", encoding="utf-8")
-
-
-def make_folder(folder: Path) -> None:
-    """Create a report's folder, before any work is done.
-
-    Raises:
-        OutputError: it cannot be created
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be made: {error.strerror or error}") from error
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:

@@ -73,7 +73,6 @@ font-size:.8125rem}
 @media(max-width:46rem){.charts{grid-template-columns:1fr;gap:2.25rem}.charts .note{min-height:0}
 svg text,svg .label{font-size:13px}h2{margin-top:3rem}
 .figures{grid-template-columns:1fr 1fr}.figures dd{font-size:1.5rem}}
-.lead{max-width:46rem}
 section>p{text-wrap:pretty}
 h3{font-size:.975rem;font-weight:620}
 .block{margin-top:1.6rem}
@@ -99,7 +98,7 @@ repeating-linear-gradient(90deg,transparent 0 calc(100%/var(--n) - 3px),
 var(--paper) calc(100%/var(--n) - 3px) calc(100%/var(--n)))}
 .strip figcaption{font-size:.75rem;line-height:1.35;color:var(--quiet);padding-top:.2rem}
 .chart details{font-size:.8125rem}
-.chart summary,.more summary{font-size:.8125rem;color:var(--quiet)}
+.chart summary{font-size:.8125rem;color:var(--quiet)}
 .chart table.data{min-width:0;font-size:.8125rem}
 @media(max-width:46rem){.stacks{grid-template-columns:1fr}.wide .strip,.wide .titles{min-width:36rem}
 .data th,.data td{padding-left:1rem}

@@ -21,11 +21,10 @@ from imprompt.report.blocks import (
     Table,
 )
 from imprompt.report.charts import Chart, draw_chart
-from imprompt.report.dots import DotPlot, draw_dots
 from imprompt.report.look import SCRIPT, STYLE
 from imprompt.report.numbers import Interval, format_mean, format_number, format_setting
 from imprompt.report.pictures import InlinePicture, PictureRow, embed_picture, join_pictures
-from imprompt.report.summary import chart_table
+from imprompt.report.summary import make_chart_table
 
 SMALL_BYTES = 580_000
 """A small page has no more bytes than this."""
@@ -45,30 +44,30 @@ _WIDE = 6
 Embed = Callable[[Image.Image], InlinePicture]
 
 
-def whole_page(report: Report) -> str:
+def render_whole_page(report: Report) -> str:
     """Return the page as HTML, with everything in it."""
-    return page_html(report, lambda picture: embed_picture(picture, ROW_BYTES))
+    return render_page(report, lambda picture: embed_picture(picture, ROW_BYTES))
 
 
-def small_page(report: Report) -> str:
+def render_small_page(report: Report) -> str:
     """Return the page as HTML of at most `SMALL_BYTES`, with smaller pictures and perhaps fewer rows."""
-    for candidate in _shorter_reports(report):
-        count, words = _count_picture_rows(candidate), len(page_html(candidate, _leave_out).encode())
+    for candidate in _iterate_shorter(report):
+        count, words = _count_picture_rows(candidate), len(render_page(candidate, _leave_out).encode())
         # In base64 a picture is a third larger.
         room = (SMALL_BYTES - words) * 3 // 4 // max(count, 1)
         if room < LEAST_ROW_BYTES and count:
             continue
-        page = page_html(candidate, lambda picture, room=room: embed_picture(picture, room))
+        page = render_page(candidate, lambda picture, room=room: embed_picture(picture, room))
         if len(page.encode()) <= SMALL_BYTES:
             return page
-    return page_html(_limit_rows(report, 0), _leave_out)
+    return render_page(_limit_rows(report, 0), _leave_out)
 
 
 def _leave_out(picture: Image.Image) -> InlinePicture:
     return InlinePicture("", *picture.size)
 
 
-def _shorter_reports(report: Report) -> Iterator[Report]:
+def _iterate_shorter(report: Report) -> Iterator[Report]:
     """Yield the report, then with fewer and fewer rows."""
     yield report
     for rows in (96, 48, 24, 12, 6, 3, 1, 0):
@@ -101,9 +100,11 @@ def _count_picture_rows(report: Report) -> int:
 # The page
 
 
-def page_html(report: Report, embed: Embed = _leave_out) -> str:
+def render_page(report: Report, embed: Embed = _leave_out) -> str:
     """Return the page as HTML; `embed` turns each row of a grid into a picture inside the page."""
-    figures = "".join(_key_figure(one, first=place == 0) for place, one in enumerate(report.key_figures))
+    figures = "".join(
+        _render_key_figure(one, first=place == 0) for place, one in enumerate(report.key_figures)
+    )
     header = [
         f'<p class="over">{escape(report.overline)}</p>' if report.overline else "",
         f'<h1>{escape(report.title)}</h1><p class="verdict">{escape(report.lead)}</p>',
@@ -113,9 +114,11 @@ def page_html(report: Report, embed: Embed = _leave_out) -> str:
         f'<p class="state">{escape(report.state)}</p>' if report.state else "",
         f'<dl class="figures">{figures}</dl>' if figures else "",
     ]
-    sections = [section_html(section, embed) for section in report.sections]
+    sections = [_render_section(section, embed) for section in report.sections]
     if report.facts:
-        sections.append(section_html(Section("How it was made", blocks=[Facts({"": report.facts})]), embed))
+        sections.append(
+            _render_section(Section("How it was made", blocks=[Facts({"": report.facts})]), embed)
+        )
     numbers = f"Every number is in <code>{report.source}</code>, in the page's folder."
     footer = f"Written by <code>{report.author}</code>. {numbers}"
     return (
@@ -133,7 +136,7 @@ def escape(text: str) -> str:
     return html.escape(text)
 
 
-def _key_figure(one: KeyFigure, *, first: bool) -> str:
+def _render_key_figure(one: KeyFigure, *, first: bool) -> str:
     """Write a key figure; its interval precedes what it is compared with."""
     mean, *remarks = _number_and_ends(one.value, percent=one.percent, digits=one.digits)
     remarks += [one.comparison] if one.comparison else []
@@ -145,15 +148,15 @@ def _key_figure(one: KeyFigure, *, first: bool) -> str:
     )
 
 
-def section_html(section: Section, embed: Embed) -> str:
+def _render_section(section: Section, embed: Embed) -> str:
     """Return a section as HTML; charts that follow one another are side by side."""
     text = f"<p>{escape(section.text)}</p>" if section.text else ""
     parts, charts = [], []
     for block in section.blocks:
-        if isinstance(block, (Chart, DotPlot)):
-            charts.append(_chart(block))
+        if isinstance(block, Chart):
+            charts.append(_render_chart(block))
             continue
-        parts += [*_side_by_side(charts), _block(block, embed)]
+        parts += [*_side_by_side(charts), _render_block(block, embed)]
         charts = []
     parts += _side_by_side(charts)
     return f"<section><h2>{escape(section.title)}</h2>{text}{''.join(parts)}</section>"
@@ -163,21 +166,21 @@ def _side_by_side(charts: Sequence[str]) -> list[str]:
     return [f'<div class="charts">{"".join(charts)}</div>'] if charts else []
 
 
-def _block(block: Table | Grid | Facts | Code | Markup, embed: Embed) -> str:
+def _render_block(block: Table | Grid | Facts | Code | Markup, embed: Embed) -> str:
     if isinstance(block, Markup):
         return block.html
     if isinstance(block, Facts):
-        return _facts(block)
+        return _render_facts(block)
     note = f'<p class="note">{escape(block.note)}</p>' if block.note else ""
     if isinstance(block, Code):
         return f"{note}<pre>{escape(block.text)}</pre>"
     title = f"<h3>{escape(block.title)}</h3>" if block.title else ""
-    inner = _table(block) if isinstance(block, Table) else _grid(block, embed)
+    inner = _render_table(block) if isinstance(block, Table) else _render_grid(block, embed)
     return f'<div class="block">{title}{note}{inner}</div>'
 
 
-def _facts(facts: Facts) -> str:
-    tables = "".join(_facts_table(title, group) for title, group in facts.groups.items())
+def _render_facts(facts: Facts) -> str:
+    tables = "".join(_render_facts_table(title, group) for title, group in facts.groups.items())
     columns = f'<div class="columns">{tables}</div>'
     return (
         f"<details><summary>{escape(facts.summary)}</summary>{columns}</details>"
@@ -186,7 +189,7 @@ def _facts(facts: Facts) -> str:
     )
 
 
-def _facts_table(title: str, facts: Mapping[str, Any]) -> str:
+def _render_facts_table(title: str, facts: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td>{escape(key.replace('_', ' '))}</td><td>{escape(format_setting(value))}</td></tr>"
         for key, value in facts.items()
@@ -198,41 +201,44 @@ def _facts_table(title: str, facts: Mapping[str, Any]) -> str:
 # Charts and tables
 
 
-def _chart(chart: Chart | DotPlot) -> str:
+def _render_chart(chart: Chart) -> str:
     """Draw a chart; unless they are too many, its numbers are folded away under it."""
-    table = chart_table(chart)
+    table = make_chart_table(chart)
     few = 0 < len(table.rows) <= MOST_NUMBERS
-    numbers = f"<details><summary>In numbers</summary>{_table(table)}</details>" if few else ""
+    numbers = f"<details><summary>In numbers</summary>{_render_table(table)}</details>" if few else ""
     return (
         f'<figure class="chart"><h3>{escape(chart.title)}</h3><p class="note">{escape(chart.note)}</p>'
-        f"{draw_chart(chart) if isinstance(chart, Chart) else draw_dots(chart)}{numbers}</figure>"
+        f"{draw_chart(chart)}{numbers}</figure>"
     )
 
 
-def _table(table: Table) -> str:
+def _render_table(table: Table) -> str:
     """Write a table that scrolls by itself where it is wider than the page."""
-    kinds = [_kind([row[place] for row in table.rows], column) for place, column in enumerate(table.headings)]
+    kinds = [
+        _choose_class([row[place] for row in table.rows], column)
+        for place, column in enumerate(table.headings)
+    ]
     heads = "".join(
         f'<th scope="col"{kind}>{escape(column.name)}</th>'
         for column, kind in zip(table.headings, kinds, strict=True)
     )
-    body = "".join(_row(table, place, kinds) for place in range(len(table.rows)))
+    body = "".join(_render_row(table, place, kinds) for place in range(len(table.rows)))
     inner = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table class="data">{inner}</table></div>'
 
 
-def _row(table: Table, place: int, kinds: Sequence[str]) -> str:
+def _render_row(table: Table, place: int, kinds: Sequence[str]) -> str:
     first, *others = table.rows[place]
     head, *columns = table.headings
     cells = "".join(
-        f"<td{kind}>{_cell(cell, column)}</td>"
+        f"<td{kind}>{_render_cell(cell, column)}</td>"
         for cell, column, kind in zip(others, columns, kinds[1:], strict=True)
     )
     strong = ' class="strong"' if place in table.strong else ""
-    return f'<tr{strong}><th scope="row">{_cell(first, head)}</th>{cells}</tr>'
+    return f'<tr{strong}><th scope="row">{_render_cell(first, head)}</th>{cells}</tr>'
 
 
-def _kind(cells: Sequence[Cell], column: Column) -> str:
+def _choose_class(cells: Sequence[Cell], column: Column) -> str:
     """Return a column's class: words are at the left, numbers leave room for the widest interval."""
     if any(isinstance(cell, str) for cell in cells):
         return ' class="words"'
@@ -246,7 +252,7 @@ def _kind(cells: Sequence[Cell], column: Column) -> str:
     return f' class="ends" style="--room:{width:.1f}ch"' if width else ""
 
 
-def _cell(cell: Cell, column: Column) -> str:
+def _render_cell(cell: Cell, column: Column) -> str:
     """Write words as they are, numbers in their column's form, intervals in brackets behind their mean."""
     if isinstance(cell, str):
         return escape(cell)
@@ -269,7 +275,7 @@ def _number_and_ends(value: float | int | Interval | str, *, percent: bool, digi
 # Pictures
 
 
-def _grid(grid: Grid, embed: Embed) -> str:
+def _render_grid(grid: Grid, embed: Embed) -> str:
     """Write rows of pictures, each row as one image, in two stacks where there is room."""
     if not grid.rows:
         return ""
@@ -279,15 +285,16 @@ def _grid(grid: Grid, embed: Embed) -> str:
     titles = "".join(f"<span>{escape(title)}</span>" for title in grid.titles) if any(grid.titles) else ""
     inner = "".join(
         f'<div><div class="titles">{titles}</div>'
-        f"{''.join(_picture_row(row, grid, embed) for row in grid.rows[start : start + per_stack])}</div>"
+        f"{''.join(_render_picture_row(row, grid, embed) for row in stack)}</div>"
         for start in range(0, len(grid.rows), per_stack)
+        for stack in [grid.rows[start : start + per_stack]]
     )
     wide = " wide" if count > _WIDE else ""
     style = f"--n:{count};--stacks:{stacks}"
     return f'<div class="scroll"><div class="stacks{wide}" style="{style}">{inner}</div></div>'
 
 
-def _picture_row(row: PictureRow, grid: Grid, embed: Embed) -> str:
+def _render_picture_row(row: PictureRow, grid: Grid, embed: Embed) -> str:
     image = embed(join_pictures(row.pictures))
     description = f"{row.label}: {', '.join(grid.titles)}" if row.label else ", ".join(grid.titles)
     label = f"<figcaption>{escape(row.label)}</figcaption>" if row.label else ""

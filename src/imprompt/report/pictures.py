@@ -113,10 +113,10 @@ class InlinePicture:
 
 def embed_picture(picture: Image.Image, room: int) -> InlinePicture:
     """Return the picture as a JPEG of at most `room` bytes; see `encode_jpeg`."""
-    return InlinePicture(data_uri(encode_jpeg(picture.convert("RGB"), room), "jpeg"), *picture.size)
+    return InlinePicture(make_data_uri(encode_jpeg(picture.convert("RGB"), room), "jpeg"), *picture.size)
 
 
-def data_uri(data: bytes, kind: str) -> str:
+def make_data_uri(data: bytes, kind: str) -> str:
     """Return the data URI of an image file of that kind, "png" or "jpeg"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 

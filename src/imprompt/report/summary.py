@@ -8,10 +8,9 @@ from typing import Any
 
 from imprompt.report.blocks import Block, Cell, Grid, Report, Table
 from imprompt.report.charts import Chart, Ends
-from imprompt.report.dots import DotPlot
 
 
-def report_data(report: Report) -> dict[str, Any]:
+def collect_report_data(report: Report) -> dict[str, Any]:
     """Return the report's words and numbers in the page's order, without its pictures."""
     return {
         "title": report.title,
@@ -23,7 +22,7 @@ def report_data(report: Report) -> dict[str, Any]:
             {
                 "title": section.title,
                 "text": section.text,
-                "blocks": [block_data(block) for block in section.blocks],
+                "blocks": [collect_block_data(block) for block in section.blocks],
             }
             for section in report.sections
         ],
@@ -31,33 +30,24 @@ def report_data(report: Report) -> dict[str, Any]:
     }
 
 
-def block_data(block: Block) -> dict[str, Any]:
+def collect_block_data(block: Block) -> dict[str, Any]:
     """Return a block's words and numbers; of a grid its titles and labels."""
     kind = type(block).__name__.lower()
-    if not isinstance(block, (Table, Chart, DotPlot, Grid)):
+    if not isinstance(block, (Table, Chart, Grid)):
         return {"kind": kind, **dataclasses.asdict(block)}
     if isinstance(block, Grid):
         columns, rows = list(block.titles), [[row.label] for row in block.rows]
     else:
-        table = block if isinstance(block, Table) else chart_table(block)
+        table = block if isinstance(block, Table) else make_chart_table(block)
         columns, rows = [column.name for column in table.headings], [list(row) for row in table.rows]
     return {"kind": kind, "title": block.title, "note": block.note, "columns": columns, "rows": rows}
 
 
-def chart_table(chart: Chart | DotPlot) -> Table:
-    """Return a chart's numbers as a table, for those who cannot see it or want to copy them."""
-    rows = _dot_rows(chart) if isinstance(chart, DotPlot) else _line_rows(chart)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(columns, [[row.get(name) for name in columns] for row in rows])
+def make_chart_table(chart: Chart) -> Table:
+    """Return a chart's numbers as a table, for those who cannot see it or want to copy them.
 
-
-def _dot_rows(plot: DotPlot) -> list[dict[str, Cell]]:
-    dots = [{"": dot.name, "value": dot.value} | _ends("", dot.ends) for dot in plot.dots]
-    return dots + [{"": name, "value": value} for name, value in plot.marks]
-
-
-def _line_rows(chart: Chart) -> list[dict[str, Cell]]:
-    """Return a row for each point: its line if there are several, its name, x and y with their ends."""
+    A point is a row: its line if there are several, its name, x and y with the ends of their intervals.
+    """
     y_label, rows = chart.y_label or "value", []
     for line in chart.lines:
         for index, (x, y) in enumerate(line.points):
@@ -67,28 +57,29 @@ def _line_rows(chart: Chart) -> list[dict[str, Cell]]:
             row |= {chart.x_label: x} | _ends(f"{chart.x_label} ", x_ends)
             row |= {y_label: y} | _ends(f"{y_label} ", line.intervals[index] if line.intervals else None)
             rows.append(row)
-    return rows
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(columns, [[row.get(name) for name in columns] for row in rows])
 
 
 def _ends(prefix: str, ends: Ends | None) -> dict[str, Cell]:
     return {} if ends is None else {f"{prefix}low": ends[0], f"{prefix}high": ends[1]}
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Return a value as JSON can hold it: text for paths, None for what is not finite, objects for classes.
 
     A class with a method `to_json` chooses its names itself.
     """
     if hasattr(value, "to_json"):
-        return plain(value.to_json())
+        return to_plain(value.to_json())
     if dataclasses.is_dataclass(value):
-        return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        return to_plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
-        return plain(dict(zip(names, value, strict=True)))
+        return to_plain(dict(zip(names, value, strict=True)))
     if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): to_plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
+        return [to_plain(part) for part in value]
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value

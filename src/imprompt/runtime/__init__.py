@@ -1,1 +1,1 @@
-"""Shared by every part: files, output, settings, progress, environment, hub, precision, workers."""
+"""Shared by all rooms: files, output, settings, progress, environment, hub, foreign models, workers."""

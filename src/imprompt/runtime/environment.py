@@ -1,4 +1,4 @@
-"""What a result was made with and on, to be kept beside it."""
+"""The environment of a result: versions, commit, device, command. It is stored with the result."""
 
 import importlib.metadata
 import os
@@ -14,33 +14,33 @@ PACKAGES = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "saf
 
 
 def describe_environment() -> dict[str, Any]:
-    """What this process runs on: versions, commit if it is a checkout, device, threads, command.
+    """Return versions, commit (of a checkout), device, threads and command of this process.
 
-    No name of a user or a machine, and no absolute path, gets into it: it goes into pages.
+    Pages show these facts, so they contain no name of a user or a machine, and no absolute path.
     """
     import torch
 
     facts = {
-        "command": _command(sys.argv),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "command": _format_command(sys.argv),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _name_processor(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
     }
-    commit = _commit(Path(__file__).parent)
+    commit = _find_commit(Path(__file__).parent)
     return facts | ({"commit": commit} if commit else {})
 
 
-def _command(words: list[str]) -> str:
-    """The command as typed, its absolute paths as they look from here, or as bare names if elsewhere."""
+def _format_command(words: list[str]) -> str:
+    """Return the command; absolute paths become relative to this folder, or else bare names."""
     program, *arguments = words
     name = "imprompt" if Path(program).name == "__main__.py" else Path(program).name
-    return shlex.join([name, *(_without_folders(word) for word in arguments)])
+    return shlex.join([name, *(_shorten_path(word) for word in arguments)])
 
 
-def _without_folders(word: str) -> str:
+def _shorten_path(word: str) -> str:
     key, separator, value = word.rpartition("=")
     path = Path(value)
     if not path.is_absolute():
@@ -49,8 +49,8 @@ def _without_folders(word: str) -> str:
     return key + separator + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
 
 
-def _processor() -> str:
-    """The processor's own name where the system tells it, else its kind."""
+def _name_processor() -> str:
+    """Return the model name of the processor if the system states it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -59,8 +59,8 @@ def _processor() -> str:
     return f"{names[0]}, {len(names)} logical cores" if names else platform.processor() or platform.machine()
 
 
-def _commit(folder: Path) -> str:
-    """The commit of the source that runs, marked if that was changed; empty if it is no checkout."""
+def _find_commit(folder: Path) -> str:
+    """Return the commit of the running source and whether it was changed; empty if it is no checkout."""
     try:
         git = ["git", "-C", str(folder)]
         tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)

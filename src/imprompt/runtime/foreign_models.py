@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imprompt.errors import UnknownModel
 
@@ -19,7 +19,7 @@ class ModelSource(NamedTuple):
     subfolder: str = ""
 
     @property
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, Any]:
         """Keyword arguments for `from_pretrained`."""
         return {"subfolder": self.subfolder} if self.subfolder else {}
 

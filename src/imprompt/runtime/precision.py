@@ -1,8 +1,8 @@
-"""Which number format a machine trains fastest in, found by trying.
+"""The number format in which a machine trains fastest, found by timing.
 
-A CPU with avx512_bf16 or AMX multiplies bfloat16 up to four times as fast as float32; one without them
-emulates bfloat16 and is hundreds of times slower. A flag does not tell how much either is worth, so a small
-network is timed.
+A CPU with avx512_bf16 or AMX multiplies bfloat16 up to four times as fast as float32. A CPU without them
+emulates bfloat16 and is hundreds of times slower. CPU flags do not reveal the speed, so a small network is
+timed.
 """
 
 import time
@@ -13,36 +13,36 @@ import torch
 from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16", "fp16"]
-"""A number format for products."""
+"""A number format of matrix products."""
 
 WORTHWHILE = 1.15
-"""bfloat16 is chosen if it is at least so many times as fast: less is not worth its rounding."""
+"""The speedup from which on bfloat16 is chosen: a smaller one is not worth the rounding."""
 
 HOPELESS = 3.0
-"""If bfloat16 takes so many times as long on a layer of microseconds, nothing larger is tried."""
+"""The slowdown on a tiny layer from which on no larger layer is timed."""
 
 ROUNDS = 4
-"""How often each format is timed, in turns; the fastest time counts. The first one warms up."""
+"""Number of timings of each format, in turns. The first is a warm-up; the fastest of the others counts."""
 
 
 class TrialTimes(NamedTuple):
-    """Seconds that one forward and backward pass of the same layers takes in each format."""
+    """Seconds of one forward and backward pass of the same layers in each format."""
 
     fp32: float
     bf16: float
 
     @property
     def speedup(self) -> float:
-        """How many times as fast bfloat16 is."""
+        """The speed of bfloat16 relative to float32."""
         return self.fp32 / self.bf16
 
 
 @cache
-def fastest_precision(device: str = "cpu") -> Precision:
-    """The format in which models train fastest on a device; measured once per process, in about 0.2 s.
+def find_fastest_precision(device: str = "cpu") -> Precision:
+    """Return the format in which models train fastest on a device; measured once per process, in 0.2 s.
 
     Args:
-        device: "cpu", or anything that torch takes as a device; a GPU is asked, not timed
+        device: any device of torch; a GPU is queried, not timed
     """
     if torch.device(device).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
@@ -51,9 +51,9 @@ def fastest_precision(device: str = "cpu") -> Precision:
     return "bf16" if measure_precisions().speedup >= WORTHWHILE else "fp32"
 
 
-def resolve_precision(wanted: Precision | Literal["auto"], device: str = "cpu") -> Precision:
-    """The format that a setting means on a device: "auto" is the fastest, anything else is taken as it is."""
-    return fastest_precision(device) if wanted == "auto" else wanted
+def resolve_precision(setting: Precision | Literal["auto"], device: str = "cpu") -> Precision:
+    """Return the format of a setting on a device: the fastest for "auto", else the setting itself."""
+    return find_fastest_precision(device) if setting == "auto" else setting
 
 
 def measure_precisions() -> TrialTimes:
@@ -65,7 +65,7 @@ def measure_precisions() -> TrialTimes:
 
 
 def time_block(*, width: int, size: int) -> TrialTimes:
-    """The fastest of `ROUNDS` steps of a block with `width` channels on pictures of `size` × `size`."""
+    """Time a block with `width` channels on pictures of `size` × `size`; return the fastest steps."""
     generator = torch.Generator().manual_seed(0)
     block = build_block(width, size)
     pixels = torch.randn(4, width, size, size, generator=generator)
@@ -75,14 +75,14 @@ def time_block(*, width: int, size: int) -> TrialTimes:
 
 
 def build_block(width: int, size: int) -> nn.Module:
-    """Two convolutions, and a linear layer over the places of each channel."""
+    """Build two convolutions, and a linear layer over the positions of each channel."""
     convolutions = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
     block = nn.Sequential(*convolutions, nn.Flatten(2), nn.Linear(size**2, 4 * size**2))
     return block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def time_step(block: nn.Module, pixels: Tensor, *, narrow: bool) -> float:
-    """Seconds of one forward and backward pass."""
+    """Return the seconds of one forward and backward pass."""
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
         loss = block(pixels).float().square().mean()

@@ -1,25 +1,25 @@
-"""Settings read from one TOML file: typed and closed; an unknown key is an error that names a near one."""
+"""Settings of a TOML file: typed and closed. An unknown key is an error that suggests a similar one."""
 
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.files import file_fault, shorten
+from imprompt.runtime.files import find_file_fault, shorten
 
 MAX_TOML_BYTES = 1024 * 1024
-"""Of a recipe or a job; one of a hundred references has 20 kB."""
+"""The largest recipe or job, in bytes; a job of a hundred references has 20 kB."""
 
 MAX_KEY_PARTS = 64
-"""Parts of a dotted key; none of ours has more than three."""
+"""The largest number of parts of a dotted key; known keys have at most three."""
 
 MAX_WHOLE_NUMBER = 2**63 - 1
-"""The largest whole number that TOML promises to hold; the smallest is its negative minus one."""
+"""The largest whole number that TOML guarantees; the smallest one is its negative minus one."""
 
 _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{MAX_KEY_PARTS},}}")
@@ -37,7 +37,7 @@ def normalize_spelling(value: object) -> object:
 class ClosedSettings(BaseModel):
     """A frozen group of settings that knows all its keys."""
 
-    # The docstring below a field is its description; tables in docs are made of these.
+    # The docstring below a field is its description, from which the tables in docs are made.
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
@@ -45,18 +45,18 @@ def read_toml(path: Path, settings: Sequence[str] = (), *, kind: str = "recipe")
     """Read a TOML file.
 
     Args:
-        path: of the file
-        settings: `key=value` (dotted keys, TOML values) that replace what the file says
-        kind: what messages call such a file
+        path: path of the file
+        settings: `key=value` (dotted keys, TOML values) that override the file
+        kind: the kind of file in messages
 
     Raises:
-        ConfigError: no such file, one that cannot be read, no TOML, one that is larger, deeper or holds
-            larger numbers than the limits above, or a setting without `=`
+        ConfigError: the file is missing, cannot be read, is no TOML, or exceeds one of the limits above; or a
+            setting has no `=`
     """
-    if fault := file_fault(path):
+    if fault := find_file_fault(path):
         raise ConfigError(fault)
     try:
-        values = _parse(_text(path, kind), path)
+        values = _parse(_read_text(path, kind), path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such {kind}") from error
     except OSError as error:  # a folder
@@ -68,21 +68,21 @@ def read_toml(path: Path, settings: Sequence[str] = (), *, kind: str = "recipe")
     return values
 
 
-def _text(path: Path, kind: str) -> str:
+def _read_text(path: Path, kind: str) -> str:
     with path.open("rb") as file:
         data = file.read(MAX_TOML_BYTES + 1)
     if len(data) > MAX_TOML_BYTES:
         size = path.stat().st_size
-        raise ConfigError(f"{path} has {size:,} bytes; a {kind} has at most {MAX_TOML_BYTES:,}: split it")
+        raise ConfigError(f"{path} has {size:,} bytes; a {kind} may have {MAX_TOML_BYTES:,}: split it")
     return data.decode("utf-8")
 
 
 def _parse(text: str, path: Path | str) -> dict[str, Any]:
-    """TOML → values, none of them deeper or larger than ours can be.
+    """Parse TOML and check its depth and its numbers.
 
     Raises:
-        ConfigError: one of the limits above, or more digits than Python reads
-        ValueError: no TOML
+        ConfigError: the text exceeds a limit above, or a number has more digits than Python reads
+        ValueError: the text is no TOML
     """
     if long := _LONG_KEY.search(text):
         raise ConfigError(f"{path}: {shorten(long[0])!r} is a key of more than {MAX_KEY_PARTS} parts")
@@ -90,7 +90,7 @@ def _parse(text: str, path: Path | str) -> dict[str, Any]:
         values = tomllib.loads(text)
         _check_numbers(values, path)
     except RecursionError:
-        raise ConfigError(f"{path} holds lists or groups inside one another, too deep to be read") from None
+        raise ConfigError(f"{path} holds lists or groups that are nested too deeply to be read") from None
     except tomllib.TOMLDecodeError:
         raise
     except ValueError as error:
@@ -101,7 +101,7 @@ def _parse(text: str, path: Path | str) -> dict[str, Any]:
 
 
 def _check_numbers(value: object, path: Path | str, key: str = "") -> None:
-    """Refuse whole numbers that TOML does not promise to hold, wherever they are."""
+    """Refuse whole numbers outside the range that TOML guarantees."""
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_numbers(inner, path, f"{key}.{name}".lstrip("."))
@@ -117,7 +117,7 @@ def _check_numbers(value: object, path: Path | str, key: str = "") -> None:
 
 
 def replace_setting(values: dict[str, Any], setting: str) -> None:
-    """Put one `key=value` into nested settings; a value that is no TOML is taken as a string."""
+    """Override one `key=value` in nested settings; a value that is no TOML is taken as a string."""
     key, separator, text = setting.partition("=")
     if not separator:
         raise ConfigError(f"--set takes key=value, not {setting!r}")
@@ -142,50 +142,112 @@ def find_setting(values: Any, key: str, otherwise: Any = None) -> Any:
     return otherwise if values is None else values
 
 
-def explain(
-    fault: Any, kind: type[BaseModel], counterpart: Callable[[str], str | None] = lambda _: None
+def explain_fault(
+    error: ValidationError,
+    kind: type[BaseModel],
+    counterpart: Callable[[str], str | None] = lambda _: None,
+    *,
+    extra_keys: Collection[str] = (),
 ) -> str:
-    """Put a validation fault into a sentence; for an unknown key, say which one may be meant.
+    """Put the first fault of a validation into a sentence; for an unknown key, suggest a known one.
 
     Args:
-        fault: pydantic's
-        kind: of the settings
-        counterpart: an unknown key → a clause that says what it is called here; None where it cannot tell.
-            A key that is known elsewhere, or is written almost like one, is named without it.
+        error: pydantic's
+        kind: the class of the settings
+        counterpart: returns a clause that says what an unknown key is called here, or None if it does not
+            know. It is not asked about a key that is known elsewhere
+        extra_keys: keys that are accepted and are no fields
     """
-    place = [str(part) for part in fault["loc"]]
-    if fault["type"] != "extra_forbidden":
-        message = fault["msg"].removeprefix("Value error, ")
-        given = fault.get("input")
-        said = f" (it is {given!r})" if isinstance(given, str | int | float) and place else ""
-        return f"{'.'.join(place)}: {message}{said}" if place else message
-    key, known = place[-1], list(list_keys(kind))
+    faults: list[Any] = list(error.errors())
+    known = [*list_keys(kind), *((key, key) for key in extra_keys)]
+    keys = {key for key, _ in known}
+    place = _name_place(faults[0]["loc"], keys)
+    # A value that may have several types has a fault for each; the one that lies deepest says most.
+    same = [fault for fault in faults if place and _name_place(fault["loc"], keys).startswith(place)]
+    fault = max(same or faults[:1], key=lambda fault: (fault["type"] != "string_type", len(fault["loc"])))
+    where = _name_place(fault["loc"], keys)
+    match fault["type"]:
+        case "extra_forbidden":
+            return _explain_unknown_key(fault["loc"], where, known, counterpart)
+        case "missing":
+            return f"{where} is missing"
+        case "value_error":
+            return f"{where}: {fault['ctx']['error']}".removeprefix(": ")
+        case "string_unicode":
+            return (
+                f"{where} {_quote(fault['input'])} holds half of a surrogate pair, no character; leave it out"
+            )
+        case "too_short" | "string_too_short":
+            return f"{where} must not be empty"
+        case "union_tag_invalid" | "union_tag_not_found":
+            return fault["msg"]
+    return f"{where or 'the file'} {_explain_demand(fault)}, not {_quote(fault['input'])}"
+
+
+def _name_place(place: Sequence[str | int], keys: Collection[str]) -> str:
+    """("references", 0, "scale", "float") → "references[0].scale": keys and positions only, as in a file."""
+    parts = (part for part in place if isinstance(part, int) or part in keys)
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+
+
+def _explain_unknown_key(
+    place: Sequence[str | int],
+    group: str,
+    known: Sequence[tuple[str, str]],
+    counterpart: Callable[[str], str | None],
+) -> str:
+    """Name the key; in a list of groups, suggest a key of that group only."""
+    key = str(place[-1])
     unknown = f"unknown key {shorten(key)!r}"
-    if (meaning := counterpart(key)) and key not in dict(known):
+    if any(isinstance(part, int) for part in place):
+        known = [(name, name) for name, full in known if full == f"{place[0]}.{name}"]
+        unknown = f"{unknown} in {group}"
+    elif (meaning := counterpart(key)) and key not in dict(known):
         return f"{unknown}: {meaning}"
     near = find_nearest(key, (name for name, _ in known))
-    meant = " or ".join(repr(full) for name, full in known if name == near)
-    return unknown + (f"; did you mean {meant}?" if meant else "")
+    similar = " or ".join(repr(full) for name, full in known if name == near)
+    return unknown + (f"; did you mean {similar}?" if similar else "")
+
+
+def _explain_demand(fault: Any) -> str:
+    if fault["type"] in ("too_long", "tuple_type"):
+        length = fault.get("ctx", {}).get("max_length")
+        return f"must be a list of {length} numbers" if length else "must be a list"
+    return (
+        fault["msg"]
+        .partition(", unable to parse")[0]
+        .replace("Input should be", "must be")
+        .replace("a valid integer", "a whole number")
+        .replace("a valid", "a")
+    )
+
+
+def _quote(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write numbers of more than 4,300 digits.
+        return "so large a number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 ALLOWED_SLIPS = 2
-"""Letters that a misspelling of a long word gets wrong; one of a word of fewer than six letters."""
+"""Number of wrong letters in a misspelling of a long word; a word of fewer than six letters has one."""
 
 
 def find_nearest(word: str, known: Iterable[str]) -> str | None:
-    """Find the word that this one is a misspelling of; None if it resembles none.
+    """Return the known word of which this one is a misspelling; None if it resembles none.
 
-    A guess at what only sounds alike would send people to the wrong setting.
+    A word that is merely similar would send people to the wrong setting.
     """
     allowed = ALLOWED_SLIPS if len(word) >= 6 else 1
-    near = [one for one in known if abs(len(one) - len(word)) <= allowed]
-    slips = {one: _count_slips(word, one) for one in near}
-    found = min(slips, key=lambda one: slips[one], default=None)
-    return found if found is not None and slips[found] <= allowed else None
+    candidates = [other for other in known if abs(len(other) - len(word)) <= allowed]
+    slips = {other: _count_slips(word, other) for other in candidates}
+    nearest = min(slips, key=lambda other: slips[other], default=None)
+    return nearest if nearest is not None and slips[nearest] <= allowed else None
 
 
 def _count_slips(first: str, second: str) -> int:
-    """Letters left out, added, replaced, or swapped with their neighbours (optimal string alignment)."""
+    """Count letters that are missing, added, replaced or swapped (optimal string alignment)."""
     earlier, before = [0], list(range(len(second) + 1))
     for row, letter in enumerate(first, 1):
         costs = [row]
@@ -199,7 +261,7 @@ def _count_slips(first: str, second: str) -> int:
 
 
 def list_keys(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str]]:
-    """Every key that settings know, those of groups too, and what to write for it: `group.key`."""
+    """Yield every key of the settings and its groups, with its full name `group.key`."""
     for name, field in kind.model_fields.items():
         yield name, f"{group}{name}"
         for inner in (field.annotation, *get_args(field.annotation)):
@@ -208,7 +270,7 @@ def list_keys(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str
 
 
 def resolve_in_cache(folder: str) -> Path:
-    """Where a recipe's folder is: as it stands if it begins with `/` or `.`, else in the cache."""
+    """Return the folder of a recipe: unchanged if it begins with `/` or `.`, else a folder in the cache."""
     if folder.startswith(("/", ".")):
         return Path(folder)
     cache = os.environ.get("IMPROMPT_CACHE")

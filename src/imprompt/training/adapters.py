@@ -24,8 +24,9 @@ from imprompt.projection import (
     PerceiverShape,
     ResamplerProjection,
 )
-from imprompt.runtime.files import name_fault, shorten
-from imprompt.runtime.precision import fastest_precision
+from imprompt.runtime.files import find_name_fault, shorten
+from imprompt.runtime.output import make_folder
+from imprompt.runtime.precision import find_fastest_precision
 from imprompt.runtime.progress import show_running_total
 from imprompt.runtime.settings import find_setting
 from imprompt.training.batch_order import BatchOrder
@@ -138,7 +139,7 @@ def check_name(folder: Path) -> None:
     Raises:
         OutputError: see above
     """
-    fault = name_fault(folder)
+    fault = find_name_fault(folder)
     if not fault and any("\ud800" <= character <= "\udfff" for character in str(folder)):
         fault = "its name is not UTF-8, which TensorBoard needs; choose another"
     if fault:
@@ -178,11 +179,7 @@ def write_config(config: TrainingConfig, folder: Path) -> None:
     Raises:
         OutputError: it cannot be written
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
-    write_json(folder / CONFIG_FILE, dump_config(config))
+    write_json(make_folder(folder) / CONFIG_FILE, dump_config(config))
 
 
 def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
@@ -196,7 +193,7 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
     objective = ImagePromptObjective(config, base, mechanism, samples)
     training = config.training
     if processes.device.type == "cpu" and training.precision == "auto":
-        objective.precision = broadcast_from_main(fastest_precision())
+        objective.precision = broadcast_from_main(find_fastest_precision())
     batches = PromptBatches(
         samples,
         BatchOrder(samples.buckets, training.batch_size, training.seed),

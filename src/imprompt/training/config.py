@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
-from imprompt.runtime.settings import ClosedSettings, explain, normalize_spelling, read_toml
+from imprompt.runtime.settings import ClosedSettings, explain_fault, normalize_spelling, read_toml
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.presets import PRESETS, find_preset, merge_settings
 from imprompt.training.settings import LoopSettings
@@ -302,4 +302,4 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(merge_settings(find_preset(values["preset"], source), values))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {explain(error.errors()[0], TrainingConfig, counterpart)}") from error
+        raise ConfigError(f"{source}: {explain_fault(error, TrainingConfig, counterpart)}") from error

@@ -118,7 +118,8 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
     takes at least as many.
     """
     settings = read_settings(config.base.model, "unet")
-    with log_errors_only("diffusers"), FakeTensorMode():  # it warns about fake tensors
+    # Fake tensors make diffusers warn of problems that only real ones would have.
+    with log_errors_only("diffusers"), FakeTensorMode():
         unet = UNet2DConditionModel.from_config(dict(settings))
         assert isinstance(unet, UNet2DConditionModel)
         trained = _trainable(unet, config)
@@ -189,8 +190,7 @@ def _encoder_settings(config: TrainingConfig) -> Settings:
         raise UnknownModel(f"base.image_encoder: no encoder is known for {config.base.model}; name one")
     if name == "known":
         return json.loads((mini.WEIGHTS / "image_encoder" / "config.json").read_text())
-    source = parse_source(name)
-    return read_settings(source.name, source.subfolder)
+    return read_settings(*parse_source(name))
 
 
 def _trainable(unet: nn.Module, config: TrainingConfig) -> int:

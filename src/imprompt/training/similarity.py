@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from imprompt.errors import UnknownModel
 from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
-from imprompt.runtime.foreign_models import first_line
+from imprompt.runtime.foreign_models import explain_failure
 
 
 class SimilarityJudge:
@@ -69,10 +68,8 @@ def load_text_tower(name: str) -> tuple[Any, Any]:
     Raises:
         UnknownModel: it is not here and cannot be fetched
     """
-    try:
+    with explain_failure(f"no CLIP model at {name}"):
         return CLIPTextModelWithProjection.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UnknownModel(f"no CLIP model at {name}: {first_line(error)}") from error
 
 
 def mean_cosine(one: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> float:

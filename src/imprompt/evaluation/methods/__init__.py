@@ -72,7 +72,7 @@ def load_conditioning_encoder(method: MethodSettings) -> CLIPVisionModelWithProj
     """Load the image encoder that conditions a method, on the CPU; return None if it has none."""
     if method.name == IP_ADAPTER:
         return load_adapter_encoder(method)
-    source = BASELINES[method.name].encoder_source(method)
+    source = BASELINES[method.name].find_encoder_source(method)
     if source is None:
         return None
     return load_pretrained(CLIPVisionModelWithProjection, source, subfolder="image_encoder")

@@ -33,7 +33,7 @@ from imprompt.evaluation.methods.method import Method, load_pretrained
 from imprompt.evaluation.methods.shuffle import shuffle_content
 from imprompt.evaluation.methods.table import METHODS
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.generation.pipeline_results import call_pipeline, make_generators
+from imprompt.generation.pipeline_call import call_pipeline, make_generators
 
 _WITHOUT_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 
@@ -54,7 +54,7 @@ class Baseline(Method):
         return self.method.second or self.published.second
 
     @classmethod
-    def encoder_source(cls, method: MethodSettings) -> str | None:
+    def find_encoder_source(cls, method: MethodSettings) -> str | None:
         """Return the folder or repository whose image_encoder/ conditions it; None if no encoder does."""
         return method.model or METHODS[method.name].model
 
@@ -62,10 +62,10 @@ class Baseline(Method):
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
         """Implement `Method.draw`."""
-        arguments = self.pipeline_arguments(text, seeds) | self.image_arguments(reference, seeds)
+        arguments = self.build_pipeline_arguments(text, seeds) | self.build_image_arguments(reference, seeds)
         return call_pipeline(self.pipe, arguments, seeds=seeds)
 
-    def image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
+    def build_image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
         """Return the pipeline's arguments for the image prompt."""
         return {"image": [reference] * len(seeds)}
 
@@ -112,7 +112,7 @@ class Unclip(Baseline):
         parts = {name: load_pretrained(kind, self.model, subfolder=name) for name, kind in self.parts.items()}
         return UnCLIPImageVariationPipeline(**parts).to(self.dtype)
 
-    def pipeline_arguments(self, text: str, seeds: Sequence[int]) -> dict[str, Any]:
+    def build_pipeline_arguments(self, text: str, seeds: Sequence[int]) -> dict[str, Any]:
         """Return the decoder's steps and guidance; text and size cannot be chosen."""
         return {
             "decoder_num_inference_steps": self.drawing.steps,
@@ -136,7 +136,7 @@ class Kandinsky(Baseline):
         self.prior.image_encoder.to(device)
 
     @classmethod
-    def encoder_source(cls, method: MethodSettings) -> str | None:
+    def find_encoder_source(cls, method: MethodSettings) -> str | None:
         """Return the prior's source, whose image encoder it is."""
         return method.second or METHODS[method.name].second
 
@@ -146,7 +146,7 @@ class Kandinsky(Baseline):
         yield "prior.image_encoder", self.prior.image_encoder
 
     @torch.no_grad()
-    def image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
+    def build_image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
         """Return the reference's embedding, and the zero image's for the negative branch."""
         encoder, count = self.prior.image_encoder, len(seeds)
         pixels = self.prior.image_processor(reference, return_tensors="pt").pixel_values
@@ -167,11 +167,11 @@ class ControlNetShuffle(Baseline):
         return load_pretrained(self.pipeline, self.model, dtype=self.dtype, **options)
 
     @classmethod
-    def encoder_source(cls, method: MethodSettings) -> str | None:
+    def find_encoder_source(cls, method: MethodSettings) -> str | None:
         """Return None: no encoder conditions it."""
         return None
 
-    def image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
+    def build_image_arguments(self, reference: Image.Image, seeds: Sequence[int]) -> dict[str, Any]:
         """Return the reference with a shuffle for each sample, in the size of the result."""
         size = self.drawing.size or self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
         images = [shuffle_content(reference, size, seed) for seed in seeds]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from imprompt.evaluation.methods.table import METHODS
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.generation.pipeline_results import make_generators, remove_safety_checker
+from imprompt.generation.pipeline_call import make_generators, remove_safety_checker
 from imprompt.runtime.foreign_models import explain_failure
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -71,7 +71,7 @@ class Method(ABC):
                 digest.update(_sample_values(tensor))
         return digest.hexdigest()
 
-    def pipeline_arguments(self, text: str, seeds: Sequence[int]) -> dict[str, Any]:
+    def build_pipeline_arguments(self, text: str, seeds: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of a diffusers pipeline: steps, guidance, generators, prompts, size."""
         drawing, count = self.drawing, len(seeds)
         arguments: dict[str, Any] = {

@@ -21,10 +21,10 @@ from imprompt.evaluation.suites.coco_report import CocoResult, build_report, bui
 from imprompt.evaluation.suites.data import CaptionedImage, check_readable_share, find_readable, read_coco
 from imprompt.evaluation.suites.features import compute_features
 from imprompt.evaluation.suites.folder import BenchmarkFolder
-from imprompt.evaluation.suites.runs import BenchmarkRun, generate_images_and_load_judges
+from imprompt.evaluation.suites.runs import BenchmarkRun, generate_images_and_load_judges, write_results
 from imprompt.evaluation.suites.scoring import JudgeFeatures, SimilarityScores, score_images
 from imprompt.evaluation.suites.tasks import Task, derive_seed
-from imprompt.report import make_folder, plain, write_report, write_scores
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 
@@ -83,15 +83,9 @@ def evaluate_coco(*, output: Path, config: Path, settings: Sequence[str] = ()) -
     run = generate_images_and_load_judges(options, "coco", list_tasks(images, options), folder)
     features = [compute_judge_features(judge, images, run, folder) for judge in run.judges]
     rows = [row for pair in zip(run.judges, features, strict=True) for row in score_tasks(*pair, run.tasks)]
-    write_scores(rows, output)
     result = build_result(options, run, features, len(bad))
-    summary = {
-        "suite": "coco",
-        "settings": options.model_dump(mode="json"),
-        "seconds": round(time.monotonic() - started, 1),
-        **plain(result),
-    }
-    write_report(build_report(options, images, run, features, result, folder), output, summary)
+    report = build_report(options, images, run, features, result, folder)
+    write_results("coco", options, rows, result, report, output, time.monotonic() - started)
     return result
 
 
@@ -109,7 +103,7 @@ def compute_judge_features(
 ) -> JudgeFeatures:
     """Compute a judge's features of everything, or read those that are stored."""
     places = {str(image.path): place for place, image in enumerate(images)}
-    files = [folder.picture(task.key) for task in run.tasks]
+    files = [folder.picture_path(task.key) for task in run.tasks]
     references, stored = [image.path for image in images], folder.path / "features"
     with show_progress(f"judging by {judge.name}", len(files) + 3 * len(images)) as advance:
         return JudgeFeatures(

@@ -37,7 +37,7 @@ from imprompt.report import (
     Report,
     Section,
     Table,
-    best_median_worst,
+    pick_best_median_worst,
 )
 
 PAPER_ROW = "the paper's Table 1"
@@ -200,8 +200,8 @@ def build_report(
     judge = run.judges[0]
     method = result.judges[judge.name].conditions[result.method]
     sections = [
-        Section("Scores", CHOICES, [scores_table(one, result, options) for one in run.judges]),
-        Section("All pictures together", SETS, [sets_table(result)]),
+        Section("Scores", CHOICES, [build_scores_table(one, result, options) for one in run.judges]),
+        Section("All pictures together", SETS, [build_sets_table(result)]),
     ]
     if grid := build_grid(options, images, run, features[0], folder):
         sections.append(Section("Best, median and worst", f"By {judge.title}.", [grid]))
@@ -226,7 +226,7 @@ def build_report(
     )
 
 
-def scores_table(judge: LoadedJudge, result: CocoResult, options: CocoSettings) -> Table:
+def build_scores_table(judge: LoadedJudge, result: CocoResult, options: CocoSettings) -> Table:
     """Make the table of Table 1's columns by one judge, and of the other scores."""
     figures = result.judges[judge.name]
     columns: list[str | Column] = ["", judge.title, f"{judge.title}, whole", "gap to another"]
@@ -249,7 +249,7 @@ def scores_table(judge: LoadedJudge, result: CocoResult, options: CocoSettings) 
     return Table(columns, body, note=note, title=f"Judge: {judge.name}", strong=(0,))
 
 
-def sets_table(result: CocoResult) -> Table:
+def build_sets_table(result: CocoResult) -> Table:
     """Make the table of KID, CMMD and diversity by every judge."""
     columns: list[str | Column] = ["judge", Column("KID", digits=5), "CMMD", "diversity"]
     rows = [[name, one.kid, one.cmmd, one.diversity] for name, one in result.judges.items()]
@@ -274,10 +274,10 @@ def build_grid(
     similarity = score_images(features, features.images, features.owner).square
     scores = [float(similarity[rows.tolist()].mean()) for rows in groups]
     rows = []
-    for index in best_median_worst(scores, count):
+    for index in pick_best_median_worst(scores, count):
         tasks = [run.tasks[place] for place in groups[index].tolist()]
         image = images[int(features.owner[groups[index][0]])]
-        pictures = [prepare_view(folder.picture(task.key), "drawn") for task in tasks]
+        pictures = [prepare_view(folder.picture_path(task.key), "drawn") for task in tasks]
         label = f"{scores[index]:.3f}  {image.captions[0]}"
         rows.append(PictureRow([prepare_view(image.path, "square"), *pictures], label))
     return Grid(["reference", *(f"sample {k + 1}" for k in range(samples))], rows)

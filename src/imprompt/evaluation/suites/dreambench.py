@@ -30,9 +30,9 @@ from imprompt.evaluation.suites.data import (
 from imprompt.evaluation.suites.dreambench_report import DreamBenchResult, build_report, build_result
 from imprompt.evaluation.suites.features import compute_features
 from imprompt.evaluation.suites.folder import BenchmarkFolder
-from imprompt.evaluation.suites.runs import generate_images_and_load_judges
+from imprompt.evaluation.suites.runs import generate_images_and_load_judges, write_results
 from imprompt.evaluation.suites.tasks import Task, derive_seed
-from imprompt.report import make_folder, plain, write_report, write_scores
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 
@@ -94,15 +94,9 @@ def evaluate_dreambench(*, output: Path, config: Path, settings: Sequence[str] =
     scores = [
         row for judge in run.judges for row in score_shots(judge, shots, subjects, real[judge.name], folder)
     ]
-    write_scores(scores, output)
     result = build_result(options, [subject.name for subject in subjects], run, scores, real, len(bad))
-    summary = {
-        "suite": "dreambench",
-        "settings": options.model_dump(mode="json"),
-        "seconds": round(time.monotonic() - started, 1),
-        **plain(result),
-    }
-    write_report(build_report(options, subjects, run, result, folder), output, summary)
+    report = build_report(options, subjects, run, result, folder)
+    write_results("dreambench", options, scores, result, report, output, time.monotonic() - started)
     return result
 
 
@@ -166,7 +160,7 @@ def score_shots(
     folder: BenchmarkFolder,
 ) -> list[SubjectScore]:
     """Return a judge's score of every image."""
-    files = [folder.picture(shot.task.key) for shot in shots]
+    files = [folder.picture_path(shot.task.key) for shot in shots]
     with show_progress(f"judging by {judge.name}", len(files)) as advance:
         features = compute_features(judge.model, files, "drawn", folder.path / "features", advance)
     following = measure_prompt_following(judge, shots, features)

@@ -170,10 +170,10 @@ def build_report(
     folder: BenchmarkFolder,
 ) -> Report:
     """Build the page."""
-    sections = [Section("Scores", HOW, [scores_table(run.judges, result)])]
+    sections = [Section("Scores", HOW, [build_scores_table(run.judges, result)])]
     if result.curve is not None:
-        chart = curve_chart(result.curve, *choose_judges(run))
-        sections.append(Section("Over λ", CURVE, [chart, curve_table(result.curve)]))
+        chart = build_curve_chart(result.curve, *choose_judges(run))
+        sections.append(Section("Over λ", CURVE, [chart, build_curve_table(result.curve)]))
     if grid := build_grid(options, subjects, run, folder):
         sections.append(Section("Pictures", "The first prompt of each subject, the first sample.", [grid]))
     return Report(
@@ -185,7 +185,7 @@ def build_report(
     )
 
 
-def scores_table(judges: Sequence[LoadedJudge], result: DreamBenchResult) -> Table:
+def build_scores_table(judges: Sequence[LoadedJudge], result: DreamBenchResult) -> Table:
     """Make a table with a row for each λ, and one of real pictures."""
     columns = [""]
     for judge in judges:
@@ -201,7 +201,7 @@ def scores_table(judges: Sequence[LoadedJudge], result: DreamBenchResult) -> Tab
     return Table(columns, [*rows, [REAL, *real]], note=note, strong=(0,))
 
 
-def curve_chart(curve: ScaleCurve, reader: LoadedJudge, watcher: LoadedJudge) -> Chart:
+def build_curve_chart(curve: ScaleCurve, reader: LoadedJudge, watcher: LoadedJudge) -> Chart:
     """Draw each λ as a point."""
     line = Line(
         label="",
@@ -220,7 +220,7 @@ def curve_chart(curve: ScaleCurve, reader: LoadedJudge, watcher: LoadedJudge) ->
     )
 
 
-def curve_table(curve: ScaleCurve) -> Table:
+def build_curve_table(curve: ScaleCurve) -> Table:
     """Make the table of CP · PF at every λ, and of the area."""
     columns = zip(curve.scales, curve.reference, curve.prompt, curve.product, strict=True)
     rows: list[list[Cell]] = [[f"λ {scale:g}", cp, pf, product] for scale, cp, pf, product in columns]
@@ -240,7 +240,7 @@ def build_grid(
         width = len(str(len(subject.prompts) - 1))
         keys = [f"{subject.name}-{0:0{width}d}-{scale:g}-0" for scale in options.data.scales]
         if all(key in tasks for key in keys):
-            pictures = [prepare_view(folder.picture(key), "drawn") for key in keys]
+            pictures = [prepare_view(folder.picture_path(key), "drawn") for key in keys]
             reference = prepare_view(subject.pictures[0], "square")
             rows.append(PictureRow([reference, *pictures], tasks[keys[0]].text))
     titles = ["reference", *(f"λ {scale:g}" for scale in options.data.scales)]

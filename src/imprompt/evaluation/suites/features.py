@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
-from imprompt.evaluation.bounds import light_copy
+from imprompt.evaluation.bounds import make_light_copy
 from imprompt.evaluation.judges import Judge
 from imprompt.inputs.crop import encoder_view
 from imprompt.inputs.image import load_image
@@ -42,7 +42,7 @@ def prepare_view(path: Path, view: View) -> Image.Image:
     if view == "whole":
         return encoder_view(picture, side, "stretch")
     square = encoder_view(picture, side)
-    return square if view == "square" else light_copy(square)
+    return square if view == "square" else make_light_copy(square)
 
 
 def compute_features(

@@ -19,10 +19,10 @@ from typing import Any
 
 from PIL import Image
 
-from imprompt.errors import ConfigError, OutputError
+from imprompt.errors import ConfigError
 from imprompt.evaluation.suites.tasks import Task
 from imprompt.runtime.faults import write_faults
-from imprompt.runtime.output import remove_leftovers, save_picture, write_atomically
+from imprompt.runtime.output import make_folder, remove_stale_parts, save_picture, write_atomically
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,9 @@ class BenchmarkFolder:
             OutputError: it cannot be created
             ConfigError: it holds images of other settings
         """
-        try:
-            for name in ("pictures", "features"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.path)
-        except OSError as error:
-            raise OutputError(f"the folder {self.path} cannot be made: {error.strerror or error}") from error
+        for name in ("pictures", "features"):
+            make_folder(self.path / name)
+        remove_stale_parts(self.path)
         values = json.loads(json.dumps(settings))
         if stored := self._read("settings"):
             if different := _first_difference(stored, values):
@@ -68,13 +65,13 @@ class BenchmarkFolder:
         else:
             self._write({"settings": self._read("settings"), "models": fingerprint})
 
-    def picture(self, key: str) -> Path:
+    def picture_path(self, key: str) -> Path:
         """Return the file of a task's image."""
         return self.path / "pictures" / f"{key}.png"
 
     def is_drawn(self, task: Task) -> bool:
         """Whether a task's image exists."""
-        return self.picture(task.key).exists()
+        return self.picture_path(task.key).exists()
 
     def write(self, task: Task, picture: Image.Image) -> None:
         """Write an image; two processes may write the same one."""
@@ -84,7 +81,7 @@ class BenchmarkFolder:
             "scale": task.scale,
             "reference": Path(task.reference).name,
         }
-        save_picture(picture, self.picture(task.key), about)
+        save_picture(picture, self.picture_path(task.key), about)
 
     def write_faults(self, name: str, faults: Mapping[str, str]) -> None:
         """Write the names of what cannot be used, and why, in place of the file's former content."""

@@ -8,10 +8,11 @@ import torch
 
 from imprompt.evaluation.judges import LoadedJudge, load_judges
 from imprompt.evaluation.methods import METHODS, load_conditioning_encoder
-from imprompt.evaluation.settings import CocoSettings, DreamBenchSettings, MethodSettings
+from imprompt.evaluation.settings import BenchmarkSettings, MethodSettings
 from imprompt.evaluation.suites.drawing import DrawingJob, draw_all
 from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.tasks import Task
+from imprompt.report import Report, to_plain, write_report, write_scores
 from imprompt.runtime.progress import show_progress
 
 PARALLELISM_KEYS = ("workers", "engine")
@@ -33,7 +34,7 @@ class BenchmarkRun(NamedTuple):
 
 
 def generate_images_and_load_judges(
-    options: CocoSettings | DreamBenchSettings, suite: str, tasks: Sequence[Task], folder: BenchmarkFolder
+    options: BenchmarkSettings, suite: str, tasks: Sequence[Task], folder: BenchmarkFolder
 ) -> BenchmarkRun:
     """Load the judges first, so that a missing one is found at once, and generate the missing images.
 
@@ -49,21 +50,45 @@ def generate_images_and_load_judges(
     return BenchmarkRun([task for task in tasks if task.key not in failed], failed, judges)
 
 
-def collect_image_settings(
-    options: CocoSettings | DreamBenchSettings, suite: str, device: str
-) -> dict[str, Any]:
+def collect_image_settings(options: BenchmarkSettings, suite: str, device: str) -> dict[str, Any]:
     """Return every setting that changes an image, under dotted keys; which images there are is not one."""
     drawing = {
         key: value for key, value in options.drawing.model_dump().items() if key not in PARALLELISM_KEYS
     }
     if device == "cpu":
         drawing["precision"] = "fp32"
-    data: dict[str, Any] = {"samples": options.data.samples}
-    if isinstance(options, CocoSettings):
-        data["scale"] = options.data.scale
+    data = {key: value for key, value in options.model_dump()["data"].items() if key in ("samples", "scale")}
     groups = {"method": options.method.model_dump(), "drawing": drawing, "data": data}
     flat = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
     return {"suite": suite, **flat, "device": device}
+
+
+def write_results(
+    suite: str,
+    options: BenchmarkSettings,
+    scores: Sequence[Any],
+    result: Any,
+    report: Report,
+    output: Path,
+    seconds: float,
+) -> None:
+    """Write scores, summary and page.
+
+    Args:
+        suite: the suite's name
+        options: the settings of the run
+        scores: rows of one dataclass
+        result: a dataclass of figures
+        report: the page
+        output: the folder
+        seconds: how long the run took
+
+    Raises:
+        OutputError: a file cannot be written
+    """
+    write_scores(scores, output)
+    head = {"suite": suite, "settings": options.model_dump(mode="json"), "seconds": round(seconds, 1)}
+    write_report(report, output, {**head, **to_plain(result)})
 
 
 # Words of the page
@@ -86,9 +111,7 @@ def write_lead(subject: str, run: BenchmarkRun, unreadable: int) -> str:
     return f"{subject}, {len(run.tasks):,} pictures.{warning}{missing}"
 
 
-def describe_run(
-    options: CocoSettings | DreamBenchSettings, run: BenchmarkRun, more: Mapping[str, Any]
-) -> dict[str, Any]:
+def describe_run(options: BenchmarkSettings, run: BenchmarkRun, more: Mapping[str, Any]) -> dict[str, Any]:
     """List how a run was made, by name; `more` are the suite's own facts. Empty facts are left out."""
     published, drawing = METHODS[options.method.name], options.drawing
     sampler = "DDIM" if drawing.sampler == "ddim" and published.takes_sampler else "its own sampler"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from imprompt.evaluation.bounds import shuffled_place
+from imprompt.evaluation.bounds import shuffle_places
 from imprompt.evaluation.metrics import (
     bootstrap_interval,
     clip_t,
@@ -49,7 +49,7 @@ class JudgeFeatures:
     def shuffled(self) -> Int[Tensor, " references"]:
         """The place of another reference, for each reference."""
         places = torch.arange(len(self.square))
-        return shuffled_place(places, len(places))
+        return shuffle_places(places, len(places))
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from imprompt.lab.figures.figure import Figure
 from imprompt.lab.figures.images import FigureImages, FigureSettings
 from imprompt.lab.figures.page import write_figures
 from imprompt.lab.figures.panels import PANELS, draw_overview
+from imprompt.lab.suite.images import SuiteModels
 from imprompt.lab.suite.measure import load_models
-from imprompt.lab.suite.painting import SuiteModels
-from imprompt.lab.suite.scoring import mean_of
+from imprompt.lab.suite.scoring import average
 from imprompt.lab.suite.showcase import CONTACTS, write_showcase
 from imprompt.lab.suite.subjects import CHANGES, sample_subjects
-from imprompt.report import make_folder
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 __all__ = ["FigureSettings", "evaluate_figures", "make_figures"]
@@ -90,7 +90,7 @@ def make_figures(models: SuiteModels, settings: FigureSettings, *, output: Path)
             figures.append(panel(images))
             advance(1)
     figures.insert(0, draw_overview(images, {figure.name: figure for figure in figures}))
-    accuracy = mean_of(images.share_kept([subject.picture for subject in images.subjects]))
+    accuracy = average(images.measure_kept([subject.picture for subject in images.subjects]))
     write_figures(figures, settings, accuracy, output)
     for figure in figures:
         Console().print(f"{figure.name}: {figure.verdict}", highlight=False)

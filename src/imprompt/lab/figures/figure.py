@@ -19,11 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from imprompt.evaluation.metrics import bootstrap_difference, bootstrap_interval
-from imprompt.report import (
-    Interval,
-    PictureRow,
-    draw_sheet,
-)
+from imprompt.report import Interval, PictureRow, draw_sheet
 
 Verdict = Literal["no", "partly", "yes"]
 WORST_FIRST: tuple[Verdict, ...] = ("no", "partly", "yes")
@@ -115,7 +111,7 @@ class Figure:
         """The verdict of its worst number."""
         return WORST_FIRST[min(WORST_FIRST.index(one.verdict) for one in self.criteria.values())]
 
-    def sheet(self, shown: int) -> Image.Image:
+    def draw_sheet(self, shown: int) -> Image.Image:
         """Draw the first `shown` rows under their titles."""
         rows = [
             PictureRow(row) for row in zip(*(column[:shown] for column in self.columns.values()), strict=True)

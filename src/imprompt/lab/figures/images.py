@@ -12,13 +12,13 @@ from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import UnknownModel
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.lab.figures.figure import Values
 from imprompt.lab.figures.measures import Pictures, list_differences, read_shares
 from imprompt.lab.making.characters import sample_character
 from imprompt.lab.making.drawing import draw
 from imprompt.lab.making.vocabulary import ATTRIBUTES
-from imprompt.lab.suite.painting import PaintSettings, SuiteCondition, SuiteModels, paint_rows
+from imprompt.lab.suite.images import ImageSettings, SuiteCondition, SuiteModels, generate_rows
 from imprompt.lab.suite.scoring import list_kept_attributes, read_pictures
 from imprompt.lab.suite.subjects import Subject, TextChange, sample_subjects
 from imprompt.reference import Reference
@@ -44,7 +44,7 @@ class FigureSettings:
 
     subjects: int = 48
     shown: int = 6
-    paint: PaintSettings = field(default_factory=PaintSettings)
+    paint: ImageSettings = field(default_factory=ImageSettings)
 
 
 class FigureImages:
@@ -72,26 +72,26 @@ class FigureImages:
     @cached_property
     def alone(self) -> list[Image.Image]:
         """Images of the image prompts alone, λ = 1, with the seed of all figures."""
-        return self.paint(self.prompts())
+        return self.generate(self.build_prompts())
 
     @cached_property
     def seeds(self) -> list[list[Image.Image]]:
         """Images of the image prompts alone with `SEEDS` seeds, the seed of all figures first."""
-        return [self.alone, *(self.paint(self.prompts(), seed=seed) for seed in range(1, SEEDS))]
+        return [self.alone, *(self.generate(self.build_prompts(), seed=seed) for seed in range(1, SEEDS))]
 
     @cached_property
     def unprompted(self) -> list[Image.Image]:
         """Images without image prompt or text: the floor of most numbers."""
-        return self.paint()
+        return self.generate()
 
-    def prompts(
+    def build_prompts(
         self, subjects: Sequence[Subject] | None = None, *, scale: float = 1.0, **options: Any
     ) -> list[Reference]:
         """Return each row's image prompt: its own character's, or that of `subjects`."""
         subjects = self.subjects if subjects is None else subjects
         return [Reference(subject.picture, scale=scale, **options) for subject in subjects]
 
-    def paint(
+    def generate(
         self,
         *image_prompts: Sequence[Reference],
         change: TextChange | None = None,
@@ -115,24 +115,24 @@ class FigureImages:
 
         def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
             prompts = [list(several[rows]) for several in image_prompts]
-            with adapter.references(*prompts) if prompts else nullcontext():
+            with adapter.use(*prompts) if prompts else nullcontext():
                 return call_pipeline(pipe, arguments)
 
         with adapter.attach(pipe):
             condition = SuiteCondition(1.0, change, seed)
-            return paint_rows(call, self.subjects, condition, self.settings.paint, **inputs)
+            return generate_rows(call, self.subjects, condition, self.settings.paint, **inputs)
 
-    def share_kept(self, pictures: Pictures, change: TextChange | None = None) -> Values:
+    def measure_kept(self, pictures: Pictures, change: TextChange | None = None) -> Values:
         """Return the share of each image prompt's attributes, without the text's, that the judge reads."""
         names = [list_kept_attributes(subject, change) for subject in self.subjects]
         return read_shares(read_pictures(self.models.judge, pictures), self.subjects, names)
 
-    def share_present(self, pictures: Pictures, change: TextChange) -> Values:
+    def measure_present(self, pictures: Pictures, change: TextChange) -> Values:
         """Return 1 where the judge reads what the text asks for, 0 elsewhere."""
         words = read_pictures(self.models.judge, pictures).words[change.attribute]
         return np.array([float(word == change.word) for word in words])
 
-    def share_of_owner(
+    def measure_ownership(
         self,
         pictures: Pictures,
         among: Sequence[str] = ATTRIBUTES,

@@ -38,15 +38,15 @@ def list_differences(one: Character, other: Character, among: Collection[str]) -
     return [name for name in both if one[name] != other[name]]
 
 
-def correlations(pictures: Pictures, others: Pictures) -> Values:
+def measure_correlations(pictures: Pictures, others: Pictures) -> Values:
     """Return the correlation of each image's gray values with its other image's, both `COARSE` px wide."""
     pairs = zip(pictures, others, strict=True)
-    return np.array([float(gray_vector(one) @ gray_vector(other)) for one, other in pairs])
+    return np.array([float(to_gray_vector(one) @ to_gray_vector(other)) for one, other in pairs])
 
 
-def edge_correlations(pictures: Pictures, edges: Pictures) -> Values:
+def measure_edge_correlations(pictures: Pictures, edges: Pictures) -> Values:
     """Return the correlation of each image's edges with its edge image."""
-    return correlations(find_edges(pictures), edges)
+    return measure_correlations(find_edges(pictures), edges)
 
 
 def find_edges(pictures: Pictures) -> list[Image.Image]:
@@ -54,7 +54,7 @@ def find_edges(pictures: Pictures) -> list[Image.Image]:
     return [edge_picture(picture, picture.width) for picture in pictures]
 
 
-def gray_vector(picture: Image.Image) -> Float[np.ndarray, " pixels"]:
+def to_gray_vector(picture: Image.Image) -> Float[np.ndarray, " pixels"]:
     """Return gray values with mean 0 and length 1; all are zero for an image without contrast."""
     small = picture.convert("L").resize((COARSE, COARSE), Image.Resampling.BOX)
     values = np.asarray(small, np.float64).ravel()
@@ -62,19 +62,19 @@ def gray_vector(picture: Image.Image) -> Float[np.ndarray, " pixels"]:
     return centered / max(float(np.linalg.norm(centered)), 1e-6)
 
 
-def closeness(pictures: Pictures, others: Pictures, box: Box) -> Values:
+def measure_closeness(pictures: Pictures, others: Pictures, box: Box) -> Values:
     """Return 1 − the mean absolute difference inside a box, as a share of the range of values."""
     pairs = zip(pictures, others, strict=True)
-    return np.array([1 - difference(one.crop(box), other.crop(box)) for one, other in pairs])
+    return np.array([1 - measure_difference(one.crop(box), other.crop(box)) for one, other in pairs])
 
 
-def difference(one: Image.Image, other: Image.Image) -> float:
+def measure_difference(one: Image.Image, other: Image.Image) -> float:
     """Return the mean absolute difference, as a share of the range of values."""
     left, right = (np.asarray(picture.convert("RGB"), np.float64) for picture in (one, other))
     return float(np.abs(left - right).mean() / 255)
 
 
-def seed_differences(seeds: Sequence[Pictures]) -> Values:
+def measure_seed_differences(seeds: Sequence[Pictures]) -> Values:
     """Return the mean difference between every two seeds' images of the same row."""
     rows = zip(*seeds, strict=True)
-    return np.array([np.mean([difference(*pair) for pair in combinations(row, 2)]) for row in rows])
+    return np.array([np.mean([measure_difference(*pair) for pair in combinations(row, 2)]) for row in rows])

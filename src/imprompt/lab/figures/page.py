@@ -54,7 +54,7 @@ def write_figures(
     """
     for figure in figures:
         with write_atomically(folder / f"{figure.name}.jpg") as part:
-            figure.sheet(settings.shown).save(part, format="JPEG", quality=QUALITY)
+            figure.draw_sheet(settings.shown).save(part, format="JPEG", quality=QUALITY)
     introduction = INTRODUCTION.format(
         subjects=settings.subjects,
         shown=min(settings.shown, settings.subjects),
@@ -63,12 +63,12 @@ def write_figures(
         accuracy=accuracy.percent,
         verdicts="\n".join(f"| {figure.texts['title']} | {figure.verdict} |" for figure in figures),
     )
-    sections = [section(figure) for figure in figures]
+    sections = [write_section(figure) for figure in figures]
     with write_atomically(folder / PAGE_FILE) as part:
         part.write_text("\n".join([introduction, *sections]), encoding="utf-8")
 
 
-def section(figure: Figure) -> str:
+def write_section(figure: Figure) -> str:
     """Write one figure of the page."""
     title, promise, settings = (figure.texts[name] for name in ("title", "promise", "settings"))
     heading = "| measured | value | at least | floor | which is |\n| --- | --- | --- | --- | --- |"
@@ -76,14 +76,14 @@ def section(figure: Figure) -> str:
         f"## {title}",
         f"Should show: {promise}",
         f"![{title}]({figure.name}.jpg)",
-        f"**Does it? {figure.verdict.capitalize()}.**{explain(figure)}",
-        "\n".join([heading, *(table_row(criterion) for criterion in figure.criteria.values())]),
+        f"**Does it? {figure.verdict.capitalize()}.**{explain_verdict(figure)}",
+        "\n".join([heading, *(write_table_row(criterion) for criterion in figure.criteria.values())]),
         f"Made with: {settings}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def explain(figure: Figure) -> str:
+def explain_verdict(figure: Figure) -> str:
     """Write what is missing, in sentences; "" if nothing is."""
     faults: dict[str, list[str]] = {}
     for criterion in figure.criteria.values():
@@ -92,7 +92,7 @@ def explain(figure: Figure) -> str:
     return "".join(f" {fault.capitalize()}: {'; '.join(whats)}." for fault, whats in faults.items())
 
 
-def table_row(criterion: Criterion) -> str:
+def write_table_row(criterion: Criterion) -> str:
     """Write one number of a figure."""
     numbers = (criterion.value, criterion.least, criterion.floor)
     shown = " | ".join(criterion.show(number) for number in numbers)

@@ -16,13 +16,13 @@ from imprompt.lab.figures.figure import Figure, build_figure
 from imprompt.lab.figures.images import FigureImages, require
 from imprompt.lab.figures.measures import (
     Pictures,
-    closeness,
-    correlations,
-    edge_correlations,
     find_edges,
-    seed_differences,
+    measure_closeness,
+    measure_correlations,
+    measure_edge_correlations,
+    measure_seed_differences,
 )
-from imprompt.lab.suite.structure import line_pictures, line_shares
+from imprompt.lab.suite.structure import draw_line_pictures, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES
 
 COLORS = ("hair", "skin", "clothes", "ground")
@@ -47,10 +47,10 @@ def draw_variations(images: FigureImages) -> Figure:
     """Draw image prompts alone, with several seeds."""
     columns = {"image prompt": images.drawings, "no image prompt": images.unprompted}
     columns |= {f"seed {number}": seed for number, seed in enumerate(images.seeds)}
-    kept = np.mean([images.share_kept(seed) for seed in images.seeds], axis=0)
-    differ = seed_differences(images.seeds)
+    kept = np.mean([images.measure_kept(seed) for seed in images.seeds], axis=0)
+    differ = measure_seed_differences(images.seeds)
     numbers = {
-        "kept": (kept, images.share_kept(images.unprompted)),
+        "kept": (kept, images.measure_kept(images.unprompted)),
         "differ": (differ, np.zeros_like(differ)),
     }
     return build_figure("variations", columns, numbers)
@@ -62,20 +62,20 @@ def draw_text_figure(images: FigureImages) -> Figure:
     columns: dict[str, Pictures] = {"image prompt": few.drawings, "no text": few.alone}
     numbers = {}
     for name, change in CHANGES.items():
-        plain = few.paint(change=change)
-        both = few.paint(few.prompts(scale=TEXT_SCALES[name]), change=change)
+        plain = few.generate(change=change)
+        both = few.generate(few.build_prompts(scale=TEXT_SCALES[name]), change=change)
         columns |= {f"“{change.text}” alone": plain, f"“{change.text}”, scale {TEXT_SCALES[name]:g}": both}
         key = name.replace(" ", "-")
-        numbers[key] = (few.share_present(both, change), few.share_present(few.alone, change))
-        numbers[f"{key}-kept"] = (few.share_kept(both, change), few.share_kept(plain, change))
+        numbers[key] = (few.measure_present(both, change), few.measure_present(few.alone, change))
+        numbers[f"{key}-kept"] = (few.measure_kept(both, change), few.measure_kept(plain, change))
     return build_figure("text", columns, numbers)
 
 
 def draw_fine_tuned(images: FigureImages) -> Figure:
     """Draw with the same adapter on a base fine-tuned on line drawings."""
     base = require(images.models.fine_tuned, "fine-tuned base")
-    plain, prompted = images.paint(pipe=base), images.paint(images.prompts(), pipe=base)
-    lines = [one for drawing in images.drawings for one in line_pictures([drawing])]
+    plain, prompted = images.generate(pipe=base), images.generate(images.build_prompts(), pipe=base)
+    lines = [one for drawing in images.drawings for one in draw_line_pictures([drawing])]
     columns = {
         "image prompt": images.drawings,
         "image prompt as a line drawing": lines,
@@ -84,8 +84,8 @@ def draw_fine_tuned(images: FigureImages) -> Figure:
         "fine-tuned": prompted,
     }
     numbers = {
-        "shapes": (correlations(prompted, lines), correlations(plain, lines)),
-        "lines": (line_shares(prompted), line_shares(images.alone)),
+        "shapes": (measure_correlations(prompted, lines), measure_correlations(plain, lines)),
+        "lines": (measure_line_shares(prompted), measure_line_shares(images.alone)),
     }
     return build_figure("fine-tuned", columns, numbers)
 
@@ -95,8 +95,8 @@ def draw_control(images: FigureImages) -> Figure:
     controlnet = require(images.models.controlnet, "ControlNet")
     pipe = mini.as_pipeline(StableDiffusionControlNetPipeline, images.models.pipe, controlnet=controlnet)
     edges = find_edges(images.partner_drawings)
-    plain = images.paint(pipe=pipe, image=edges)
-    both = images.paint(images.prompts(), pipe=pipe, image=edges)
+    plain = images.generate(pipe=pipe, image=edges)
+    both = images.generate(images.build_prompts(), pipe=pipe, image=edges)
     columns = {
         "image prompt": images.drawings,
         "picture for edges": images.partner_drawings,
@@ -106,8 +106,8 @@ def draw_control(images: FigureImages) -> Figure:
         "both": both,
     }
     numbers = {
-        "colors": (images.share_of_owner(both, COLORS), images.share_of_owner(plain, COLORS)),
-        "edges": (edge_correlations(both, edges), edge_correlations(images.alone, edges)),
+        "colors": (images.measure_ownership(both, COLORS), images.measure_ownership(plain, COLORS)),
+        "edges": (measure_edge_correlations(both, edges), measure_edge_correlations(images.alone, edges)),
     }
     return build_figure("control", columns, numbers)
 
@@ -116,8 +116,10 @@ def draw_image_to_image(images: FigureImages) -> Figure:
     """Draw from another picture."""
     starts, edges = images.partner_drawings, find_edges(images.partner_drawings)
     pipe = mini.as_pipeline(StableDiffusionImg2ImgPipeline, images.models.pipe)
-    made = [images.paint(images.prompts(), pipe=pipe, image=starts, strength=one) for one in STRENGTHS]
-    plain = images.paint(pipe=pipe, image=starts, strength=STRENGTHS[1])
+    made = [
+        images.generate(images.build_prompts(), pipe=pipe, image=starts, strength=one) for one in STRENGTHS
+    ]
+    plain = images.generate(pipe=pipe, image=starts, strength=STRENGTHS[1])
     columns = {
         "image prompt": images.drawings,
         "start": starts,
@@ -125,8 +127,8 @@ def draw_image_to_image(images: FigureImages) -> Figure:
         **{f"strength {one}": pictures for one, pictures in zip(STRENGTHS, made, strict=True)},
     }
     numbers = {
-        "colors": (images.share_of_owner(made[1], COLORS), images.share_of_owner(plain, COLORS)),
-        "edges": (edge_correlations(made[1], edges), edge_correlations(images.alone, edges)),
+        "colors": (images.measure_ownership(made[1], COLORS), images.measure_ownership(plain, COLORS)),
+        "edges": (measure_edge_correlations(made[1], edges), measure_edge_correlations(images.alone, edges)),
     }
     return build_figure("image-to-image", columns, numbers)
 
@@ -140,7 +142,7 @@ def draw_inpainting(images: FigureImages) -> Figure:
     inputs: dict[str, Any] = {"pipe": mini.as_pipeline(mini.InpaintPipeline, images.models.pipe)}
     inputs |= {"image": pictures, "mask_image": [mask] * len(pictures), "strength": 1.0}
     inputs |= {"width": size, "height": size}
-    plain, painted = images.paint(**inputs), images.paint(images.prompts(), **inputs)
+    plain, painted = images.generate(**inputs), images.generate(images.build_prompts(), **inputs)
     cover, rest = Image.new("RGB", (size, size), HIDDEN), (0, height, size, size)
     columns = {
         "image prompt": images.drawings,
@@ -150,8 +152,11 @@ def draw_inpainting(images: FigureImages) -> Figure:
         "painted": painted,
     }
     numbers = {
-        "head": (images.share_of_owner(painted, HEAD), images.share_of_owner(plain, HEAD)),
-        "outside": (closeness(painted, pictures, rest), closeness(images.alone, pictures, rest)),
+        "head": (images.measure_ownership(painted, HEAD), images.measure_ownership(plain, HEAD)),
+        "outside": (
+            measure_closeness(painted, pictures, rest),
+            measure_closeness(images.alone, pictures, rest),
+        ),
     }
     return build_figure("inpainting", columns, numbers)
 
@@ -159,25 +164,27 @@ def draw_inpainting(images: FigureImages) -> Figure:
 def draw_fine_grained(images: FigureImages) -> Figure:
     """Draw with tokens of the grid of features, and with tokens of one embedding."""
     plus, edges = require(images.models.plus, "adapter mini-plus"), find_edges(images.drawings)
-    grid = [images.paint(images.prompts(), adapter=plus, seed=seed) for seed in range(2)]
+    grid = [images.generate(images.build_prompts(), adapter=plus, seed=seed) for seed in range(2)]
     few, many = images.models.adapter.projection.tokens, plus.projection.tokens
     columns = {"image prompt": images.drawings}
     columns |= {f"{few} tokens, seed {seed}": images.seeds[seed] for seed in range(2)}
     columns |= {f"{many} tokens of the grid, seed {seed}": grid[seed] for seed in range(2)}
     numbers = {
-        "edges": (edge_correlations(grid[0], edges), edge_correlations(images.alone, edges)),
-        "kept": (images.share_kept(grid[0]), images.share_kept(images.unprompted)),
+        "edges": (measure_edge_correlations(grid[0], edges), measure_edge_correlations(images.alone, edges)),
+        "kept": (images.measure_kept(grid[0]), images.measure_kept(images.unprompted)),
     }
     return build_figure("fine-grained", columns, numbers)
 
 
 def draw_mixing(images: FigureImages) -> Figure:
     """Draw two image prompts in one image: both everywhere, and one above the other."""
-    both = images.paint(images.prompts(scale=0.5), images.prompts(images.partners, scale=0.5))
+    both = images.generate(images.build_prompts(scale=0.5), images.build_prompts(images.partners, scale=0.5))
     above = torch.zeros(images.size, images.size)
     above[: round(HEAD_SHARE * images.size)] = 1
-    stacked = images.paint(images.prompts(mask=above), images.prompts(images.partners, mask=1 - above))
-    alone, other = images.alone, images.paint(images.prompts(images.partners))
+    stacked = images.generate(
+        images.build_prompts(mask=above), images.build_prompts(images.partners, mask=1 - above)
+    )
+    alone, other = images.alone, images.generate(images.build_prompts(images.partners))
     columns = {
         "first": images.drawings,
         "second": images.partner_drawings,
@@ -188,16 +195,20 @@ def draw_mixing(images: FigureImages) -> Figure:
     }
     owners, clothes = images.partners, ["clothes"]
     either, neither = (
-        images.share_of_owner(x) + images.share_of_owner(x, owners=owners) for x in (both, images.unprompted)
+        images.measure_ownership(x) + images.measure_ownership(x, owners=owners)
+        for x in (both, images.unprompted)
     )
     numbers = {
         "either": (either, neither),
-        "first": (images.share_of_owner(both), images.share_of_owner(other)),
-        "second": (images.share_of_owner(both, owners=owners), images.share_of_owner(alone, owners=owners)),
-        "head": (images.share_of_owner(stacked, HEAD), images.share_of_owner(other, HEAD)),
+        "first": (images.measure_ownership(both), images.measure_ownership(other)),
+        "second": (
+            images.measure_ownership(both, owners=owners),
+            images.measure_ownership(alone, owners=owners),
+        ),
+        "head": (images.measure_ownership(stacked, HEAD), images.measure_ownership(other, HEAD)),
         "clothes": (
-            images.share_of_owner(stacked, clothes, owners),
-            images.share_of_owner(alone, clothes, owners),
+            images.measure_ownership(stacked, clothes, owners),
+            images.measure_ownership(alone, clothes, owners),
         ),
     }
     return build_figure("mixing", columns, numbers)
@@ -205,8 +216,11 @@ def draw_mixing(images: FigureImages) -> Figure:
 
 def draw_style_and_layout(images: FigureImages) -> Figure:
     """Draw colors of one image prompt and shapes of another, by the layers on which they act."""
-    style, layout = images.prompts(layers="style"), images.prompts(images.partners, layers="composition")
-    colors, shapes, both = images.paint(style), images.paint(layout), images.paint(style, layout)
+    style, layout = (
+        images.build_prompts(layers="style"),
+        images.build_prompts(images.partners, layers="composition"),
+    )
+    colors, shapes, both = images.generate(style), images.generate(layout), images.generate(style, layout)
     columns = {
         "colors from": images.drawings,
         "shapes from": images.partner_drawings,
@@ -216,10 +230,10 @@ def draw_style_and_layout(images: FigureImages) -> Figure:
     }
     owners = images.partners
     numbers = {
-        "colors": (images.share_of_owner(both, COLORS), images.share_of_owner(shapes, COLORS)),
+        "colors": (images.measure_ownership(both, COLORS), images.measure_ownership(shapes, COLORS)),
         "shapes": (
-            images.share_of_owner(both, SHAPES, owners),
-            images.share_of_owner(colors, SHAPES, owners),
+            images.measure_ownership(both, SHAPES, owners),
+            images.measure_ownership(colors, SHAPES, owners),
         ),
     }
     return build_figure("style-and-layout", columns, numbers)
@@ -256,7 +270,7 @@ def draw_overview(images: FigureImages, figures: Mapping[str, Figure]) -> Figure
     columns = {
         "image prompt": images.drawings,
         "variation": images.alone,
-        f"“{change.text}”": images.paint(images.prompts(scale=scale), change=change),
+        f"“{change.text}”": images.generate(images.build_prompts(scale=scale), change=change),
         "edges": control["its edges"],
         "with edges": control["both"],
         "start": start["start"],

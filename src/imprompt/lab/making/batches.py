@@ -19,16 +19,16 @@ class DrawingBatch:
     rows: list[int]
     seed: int
 
-    def generator(self, device: torch.device | str = "cpu") -> Generator:
+    def make_generator(self, device: torch.device | str = "cpu") -> Generator:
         """Return the step's random generator for tensors, at its beginning."""
         return Generator(device).manual_seed(self.seed)
 
-    def random(self) -> random.Random:
+    def make_random(self) -> random.Random:
         """Return the step's random generator for words, at its beginning."""
         return random.Random(self.seed)
 
 
-def batches(count: int, batch_size: int, seed: int, steps: range) -> Iterator[list[DrawingBatch]]:
+def iterate_batches(count: int, batch_size: int, seed: int, steps: range) -> Iterator[list[DrawingBatch]]:
     """Yield the batches of these steps over `count` drawings, one for each step."""
     order = BatchOrder({"all": range(count)}, batch_size, seed)
     for step in steps:

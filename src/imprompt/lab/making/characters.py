@@ -11,12 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from imprompt.errors import ConfigError
-from imprompt.lab.making.vocabulary import (
-    StyleParts,
-    is_held_out,
-    list_held_out_variants,
-    load_vocabulary,
-)
+from imprompt.lab.making.vocabulary import StyleParts, is_held_out, list_held_out_variants, load_vocabulary
 
 Split = Literal["training", "combinations", "parts", "styles"]
 """The characters for training, or those of unseen combinations, unseen parts, unseen styles."""

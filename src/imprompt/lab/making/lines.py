@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from imprompt.mini.edges import edges
+from imprompt.mini.edges import compute_edges
 
 PAPER = (0.965, 0.945, 0.9)
 INK = (0.13, 0.16, 0.28)
@@ -14,5 +14,5 @@ INK = (0.13, 0.16, 0.28)
 def draw_lines(pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
     """Turn pictures in [-1, 1] into line drawings: ink where colors meet, paper elsewhere."""
     paper, ink = (torch.tensor(color, device=pixels.device)[:, None, None] for color in (PAPER, INK))
-    strength = edges(pixels)
+    strength = compute_edges(pixels)
     return (paper + (ink - paper) * strength) * 2 - 1

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from imprompt.errors import ConfigError
-from imprompt.lab.making.batches import DrawingBatch, batches
+from imprompt.lab.making.batches import DrawingBatch, iterate_batches
 from imprompt.lab.making.objectives.base import BaseObjective
 from imprompt.lab.making.objectives.control import ControlObjective
 from imprompt.lab.making.objectives.decoder import DecoderObjective, fit_codec
@@ -54,7 +54,7 @@ def build_run(recipe: StageRecipe, output: Path) -> Run:
     count = len(objective.drawings)
 
     def feed(steps: range) -> Iterator[list[DrawingBatch]]:
-        return batches(count, recipe.batch_size, recipe.seed, steps)
+        return iterate_batches(count, recipe.batch_size, recipe.seed, steps)
 
     folder = output / "runs" / getattr(recipe, "stage", "run")
     return Run(recipe, objective, feed, folder, output=output, config=recipe.model_dump(mode="json"))

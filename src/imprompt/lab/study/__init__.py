@@ -36,17 +36,9 @@ from imprompt.lab.study.runs import (
 )
 from imprompt.lab.study.settings import SMALL, StudySettings
 from imprompt.lab.study.tradeoff import measure_tradeoff
-from imprompt.lab.suite.scoring import (
-    DRAWING,
-)
-from imprompt.report import (
-    Grid,
-    draw_sheet,
-    make_folder,
-    write_picture,
-    write_report,
-    write_scores,
-)
+from imprompt.lab.suite.scoring import DRAWING
+from imprompt.report import Grid, draw_sheet, write_picture, write_report, write_scores
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 __all__ = [
@@ -144,7 +136,7 @@ def measure_runs(study: Study, runs: Sequence[StudyRun], folder: Path) -> Result
 def compare_mechanisms(scores: StudyScores) -> list[Difference]:
     """Return decoupled minus every other mechanism, for every measure."""
     others = [name for name in scores.mechanisms if name not in (DECOUPLED, BASE_ALONE, DRAWING)]
-    found = (scores.difference(measure, other) for measure in MEASURES for other in others)
+    found = (scores.measure_difference(measure, other) for measure in MEASURES for other in others)
     return [one for one in found if one is not None]
 
 

@@ -93,15 +93,17 @@ class StudyScores:
             key = score.mechanism, score.seed, score.condition, score.scale
             self._groups.setdefault(key, []).append(score)
 
-    def seeds(self, mechanism: str) -> list[int]:
+    def list_seeds(self, mechanism: str) -> list[int]:
         """Return the seeds of a mechanism's runs."""
         return sorted({seed for name, seed, *_ in self._groups if name == mechanism})
 
-    def shared_seeds(self, other: str) -> list[int]:
+    def list_shared_seeds(self, other: str) -> list[int]:
         """Return the seeds of both the decoupled runs and another mechanism's."""
-        return [seed for seed in self.seeds(DECOUPLED) if seed in self.seeds(other)]
+        return [seed for seed in self.list_seeds(DECOUPLED) if seed in self.list_seeds(other)]
 
-    def values(self, mechanism: str, measure: StudyMeasure, seed: int, scale: float = SCALE) -> list[float]:
+    def collect_values(
+        self, mechanism: str, measure: StudyMeasure, seed: int, scale: float = SCALE
+    ) -> list[float]:
         """Return a measure of one run for each character, in the order that all runs share.
 
         A character's images with several texts are averaged.
@@ -112,23 +114,23 @@ class StudyScores:
         subjects, figures = np.array(values).reshape(-1, 2).T
         return group_means(figures, subjects).tolist()
 
-    def table(
+    def build_table(
         self, mechanism: str, measure: StudyMeasure, seeds: Sequence[int] | None = None, scale: float = SCALE
     ) -> Table | None:
         """Return a measure of all runs of a mechanism; None if they do not have it."""
-        chosen = self.seeds(mechanism) if seeds is None else seeds
-        columns = [self.values(mechanism, measure, seed, scale) for seed in chosen]
+        chosen = self.list_seeds(mechanism) if seeds is None else seeds
+        columns = [self.collect_values(mechanism, measure, seed, scale) for seed in chosen]
         return np.array(columns).T if columns and columns[0] else None
 
-    def interval(self, mechanism: str, measure: StudyMeasure) -> Interval | None:
+    def measure_interval(self, mechanism: str, measure: StudyMeasure) -> Interval | None:
         """Return a mechanism's figure; None if its runs do not have it."""
-        table = self.table(mechanism, measure)
+        table = self.build_table(mechanism, measure)
         return None if table is None else bootstrap_both(table)
 
-    def difference(self, measure: StudyMeasure, other: str) -> Difference | None:
+    def measure_difference(self, measure: StudyMeasure, other: str) -> Difference | None:
         """Return decoupled minus another mechanism on the seeds of both; None without such a figure."""
-        seeds = self.shared_seeds(other)
-        ours, theirs = (self.table(name, measure, seeds) for name in (DECOUPLED, other))
+        seeds = self.list_shared_seeds(other)
+        ours, theirs = (self.build_table(name, measure, seeds) for name in (DECOUPLED, other))
         if ours is None or theirs is None:
             return None
         gain = ours - theirs

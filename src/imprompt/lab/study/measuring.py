@@ -16,7 +16,7 @@ from torch import Tensor
 from imprompt import mini
 from imprompt.checkpoint import find_embedded_part
 from imprompt.evaluation.judges.characters import CharacterJudge
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.lab.making.drawing import draw
@@ -31,16 +31,16 @@ from imprompt.lab.study.settings import (
     StudySettings,
     StudyTask,
 )
-from imprompt.lab.suite.painting import SuiteCondition, paint_rows
+from imprompt.lab.suite.images import SuiteCondition, generate_rows
 from imprompt.lab.suite.scoring import (
     DRAWING,
     Galleries,
     Readings,
+    measure_seed_distances,
     read_pictures,
     score_pictures,
-    seed_distances,
 )
-from imprompt.lab.suite.structure import edge_gaps, line_pictures, line_shares
+from imprompt.lab.suite.structure import draw_line_pictures, measure_edge_gaps, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_gallery, sample_subjects, select_suitable
 from imprompt.training.mechanisms import Mechanism, load_mechanism
 
@@ -98,7 +98,7 @@ class Study:
         givers = [find_edge_giver(few, place) for place in range(len(few))]
         return [mini.edge_picture(giver.picture, giver.picture.width) for giver in givers]
 
-    def tasks(self, run: StudyRun | None) -> list[StudyTask]:
+    def list_tasks(self, run: StudyRun | None) -> list[StudyTask]:
         """List what is generated for a run, tasks of one base in a row; one scale if it reads no text."""
         scales = self.settings.text_scales if run is not None and run.reads_text else [SCALE]
         tasks = [
@@ -119,7 +119,7 @@ class Study:
 
     def count_pictures(self, run: StudyRun | None) -> int:
         """Return how many images are generated for a run."""
-        return sum(len(self.select(task)) for task in self.tasks(run))
+        return sum(len(self.select(task)) for task in self.list_tasks(run))
 
 
 def find_edge_giver(subjects: Sequence[Subject], place: int) -> Subject:
@@ -135,11 +135,11 @@ def measure_run(study: Study, run: StudyRun | None, advance: Callable[[int], Non
     Raises:
         CheckpointError, AdapterMismatch: its file is damaged or does not fit
     """
-    tasks = study.tasks(run)
+    tasks = study.list_tasks(run)
     pictures: dict[str, list[Image.Image]] = {}
     for base, some in itertools.groupby(tasks, key=lambda task: task.base):
         pipe, mechanism = load_study_pipeline(study, run, base)
-        pictures |= {task.key: paint_task(study, pipe, mechanism, task, advance) for task in some}
+        pictures |= {task.key: generate_task(study, pipe, mechanism, task, advance) for task in some}
     return RunResult(score_tasks(study, name_run(run), tasks, pictures), pictures)
 
 
@@ -151,14 +151,14 @@ def name_run(run: StudyRun | None) -> tuple[str, int]:
 def measure_drawings(study: Study) -> RunResult:
     """Score what a perfect mechanism would draw, which is the judge's own limit; see `measure_run`."""
     pictures: dict[str, list[Image.Image]] = {}
-    tasks = [task for task in study.tasks(None) if task.condition != CONTROL and not task.seed]
+    tasks = [task for task in study.list_tasks(None) if task.condition != CONTROL and not task.seed]
     for task in tasks:
         subjects, change = study.select(task), task.change
         if change is not None:
             pictures[task.key] = [draw(change.apply(subject.character)) for subject in subjects]
         else:
             originals = [subject.picture for subject in subjects]
-            pictures[task.key] = line_pictures(originals) if task.condition == STYLE else originals
+            pictures[task.key] = draw_line_pictures(originals) if task.condition == STYLE else originals
     return RunResult(score_tasks(study, (DRAWING, 0), tasks, pictures), pictures)
 
 
@@ -184,7 +184,7 @@ def load_study_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[
     return pipe, mechanism
 
 
-def paint_task(
+def generate_task(
     study: Study, pipe: Any, mechanism: Mechanism | None, task: StudyTask, advance: Callable[[int], None]
 ) -> list[Image.Image]:
     """Generate one image of each subject of a task, with the same noise in every run and condition."""
@@ -199,7 +199,7 @@ def paint_task(
 
     inputs = {"image": study.controls} if task.condition == CONTROL else {}
     condition = SuiteCondition(task.scale, task.change, task.seed)
-    return paint_rows(call, subjects, condition, study.settings.paint, advance, **inputs)
+    return generate_rows(call, subjects, condition, study.settings.paint, advance, **inputs)
 
 
 # Scoring
@@ -225,7 +225,7 @@ def measure_diversity(study: Study, tasks: Sequence[StudyTask], pictures: Pictur
     if len(several) < 2:
         return {}
     embeddings = [read_pictures(study.judge, some[:few]).embeddings for some in several]
-    return dict(enumerate(seed_distances(torch.stack(embeddings))))
+    return dict(enumerate(measure_seed_distances(torch.stack(embeddings))))
 
 
 def score_task(
@@ -247,8 +247,8 @@ def score_task(
         galleries=study.galleries if task.condition == ALONE else None,
         attributes=READ_ATTRIBUTES[task.condition],
     )
-    edges = edge_gaps(pictures, study.controls) if task.condition == CONTROL else None
-    lines = line_shares(pictures).tolist() if task.condition == STYLE else None
+    edges = measure_edge_gaps(pictures, study.controls) if task.condition == CONTROL else None
+    lines = measure_line_shares(pictures).tolist() if task.condition == STYLE else None
     diversity = distances if task.condition == ALONE else {}
     return [
         StudyScore(

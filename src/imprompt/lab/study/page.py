@@ -4,31 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from imprompt.lab.making.captions import write_full_caption
-from imprompt.lab.study.comparing import (
-    DECOUPLED,
-    KEPT,
-    MEASURES,
-    Difference,
-    StudyScores,
-    describe_verdicts,
-)
+from imprompt.lab.study.comparing import DECOUPLED, KEPT, MEASURES, Difference, StudyScores, describe_verdicts
 from imprompt.lab.study.measuring import BASE_ALONE, Study
 from imprompt.lab.study.runs import RunResult, StudyRun, list_differences
 from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT, StudyTask
-from imprompt.lab.study.tradeoff import AREA, TradeOff, tradeoff_section
-from imprompt.lab.suite.scoring import (
-    DRAWING,
-)
+from imprompt.lab.study.tradeoff import AREA, TradeOff, build_tradeoff_section
+from imprompt.lab.suite.scoring import DRAWING
 from imprompt.lab.suite.subjects import CHANGES
-from imprompt.report import (
-    Cell,
-    Column,
-    Grid,
-    PictureRow,
-    Report,
-    Section,
-    Table,
-)
+from imprompt.report import Cell, Column, Grid, PictureRow, Report, Section, Table
 
 SHOWN = 6
 """Number of characters in a grid, which are the first ones."""
@@ -67,10 +50,12 @@ def build_report(study: Study, findings: StudyFindings, results: Results) -> Rep
     """Build the page."""
     settings = study.settings
     sections = [
-        Section("Table 1 in miniature", describe_study(study, findings.runs), [main_table(findings)]),
-        *([tradeoff_section(findings.tradeoff)] if findings.tradeoff.curves else []),
-        Section("Decoupled against each other one", DIFFERENCES, [difference_table(findings.differences)]),
-        contact_section(study, results),
+        Section("Table 1 in miniature", describe_study(study, findings.runs), [build_main_table(findings)]),
+        *([build_tradeoff_section(findings.tradeoff)] if findings.tradeoff.curves else []),
+        Section(
+            "Decoupled against each other one", DIFFERENCES, [build_difference_table(findings.differences)]
+        ),
+        build_contact_section(study, results),
     ]
     facts = {
         "runs": f"{len(findings.runs)}; not finished: {', '.join(findings.unfinished) or 'none'}",
@@ -87,7 +72,7 @@ def build_report(study: Study, findings: StudyFindings, results: Results) -> Rep
 # Tables
 
 
-def main_table(findings: StudyFindings) -> Table:
+def build_main_table(findings: StudyFindings) -> Table:
     """Make the table of every mechanism's figures, after the floor and before the ceiling."""
     sizes = {run.mechanism: run.parameters for run in findings.runs}
     scores = findings.scores
@@ -95,8 +80,8 @@ def main_table(findings: StudyFindings) -> Table:
         [
             name,
             f"{sizes[name]:,}" if name in sizes else "–",
-            len(scores.seeds(name)) if name in sizes else None,
-            *(scores.interval(name, measure) for measure in MEASURES),
+            len(scores.list_seeds(name)) if name in sizes else None,
+            *(scores.measure_interval(name, measure) for measure in MEASURES),
         ]
         for name in scores.mechanisms
     ]
@@ -122,7 +107,7 @@ DIFFERENCES = (
 )
 
 
-def difference_table(differences: Sequence[Difference]) -> Table:
+def build_difference_table(differences: Sequence[Difference]) -> Table:
     """Make the table of every measure against each other mechanism."""
     columns = ["figure", "against", "decoupled minus it", "smallest of a seed", "largest of a seed"]
     rows: list[list[Cell]] = [
@@ -188,7 +173,7 @@ def describe_difference(difference: Difference, kinds: Mapping[str, StudyRun]) -
 # Pictures
 
 
-def contact_section(study: Study, results: Results) -> Section:
+def build_contact_section(study: Study, results: Results) -> Section:
     """Make the paper's figures 3, 6, 9, 4 and 10 by mechanism."""
     first = {name: min(seed for other, seed in results if other == name) for name, _ in results}
     columns = {name: results[name, seed] for name, seed in first.items()}
@@ -208,11 +193,11 @@ def contact_section(study: Study, results: Results) -> Section:
         "Numbered as in the paper. The characters are the first ones, a row has the same noise, and every "
         "run has the first seed of training."
     )
-    grids = [contact_sheet(study, *one, title) for title, one in sheets.items() if study.select(one[1])]
+    grids = [build_contact_sheet(study, *one, title) for title, one in sheets.items() if study.select(one[1])]
     return Section("Contact sheets", text, grids)
 
 
-def contact_sheet(study: Study, columns: Mapping[str, RunResult], task: StudyTask, title: str) -> Grid:
+def build_contact_sheet(study: Study, columns: Mapping[str, RunResult], task: StudyTask, title: str) -> Grid:
     """Show references, and each mechanism's images of them."""
     subjects = study.select(task)[:SHOWN]
     pictures = {"reference": [subject.picture for subject in subjects]}

@@ -16,8 +16,7 @@ from PIL import Image
 from imprompt.errors import ConfigError
 from imprompt.lab.study.settings import StudySettings
 from imprompt.lab.suite.scoring import Score
-from imprompt.report import make_folder
-from imprompt.runtime.output import write_atomically
+from imprompt.runtime.output import make_folder, write_atomically
 from imprompt.training.mechanisms import MECHANISMS, read_metadata
 
 ADAPTER_FILE, CONFIG_FILE = "adapter.safetensors", "config.json"
@@ -44,7 +43,7 @@ class StudyScore(Score):
         mechanism, seed: of the run
         text: the name of the text in `CHANGES`, "" for none
         diversity: mean cosine distance among its subject's images of several seeds; None without several
-        edges: how much nearer its edges are to its own control than to others', see `edge_gaps`
+        edges: how much nearer its edges are to its own control than to others', see `measure_edge_gaps`
         lines: share of its pixels that a line drawing could have; on the fine-tuned base
     """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from imprompt.lab.making.labels import LABELS
 from imprompt.lab.making.vocabulary import COLORS, PARTS
-from imprompt.lab.suite.painting import PaintSettings
+from imprompt.lab.suite.images import ImageSettings
 from imprompt.lab.suite.subjects import CHANGES, TextChange
 
 ALONE, TEXT, CONTROL, STYLE = "image prompt alone", "with text", "with edges", "fine-tuned base"
@@ -41,7 +41,7 @@ class StudySettings:
     scales: tuple[float, ...] = (0.5, 0.75, 1.5)
     others: int = 48
     style: str = "lines"
-    paint: PaintSettings = field(default_factory=lambda: PaintSettings(steps=20))
+    paint: ImageSettings = field(default_factory=lambda: ImageSettings(steps=20))
 
     @property
     def text_scales(self) -> list[float]:
@@ -49,7 +49,7 @@ class StudySettings:
         return sorted({SCALE, *self.scales})
 
 
-SMALL = StudySettings(24, 40, 2, 8, 8, (0.5,), 12, paint=PaintSettings(steps=12))
+SMALL = StudySettings(24, 40, 2, 8, 8, (0.5,), 12, paint=ImageSettings(steps=12))
 """Settings for a first look."""
 
 

@@ -33,7 +33,7 @@ def measure_tradeoff(scores: StudyScores, scales: Sequence[float]) -> TradeOff:
     """Measure the curves; their intervals are over characters, with seeds averaged."""
     both = {name: follow_both(scores, name, scales) for name in scores.mechanisms if len(scales) > 1}
     curves = {name: scale_curve(np.array(scales), *one) for name, one in both.items() if one is not None}
-    others = [name for name in curves if name != DECOUPLED and scores.shared_seeds(name)]
+    others = [name for name in curves if name != DECOUPLED and scores.list_shared_seeds(name)]
     return TradeOff(curves, [compare_areas(scores, name, scales) for name in others if DECOUPLED in curves])
 
 
@@ -42,7 +42,7 @@ def follow_both(
 ) -> Float[np.ndarray, "2 scales characters"] | None:
     """Return how far text and image prompt are followed; None for a mechanism without these scales."""
     tables = [
-        [scores.table(mechanism, measure, seeds, scale) for scale in scales]
+        [scores.build_table(mechanism, measure, seeds, scale) for scale in scales]
         for measure in (TEXT_FOLLOWED, TEXT_KEPT)
     ]
     if any(table is None for row in tables for table in row):
@@ -59,12 +59,12 @@ def compare_areas(scores: StudyScores, other: str, scales: Sequence[float]) -> D
         assert theirs is not None
         return Difference(AREA, other, area_difference(ours, theirs), [])
 
-    seeds = scores.shared_seeds(other)
+    seeds = scores.list_shared_seeds(other)
     by_seed = [subtract([seed]).interval.mean for seed in seeds]
     return subtract(seeds)._replace(by_seed=by_seed)
 
 
-def tradeoff_section(tradeoff: TradeOff) -> Section:
+def build_tradeoff_section(tradeoff: TradeOff) -> Section:
     """Make the section of the page."""
     ordered = sorted(tradeoff.curves, key=lambda name: name == DECOUPLED)
     chart = Chart(

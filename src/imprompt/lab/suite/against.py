@@ -7,7 +7,7 @@ where the two intervals overlap.
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,24 +16,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from imprompt.errors import ConfigError
 from imprompt.evaluation.metrics import bootstrap_difference
-from imprompt.lab.suite.painting import (
-    SuiteSettings,
-)
+from imprompt.lab.suite.images import SuiteSettings
 from imprompt.lab.suite.scoring import PROMPTED, Comparison, Score
-from imprompt.lab.suite.subjects import CHANGES, SPLITS
-from imprompt.report import (
-    SCORES_FILE,
-    SUMMARY_FILE,
-    Interval,
-    plain,
-)
+from imprompt.lab.suite.subjects import CHANGES, SPLITS, TEXT_SPLIT
+from imprompt.report import SCORES_FILE, SUMMARY_FILE, Interval, to_plain
 
 
 class SuiteMeasure(NamedTuple):
-    """One figure of an image: its name, the images that have it, and its value."""
+    """One figure at λ = 1: its name, the images that have it, and its value."""
 
     name: str
-    belongs: Callable[[Score], bool]
+    split: str
+    condition: str
     value: Callable[[Score], float]
 
 
@@ -60,7 +54,7 @@ def load_earlier_report(folder: Path, settings: SuiteSettings) -> EarlierReport:
             f"{folder} cannot be compared with: it holds no report that this version of `imprompt evaluate "
             f"mini` wrote ({error!r:.200})"
         ) from error
-    ours = plain(asdict(settings))
+    ours = to_plain(settings)
     if different := [key for key in ours if ours[key] != theirs.get(key)]:
         key = different[0]
         raise ConfigError(
@@ -81,24 +75,18 @@ def read_scores(path: Path) -> list[Score]:
 
 def list_measures() -> list[SuiteMeasure]:
     """List what is compared: attributes kept and references found by split, and both shares of each text."""
-    measures = []
-    for split in SPLITS:
 
-        def is_prompted(score: Score, split: str = split) -> bool:
-            return score.split == split and score.condition == PROMPTED
+    def share(score: Score) -> float:
+        return score.kept
 
-        measures.append(SuiteMeasure(f"kept, unseen {split}", is_prompted, lambda score: score.kept))
-        measures.append(
-            SuiteMeasure(f"found first, unseen {split}", is_prompted, lambda score: score.rank == 0)
-        )
-    for name in CHANGES:
-
-        def has_text(score: Score, name: str = name) -> bool:
-            return score.condition == name and score.scale == 1.0
-
-        measures.append(SuiteMeasure(f"“{name}”: present", has_text, lambda score: bool(score.asked)))
-        measures.append(SuiteMeasure(f"“{name}”: others kept", has_text, lambda score: score.kept))
-    return measures
+    found = [
+        SuiteMeasure(f"found first, unseen {one}", one, PROMPTED, lambda x: x.rank == 0) for one in SPLITS
+    ]
+    alone = [SuiteMeasure(f"kept, unseen {one}", one, PROMPTED, share) for one in SPLITS]
+    asked = [SuiteMeasure(f"“{one}”: present", TEXT_SPLIT, one, lambda x: bool(x.asked)) for one in CHANGES]
+    others = [SuiteMeasure(f"“{one}”: others kept", TEXT_SPLIT, one, share) for one in CHANGES]
+    pairs = [*zip(alone, found, strict=True), *zip(asked, others, strict=True)]
+    return [measure for pair in pairs for measure in pair]
 
 
 def compare_scores(scores: Sequence[Score], earlier: EarlierReport) -> Comparison:
@@ -115,4 +103,6 @@ def compare_scores(scores: Sequence[Score], earlier: EarlierReport) -> Compariso
 
 def values_of(scores: Sequence[Score], measure: SuiteMeasure) -> dict[int, float]:
     """Return the measure of each character."""
-    return {score.subject: float(measure.value(score)) for score in scores if measure.belongs(score)}
+    place = measure.split, measure.condition, 1.0
+    fitting = (score for score in scores if (score.split, score.condition, score.scale) == place)
+    return {score.subject: float(measure.value(score)) for score in fitting}

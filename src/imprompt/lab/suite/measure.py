@@ -6,50 +6,53 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console
 
 from imprompt import mini
 from imprompt.checkpoint import EMBEDDED, load_adapter
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.against import EarlierReport, compare_scores, load_earlier_report
-from imprompt.lab.suite.page import build_report, print_findings
-from imprompt.lab.suite.painting import (
+from imprompt.lab.suite.images import (
     SMALL,
     SuiteCondition,
     SuiteModels,
     SuiteSettings,
-    paint,
+    generate_images,
     reconstruct_pictures,
 )
+from imprompt.lab.suite.page import build_report, judge_difference
 from imprompt.lab.suite.scoring import (
     CODEC,
     CURVE_SCALES,
     DRAWING,
     FLOOR,
+    PROMPTED,
     SCALES,
     Galleries,
-    Readings,
     Score,
     SplitFindings,
     SuiteFindings,
     TextFindings,
-    attribute_shares,
+    average,
     count_copies,
-    mean_of,
+    measure_attribute_shares,
+    measure_seed_distances,
     name_scale,
     read_pictures,
     score_pictures,
-    seed_distances,
 )
 from imprompt.lab.suite.subjects import (
     CHANGES,
     SPLITS,
+    TEXT_SPLIT,
     Subject,
     sample_gallery,
     sample_subjects,
     select_suitable,
 )
-from imprompt.report import Interval, make_folder, plain, write_report, write_scores
+from imprompt.report import Interval, to_plain, write_report, write_scores
+from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
 Pictures = dict[tuple[str, str], list[Image.Image]]
@@ -107,34 +110,38 @@ def measure(
     subjects: dict[Split, list[Subject]] = {
         split: sample_subjects(split, settings.subjects) for split in SPLITS
     }
-    pictures = paint_all(models, subjects, settings)
+    pictures = generate_all(models, subjects, settings)
     styles = sorted({subject.character.style for several in subjects.values() for subject in several})
     drawings = {style: sample_gallery(style, settings.gallery - 1) for style in styles}
     galleries = Galleries(models.judge, drawings)
     scores, splits = score_splits(models, subjects, pictures, galleries)
-    text_scores, texts = score_texts(models, subjects["combinations"], pictures, settings)
+    text_scores, texts = score_texts(models, subjects[TEXT_SPLIT], pictures, settings)
     findings = SuiteFindings(
         models.name,
         models.adapter.projection.tokens,
         settings,
         splits,
         texts,
-        measure_diversity(models, subjects["combinations"], settings),
+        measure_diversity(models, subjects[TEXT_SPLIT], settings),
         count_copies(
             models.judge,
-            pictures["combinations", name_scale(1.0)],
-            [subject.picture for subject in subjects["combinations"]],
+            pictures[TEXT_SPLIT, PROMPTED],
+            [subject.picture for subject in subjects[TEXT_SPLIT]],
         ),
         round(time.monotonic() - started, 1),
         None if earlier is None else compare_scores([*scores, *text_scores], earlier),
     )
     write_scores([*scores, *text_scores], output)
-    write_report(build_report(findings, subjects, pictures, scores), output, plain(findings))
-    print_findings(findings)
+    report = build_report(findings, subjects, pictures, scores)
+    write_report(report, output, to_plain(findings))
+    Console().print(report.lead, highlight=False)
+    if findings.against is not None:
+        for name, difference in findings.against.differences.items():
+            Console().print(f"{name}: {difference.signed}, {judge_difference(difference)}", highlight=False)
     return findings
 
 
-def paint_all(
+def generate_all(
     models: SuiteModels, subjects: Mapping[Split, Sequence[Subject]], settings: SuiteSettings
 ) -> Pictures:
     """Generate every image that is scored, and the images of floor and ceiling."""
@@ -142,23 +149,19 @@ def paint_all(
         (split, several, SuiteCondition(scale)) for split, several in subjects.items() for scale in SCALES
     ]
     for name, change in CHANGES.items():
-        few = select_suitable(subjects["combinations"], change)[: settings.text_subjects]
+        few = select_suitable(subjects[TEXT_SPLIT], change)[: settings.text_subjects]
         jobs += [(name, few, SuiteCondition(scale, change)) for scale in CURVE_SCALES]  # type: ignore[list-item]
     pictures: Pictures = {}
     with show_progress("pictures", sum(len(several) for _, several, _ in jobs)) as advance:
         for name, several, condition in jobs:
-            made = paint(models, several, condition, settings.paint, advance)
+            made = generate_images(models, several, condition, settings.paint, advance)
             pictures[name, name_scale(condition.scale)] = made
     for split, several in subjects.items():
         originals = [subject.picture for subject in several]
         pictures[split, DRAWING], pictures[split, CODEC] = originals, reconstruct_pictures(models, originals)
-        pictures[split, FLOOR] = rotate(pictures[split, name_scale(1.0)])
+        first, *others = pictures[split, PROMPTED]
+        pictures[split, FLOOR] = [*others, first]
     return pictures
-
-
-def rotate(pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Return each subject's image at the place of another subject."""
-    return [*pictures[1:], pictures[0]]
 
 
 def score_splits(
@@ -170,10 +173,18 @@ def score_splits(
     """Score every condition without text, split by split."""
     everything: list[Score] = []
     findings: dict[Split, SplitFindings] = {}
+    scales = {name_scale(scale): scale for scale in SCALES}
     for split, several in subjects.items():
         references = read_pictures(models.judge, pictures[split, DRAWING])
         scores = {
-            condition: score_condition(models, several, some, references, condition, galleries)
+            condition: score_pictures(
+                several,
+                read_pictures(models.judge, some),
+                references,
+                condition=condition,
+                scale=scales.get(condition, 1.0),
+                galleries=galleries,
+            )
             for (name, condition), some in pictures.items()
             if name == split
         }
@@ -182,29 +193,13 @@ def score_splits(
     return everything, findings
 
 
-def score_condition(
-    models: SuiteModels,
-    subjects: Sequence[Subject],
-    pictures: Sequence[Image.Image],
-    references: Readings,
-    condition: str,
-    galleries: Galleries,
-) -> list[Score]:
-    """Score the images of one condition without text."""
-    readings = read_pictures(models.judge, pictures)
-    scale = float(condition.removeprefix("λ = ")) if condition.startswith("λ") else 1.0
-    return score_pictures(
-        subjects, readings, references, condition=condition, scale=scale, galleries=galleries
-    )
-
-
 def summarize_split(scores: Mapping[str, Sequence[Score]], subjects: Sequence[Subject]) -> SplitFindings:
     """Average the scores of a split's conditions."""
-    prompted = attribute_shares(scores[name_scale(1.0)], subjects)
-    drawn = attribute_shares(scores[DRAWING], subjects)
+    prompted = measure_attribute_shares(scores[PROMPTED], subjects)
+    drawn = measure_attribute_shares(scores[DRAWING], subjects)
 
     def over(value: Callable[[Score], float | bool]) -> dict[str, Interval]:
-        return {name: mean_of(value(score) for score in some) for name, some in scores.items()}
+        return {name: average(value(score) for score in some) for name, some in scores.items()}
 
     return SplitFindings(
         kept=over(lambda score: score.kept),
@@ -232,8 +227,8 @@ def score_texts(
         findings[name] = TextFindings(
             change.text,
             len(few),
-            [mean_of(bool(score.asked) for score in scores) for scores in curve],
-            [mean_of(score.kept for score in scores) for scores in curve],
+            [average(bool(score.asked) for score in scores) for scores in curve],
+            [average(score.kept for score in scores) for scores in curve],
         )
         everything += [score for scores in curve for score in scores]
     return everything, findings
@@ -243,7 +238,8 @@ def measure_diversity(models: SuiteModels, subjects: Sequence[Subject], settings
     """Return the mean distance among the judge's embeddings of several images of one subject at λ = 1."""
     few = subjects[: settings.diverse]
     seeds = [
-        paint(models, few, SuiteCondition(1.0, seed=seed), settings.paint) for seed in range(settings.seeds)
+        generate_images(models, few, SuiteCondition(1.0, seed=seed), settings.paint)
+        for seed in range(settings.seeds)
     ]
     embeddings = torch.stack([read_pictures(models.judge, some).embeddings for some in seeds])
-    return mean_of(seed_distances(embeddings))
+    return average(measure_seed_distances(embeddings))

@@ -1,17 +1,14 @@
-"""The suite's page, and its tables in the terminal."""
+"""The suite's page."""
 
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
-from rich.console import Console
-from rich.table import Table as ConsoleTable
 
 from imprompt.lab.making.captions import write_full_caption
 from imprompt.lab.making.characters import Split
 from imprompt.lab.suite.scoring import (
     CODEC,
     CURVE_SCALES,
-    FLOOR,
     PROMPTED,
     SCALES,
     Comparison,
@@ -34,8 +31,8 @@ from imprompt.report import (
     Report,
     Section,
     Table,
-    best_median_worst,
     format_mean,
+    pick_best_median_worst,
 )
 
 SPLIT_TITLES: Mapping[Split, str] = {
@@ -54,10 +51,10 @@ def build_report(
     scores: Sequence[Score],
 ) -> Report:
     """Build the page: key figures, each split, and the texts, with images."""
-    sections = [split_section(findings, split, subjects[split], pictures, scores) for split in subjects]
-    sections.append(text_section(findings, subjects["combinations"], pictures))
+    sections = [build_split_section(findings, split, subjects[split], pictures, scores) for split in subjects]
+    sections.append(build_text_section(findings, subjects["combinations"], pictures))
     if findings.against is not None:
-        sections.append(comparison_section(findings.against))
+        sections.append(build_comparison_section(findings.against))
     combinations = findings.splits["combinations"]
     return Report(
         title="The embedded model on characters it has never seen",
@@ -71,7 +68,7 @@ def build_report(
             ),
             KeyFigure(findings.splits["parts"].kept[PROMPTED], "kept", "unseen parts", percent=True),
             KeyFigure(findings.splits["styles"].kept[PROMPTED], "kept", "unseen styles", percent=True),
-            KeyFigure(combinations.found[PROMPTED], "found first", among(findings), percent=True),
+            KeyFigure(combinations.found[PROMPTED], "found first", describe_gallery(findings), percent=True),
         ],
     )
 
@@ -83,11 +80,11 @@ def write_lead(findings: SuiteFindings) -> str:
     return (
         f"From one drawing, without a word, pictures keep {100 * kept:.0f} % of a character's attributes "
         f"({100 * ceiling:.0f} % are read in the drawing itself); {combinations.found[PROMPTED].percent} "
-        f"are nearer to their reference than to any other {among(findings)}."
+        f"are nearer to their reference than to any other {describe_gallery(findings)}."
     )
 
 
-def among(findings: SuiteFindings) -> str:
+def describe_gallery(findings: SuiteFindings) -> str:
     """Write among how many drawings a reference is searched."""
     return f"among {findings.settings.gallery} of its style"
 
@@ -113,7 +110,7 @@ def write_copies(copies: Mapping[str, Interval] | None) -> str:
     return "; ".join(f"{share.percent} of {name}" for name, share in copies.items())
 
 
-def split_section(
+def build_split_section(
     findings: SuiteFindings,
     split: Split,
     subjects: Sequence[Subject],
@@ -133,13 +130,13 @@ def split_section(
     blocks: list[Block] = [
         Table(columns, rows, strong=[list(found.kept).index(PROMPTED)]),
         Table([*headings, Column("characters", digits=0)], attributes, title="Attribute by attribute"),
-        split_grid(split, subjects, pictures, scores),
+        build_split_grid(split, subjects, pictures, scores),
     ]
     text = "The share of the reference's attributes that the judge reads in the picture; no text was given."
     return Section(SPLIT_TITLES[split], text, blocks)
 
 
-def split_grid(
+def build_split_grid(
     split: Split,
     subjects: Sequence[Subject],
     pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
@@ -147,7 +144,7 @@ def split_grid(
 ) -> Grid:
     """Show the best, median and worst subjects with their images."""
     prompted = [score for score in scores if score.split == split and score.condition == PROMPTED]
-    places = best_median_worst([score.kept for score in prompted], SHOWN // 3)
+    places = pick_best_median_worst([score.kept for score in prompted], SHOWN // 3)
     conditions = [name_scale(scale) for scale in SCALES]
     rows = [
         PictureRow(
@@ -160,7 +157,7 @@ def split_grid(
     return Grid(["reference", *conditions], rows, title="Best, median and worst")
 
 
-def text_section(
+def build_text_section(
     findings: SuiteFindings,
     subjects: Sequence[Subject],
     pictures: Mapping[tuple[str, str], Sequence[Image.Image]],
@@ -169,7 +166,7 @@ def text_section(
     blocks: list[Block] = []
     for name, found in findings.texts.items():
         few = select_suitable(subjects, CHANGES[name])[: found.subjects]
-        blocks += [text_chart(found), text_table(found), text_grid(name, few, pictures)]
+        blocks += [build_text_chart(found), build_text_table(found), build_text_grid(name, few, pictures)]
     text = (
         "Each text asks for what the reference does not show. Asked: the judge reads it in the picture. "
         "Kept: the share of the reference's other attributes that it reads."
@@ -177,7 +174,7 @@ def text_section(
     return Section("Image and text together", text, blocks)
 
 
-def text_chart(found: TextFindings) -> Chart:
+def build_text_chart(found: TextFindings) -> Chart:
     """Draw both shares over λ."""
     lines = [draw_line("asked", found.asked, "ink"), draw_line("kept", found.kept, "accent")]
     return Chart(f"“{found.text}”", f"{found.subjects} characters.", lines, zero=True, x_label="λ")
@@ -189,7 +186,7 @@ def draw_line(label: str, values: Sequence[Interval], tone: str) -> Line:
     return Line(label, points, tone, intervals=[(value.low, value.high) for value in values])  # type: ignore[arg-type]
 
 
-def text_table(found: TextFindings) -> Table:
+def build_text_table(found: TextFindings) -> Table:
     """Make the table of the chart's numbers."""
     rows: list[list[Cell]] = [
         [f"λ = {scale:g}", asked, kept]
@@ -199,7 +196,7 @@ def text_table(found: TextFindings) -> Table:
     return Table(columns, rows, strong=[found.best])
 
 
-def text_grid(
+def build_text_grid(
     name: str, subjects: Sequence[Subject], pictures: Mapping[tuple[str, str], Sequence[Image.Image]]
 ) -> Grid:
     """Show the first subjects at every λ."""
@@ -214,7 +211,7 @@ def text_grid(
     return Grid(["reference", *conditions], rows)
 
 
-def comparison_section(comparison: Comparison) -> Section:
+def build_comparison_section(comparison: Comparison) -> Section:
     """Make the table of differences from an earlier report."""
     rows: list[list[Cell]] = [
         [name, difference, judge_difference(difference)]
@@ -228,31 +225,3 @@ def comparison_section(comparison: Comparison) -> Section:
 def judge_difference(difference: Interval) -> str:
     """Say whether this report has more or less than the other one."""
     return {1: "more", -1: "less", 0: "cannot be told"}[difference.sign]
-
-
-def print_findings(findings: SuiteFindings, console: Console | None = None) -> None:
-    """Print the key figures as two tables."""
-    console = console or Console()
-    table = ConsoleTable(
-        "", "λ = 0", "λ = 0.5", PROMPTED, "floor", "ceiling", "found first", title="attributes kept"
-    )
-    for split, found in findings.splits.items():
-        conditions = (*(name_scale(scale) for scale in SCALES), FLOOR, CODEC)
-        table.add_row(
-            f"unseen {split}",
-            *(found.kept[name].percent for name in conditions),
-            found.found[PROMPTED].percent,
-        )
-    console.print(table)
-    texts = ConsoleTable("", "best λ", "asked for and present", "others kept", title="with a text")
-    for found in findings.texts.values():
-        scale = CURVE_SCALES[found.best]
-        texts.add_row(
-            f"“{found.text}”", f"{scale:g}", found.asked[found.best].percent, found.kept[found.best].percent
-        )
-    console.print(texts)
-    if findings.against is not None:
-        table = ConsoleTable("", "difference", "", title=f"against {findings.against.name}, λ = 1")
-        for name, difference in findings.against.differences.items():
-            table.add_row(name, difference.signed, judge_difference(difference))
-        console.print(table)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from imprompt.evaluation.bounds import light_copy
+from imprompt.evaluation.bounds import make_light_copy
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.evaluation.metrics import (
     bootstrap_interval,
@@ -22,7 +22,7 @@ from imprompt.evaluation.metrics import (
 from imprompt.lab.making.batches import to_pixels
 from imprompt.lab.making.characters import Split
 from imprompt.lab.making.labels import LABELS
-from imprompt.lab.suite.painting import SuiteSettings
+from imprompt.lab.suite.images import SuiteSettings
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.report import Interval
 from imprompt.runtime.settings import resolve_in_cache
@@ -244,17 +244,19 @@ def list_kept_attributes(subject: Subject, change: TextChange | None) -> list[st
     return [name for name in names if not (name == "style" and subject.split == "styles")]
 
 
-def seed_distances(embeddings: Float[Tensor, "seeds subjects identity"]) -> list[float]:
+def measure_seed_distances(embeddings: Float[Tensor, "seeds subjects identity"]) -> list[float]:
     """Return the diversity of each subject: the mean cosine distance among its images of several seeds."""
     return [mean_distance(several) for several in embeddings.unbind(dim=1)]
 
 
-def mean_of(values: Iterable[float | bool]) -> Interval:
+def average(values: Iterable[float | bool]) -> Interval:
     """Return the mean over subjects with its bootstrap interval."""
     return bootstrap_interval(np.array([float(value) for value in values]))
 
 
-def attribute_shares(scores: Sequence[Score], subjects: Sequence[Subject]) -> dict[str, tuple[float, int]]:
+def measure_attribute_shares(
+    scores: Sequence[Score], subjects: Sequence[Subject]
+) -> dict[str, tuple[float, int]]:
     """Return for each attribute the share of its subjects in whose image it is read, and their number."""
     right: dict[str, list[bool]] = {}
     for score, subject in zip(scores, subjects, strict=True):
@@ -298,9 +300,9 @@ def count_copies(
     several = {
         "pictures": images,
         "unseen drawings": unseen,
-        "light copies of training drawings": [light_copy(one) for one in copied],
+        "light copies of training drawings": [make_light_copy(one) for one in copied],
     }
     return {
-        name: mean_of(is_copy(copy_ratios(read_pictures(judge, pictures).embeddings, gallery)).tolist())
+        name: average(is_copy(copy_ratios(read_pictures(judge, pictures).embeddings, gallery)).tolist())
         for name, pictures in several.items()
     }

@@ -12,13 +12,9 @@ from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionCo
 from PIL import Image
 
 from imprompt import mini
-from imprompt.lab.suite.painting import PaintSettings, SuiteCondition, SuiteModels, paint
+from imprompt.lab.suite.images import ImageSettings, SuiteCondition, SuiteModels, generate_images
 from imprompt.lab.suite.subjects import CHANGES, Subject
-from imprompt.report import (
-    PictureRow,
-    draw_sheet,
-    write_picture,
-)
+from imprompt.report import PictureRow, draw_sheet, write_picture
 
 FEATURED = 8
 """Characters in the README's picture."""
@@ -49,7 +45,7 @@ COLUMNS = (
 def write_showcase(
     models: SuiteModels,
     subjects: Sequence[Subject],
-    settings: PaintSettings,
+    settings: ImageSettings,
     output: Path,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> None:
@@ -64,12 +60,15 @@ def write_showcase(
     """
     columns = [column for column in COLUMNS if models.controlnet is not None or not column.has_edges]
     featured = subjects[:FEATURED]
-    pictures = [paint_column(models, featured, column, settings) for column in columns]
+    pictures = [generate_column(models, featured, column, settings) for column in columns]
     advance(len(featured) * len(columns))
     titles = ["reference", *(column.title for column in columns)]
     write_picture(build_sheet(titles, featured, pictures, blocks=1), output / "readme.png")
     several = subjects[:CONTACTS]
-    alone = [paint(models, several, SuiteCondition(1.0, seed=seed), settings, advance) for seed in range(2)]
+    alone = [
+        generate_images(models, several, SuiteCondition(1.0, seed=seed), settings, advance)
+        for seed in range(2)
+    ]
     titles = ["reference", "scale 1", "another seed"]
     write_picture(build_sheet(titles, several, alone, blocks=4), output / "contact-sheet.png")
 
@@ -89,16 +88,16 @@ def build_sheet(
     return draw_sheet(titles, rows, blocks=blocks)
 
 
-def paint_column(
+def generate_column(
     models: SuiteModels,
     subjects: Sequence[Subject],
     column: ShowcaseColumn,
-    settings: PaintSettings,
+    settings: ImageSettings,
 ) -> list[Image.Image]:
     """Generate one image of each subject."""
     if not column.has_edges:
-        return paint(models, subjects, column.condition, settings)
+        return generate_images(models, subjects, column.condition, settings)
     pipe: Any = mini.as_pipeline(StableDiffusionControlNetPipeline, models.pipe, controlnet=models.controlnet)
     neighbors = [*subjects[1:], subjects[0]]
     edges = [mini.edge_picture(one.picture, one.picture.width) for one in neighbors]
-    return paint(replace(models, pipe=pipe), subjects, column.condition, settings, edges=edges)
+    return generate_images(replace(models, pipe=pipe), subjects, column.condition, settings, edges=edges)

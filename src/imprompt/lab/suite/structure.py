@@ -19,7 +19,7 @@ White is 0.12 from paper, and the autoencoder's error is about 0.05.
 """
 
 
-def edge_gaps(pictures: Sequence[Image.Image], controls: Sequence[Image.Image]) -> list[float]:
+def measure_edge_gaps(pictures: Sequence[Image.Image], controls: Sequence[Image.Image]) -> list[float]:
     """Return the correlation of each image's edges with its own control's, minus the mean with the others'.
 
     The range is [-2, 2]; 0 if the edges have no effect. The others' edges are subtracted because all
@@ -32,19 +32,19 @@ def edge_gaps(pictures: Sequence[Image.Image], controls: Sequence[Image.Image]) 
     edges = [
         mini.edge_picture(picture, control.width) for picture, control in zip(pictures, controls, strict=True)
     ]
-    correlation = unit_grays(edges) @ unit_grays(controls).T
+    correlation = to_unit_grays(edges) @ to_unit_grays(controls).T
     own = correlation.diagonal()
     return (own - (correlation.sum(dim=1) - own) / (len(correlation) - 1)).tolist()
 
 
-def unit_grays(pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures pixels"]:
+def to_unit_grays(pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures pixels"]:
     """Return gray values of mean 0 and length 1, whose products are correlations."""
     values = torch.from_numpy(np.stack([np.asarray(one.convert("L")) for one in pictures])).flatten(1).float()
     centered = values - values.mean(dim=1, keepdim=True)
     return centered / centered.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
 
-def line_shares(pictures: Sequence[Image.Image]) -> Float[np.ndarray, " pictures"]:
+def measure_line_shares(pictures: Sequence[Image.Image]) -> Float[np.ndarray, " pictures"]:
     """Return the share of each image's pixels whose color is between the paper's and the ink's, 0 to 1."""
     paper, stroke = np.array(PAPER), np.array(INK) - np.array(PAPER)
     shares = []
@@ -56,7 +56,7 @@ def line_shares(pictures: Sequence[Image.Image]) -> Float[np.ndarray, " pictures
     return np.array(shares)
 
 
-def line_pictures(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+def draw_line_pictures(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Return the line drawings of images, as the fine-tuned base was trained on them."""
     values = np.stack([np.asarray(one.convert("RGB")) for one in pictures])
     lines = draw_lines(to_pixels(values)).add(1).mul(127.5).round().clamp(0, 255)

@@ -19,6 +19,9 @@ from imprompt.lab.making.vocabulary import load_vocabulary
 
 SPLITS: tuple[Split, ...] = ("combinations", "parts", "styles")
 
+TEXT_SPLIT: Split = "combinations"
+"""The split of the characters with texts."""
+
 
 @dataclass(frozen=True)
 class Subject:

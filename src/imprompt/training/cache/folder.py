@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from imprompt.errors import DataError, OutputError
+from imprompt.errors import DataError
 from imprompt.runtime.faults import write_faults
-from imprompt.runtime.output import remove_leftovers
+from imprompt.runtime.output import make_folder, remove_stale_parts
 from imprompt.training.cache.encode import CacheRecipe
 from imprompt.training.cache.shards import Shard
 from imprompt.training.config import DataSettings
@@ -101,12 +101,9 @@ class CacheFolder:
         Raises:
             OutputError: it cannot be made
         """
-        try:
-            for name in ("shards", "receipts"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be made: {error.strerror or error}") from error
-        remove_leftovers(self.path)
+        for name in ("shards", "receipts"):
+            make_folder(self.path / name)
+        remove_stale_parts(self.path)
         if not (self.path / "recipe.json").exists():
             write_json(self.path / "recipe.json", recipe.entries)
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from imprompt.errors import DataError, ImageError, OutputError
+from imprompt.errors import DataError, ImageError
 from imprompt.runtime.faults import too_many, write_faults
+from imprompt.runtime.output import make_folder
 from imprompt.training.cache.cached_samples import (
     Bucket,
     add_face_blank,
@@ -102,7 +103,7 @@ class LiveSamples:
 
     def _skip(self, one: Unreadable, skipped: int, total: int, source: str) -> None:
         self.skipped.append(one)
-        path = _make_folder(Path(self._config.output)) / SKIPPED_FILE
+        path = make_folder(Path(self._config.output)) / SKIPPED_FILE
         write_faults(path, [(one.name, one.reason) for one in self.skipped])
         if too_many(skipped, total):
             raise build_refusal(self.skipped[-skipped:], total, source, path)
@@ -151,11 +152,3 @@ class LiveSamples:
         if isinstance(sample, Unreadable):
             raise DataError(f"{sample.name}: {sample.reason}; it could be read when the run began")
         return sample
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
-    return folder

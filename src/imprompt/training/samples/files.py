@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imprompt.runtime.files import file_fault
+from imprompt.runtime.files import find_file_fault
 from imprompt.training.config import Columns
 from imprompt.training.samples.sample import Unusable
 
@@ -71,7 +71,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         Unusable: it is not there, cannot be read, is no file or larger than MAX_FILE_BYTES
     """
-    if fault := file_fault(path):
+    if fault := find_file_fault(path):
         raise Unusable(fault)
     try:
         check_bytes(path.stat().st_size, path.name)

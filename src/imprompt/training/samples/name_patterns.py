@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from imprompt.errors import DataError
-from imprompt.runtime.files import file_fault, shorten
+from imprompt.runtime.files import find_file_fault, shorten
 
 MAX_FILES = 100_000
 """Files that braces may name; a thousand tar files hold ten million samples."""
@@ -36,7 +36,7 @@ def expand_paths(pattern: str) -> list[Path]:
     if len(names) > MAX_FILES:
         raise DataError(f"data.source {shorten(pattern)!r} names more than {MAX_FILES:,} files; name fewer")
     paths = [Path(path) for name in names for path in _glob(name)]
-    if fault := next(filter(None, map(file_fault, paths)), None):
+    if fault := next(filter(None, map(find_file_fault, paths)), None):
         raise DataError(f"data.source: {fault}")
     missing = [path for path in paths if not path.exists()]
     if missing or not paths:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imprompt.report import data_uri, encode_jpeg
+from imprompt.report import encode_jpeg, make_data_uri
 from imprompt.training.watching.history import History
 
 MOST_GRIDS = 24
@@ -70,4 +70,4 @@ def _embed_grid(step: int, path: Path, room: int, *, small: bool) -> SampleGrid:
         picture = opened.convert("RGB")
     if small or len(data) > room:
         data, kind = encode_jpeg(picture, room), "jpeg"
-    return SampleGrid(step, data_uri(data, kind), *picture.size)
+    return SampleGrid(step, make_data_uri(data, kind), *picture.size)

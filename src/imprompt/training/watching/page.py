@@ -21,7 +21,7 @@ from imprompt.report import (
     escape,
     format_short,
     format_value,
-    page_html,
+    render_page,
 )
 from imprompt.runtime.output import write_atomically
 from imprompt.training.config import parse_config
@@ -80,7 +80,7 @@ def build_page(history: History, grids: list[SampleGrid]) -> str:
         author="imprompt train",
         source="log.jsonl",
     )
-    return page_html(report)
+    return render_page(report)
 
 
 def _about(history: History) -> str:

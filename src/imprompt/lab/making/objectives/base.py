@@ -185,7 +185,7 @@ def draw_step(
     text_drop: float,
 ) -> StepDraws:
     """Draw captions, times and noise of a step; some captions are dropped."""
-    rng, generator = batch.random(), batch.generator(latents.device)
+    rng, generator = batch.make_random(), batch.make_generator(latents.device)
     captions = [sample_caption(drawings.characters[row], rng) for row in batch.rows]
     captions = drop_some(captions, text_drop, rng)
     timesteps = sample_timesteps(len(latents), generator)

@@ -30,7 +30,7 @@ from imprompt.lab.making.objectives.base import (
     measure_held_out_error,
 )
 from imprompt.lab.making.recipe import ControlRecipe
-from imprompt.mini.edges import edges
+from imprompt.mini.edges import compute_edges
 from imprompt.training.sheets import picture_grid
 
 SHOWN = 12
@@ -53,7 +53,7 @@ class ControlObjective(FrozenBaseObjective):
         pixels = self.pixels(batch)
         latents = encode_latents(self.base.vae, pixels)
         draws = draw_step(self.drawings, batch, latents, self.recipe.text_drop)
-        return {"loss": self.error(self.controlled_unet(edges(pixels)), latents, *draws)}
+        return {"loss": self.error(self.controlled_unet(compute_edges(pixels)), latents, *draws)}
 
     def controlled_unet(self, control: Float[Tensor, "batch 3 size size"]) -> Callable[..., Any]:
         """Return the base's U-Net with the ControlNet under these edges."""
@@ -75,7 +75,7 @@ class ControlObjective(FrozenBaseObjective):
     def held_out(self) -> dict[str, float]:
         """Return the loss on unseen combinations without text: under their own edges, and under others'."""
         pixels = self.held_out_pixels.to(self.device)
-        latents, own = encode_latents(self.base.vae, pixels), edges(pixels)
+        latents, own = encode_latents(self.base.vae, pixels), compute_edges(pixels)
         empty = [""] * len(latents)
 
         def mean_error(control: Tensor) -> float:
@@ -91,7 +91,7 @@ class ControlObjective(FrozenBaseObjective):
         """Draw unseen pictures, their edges, and images: without edges, with edges alone, with text too."""
         pixels = self.held_out_pixels[:SHOWN]
         captions, empty = self.held_out_captions[:SHOWN], [""] * SHOWN
-        control = edges(pixels)
+        control = compute_edges(pixels)
         rows: list[Any] = [list(pixels), list(control * 2 - 1)]
         for prompts, scale in ((empty, 0.0), (empty, 1.0), (captions, 1.0)):
             rows.append(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from imprompt.lab.making.batches import DrawingBatch, batches, to_pixels
+from imprompt.lab.making.batches import DrawingBatch, iterate_batches, to_pixels
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.objectives.stage import StageObjective
 from imprompt.lab.making.recipe import CodecRecipe, DecoderRecipe
@@ -30,10 +30,10 @@ SHOWN = 12
 def fit_codec(recipe: CodecRecipe, output: Path) -> Path:
     """Fit the linear code on `steps` batches, into `<output>/vae`; its figures into `<output>/runs/codec`."""
     drawings = Drawings(resolve_in_cache(recipe.data), "training")
-    steps = batches(len(drawings), recipe.batch_size, recipe.seed, range(recipe.steps))
+    steps = iterate_batches(len(drawings), recipe.batch_size, recipe.seed, range(recipe.steps))
     pixels = torch.cat([to_pixels(drawings.pictures[batch.rows]) for [batch] in steps])
     codec = PatchAutoencoder.fit(pixels, latent_channels=recipe.latent_channels, patch_size=recipe.patch_size)
-    before = held_out_pixels(recipe.data)
+    before = load_held_out_pixels(recipe.data)
     after = reconstruct(codec, before)
     run = output / "runs" / "codec"
     run.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class DecoderObjective(StageObjective):
 
     def __init__(self, recipe: DecoderRecipe, output: Path) -> None:
         super().__init__(recipe)
-        self.held_out_pictures = held_out_pixels(recipe.data)
+        self.held_out_pictures = load_held_out_pixels(recipe.data)
         self.codec = load_with_detail(output / "vae", recipe.widths)
         self.detail = cast(nn.Module, self.codec.detail).requires_grad_(True)
         self.deviations = self.encode(self.held_out_pictures).std(dim=(0, 2, 3), keepdim=True)
@@ -60,7 +60,7 @@ class DecoderObjective(StageObjective):
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """Return the absolute error of pictures from noised latents."""
-        pixels, generator = self.pixels(batch), batch.generator(self.device)
+        pixels, generator = self.pixels(batch), batch.make_generator(self.device)
         latents = self.encode(pixels)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         share = torch.rand(len(latents), 1, 1, 1, generator=generator, device=latents.device)
@@ -69,14 +69,14 @@ class DecoderObjective(StageObjective):
 
     def held_out(self) -> dict[str, float]:
         """Return the PSNR on unseen pictures, from clean latents and from the noisiest."""
-        clean, noisy = self.reconstructions()
+        clean, noisy = self.reconstruct_held_out()
         before = self.held_out_pictures
         return {
             "PSNR": float(psnr(before, clean).mean()),
             "PSNR from noised": float(psnr(before, noisy).mean()),
         }
 
-    def reconstructions(self) -> tuple[Tensor, Tensor]:
+    def reconstruct_held_out(self) -> tuple[Tensor, Tensor]:
         """Return unseen pictures through clean latents, and through the noisiest."""
         latents = self.encode(self.held_out_pictures)
         noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(latents.device)
@@ -85,7 +85,7 @@ class DecoderObjective(StageObjective):
 
     def draw_samples(self) -> Image.Image:
         """Draw unseen pictures, decoded, and decoded from noised latents."""
-        rows = [self.held_out_pictures, *self.reconstructions()]
+        rows = [self.held_out_pictures, *self.reconstruct_held_out()]
         return picture_grid([list(pictures[:SHOWN]) for pictures in rows])
 
     def export(self, output: Path) -> None:
@@ -103,7 +103,7 @@ def load_with_detail(folder: Path, widths: Sequence[int]) -> Any:
     return codec.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def held_out_pixels(data: str) -> Float[Tensor, "batch 3 size size"]:
+def load_held_out_pixels(data: str) -> Float[Tensor, "batch 3 size size"]:
     """Load fixed pictures of unseen combinations."""
     return to_pixels(Drawings(resolve_in_cache(data), "combinations").pictures[:LOOK])
 

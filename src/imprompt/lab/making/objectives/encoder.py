@@ -65,7 +65,7 @@ class EncoderObjective(ReadingObjective):
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """Return cross-entropy of the attributes and error of the thumbnail, on slightly moved pictures."""
-        pixels = shake(self.pixels(batch), batch.generator(self.device))
+        pixels = shake(self.pixels(batch), batch.make_generator(self.device))
         embeddings = self.trained_encoder[0](pixels).image_embeds
         attributes = attribute_loss(self.heads(embeddings), self.labels[batch.rows].to(self.device))
         thumbnail = F.mse_loss(self.thumbnail(embeddings).float(), shrink(pixels))

@@ -33,7 +33,7 @@ class JudgeObjective(ReadingObjective):
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """Return the loss of two views of each drawing: both are read, and each must find the other."""
-        views = damage(self.pixels(batch).repeat(2, 1, 1, 1), batch.generator(self.device))
+        views = damage(self.pixels(batch).repeat(2, 1, 1, 1), batch.make_generator(self.device))
         features = self.judge.features(views)
         labels = self.labels[batch.rows].to(self.device).repeat(2, 1)
         attributes = attribute_loss(self.judge.heads(features), labels)
@@ -47,9 +47,9 @@ class JudgeObjective(ReadingObjective):
         figures = measure_held_out_figures(
             lambda pixels: self.judge.scores(pixels), self.held_out_drawings, self.device
         )
-        return figures | {f"found among {GALLERY}": self.retrieval()}
+        return figures | {f"found among {GALLERY}": self.measure_retrieval()}
 
-    def retrieval(self) -> float:
+    def measure_retrieval(self) -> float:
         """Return the share of damaged views that are nearest to their drawing, among `GALLERY` of a style."""
         drawings = self.held_out_drawings["combinations"]
         styles = [character.style for character in drawings.characters]

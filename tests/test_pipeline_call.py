@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
 from transformers import CLIPConfig
 
 import tiny
 from imprompt.errors import OutputError
-from imprompt.generation.pictures import generate
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.generate import generate
+from imprompt.generation.pipeline_call import call_pipeline, call_pipeline_by_rows
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.training.frozen_base import FrozenBase
 
@@ -101,3 +102,20 @@ def test_a_fault_in_another_thread_is_not_taken_for_this_one() -> None:
         return decode(torch.zeros(1, 3, 8, 8))
 
     assert len(call_pipeline(call, {})) == 1
+
+
+def test_rows_are_called_in_batches_each_with_its_own_noise() -> None:
+    calls: list[dict[str, Any]] = []
+    done: list[int] = []
+
+    def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
+        calls.append({"rows": rows, **arguments})
+        return [Image.new("L", (1, 1), seed) for seed in seeds[rows]]
+
+    seeds = [5, 6, 7]
+    arguments = {"prompt": ["a", "b", "c"], "num_inference_steps": 2}
+    pictures = call_pipeline_by_rows(call, arguments, seeds, batch_size=2, advance=done.append)
+    assert [picture.getpixel((0, 0)) for picture in pictures] == seeds
+    assert [(one["prompt"], one["num_inference_steps"]) for one in calls] == [(["a", "b"], 2), (["c"], 2)]
+    assert [noise.initial_seed() for one in calls for noise in one["generator"]] == seeds
+    assert done == [2, 1]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.evaluation.judges.characters import CharacterJudge
-from imprompt.generation.pipeline_results import call_pipeline, call_pipeline_by_rows
+from imprompt.generation.pipeline_call import call_pipeline, call_pipeline_by_rows
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.reference import Reference
 
@@ -42,7 +42,7 @@ class SuiteModels:
 
 
 @dataclass(frozen=True)
-class PaintSettings:
+class ImageSettings:
     """How images are generated.
 
     Attributes:
@@ -74,7 +74,7 @@ class SuiteSettings:
     gallery: int = 200
     seeds: int = 4
     diverse: int = 24
-    paint: PaintSettings = field(default_factory=PaintSettings)
+    paint: ImageSettings = field(default_factory=ImageSettings)
 
 
 SMALL = SuiteSettings(24, 12, 40, 2, 8)
@@ -95,11 +95,11 @@ class SuiteCondition:
         return "" if self.change is None else self.change.text
 
 
-def paint(
+def generate_images(
     models: SuiteModels,
     subjects: Sequence[Subject],
     condition: SuiteCondition,
-    settings: PaintSettings,
+    settings: ImageSettings,
     advance: Callable[[int], None] = lambda pictures: None,
     *,
     edges: Sequence[Image.Image] = (),
@@ -116,27 +116,27 @@ def paint(
 
     def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
         references = [Reference(subject.picture, scale=condition.scale) for subject in subjects[rows]]
-        with models.adapter.references(references):
+        with models.adapter.use(references):
             return call_pipeline(cast(Any, models.pipe), arguments)
 
     inputs = {"image": list(edges)} if edges else {}
     with models.adapter.attach(models.pipe):
-        return paint_rows(call, subjects, condition, settings, advance, **inputs)
+        return generate_rows(call, subjects, condition, settings, advance, **inputs)
 
 
-def paint_rows(
+def generate_rows(
     call: Callable[[slice, dict[str, Any]], list[Image.Image]],
     subjects: Sequence[Subject],
     condition: SuiteCondition,
-    settings: PaintSettings,
+    settings: ImageSettings,
     advance: Callable[[int], None] = lambda pictures: None,
     **inputs: Any,
 ) -> list[Image.Image]:
-    """Generate as `paint` does, with any function that calls a pipeline.
+    """Generate as `generate_images` does, with any function that calls a pipeline.
 
     Args:
         call: receives the rows of `subjects` and the pipeline's arguments; it applies `condition.scale`
-        subjects, condition, settings, advance: as for `paint`
+        subjects, condition, settings, advance: as for `generate_images`
         **inputs: further arguments of the pipeline; a list has a value for each subject
     """
     arguments = {
