@@ -37,6 +37,11 @@ def parse_source(source: str | Path) -> ModelSource:
     return ModelSource(repository, subfolder)
 
 
+def is_embedded(name: str) -> bool:
+    """Whether a base model's name means the embedded one: "mini" or "mini:STYLE"."""
+    return name.partition(":")[0] == "mini"
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form owner/name."""
     return _HUB_ID.fullmatch(name) is not None

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from imprompt.errors import TrainingError
 from imprompt.report import format_short
+from imprompt.runtime.foreign_models import is_embedded
 from imprompt.runtime.output import write_atomically
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.watching.commands import is_decoupled, model_options
@@ -150,7 +151,7 @@ def _encoder(history: History) -> str:
 
 
 def _is_mini(history: History) -> bool:
-    return history.setting("base.model", "mini").partition(":")[0] == "mini"
+    return is_embedded(history.setting("base.model", "mini"))
 
 
 def _with_diffusers(history: History) -> str:
