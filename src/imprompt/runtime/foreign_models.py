@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from imprompt.errors import UnknownModel
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class ModelSource(NamedTuple):
