@@ -121,7 +121,7 @@ def arms(pipe: Any, adapter: ImagePromptAdapter) -> dict[str, Arm]:
 
     @contextmanager
     def ours() -> Iterator[None]:
-        with adapter.attach(pipe), adapter.references(embedding):
+        with adapter.attach(pipe), adapter.use(embedding):
             yield
 
     return {

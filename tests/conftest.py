@@ -24,7 +24,7 @@ from imprompt import cli
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
 from imprompt.generation import models
-from imprompt.generation.models import load_base
+from imprompt.generation.models import load_pipeline
 
 # How long an example takes on a busy machine says nothing about the code.
 settings.register_profile("default", deadline=None)
@@ -107,13 +107,13 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def load_base_once(name: str) -> DiffusionPipeline:
-    return load_base(name)
+    return load_pipeline(name)
 
 
 @pytest.fixture
 def imprompt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a command as `imprompt(*words)`; a base is read from disk once for all tests."""
-    monkeypatch.setattr(models, "load_base", load_base_once)
+    monkeypatch.setattr(models, "load_pipeline", load_base_once)
 
     def run(*words: str | Path) -> Result:
         capfd.readouterr()

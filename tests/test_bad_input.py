@@ -202,7 +202,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a span that ends before it begins": (
         "cat.png --from 0.5 --until 0.2",
         1,
-        "references[0]: steps must begin before they end, not [0.5, 0.2]",
+        "references[0]: start must be less than end, not 0.5 and 0.2",
     ),
     "like a picture of someone else": ("--like cat.png", 1, "cat.png holds no settings of imprompt"),
     "a job that is not there": ("cat.png --like none.png", 1, "none.png: no such file"),

@@ -56,11 +56,11 @@ def in_step(barrier: threading.Barrier) -> Callable[..., Any]:
     return wait
 
 
-@pytest.mark.parametrize("steps", [(0.0, 1.0), (0.0, 0.5), [1.0, 0.0, 0.5, 1.0, 0.0, 0.25]])
+@pytest.mark.parametrize("when", [{}, {"end": 0.5}, {"step_weights": [1.0, 0.0, 0.5, 1.0, 0.0, 0.25]}])
 @pytest.mark.parametrize("count", [2, 3])
-def test_threads_on_one_pipeline_each_get_their_own_picture(pipe: Any, count: int, steps: Any) -> None:
+def test_threads_on_one_pipeline_each_get_their_own_picture(pipe: Any, count: int, when: Any) -> None:
     adapter = tiny.adapter(pipe.unet)
-    references = [Reference(embedding(name), steps=steps) for name in "abc"[:count]]
+    references = [Reference(embedding(name), **when) for name in "abc"[:count]]
     barrier, text = threading.Barrier(count), encode_prompt(pipe)
 
     def draw(reference: Reference) -> Tensor:

@@ -111,7 +111,8 @@ def test_options_of_each_reference_are_given_in_order(imprompt: Imprompt, toy: T
         {
             "images": ["cat.png"],
             "scale": 0.5,
-            "steps": [0.2, 0.5],
+            "start": 0.2,
+            "end": 0.5,
             "mask": "m.png",
             "crop": "top",
             "negative": ["hat.png"],
@@ -119,7 +120,7 @@ def test_options_of_each_reference_are_given_in_order(imprompt: Imprompt, toy: T
         {
             "images": ["hat.png"],
             "scale": 1.0,
-            "steps": [0.2, 1.0],
+            "start": 0.2,
             "crop": [0.5, 0.0],
             "negative": ["hat.png"],
         },

@@ -262,8 +262,8 @@ def test_two_adapters_have_each_a_scale_and_stop_part_way_for_one_generation_onl
     settings: dict[str, Any] = {"num_inference_steps": 4}
     with adapter.attach(pipe), other.attach(pipe):
         with (
-            adapter.references(Reference(ONE, scale=0.5, steps=(0, 0.5))),
-            other.references(Reference(TWO, scale=0.8, steps=(0, 0.5))),
+            adapter.references(Reference(ONE, scale=0.5, end=0.5)),
+            other.references(Reference(TWO, scale=0.8, end=0.5)),
         ):
             ours, again = latents(pipe, **settings), latents(pipe, **settings)
         with adapter.references(Reference(ONE, scale=0.5)), other.references(Reference(TWO, scale=0.8)):

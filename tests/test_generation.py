@@ -27,9 +27,9 @@ from imprompt.errors import (
     UnknownModel,
 )
 from imprompt.generation import guidance
+from imprompt.generation.generate import generate, generate_each
 from imprompt.generation.job import DEFAULT_STEPS, read_settings
-from imprompt.generation.models import control_picture, load_base
-from imprompt.generation.pictures import generate, generate_each
+from imprompt.generation.models import load_pipeline, make_control_image
 from imprompt.generation.settings import Control, Settings
 from imprompt.reference import Reference
 from imprompt.runtime.output import save_picture
@@ -204,8 +204,8 @@ def test_a_control_and_a_picture_to_start_from(
 
 def test_the_embedded_controlnet_is_shown_the_edges_of_a_picture_and_others_the_picture() -> None:
     picture = tiny.picture(width=64, height=64)
-    assert control_picture(picture, "mini").tobytes() == mini.edge_picture(picture).tobytes()
-    assert control_picture(picture, "owner/name") is picture
+    assert make_control_image(picture, "mini").tobytes() == mini.edge_picture(picture).tobytes()
+    assert make_control_image(picture, "owner/name") is picture
 
 
 def test_a_control_for_another_base_is_refused(pipe: Any, adapter: ImagePromptAdapter) -> None:
@@ -333,14 +333,14 @@ def test_an_attached_adapter_is_refused(pipe: Any, adapter: ImagePromptAdapter) 
 
 def test_a_base_is_loaded_from_a_folder(tmp_path: Path, pipe: Any, adapter: ImagePromptAdapter) -> None:
     pipe.save_pretrained(tmp_path)
-    loaded = load_base(str(tmp_path))
+    loaded = load_pipeline(str(tmp_path))
     loaded.set_progress_bar_config(disable=True)
     assert pictures(loaded, adapter) == pictures(pipe, adapter)
 
 
 def test_a_base_comes_where_and_as_it_is_asked_for(tmp_path: Path, pipe: Any) -> None:
     pipe.save_pretrained(tmp_path)
-    loaded: Any = load_base(str(tmp_path), device="meta", dtype=torch.bfloat16)
+    loaded: Any = load_pipeline(str(tmp_path), device="meta", dtype=torch.bfloat16)
     assert (loaded.unet.device.type, loaded.unet.dtype) == ("meta", torch.bfloat16)
 
 
@@ -359,13 +359,13 @@ def test_an_unknown_base(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model_index.json").write_text("{")
     with pytest.raises(UnknownModel, match=message) as raised:
-        load_base(name.format(folder=tmp_path))
+        load_pipeline(name.format(folder=tmp_path))
     assert "\n" not in str(raised.value)
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence() -> None:
     with pytest.raises(UnknownModel, match="the base model owner/no-such-model cannot be loaded") as raised:
-        load_base("owner/no-such-model")
+        load_pipeline("owner/no-such-model")
     assert "\n" not in str(raised.value)
 
 

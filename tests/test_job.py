@@ -1,6 +1,7 @@
 """Jobs: TOML and back, settings inside pictures and back, and one sentence for everything that is wrong."""
 
 import tomllib
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ from imprompt.generation.job import (
     DEFAULT_STEPS,
     Job,
     JobReference,
-    load_job,
     parse_job,
     picture_settings,
-    read_job,
     save_job,
 )
 from imprompt.reference import Reference
@@ -39,7 +38,7 @@ FULL: dict[str, Any] = {
     "references": [
         {"images": ["cat.png", "dog.png"], "combine": "average", "weights": [1, 2], "scale": 0.5},
         {"images": "room.png", "layers": {"6": 1.0, "up_blocks.1": 0.5}, "crop": [0.5, 0], "mask": "m.png"},
-        {"images": "hat.png", "layers": "style", "steps": [0, 0.5], "negative": "rain.png"},
+        {"images": "hat.png", "layers": "style", "end": 0.5, "negative": "rain.png"},
     ],
 }
 
@@ -64,7 +63,7 @@ def test_earlier_spellings_are_read() -> None:
 def test_a_saved_job_is_the_same_job(folder: Path) -> None:
     job = parse_job(FULL)
     save_job(job, "job.toml")
-    assert load_job("job.toml") == job
+    assert Job.from_toml("job.toml") == job
 
 
 @given(
@@ -79,7 +78,7 @@ def test_any_text_and_number_comes_back_from_toml(
     values = {"prompt": prompt, "seed": seed, "references": [{"images": "/cat.png", "scale": scale}]}
     save_job(parse_job(values), path)
     read = tomllib.loads(path.read_text(encoding="utf-8"))
-    job = load_job(path)
+    job = Job.from_toml(path)
     assert (job.prompt, job.references[0].scale, job.seed) == (prompt, scale, seed)
     assert read.get("prompt", "") == prompt
 
@@ -87,7 +86,7 @@ def test_any_text_and_number_comes_back_from_toml(
 def test_a_picture_gives_back_the_job_that_made_it(folder: Path) -> None:
     job = parse_job(FULL | {"prompt": "a cat", "count": 1})
     save_picture(tiny.picture(), "out.png", picture_settings(job, Path("out.png")))
-    assert read_job("out.png") == job
+    assert Job.from_image("out.png") == job
 
 
 def test_paths_are_relative_to_the_file(folder: Path) -> None:
@@ -95,11 +94,11 @@ def test_paths_are_relative_to_the_file(folder: Path) -> None:
     Path("jobs/job.toml").write_text(
         'references = ["cat.png", "/dog.png"]\nbase = "mini"\ninit_image = "a.png"'
     )
-    job = load_job("jobs/job.toml")
+    job = Job.from_toml("jobs/job.toml")
     assert [reference.images for reference in job.references] == [("jobs/cat.png",), ("/dog.png",)]
     assert (job.base, job.init_image, job.output) == ("mini", "jobs/a.png", "out.png")
     save_job(job, "moved.toml")
-    assert load_job("moved.toml") == job
+    assert Job.from_toml("moved.toml") == job
 
 
 def test_a_name_is_a_path_only_if_something_is_there(folder: Path) -> None:
@@ -107,10 +106,10 @@ def test_a_name_is_a_path_only_if_something_is_there(folder: Path) -> None:
         Path(name).mkdir()
     Path("sub/base").mkdir()
     Path("sub/job.toml").write_text('references = ["cat.png"]\nbase = "base"\nadapter = "owner/name:file"')
-    job = load_job("sub/job.toml")
+    job = Job.from_toml("sub/job.toml")
     assert (job.base, job.adapter) == ("sub/base", "owner/name:file")
     Path("job.toml").write_text('references = ["cat.png"]')
-    assert load_job("job.toml").base == "mini"
+    assert Job.from_toml("job.toml").base == "mini"
 
 
 # What a picture tells
@@ -136,9 +135,20 @@ def test_the_settings_of_older_pictures_are_still_read(folder: Path) -> None:
         "size": 64,
     }
     save_picture(tiny.picture(), "old.png", old | {"versions": {"imprompt": "0.1.0"}})
-    job = read_job("old.png")
+    job = Job.from_image("old.png")
     assert [(one.images, one.scale) for one in job.references] == [(("cat.png",), 0.5), (("hat.png",), 0.5)]
     assert (job.prompt, job.steps, job.seed, job.width, job.height) == ("x", 9, 3, 64, 64)
+
+
+def test_the_earlier_steps_of_a_reference_are_still_read(folder: Path) -> None:
+    reference = {"images": "cat.png", "steps": [0.2, 0.5]}
+    Path("old.toml").write_text('[[references]]\nimages = "cat.png"\nsteps = [0.2, 0.5]\n')
+    save_picture(tiny.picture(), "old.png", {"references": [reference]})
+    for job in (Job.from_toml("old.toml"), Job.from_image("old.png")):
+        assert [(one.start, one.end) for one in job.references] == [(0.2, 0.5)]
+        assert picture_settings(job, Path("new.png"))["references"] == [
+            {"images": ["cat.png"], "scale": 1.0, "start": 0.2, "end": 0.5}
+        ]
 
 
 # What it asks for
@@ -156,8 +166,10 @@ def test_left_out_is_the_default() -> None:
 
 
 def test_every_field_of_a_reference_can_be_asked_for() -> None:
-    asked, own = set(JobReference.model_fields), {"adapter", "step_weights"}
-    assert asked - own == set(Reference.__dataclass_fields__)
+    defaults = {field.name: field.default for field in fields(Reference)}
+    asked = {name: field.get_default() for name, field in JobReference.model_fields.items()}
+    assert asked.pop("adapter") is None
+    assert asked | {"images": MISSING} == defaults
 
 
 def test_a_reference_is_built_with_its_settings(folder: Path) -> None:
@@ -174,9 +186,9 @@ def test_a_reference_is_built_with_its_settings(folder: Path) -> None:
         "step_weights": [1, 0.5],
         "scaling": "key and value",
     }
-    made = parse_job({"references": [values]}).references[0].reference()
+    made = parse_job({"references": [values]}).references[0].load()
     assert (len(made.pictures), made.scale, made.layers, made.crop) == (2, 0.5, {"6": 1.0}, (0.5, 0))
-    assert (made.steps, made.combine, made.scaling) == ([1, 0.5], "average", "key and value")
+    assert (made.step_weights, made.combine, made.scaling) == ((1, 0.5), "average", "key and value")
     assert made.mask is not None
     assert made.negative is not None
 
@@ -224,16 +236,20 @@ def test_references_are_grouped_by_adapter() -> None:
             "references[0].layers must be a number, not 'x'",
         ),
         (
+            {"references": [{"images": "a", "start": 0.5, "end": 0.2}]},
+            "references[0]: start must be less than end, not 0.5 and 0.2",
+        ),
+        (
             {"references": [{"images": "a", "steps": [0.5, 0.2]}]},
-            "references[0]: steps must begin before they end*",
+            "references[0]: start must be less than end, not 0.5 and 0.2",
         ),
         (
             {"references": [{"images": "a", "steps": [0, 0.5, 1]}]},
-            "references[0].steps must be a list of 2 numbers, not [0, 0.5, 1]",
+            "references[0]: steps = [0, 0.5, 1] is an earlier form of start and end; give those",
         ),
         (
-            {"references": [{"images": "a", "steps": [0, 0.5], "step_weights": [1]}]},
-            "references[0]: step_weights stands in place of steps and measured_in; leave those out",
+            {"references": [{"images": "a", "end": 0.5, "step_weights": [1]}]},
+            "references[0]: step_weights replaces start, end and measured_in; leave those out",
         ),
         ({"steps": 2.5}, "steps must be a whole number, not 2.5"),
         ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number, not inf"),
@@ -248,7 +264,7 @@ def test_references_are_grouped_by_adapter() -> None:
             "inpaint is about init_image, and there is none; give the picture to start from",
         ),
         ({"init_image": "a", "strength": 0}, "strength must be greater than 0, not 0"),
-        ({"guidance_interval": [0.5, 0.5]}, "guidance_interval must begin before it ends, not [0.5, 0.5]"),
+        ({"guidance_interval": [0.5, 0.5]}, "guidance_interval must be 0 ≤ start < end ≤ 1, not 0.5 and 0.5"),
         (
             {"guidance_interval": [0, 0.5], "guidance_scale": 1},
             "guidance_interval needs a guidance_scale above 1, not 1.0",
@@ -272,15 +288,15 @@ def test_files_that_are_no_jobs(folder: Path) -> None:
         "latin.toml": "is not",
     }.items():
         with pytest.raises(ConfigError, match=message):
-            load_job(name)
+            Job.from_toml(name)
     tiny.picture().save("plain.png")
     with pytest.raises(ImageError, match=r"plain.png holds no settings"):
-        read_job("plain.png")
+        Job.from_image("plain.png")
 
 
 def test_an_embedding_file_stands_alone() -> None:
     with pytest.raises(InvalidReference, match=r"x\.safetensors holds embeddings; give it alone"):
-        parse_job({"references": [{"images": ["a.png", "x.safetensors"]}]}).references[0].reference()
+        parse_job({"references": [{"images": ["a.png", "x.safetensors"]}]}).references[0].load()
 
 
 def test_a_job_is_written_whole_and_as_toml_only(folder: Path) -> None:

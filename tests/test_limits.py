@@ -22,8 +22,8 @@ from imprompt.errors import (
     OutputError,
     UnknownModel,
 )
-from imprompt.generation.job import load_job, parse_job, read_settings
-from imprompt.generation.models import load_base, load_controlnet
+from imprompt.generation.job import Job, parse_job, read_settings
+from imprompt.generation.models import load_controlnet, load_pipeline
 from imprompt.generation.settings import Settings, call_arguments, check_settings
 from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.inputs.encoder import load_image_encoder
@@ -109,7 +109,7 @@ def test_a_folder_whose_index_is_no_file_is_no_model(imprompt: Imprompt, kind: s
     ("read", "error"),
     [
         (load_image, ImageError),
-        (load_job, ConfigError),
+        (Job.from_toml, ConfigError),
         (read_settings, ImageError),
         (load_embeddings, CheckpointError),
         (lambda name: read_toml(Path(name)), ConfigError),
@@ -145,10 +145,10 @@ NAMES = {
     ("use", "error"),
     [
         (load_image, ImageError),
-        (load_job, ConfigError),
+        (Job.from_toml, ConfigError),
         (read_settings, ImageError),
         (load_embeddings, CheckpointError),
-        (load_base, UnknownModel),
+        (load_pipeline, UnknownModel),
         (lambda name: load_controlnet(name, tiny.sd_pipeline()), UnknownModel),
         (lambda name: __import__("imprompt").load_adapter(name), UnknownModel),
         (load_image_encoder, UnknownModel),
@@ -219,7 +219,7 @@ TOML = {
 }
 
 
-@pytest.mark.parametrize("read", [load_job, lambda path: read_toml(Path(path))])
+@pytest.mark.parametrize("read", [Job.from_toml, lambda path: read_toml(Path(path))])
 @pytest.mark.parametrize("case", TOML)
 def test_toml_that_is_too_deep_or_large_is_refused(read: Callable[[str], object], case: str) -> None:
     text, message = TOML[case]
@@ -278,7 +278,7 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "size 1e30": ({"width": 64, "height": 10**30}, "height must be less than or equal to 8192, not 10{30}"),
     "size 8192": (
         {"size": 8192},
-        "a picture of 8192 × 8192 pixels is too large; it may have 16,777,216 in all",
+        "a picture may have 16,777,216 pixels in all, not 8192 × 8192; make it smaller",
     ),
     "a size of 5,000 digits": ({"size": 10**5000}, "width must be .* not so large a number"),
     "count 1e6": ({"count": 10**6}, "count must be less than or equal to 10000, not 1000000"),
@@ -328,7 +328,7 @@ def test_a_date_in_a_job_is_refused_by_name(key: str, date: str) -> None:
         f"{key} = {date}\n" + ("" if key == "references" else 'references = "cat.png"\n')
     )
     with pytest.raises(ConfigError, match=rf"x.toml: .*{key}"):
-        load_job("x.toml")
+        Job.from_toml("x.toml")
 
 
 @pytest.mark.parametrize(

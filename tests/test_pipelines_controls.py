@@ -32,7 +32,7 @@ def mean_over_blocks(queries: int) -> Tensor:
 def test_two_references_act_each_where_when_and_in_the_layers_it_should(case: Case) -> None:
     """All in one run, one of them everywhere: leaving out any of the controls makes another picture."""
     it, other = scene(case), tiny.embedding(2, seed=5)
-    here = Reference(it.embedding, scale=1.0, mask=MASK, steps=list(STEPS), layers=dict(LAYERS))
+    here = Reference(it.embedding, scale=1.0, mask=MASK, step_weights=STEPS, layers=dict(LAYERS))
     ours = it.attached(here, Reference(other, scale=SCALE))
     expected = it.by_hand(
         Term(

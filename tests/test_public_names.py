@@ -1,19 +1,22 @@
-"""The public names: sorted, complete, documented, and imported only when they are used."""
+"""The public names: in groups, complete, documented, and imported only when they are used."""
 
-import ast
 import inspect
 import subprocess
 import sys
-from pathlib import Path
+import warnings
+from operator import attrgetter
 
 import pytest
 
 import imprompt
 from imprompt import errors
 
+GROUPS = ["load_adapter", "Reference", "generate", "load_pipeline", "ImpromptError"]
 
-def test_the_names_are_sorted_and_unique() -> None:
-    assert imprompt.__all__ == sorted(set(imprompt.__all__))
+
+def test_the_names_are_in_groups_and_unique() -> None:
+    assert len(set(imprompt.__all__)) == len(imprompt.__all__)
+    assert [name for name in imprompt.__all__ if name in GROUPS] == GROUPS
 
 
 @pytest.mark.parametrize("name", imprompt.__all__)
@@ -32,11 +35,23 @@ def test_every_error_is_in_the_tree_of_its_module() -> None:
     assert all(name in errors.__doc__ for name in vars(errors) if name[0].isupper())
 
 
-def test_what_type_checkers_see_is_what_there_is() -> None:
-    tree = ast.parse(Path(imprompt.__file__).read_text())
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    seen = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert seen == set(imprompt.__all__)
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [
+        ("load_base", "load_pipeline"),
+        ("load_job", "Job.from_toml"),
+        ("read_job", "Job.from_image"),
+    ],
+)
+def test_a_deprecated_name_warns_once_with_the_new_one(name: str, new: str) -> None:
+    vars(imprompt).pop(name, None)
+    with pytest.warns(DeprecationWarning, match=f"imprompt.{name} is deprecated; use imprompt.{new}$"):
+        value = getattr(imprompt, name)
+    assert value == attrgetter(new)(imprompt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert getattr(imprompt, name) == value
+    assert name not in imprompt.__all__
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -144,7 +145,7 @@ def test_two_halves_of_the_steps_make_the_whole_to_the_last_bit(
     pipe: Any, adapter: ImagePromptAdapter, steps: int
 ) -> None:
     embedding = tiny.embedding(1)
-    halves = [Reference(embedding, steps=(0.0, 0.5)), Reference(embedding, steps=(0.5, 1.0))]
+    halves = [Reference(embedding, end=0.5), Reference(embedding, start=0.5)]
     whole = made(pipe, adapter, Reference(embedding), num_inference_steps=steps)
     assert torch.equal(made(pipe, adapter, *halves, num_inference_steps=steps), whole)
 
@@ -158,14 +159,14 @@ def test_steps_that_are_off_are_the_base_models_to_the_last_bit(
         return lambda pipe, step, time, tensors: seen[name].append(tensors["latents"]) or tensors
 
     latents(pipe, callback_on_step_end=keep("base"))
-    made(pipe, adapter, Reference(tiny.embedding(1), steps=(0.5, 1.0)), callback_on_step_end=keep("ours"))
+    made(pipe, adapter, Reference(tiny.embedding(1), start=0.5), callback_on_step_end=keep("ours"))
     same = [torch.equal(a, b) for a, b in zip(seen["base"], seen["ours"], strict=True)]
     assert same == [True, True, False, False]
 
 
 def test_a_list_of_steps_multiplies_the_scale(pipe: Any, adapter: ImagePromptAdapter) -> None:
     embedding, weights = tiny.embedding(1), [1.0, 0.0, 0.5, 0.25]
-    listed = made(pipe, adapter, Reference(embedding, scale=0.8, steps=weights))
+    listed = made(pipe, adapter, Reference(embedding, scale=0.8, step_weights=weights))
     with adapter.attach(pipe):
         adapter.references(Reference(embedding, scale=0.8))
 
@@ -179,7 +180,7 @@ def test_a_list_of_steps_multiplies_the_scale(pipe: Any, adapter: ImagePromptAda
 
 def test_a_list_of_another_length_than_the_steps_is_refused(pipe: Any, adapter: ImagePromptAdapter) -> None:
     with pytest.raises(InvalidReference, match="steps has 3 multipliers; there are 4 steps"):
-        made(pipe, adapter, Reference(tiny.embedding(1), steps=[1.0, 0.5, 0.25]))
+        made(pipe, adapter, Reference(tiny.embedding(1), step_weights=[1.0, 0.5, 0.25]))
 
 
 @pytest.mark.parametrize("end", [0.1, 0.5, 0.6, 1.0])
@@ -188,10 +189,9 @@ def test_noise_is_measured_along_the_timesteps_of_training(
 ) -> None:
     fractions = [1 - t / 999 for t in (751, 501, 251, 1)]
     weights = [float(fraction < end or end == 1) for fraction in fractions]
-    by_noise = Reference(tiny.embedding(1), steps=(0.0, end), measured_in="noise")
-    by_hand = (
-        Reference(tiny.embedding(1), steps=weights) if any(weights) else Reference(tiny.embedding(1), scale=0)
-    )
+    by_noise = Reference(tiny.embedding(1), end=end, measured_in="noise")
+    when: Any = {"step_weights": weights} if any(weights) else {"scale": 0}
+    by_hand = Reference(tiny.embedding(1), **when)
     assert torch.equal(made(pipe, adapter, by_noise), made(pipe, adapter, by_hand))
     assert torch.equal(pipe.scheduler.timesteps, torch.tensor([751, 501, 251, 1]))
 
@@ -200,8 +200,9 @@ def test_image_to_image_counts_the_steps_that_it_makes(pipe: Any, adapter: Image
     img2img: Any = AutoPipelineForImage2Image.from_pipe(pipe)
     settings: dict[str, Any] = {"image": tiny.picture(width=16, height=16), "strength": 0.5,
                                 "num_inference_steps": 8}  # fmt: skip
-    listed = made(img2img, adapter, Reference(tiny.embedding(1), steps=[1.0, 1.0, 0.0, 0.0]), **settings)
-    halved = made(img2img, adapter, Reference(tiny.embedding(1), steps=(0.0, 0.5)), **settings)
+    two_of_four = Reference(tiny.embedding(1), step_weights=[1.0, 1.0, 0.0, 0.0])
+    listed = made(img2img, adapter, two_of_four, **settings)
+    halved = made(img2img, adapter, Reference(tiny.embedding(1), end=0.5), **settings)
     assert torch.equal(listed, halved)
 
 
@@ -212,8 +213,8 @@ def test_a_scheduler_of_second_order_makes_more_steps_than_asked_for(
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     calls = 2 * STEPS - 1
     weights = [1.0] * 3 + [0.0] * (calls - 3)
-    listed = made(pipe, adapter, Reference(tiny.embedding(1), steps=weights))
-    ranged = made(pipe, adapter, Reference(tiny.embedding(1), steps=(0.0, 3 / calls)))
+    listed = made(pipe, adapter, Reference(tiny.embedding(1), step_weights=weights))
+    ranged = made(pipe, adapter, Reference(tiny.embedding(1), end=3 / calls))
     assert torch.equal(listed, ranged)
     assert not torch.equal(listed, made(pipe, adapter, Reference(tiny.embedding(1))))
 
@@ -224,7 +225,7 @@ def test_the_next_generation_starts_from_step_0_even_after_an_exception(
     def stop(pipe: Any, step: int, time: Any, tensors: Any) -> Any:
         raise RuntimeError("stopped")
 
-    reference = Reference(tiny.embedding(1), steps=[1.0, 0.0, 0.5, 0.0])
+    reference = Reference(tiny.embedding(1), step_weights=[1.0, 0.0, 0.5, 0.0])
     alone = made(pipe, adapter, reference)
     with adapter.attach(pipe), adapter.references(reference):
         with pytest.raises(RuntimeError, match="stopped"):
@@ -234,14 +235,45 @@ def test_the_next_generation_starts_from_step_0_even_after_an_exception(
 
 
 def test_steps_on_a_bare_unet_are_refused(unet: UNet2DConditionModel, adapter: ImagePromptAdapter) -> None:
-    with pytest.raises(AttachmentError, match="steps need a pipeline"):
-        shown(unet, adapter, Reference(tiny.embedding(1), steps=(0.0, 0.5)))
+    with pytest.raises(AttachmentError, match="start, end and step_weights need a pipeline"):
+        shown(unet, adapter, Reference(tiny.embedding(1), end=0.5))
 
 
 @pytest.mark.parametrize(
-    "steps", [(0.5, 0.5), (0.7, 0.2), (-0.1, 1.0), (0.0, 1.1), [], [0.0, 0.0], "half", (0.0, 0.5, 1.0), ["a"]]
+    ("when", "message"),
+    [
+        ({"start": 0.5, "end": 0.5}, "start and end must be 0 ≤ start < end ≤ 1, not 0.5 and 0.5"),
+        ({"start": 0.7, "end": 0.2}, "not 0.7 and 0.2"),
+        ({"start": -0.1}, "not -0.1 and 1.0"),
+        ({"end": 1.1}, "not 0.0 and 1.1"),
+        ({"end": "half"}, "end must be a finite number, not 'half'"),
+        ({"step_weights": []}, "all step_weights are 0"),
+        ({"step_weights": [0.0, 0.0]}, "all step_weights are 0"),
+        ({"step_weights": ["a"]}, "each of step_weights must be a finite number, not 'a'"),
+        ({"step_weights": [1.0], "end": 0.5}, "step_weights replaces start, end and measured_in"),
+        ({"step_weights": [1.0], "measured_in": "noise"}, "step_weights replaces start, end and measured_in"),
+    ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_steps_that_cannot_be_are_refused(steps: Any) -> None:
+def test_a_schedule_that_cannot_be_is_refused(when: Any, message: str) -> None:
+    with pytest.raises(InvalidReference, match=message):
+        Reference(tiny.embedding(1), **when)
+
+
+def test_the_deprecated_steps_are_start_and_end_or_step_weights() -> None:
+    with pytest.warns(DeprecationWarning, match="use start and end, or step_weights") as warned:
+        span = Reference(tiny.embedding(1), steps=(0.2, 0.5))
+    with pytest.warns(DeprecationWarning, match="use start and end, or step_weights"):
+        listed = Reference(tiny.embedding(1), steps=[1.0, 0.5])
+    assert (span.start, span.end, span.step_weights) == (0.2, 0.5, None)
+    assert (listed.start, listed.end, listed.step_weights) == (0, 1, [1.0, 0.5])
+    assert {warning.filename for warning in warned} == {__file__}
+    assert replace(span, scale=0.5).end == 0.5
+
+
+@pytest.mark.parametrize("when", [{"steps": (0.0, 0.5, 1.0)}, {"steps": (0.2, 0.5), "end": 0.7}])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("unchecked")
+def test_deprecated_steps_that_cannot_be_are_refused(when: Any) -> None:
     with pytest.raises(InvalidReference, match="steps"):
-        Reference(tiny.embedding(1), steps=steps)
+        Reference(tiny.embedding(1), **when)

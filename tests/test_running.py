@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,10 +58,11 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Moment]:
     return said
 
 
-def scheduled(pipe: Any, steps: Any = (0.0, 0.5), **settings: Any) -> Tensor:
+def scheduled(pipe: Any, weights: Sequence[float] | None = None, **settings: Any) -> Tensor:
     adapter = tiny.adapter(pipe.unet)
     pipe.set_progress_bar_config(disable=True)
-    with adapter.attach(pipe), adapter.references(Reference(tiny.embedding(1, seed=1), steps=steps)):
+    reference = Reference(tiny.embedding(1, seed=1), step_weights=weights, end=1.0 if weights else 0.5)
+    with adapter.attach(pipe), adapter.references(reference):
         return latents(pipe, **(dict[str, Any](num_inference_steps=N) | settings))
 
 
@@ -183,7 +184,7 @@ def test_every_restart_of_free_init_begins_at_its_first_step(fast: bool, moments
     pipe = case.build()
     pipe.enable_free_init(num_iters=3, use_fast_sampling=fast)
     adapter = tiny.adapter(pipe.unet)
-    with adapter.attach(pipe), adapter.references(Reference(tiny.embedding(1), steps=(0, 0.5))):
+    with adapter.attach(pipe), adapter.references(Reference(tiny.embedding(1), end=0.5)):
         case.latents(pipe, num_inference_steps=N)
     restarts = (2, 4, 6) if fast else (N, N, N)  # fast sampling makes a third, two thirds, all of the steps
     assert [(m.sampler_step, m.sampler_steps) for m in moments] == [
@@ -191,11 +192,11 @@ def test_every_restart_of_free_init_begins_at_its_first_step(fast: bool, moments
     ]
 
 
-def own(kind: Any, steps: Any = (0.0, 0.5), **arguments: Any) -> Any:
+def own(kind: Any, **arguments: Any) -> Any:
     pipe = of_kind(OwnLoop)
     pipe.scheduler = kind.from_config(pipe.scheduler.config, skip_prk_steps=True)
     adapter = tiny.adapter(pipe.unet)
-    reference = Reference(tiny.embedding(1, seed=1), steps=steps)
+    reference = Reference(tiny.embedding(1, seed=1), end=0.5)
     with adapter.attach(pipe), adapter.references(reference, branches=("positive",)):
         return pipe(**arguments)
 
@@ -322,11 +323,11 @@ def test_a_pipeline_made_from_an_attached_one_follows_its_unet(first: bool) -> N
         other.set_progress_bar_config(disable=True)
         if not first:
             stack.enter_context(adapter.attach(other))
-        with adapter.references(Reference(tiny.embedding(1), steps=(0.0, 0.5))):
+        with adapter.references(Reference(tiny.embedding(1), end=0.5)):
             ours = [latents(pipe), latents(other, **settings)]
     expected = []
     for one, options in ((pipe, {}), (other, settings)):
-        with adapter.attach(one), adapter.references(Reference(tiny.embedding(1), steps=(0.0, 0.5))):
+        with adapter.attach(one), adapter.references(Reference(tiny.embedding(1), end=0.5)):
             expected.append(latents(one, **options))
     for mine, alone in zip(ours, expected, strict=True):
         assert torch.equal(mine, alone)

@@ -53,9 +53,9 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
         ),
         ({"learning_rate": 1}, "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ({"trianing": {"steps": 3}}, "unknown key 'trianing'; did you mean 'training'?"),
-        ({"training": {"steps": "many"}}, "training.steps: Input should be a valid integer"),
-        ({"training": {"steps": 0}}, "training.steps: Input should be greater than or equal to 1 (it is 0)"),
-        ({"adapter": {"variant": "pluss"}}, "adapter.variant: Input should be 'base', 'plus'"),
+        ({"training": {"steps": "many"}}, "training.steps must be a whole number, not 'many'"),
+        ({"training": {"steps": 0}}, "training.steps must be greater than or equal to 1, not 0"),
+        ({"adapter": {"variant": "pluss"}}, "adapter.variant must be 'base', 'plus'"),
         ({"preset": "sd5"}, "unknown preset 'sd5'; did you mean 'sd15'?"),
         ({"loss": {"image_drop": 0.6, "text_drop": 0.6}}, "image_drop + text_drop + both_drop is 1.25"),
         (
@@ -85,8 +85,8 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
             {"data": {"source": ""}, "cache": {"enabled": False}},
             "data.source is empty and cache.enabled is false: there is nothing to train on",
         ),
-        ({"watch": {"prompts": []}}, "watch.prompts: Tuple should have at least 1 item"),
-        ({"watch": {"scales": []}}, "watch.scales: Tuple should have at least 1 item"),
+        ({"watch": {"prompts": []}}, "watch.prompts must not be empty"),
+        ({"watch": {"scales": []}}, "watch.scales must not be empty"),
         (
             {"data": {"buckets": True, "size": 500}},
             "data.size 500 is no multiple of data.bucket_step 64",

@@ -2,130 +2,98 @@
 
     pipe = imprompt.mini.pipeline()
     adapter = imprompt.load_adapter("mini")
-    with adapter.attach(pipe), adapter.references(imprompt.Reference("cat.png", scale=0.7)):
+    with adapter.attach(pipe), adapter.use(imprompt.Reference("cat.png", scale=0.7)):
         picture = pipe("wearing a hat", num_inference_steps=25).images[0]
 
 Names are imported when they are first used: `import imprompt` alone is quick and does not load torch.
 """
+# ruff: noqa: I001
 
+import ast
 import importlib
 import importlib.metadata
+import operator
+import sys
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imprompt import mini
-    from imprompt.adapter.module import ImagePromptAdapter
-    from imprompt.attention.layer_weights import plot_layers
-    from imprompt.checkpoint import Description, convert_adapter, describe, load_adapter, save_adapter
-    from imprompt.errors import (
-        AdapterMismatch,
-        AmbiguousBatch,
-        AttachmentError,
-        CheckpointError,
-        ConfigError,
-        DataError,
-        ImageError,
-        ImpromptError,
-        InvalidReference,
-        MissingExtra,
-        OutputError,
-        TrainingError,
-        UnknownModel,
-    )
-    from imprompt.generation.job import Job, load_job, read_job, save_job
-    from imprompt.generation.models import load_base
-    from imprompt.generation.pictures import generate, generate_each
-    from imprompt.generation.run import run_job
-    from imprompt.generation.settings import Settings
-    from imprompt.inputs.crop import noise_image
-    from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
-    from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
-    from imprompt.inputs.faces import Face, InsightFaceEmbedder
-    from imprompt.inputs.image import load_image
-    from imprompt.reference import Reference
-    from imprompt.runtime.output import save_picture
+    # Adapter
+    from imprompt.checkpoint import load_adapter as load_adapter
+    from imprompt.checkpoint import save_adapter as save_adapter
+    from imprompt.checkpoint import convert_adapter as convert_adapter
+    from imprompt.checkpoint import describe as describe
+    from imprompt.checkpoint import Description as Description
+    from imprompt.adapter.module import ImagePromptAdapter as ImagePromptAdapter
 
-__all__ = [
-    "AdapterMismatch",
-    "AmbiguousBatch",
-    "AttachmentError",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "Description",
-    "Face",
-    "ImageEmbeddings",
-    "ImageEncoder",
-    "ImageError",
-    "ImagePromptAdapter",
-    "ImpromptError",
-    "InsightFaceEmbedder",
-    "InvalidReference",
-    "Job",
-    "MissingExtra",
-    "OutputError",
-    "Reference",
-    "Settings",
-    "TrainingError",
-    "UnknownModel",
-    "convert_adapter",
-    "describe",
-    "generate",
-    "generate_each",
-    "load_adapter",
-    "load_base",
-    "load_embeddings",
-    "load_image",
-    "load_image_encoder",
-    "load_job",
-    "mini",
-    "noise_image",
-    "plot_layers",
-    "read_job",
-    "run_job",
-    "save_adapter",
-    "save_job",
-    "save_picture",
-]
+    # References
+    from imprompt.reference import Reference as Reference
+    from imprompt.attention.layer_weights import plot_layers as plot_layers
+    from imprompt.inputs.image import load_image as load_image
+    from imprompt.inputs.crop import noise_image as noise_image
+    from imprompt.inputs.embeddings import ImageEmbeddings as ImageEmbeddings
+    from imprompt.inputs.embeddings import load_embeddings as load_embeddings
+    from imprompt.inputs.faces import InsightFaceEmbedder as InsightFaceEmbedder
+    from imprompt.inputs.faces import Face as Face
 
+    # Jobs
+    from imprompt.generation.generate import generate as generate
+    from imprompt.generation.generate import generate_each as generate_each
+    from imprompt.generation.settings import Settings as Settings
+    from imprompt.generation.job import Job as Job
+    from imprompt.generation.job import save_job as save_job
+    from imprompt.generation.run import run_job as run_job
+    from imprompt.runtime.output import save_picture as save_picture
+
+    # Models
+    from imprompt.generation.models import load_pipeline as load_pipeline
+    from imprompt.inputs.encoder import load_image_encoder as load_image_encoder
+    from imprompt.inputs.encoder import ImageEncoder as ImageEncoder
+    from imprompt import mini as mini
+
+    # Errors
+    from imprompt.errors import ImpromptError as ImpromptError
+    from imprompt.errors import AdapterMismatch as AdapterMismatch
+    from imprompt.errors import AmbiguousBatch as AmbiguousBatch
+    from imprompt.errors import AttachmentError as AttachmentError
+    from imprompt.errors import CheckpointError as CheckpointError
+    from imprompt.errors import ConfigError as ConfigError
+    from imprompt.errors import DataError as DataError
+    from imprompt.errors import ImageError as ImageError
+    from imprompt.errors import InvalidReference as InvalidReference
+    from imprompt.errors import MissingExtra as MissingExtra
+    from imprompt.errors import OutputError as OutputError
+    from imprompt.errors import TrainingError as TrainingError
+    from imprompt.errors import UnknownModel as UnknownModel
+
+
+def _read_modules() -> dict[str, str]:
+    """Return each public name and its module: the imports for type checkers above are the only list."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_MODULES = _read_modules()
+_DEPRECATED = {"load_base": "load_pipeline", "load_job": "Job.from_toml", "read_job": "Job.from_image"}
+
+__all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = importlib.metadata.version("imprompt")
-
-_HOMES = {
-    "ImagePromptAdapter": "adapter.module",
-    "Description": "checkpoint",
-    "convert_adapter": "checkpoint",
-    "describe": "checkpoint",
-    "load_adapter": "checkpoint",
-    "save_adapter": "checkpoint",
-    "ImageEncoder": "inputs.encoder",
-    "load_image_encoder": "inputs.encoder",
-    "noise_image": "inputs.crop",
-    "ImageEmbeddings": "inputs.embeddings",
-    "load_embeddings": "inputs.embeddings",
-    "Face": "inputs.faces",
-    "InsightFaceEmbedder": "inputs.faces",
-    "plot_layers": "attention.layer_weights",
-    "generate": "generation.pictures",
-    "load_base": "generation.models",
-    "Settings": "generation.settings",
-    "generate_each": "generation.pictures",
-    "run_job": "generation.run",
-    "load_image": "inputs.image",
-    "Job": "generation.job",
-    "load_job": "generation.job",
-    "read_job": "generation.job",
-    "save_job": "generation.job",
-    "save_picture": "runtime.output",
-    "Reference": "reference",
-}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name in _DEPRECATED:
+        message = f"imprompt.{name} is deprecated; use imprompt.{_DEPRECATED[name]}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        value = operator.attrgetter(_DEPRECATED[name])(sys.modules[__name__])
+    elif name not in _MODULES:
         raise AttributeError(f"module 'imprompt' has no attribute {name!r}")
-    if name == "mini":
-        return importlib.import_module("imprompt.mini")
-    value = getattr(importlib.import_module(f"imprompt.{_HOMES.get(name, 'errors')}"), name)
+    elif _MODULES[name] == __name__:
+        value = importlib.import_module(f"imprompt.{name}")
+    else:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

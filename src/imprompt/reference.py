@@ -1,9 +1,10 @@
-"""What a user asks of one image prompt."""
+"""The public description of one image prompt: its pictures, its strength, and where and when it acts."""
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,13 +22,13 @@ from imprompt.inputs.image import ImagePrompt, load_image
 from imprompt.runtime.settings import normalize_spelling
 
 Scaling = Literal["value", "key and value", "key and mean value"]
-"""Where λ goes, see `Reference.scaling`."""
+"""What λ multiplies, see `Reference.scaling`."""
 
 Axis = Literal["steps", "noise"]
-"""What the start and end of `Reference.steps` are fractions of."""
+"""What `Reference.start` and `Reference.end` are fractions of."""
 
 MAX_IMAGES = 1000
-"""Pictures of one reference: they stand side by side in every layer, 4 tokens each or more."""
+"""The most pictures of one reference: each has 4 or more tokens in every layer."""
 
 Pictures = ImagePrompt | Sequence[ImagePrompt]
 Mask = ImagePrompt | Tensor
@@ -35,45 +36,49 @@ Mask = ImagePrompt | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One picture, or several as one prompt, and how they act.
+    """One image prompt: a picture, or several as one prompt, and where, when and how strongly it acts.
 
-    Several pictures in one reference share one softmax: their tokens stand side by side, as in diffusers. To
-    let pictures act each with settings of its own, use several references.
+    Several pictures in one reference share one softmax over the tokens of all of them, as in diffusers. To
+    give each picture settings of its own, use several references.
 
     Args:
-        images: a file, a PIL picture or an array (height width 3, uint8); or a sequence of these; or what
-            encoders made of them: `ImageEmbeddings`, a file of these (.safetensors), or a tensor, image or
-            face embeddings "images embedding_dim" or features "images patches feature_dim"
+        images: a file, a PIL picture or an array (height width 3, uint8); or a sequence of these; or
+            embeddings: `ImageEmbeddings`, a file of these (.safetensors), or a tensor, which is image or face
+            embeddings "images embedding_dim" or features "images patches feature_dim"
         scale: λ. 0 is the base model, 1 the full image prompt; larger and negative values are allowed
         layers: where it acts: "full", another mode of `imprompt.attention.layer_weights`, or a
-            multiplier of λ for parts of the U-Net; parts that are not named are off
-        convention: whose sets the modes in `layers` are
-        boost: how strongly the layers of a "precise" mode push away from the picture; λ if not given
-        steps: when it acts: (start, end) from 0 to 1, the end itself not included; or a list with a
-            multiplier of λ for every step that the sampler makes, or, for samplers of second order, for every
-            call of the denoiser. Image-to-image makes fewer steps than it is asked for, by its strength
+            factor on λ for parts of the U-Net; parts that are not named are off
+        convention: the system whose definitions the modes in `layers` follow
+        boost: how strongly the layers of a "precise" mode push away from the picture; λ by default
+        start: the fraction of the generation at which it starts to act, from 0 to 1
+        end: the fraction at which it stops, above `start` and up to 1; a step that begins at `end` is
+            without it
+        step_weights: in place of `start` and `end`, a factor on λ for every step that the sampler makes, or,
+            for samplers of second order, for every call of the denoiser. Image-to-image makes fewer steps
+            than `num_inference_steps`, by its strength
         measured_in: what start and end are fractions of: "steps" (step i of N starts at i / N), or "noise"
             (1 - t / (T - 1), t the timestep of T in training)
         mask: where it acts: a picture (white: fully, black: not at all) or a tensor "height width" from 0 to
             1. It covers the whole picture, whatever its own proportions
-        crop: what of a picture the encoder sees, see `imprompt.inputs.crop`; "tiles": everything, a
-            square at a time, each acting on its own part of the picture
-        negative: picture or embeddings to stand on the negative branch of guidance, instead of "no image"
-        noise: (kind, amount), the amount from 0 to 1: a copy of each picture, spoiled so by
-            `imprompt.noise_image`, stands on the negative branch
-        combine: what becomes of several pictures, see `imprompt.inputs.embeddings.combine_embeddings`
-        weights: one for each picture, for the ways of combining that take them
-        without: words for what shall not be taken from the picture: their text embedding is subtracted from
-            the image embedding (InstantStyle, arXiv 2404.02733). The base must have the encoder's text tower
+        crop: the part of a picture that the encoder sees, see `imprompt.inputs.crop`. With "tiles" it sees
+            everything, a square at a time, and each square acts on its own part of the picture
+        negative: picture or embeddings for the negative branch of guidance, instead of "no image"
+        noise: (kind, amount), the amount from 0 to 1: the negative branch gets a copy of each picture to
+            which `imprompt.noise_image` has added noise
+        combine: how several pictures are combined, see `imprompt.inputs.embeddings.combine_embeddings`
+        weights: a weight for each picture, if `combine` takes weights
+        without: words for what the picture should not contribute: their text embedding is subtracted from the
+            image embedding (InstantStyle, arXiv 2404.02733). The base must have the encoder's text tower
         scaling: "value": Attn(Q, K', λV'), the paper's; "key and value": Attn(Q, λK', λV'); "key and mean
             value": Attn(Q, λK', V' - mean V' + λ mean V'), the mean over tokens
         width_penalty: use λ·C / 1280 for λ in a layer C wide
         face: face embeddings "images 512", for adapters that take them, in place of the face in each picture
-        face_scale: strength of the picture's features beside the face embedding (FaceID-PlusV2)
-        lora_scale: strength of the LoRA that some face adapters bring
+        face_scale: strength of the picture's features relative to the face embedding (FaceID-PlusV2)
+        lora_scale: strength of the LoRA that some face adapters have
+        steps: deprecated; (start, end), or a list of step weights
 
     Raises:
-        InvalidReference: a value that is impossible, or one without effect; the message names it
+        InvalidReference: an impossible value, or one without effect; the message names it
         ImageError, CheckpointError: a mask or an embedding file that cannot be read
     """
 
@@ -83,7 +88,9 @@ class Reference:
     layers: Layers = "full"
     convention: Convention = "comfy"
     boost: float | int | None = None
-    steps: tuple[float | int, float | int] | list[float | int] = (0.0, 1.0)
+    start: float | int = 0.0
+    end: float | int = 1.0
+    step_weights: Sequence[float | int] | None = None
     measured_in: Axis = "steps"
     mask: Mask | None = None
     crop: Crop | str = "center"
@@ -97,8 +104,11 @@ class Reference:
     face: Tensor | None = None
     face_scale: float | int = 1.0
     lora_scale: float | int = 1.0
+    steps: InitVar[tuple[float | int, float | int] | list[float | int] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, steps: object) -> None:
+        if steps is not None:
+            self._set_steps(steps)
         for name in ("crop", "combine"):
             object.__setattr__(self, name, normalize_spelling(getattr(self, name)))
         for name in ("scale", "face_scale", "lora_scale", *(() if self.boost is None else ("boost",))):
@@ -110,9 +120,9 @@ class Reference:
             ("combine", Combine),
         ):
             _check_choice(name, getattr(self, name), get_args(kind))
-        object.__setattr__(self, "images", _checked_images(self.images))
+        object.__setattr__(self, "images", _load_images(self.images))
         if self.negative is not None:
-            object.__setattr__(self, "negative", _checked_images(self.negative))
+            object.__setattr__(self, "negative", _load_images(self.negative))
         if self.noise is not None:
             check_noise(*self.noise, seed=0)
             if self.negative is not None or not self.pictures:
@@ -124,7 +134,37 @@ class Reference:
         if self.face is not None:
             _check_embedding(self.face)
         check_crop(self.crop)
-        _check_steps(self.steps, self.measured_in)
+        self._check_schedule()
+
+    def _set_steps(self, steps: object) -> None:
+        """Read the deprecated argument."""
+        message = "Reference(steps=...) is deprecated; use start and end, or step_weights for a list"
+        warnings.warn(message, DeprecationWarning, stacklevel=4)
+        if (self.start, self.end) != (0, 1) or self.step_weights is not None:
+            raise InvalidReference(f"steps={steps!r} is an old name of start and end; leave it out")
+        if isinstance(steps, list):
+            object.__setattr__(self, "step_weights", steps)
+        elif isinstance(steps, tuple) and len(steps) == 2:
+            object.__setattr__(self, "start", steps[0])
+            object.__setattr__(self, "end", steps[1])
+        else:
+            raise InvalidReference(f"steps must be a pair (start, end) or a list, not {steps!r}")
+
+    def _check_schedule(self) -> None:
+        for name in ("start", "end"):
+            _check_number(name, getattr(self, name))
+        if not 0 <= self.start < self.end <= 1:
+            raise InvalidReference(
+                f"start and end must be 0 ≤ start < end ≤ 1, not {self.start} and {self.end}"
+            )
+        if self.step_weights is None:
+            return
+        if (self.start, self.end) != (0, 1) or self.measured_in != "steps":
+            raise InvalidReference("step_weights replaces start, end and measured_in; leave those out")
+        for weight in self.step_weights:
+            _check_number("each of step_weights", weight)
+        if not any(self.step_weights):
+            raise InvalidReference("all step_weights are 0: the reference would have no effect")
 
     @property
     def pictures(self) -> list[ImagePrompt]:
@@ -138,27 +178,26 @@ class Reference:
         return self.mask
 
     def weight(self, index: int, count: int, noise: float) -> float:
-        """Return what multiplies λ at step `index` of `count`, at noise fraction `noise` (0 at the start).
+        """Return the factor on λ at step `index` of `count`, at noise fraction `noise` (0 at the start).
 
         Raises:
-            InvalidReference: a list of multipliers for another number of steps
+            InvalidReference: step weights for another number of steps
         """
-        if isinstance(self.steps, list):
-            if len(self.steps) != count:
-                raise InvalidReference(f"steps has {len(self.steps)} multipliers; there are {count} steps")
-            return float(self.steps[index])
-        start, end = self.steps
-        position = index / count if self.measured_in == "steps" else noise
-        return float(start <= position + 1e-9 and (position + 1e-9 < end or end == 1))
+        if self.step_weights is not None:
+            if len(self.step_weights) != count:
+                raise InvalidReference(f"there are {len(self.step_weights)} step_weights for {count} steps")
+            return float(self.step_weights[index])
+        position = (index / count if self.measured_in == "steps" else noise) + 1e-9
+        return float(self.start <= position and (position < self.end or self.end == 1))
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether it does not act alike at every step."""
-        return self.steps != (0, 1)
+        """Whether it acts differently at different steps."""
+        return (self.start, self.end) != (0, 1) or self.step_weights is not None
 
 
 def as_pictures(images: object) -> list[Any]:
-    """One picture or several as a list; an empty one for embeddings, and for nothing."""
+    """Return one picture or several as a list, which is empty for embeddings and for None."""
     if images is None or isinstance(images, Tensor | ImageEmbeddings):
         return []
     if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
@@ -166,8 +205,8 @@ def as_pictures(images: object) -> list[Any]:
     return [images]
 
 
-def _checked_images(images: object) -> object:
-    """The images as given; a file of embeddings is read."""
+def _load_images(images: object) -> object:
+    """Check the images, and read a file of embeddings."""
     if isinstance(images, str | os.PathLike) and Path(images).suffix == ".safetensors":
         images = load_embeddings(images)
     if isinstance(images, ImageEmbeddings):
@@ -200,13 +239,13 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_no_pixels(tensor: Tensor, feature_dim: int | None) -> None:
-    """Refuse a tensor of pixels in the place of image embeddings.
+    """Refuse a tensor of pixels in place of image embeddings.
 
-    One is known by its 3 or 4 colours, on an axis where features have a width, or where they have a number of
-    pictures while the width is another or no value is negative, which features never are.
+    It is recognized by its 3 or 4 colors. They may be on the axis where features have their width. Or they
+    are on the axis that counts a batch of features, while the width differs or no value is negative.
 
     Args:
-        tensor: what was given
+        tensor: the tensor in question
         feature_dim: width of the features that the adapter takes; None if it takes none
 
     Raises:
@@ -265,21 +304,3 @@ def _mask_values(mask: Mask) -> Tensor:
     if not values.any():
         raise InvalidReference("the mask is black all over: the reference would have no effect")
     return values
-
-
-def _check_steps(steps: object, measured_in: Axis) -> None:
-    if isinstance(steps, list):
-        for weight in steps:
-            _check_number("each of steps", weight)
-        if not any(steps):
-            raise InvalidReference("steps holds no multiplier but 0: the reference would have no effect")
-        if measured_in == "noise":
-            raise InvalidReference('a list of steps is measured in "steps", not in "noise"')
-        return
-    if not isinstance(steps, tuple) or len(steps) != 2:
-        raise InvalidReference(f"steps must be a pair (start, end) or a list, not {steps!r}")
-    for bound in steps:
-        _check_number("each of steps", bound)
-    start, end = steps
-    if not 0 <= start < end <= 1:
-        raise InvalidReference(f"steps must be 0 ≤ start < end ≤ 1, not {start} and {end}")

@@ -115,7 +115,7 @@ def _find_used_layers(weights: Sequence[LayerWeights]) -> list[int]:
 def _weight_at(reference: Reference, moment: Moment) -> float:
     """Return the factor on λ now; a list has one for each of the sampler's steps, or for each call."""
     step, steps, noise, sampler_step, sampler_steps = moment
-    if isinstance(reference.steps, list) and len(reference.steps) == sampler_steps:
+    if reference.step_weights is not None and len(reference.step_weights) == sampler_steps:
         return reference.weight(sampler_step, sampler_steps, noise)
     return reference.weight(step, steps, noise)
 
@@ -173,7 +173,7 @@ def check_settings(
     for reference in (reference for group in groups for reference in group):
         if not has_clock and reference.is_scheduled:
             raise AttachmentError(
-                "steps need a pipeline to tell them by; attach to the pipeline, not to its U-Net"
+                "start, end and step_weights need a pipeline; attach to the pipeline, not to its U-Net"
             )
         if not has_face_scale and reference.face_scale != 1:
             raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")

@@ -3,8 +3,8 @@
     c_i = projection(image_embedding)        K' = c_i W'_k        V' = c_i W'_v
 
 Ye et al. 2023, https://arxiv.org/abs/2308.06721, section 3.2. These are the only trained weights: 22,319,616
-for SD1.5 with a 1024-wide image embedding and four tokens. Face adapters have a LoRA of the base's attention
-too.
+for SD1.5 with a 1024-wide image embedding and four tokens. Face adapters also have a LoRA for the base's
+attention.
 """
 
 import functools
@@ -51,20 +51,20 @@ class ImagePromptAdapter(nn.Module):
     """An image-prompt adapter for one kind of base model.
 
     Args:
-        projection: picture → image tokens
+        projection: the image projection
         layers: official layer number N → (context_dim, inner_dim) of that cross-attention layer
-        lora: number of an attention layer (self-attention too) → its LoRA's matrices, for face adapters
+        lora: number of an attention layer (self-attention too) → shapes of its LoRA, for face adapters
 
     Attributes:
         projection: the image projection
-        layers: `ImageKeyValue` of every layer, under str(N)
-        lora: for each layer that has one, under str(N), a `LowRank` for each of its matrices
-        image_encoder: makes image embeddings from pictures; no part of the adapter's weights. A
+        layers: str(N) → `ImageKeyValue` of that layer
+        lora: str(N) → a `LowRank` for each matrix of that layer that has one
+        image_encoder: computes image embeddings of pictures; it is not part of the adapter's weights. A
             `CLIPVisionModelWithProjection` assigned here is wrapped. None: references must be embeddings
         face_embedder: finds the face in a picture, for adapters that take face embeddings
 
     Raises:
-        AdapterMismatch: a layer whose context is not as wide as the projection's tokens
+        AdapterMismatch: the context of a layer has another width than the projection's tokens
     """
 
     image_encoder: ImageEncoder | None
@@ -103,17 +103,17 @@ class ImagePromptAdapter(nn.Module):
         *,
         lora_rank: int = 0,
     ) -> "ImagePromptAdapter":
-        """Make a new adapter to be trained: W'_k and W'_v start as copies of the U-Net's W_k and W_v.
+        """Create an adapter for training: W'_k and W'_v start as copies of the U-Net's W_k and W_v.
 
         The adapter is float32, on the U-Net's device (the meta device too).
 
         Args:
             unet: the base model; it is only read
-            projection: a new one, or one already trained
-            lora_rank: of a LoRA of every attention layer, which starts as no change; 0 for none
+            projection: a new or a trained one
+            lora_rank: the rank of a LoRA for every attention layer, which is zero at first; 0 for none
 
         Raises:
-            AdapterMismatch: no cross-attention, or one that expects tokens of another width
+            AdapterMismatch: the U-Net has no cross-attention, or one with tokens of another width
         """
         layers = cross_attention_layers(unet)
         if not layers:
@@ -129,13 +129,13 @@ class ImagePromptAdapter(nn.Module):
         return adapter
 
     def __setattr__(self, name: str, value: object) -> None:
-        # A bare vision model would become a submodule, and its weights part of our state_dict.
+        # A bare vision model would become a submodule, and its weights part of the adapter's state_dict.
         if name == "image_encoder" and isinstance(value, CLIPVisionModelWithProjection):
             value = ImageEncoder(value)
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: everything but where the adapter is attached."""
+        """Return what a copy or a pickle contains: everything except the attachment."""
         return self.__dict__ | {"_attachment": None}
 
     def key_value(self, number: int) -> ImageKeyValue:
@@ -165,8 +165,8 @@ class ImagePromptAdapter(nn.Module):
         """Return K' and V' of every layer, by official number.
 
         Args:
-            inputs: what the projection takes, each "batch images ..."
-            layers: only these
+            inputs: the projection's inputs, each "batch images ..."
+            layers: compute only these
             face_scale: see `image_tokens`
         """
         image_tokens = self.image_tokens(inputs, face_scale)
@@ -178,11 +178,11 @@ class ImagePromptAdapter(nn.Module):
     def image_tokens(
         self, inputs: ProjectionInputs, face_scale: Float[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch tokens {self.projection.context_dim}"]:
-        """Project what encoders saw; the tokens of a sample's several images stand side by side.
+        """Project the encoders' outputs; the tokens of a sample's images are concatenated.
 
         Args:
-            inputs: what the projection takes, each "batch images ..."
-            face_scale: strength of the features beside the face, for FaceID-PlusV2
+            inputs: the projection's inputs, each "batch images ..."
+            face_scale: strength of the features relative to the face, for FaceID-PlusV2
 
         Raises:
             AdapterMismatch: inputs of another kind or width than the projection's
@@ -203,23 +203,23 @@ class ImagePromptAdapter(nn.Module):
 
     @property
     def is_attached(self) -> bool:
-        """Whether the adapter sits on a denoiser now."""
+        """Whether the adapter is attached to a denoiser."""
         return self._attachment is not None and self._attachment.is_attached
 
     def attach(self, target: object) -> Attachment:
         """Attach to a denoiser, at once; the returned context detaches at its end.
 
-        Without references the pictures stay those of the base model, bit for bit. An adapter that is held no
-        more (nor what `attach` and `references` returned) is detached. Several adapters on one U-Net add up;
-        attaching one beside image prompts of another that no `with` will end warns.
+        Without references the pictures stay those of the base model, bit for bit. The adapter is detached
+        when it, and what `attach` and `use` returned, are no longer referenced. Several adapters on one U-Net
+        add up; a warning is given if the image prompts of another one are active that no `with` will end.
 
         Args:
-            target: a diffusers pipeline, or a bare U-Net; compiled or not. Other pipelines with it are
-                followed too. Compile a bare U-Net first, then attach to the compiled one
+            target: a diffusers pipeline, or a bare U-Net; compiled or not. The adapter acts in all pipelines
+                that share the U-Net. Compile a bare U-Net first, then attach to the compiled one
 
         Raises:
             AttachmentError: attached already, no U-Net, or an attention processor that is not supported
-            AdapterMismatch: this adapter belongs to another kind of base
+            AdapterMismatch: this adapter is for another kind of base
         """
         if self.is_attached:
             raise AttachmentError("the adapter is attached already; detach it first")
@@ -229,7 +229,7 @@ class ImagePromptAdapter(nn.Module):
         return attachment
 
     def detach(self) -> None:
-        """Take the adapter off: the denoiser has its very own processors again, and no hooks of ours.
+        """Remove the adapter and its hooks; the denoiser has its very own processors again.
 
         Raises:
             AttachmentError: not attached
@@ -245,32 +245,32 @@ class ImagePromptAdapter(nn.Module):
     # Inference
 
     @torch.no_grad()
-    def references(
+    def use(
         self, *references: ReferenceLike | Sequence[ReferenceLike], branches: Branches | None = None
     ) -> ActiveReferences:
-        """Let image prompts act from now on; the returned context ends it.
+        """Use image prompts from now on; the returned context ends this.
 
-        They act for who sets them: the thread, or the task of asyncio, that calls `references`. Another one
-        has its own, or is refused while any act.
+        They act for the caller that sets them: the thread, or the task of asyncio. Another caller sets its
+        own, or is refused while any act.
 
-        Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt; an
-        argument that is a list has one reference for each prompt (or for each picture, where one prompt makes
+        Encoder, projection, K' and λV' are computed here, once. Each argument acts on every prompt. An
+        argument that is a list has one reference for each prompt (or for each picture, if one prompt makes
         several; or for each frame of a video). Several arguments act together: their attentions add up.
 
-        In a list, references with fewer pictures have theirs repeated until all have equally many tokens,
-        which changes nothing but rounding.
+        In a list, the pictures of references with fewer of them are repeated until all have equally many
+        tokens, which changes nothing except rounding. `references` is another name of this method.
 
         Args:
             *references: see above; a picture, path, array or embedding stands for `Reference(it)`
-            branches: what the rows of a batch are, e.g. ("negative", "positive"). By default a pipeline of
-                docs/pipelines.md is asked at every step, and a bare U-Net has positive rows only
+            branches: the branches of guidance in a batch, e.g. ("negative", "positive"). By default a
+                pipeline of docs/pipelines.md is asked at every step, and a bare U-Net has positive rows only
 
         Raises:
             AttachmentError: not attached, or the U-Net was changed since
-            InvalidReference: nothing given, something that is no reference, or a setting without effect
+            InvalidReference: no reference, an object that is none, or a setting without effect
             AdapterMismatch: no image encoder, or embeddings of another width
-            AmbiguousBatch: lists of different lengths; also raised later, by the generation, if the batch
-                does not fit the references
+            AmbiguousBatch: lists of different lengths. The generation raises it later if its batch does not
+                fit the references
         """
         attachment = self._require_attachment()
         attachment.check_in_place()
@@ -304,11 +304,13 @@ class ImagePromptAdapter(nn.Module):
         )
         return attachment.activate(plan)
 
+    references = use
+
     def encode(self, reference: ReferenceLike) -> ImageEmbeddings:
-        """Return what the encoders make of a reference, to be kept, saved and used again in its place.
+        """Return the embeddings of a reference, which can be saved and used in its place.
 
         Raises:
-            AdapterMismatch, InvalidReference, ImageError: as `references`
+            AdapterMismatch, InvalidReference, ImageError: as `use`
         """
         encoder = self._make_encoder(None)
         (encoded,) = encoder.encode([as_reference(reference)])
@@ -316,7 +318,7 @@ class ImagePromptAdapter(nn.Module):
         return ImageEmbeddings(encoded.positive, blank, encoder.metadata)
 
     def views(self, reference: ReferenceLike) -> list[Image.Image]:
-        """Return exactly what the image encoder sees of a reference's pictures.
+        """Return the exact images that the image encoder receives for a reference.
 
         Raises:
             AdapterMismatch: no image encoder
@@ -347,21 +349,21 @@ class ImagePromptAdapter(nn.Module):
     def conditioned_on(
         self, inputs: ProjectionInputs | Float[Tensor, "batch images ..."], scale: float | int | Tensor = 1.0
     ) -> ActiveReferences:
-        """Let image embeddings act, one row per sample of the batch, with gradients to the adapter's weights.
+        """Use image embeddings, a row per sample of the batch, with gradients to the adapter's weights.
 
-        For the trainer: no guidance, no repetition; a LoRA acts with strength 1. A zero row is a dropped
-        image (paper, section 3.2.2). With gradient checkpointing, call `backward` inside the context too: the
-        layers are run again there.
+        For training: there is no guidance and no repetition, and a LoRA has strength 1. A zero row is a
+        dropped image (paper, section 3.2.2). With gradient checkpointing, call `backward` inside the context
+        too, where the layers are run again.
 
         Args:
-            inputs: encoders' output for every sample of the next forward pass; a tensor for a projection
-                that takes one
+            inputs: the encoders' outputs for every sample of the next forward pass; a tensor for a projection
+                with one input
             scale: λ, one number or one per sample (shape ` batch`)
 
         Raises:
             AttachmentError: not attached, or the U-Net was changed since
             AdapterMismatch: inputs of another kind or width
-            AmbiguousBatch: raised by the forward pass, if its batch is not the inputs'
+            AmbiguousBatch: raised by the forward pass, if its batch has another size than the inputs
         """
         attachment = self._require_attachment()
         if isinstance(inputs, Tensor):
@@ -380,6 +382,6 @@ class ImagePromptAdapter(nn.Module):
 
 
 def _forget_attachment(adapter: "weakref.ref[ImagePromptAdapter]") -> None:
-    """A detached adapter keeps no base model alive."""
-    if (mine := adapter()) is not None:
-        mine._attachment = None
+    """Drop the attachment, so that a detached adapter keeps no base model alive."""
+    if (detached := adapter()) is not None:
+        detached._attachment = None

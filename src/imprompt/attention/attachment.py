@@ -267,7 +267,7 @@ class Attachment:
         if caller is None:
             raise AttachmentError(
                 f"image prompts act on this U-Net, but {self._callers[-1].name} has set them, not "
-                f"{Caller().name}, which draws; call references(...) where the pipeline is called"
+                f"{Caller().name}, which draws; call adapter.use(...) where the pipeline is called"
             )
         self.check_in_place()
         inputs = source = caller.stack[-1].source
@@ -311,7 +311,7 @@ class ActiveReferences:
     def __enter__(self) -> "ActiveReferences":
         if not self.attachment.is_active(self.entry):
             raise AttachmentError(
-                "these references were replaced by a later references(...) call; call it again before "
+                "these references were replaced by a later adapter.use(...) call; call it again before "
                 "entering the context"
             )
         self.entry.is_entered = True
@@ -366,7 +366,7 @@ def _warn_of_other_adapters(layers: Collection[Attention]) -> None:
     if any(other is not None and other.has_open_ended_references for other in others):
         warnings.warn(
             "image prompts of another adapter act on this U-Net already, and will add to those of this one; "
-            "detach that adapter if this is not meant, or use `with adapter.references(...)`",
+            "detach that adapter if this is not meant, or use `with adapter.use(...)`",
             stacklevel=4,
         )
 

@@ -72,7 +72,7 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
 
 # A graph compiled around the hook would freeze one batch layout. A disabled function takes longer to call, so
 # it is called in graphs only.
-@torch.compiler.disable(reason="imprompt sets the layers' image prompts: compile before references(...)")
+@torch.compiler.disable(reason="imprompt sets the layers' image prompts: compile before adapter.use(...)")
 def _before_outside_graph(attachment: Any, *inputs: Any) -> None:
     attachment.before_forward(*inputs)
 
@@ -134,8 +134,7 @@ class Refusal:
 
 _REFUSED = {
     "set_ip_adapter_scale": (
-        "set_ip_adapter_scale has no effect on it; "
-        "use adapter.references(imprompt.Reference(picture, scale=...))"
+        "set_ip_adapter_scale has no effect on it; use adapter.use(imprompt.Reference(picture, scale=...))"
     ),
     "prepare_ip_adapter_image_embeds": TAKES_NO_PICTURE,
 }

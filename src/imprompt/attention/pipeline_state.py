@@ -35,13 +35,13 @@ def read_branches(call: PipelineCall | None, target: object) -> Branches:
     if call is None and isinstance(target, DiffusionPipeline):
         raise AttachmentError(
             f"the U-Net is called, but not by the {type(target).__name__} that the adapter is attached to; "
-            "attach to what calls it, or give references(..., branches=...)"
+            "attach to what calls it, or give adapter.use(..., branches=...)"
         )
     if call is None or not call.is_known:
         kind, loop = (type(call.pipeline), call.loop) if call else (type(target), "what calls its U-Net")
         raise AttachmentError(
             f"{kind.__name__} does not tell how it stacks its batch ({loop} is none of the sampling loops "
-            "that imprompt knows); give references(..., branches=...)"
+            "that imprompt knows); give adapter.use(..., branches=...)"
         )
     return stacked_branches(call.pipeline)
 
@@ -61,13 +61,11 @@ def check_rows(call: PipelineCall, branches: Branches, rows: int) -> None:
         raise AmbiguousBatch(
             f"{type(call.pipeline).__name__} makes {call.samples} pictures in {len(branches)} branches "
             f"({', '.join(branches)}), but its U-Net is called with {rows} rows; "
-            "give references(..., branches=...)"
+            "give adapter.use(..., branches=...)"
         )
 
 
-TAKES_NO_PICTURE = (
-    "it takes no ip_adapter_image and no ip_adapter_image_embeds; use adapter.references(picture)"
-)
+TAKES_NO_PICTURE = "it takes no ip_adapter_image and no ip_adapter_image_embeds; use adapter.use(picture)"
 """The advice where a pipeline with an attached adapter gets an image prompt for diffusers' own IP-Adapter."""
 
 

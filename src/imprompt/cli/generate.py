@@ -20,7 +20,7 @@ from imprompt.runtime.output import check_output, write_atomically
 
 if TYPE_CHECKING:
     from imprompt.generation.job import Job
-    from imprompt.generation.run import Inputs, Models
+    from imprompt.generation.run import JobInputs, JobModels
 
 EACH = "Per reference (give once for all, or once for each; '-' skips one)"
 START = "Image-to-image, inpainting and ControlNet"
@@ -88,10 +88,11 @@ def generate(
     ] = None,
     from_: Annotated[
         list[float] | None,
-        number_option("Fraction of the steps at which it starts to act, 0 to 1.", EACH, "--from"),
+        number_option("Fraction of the steps at which it starts to act, 0 to 1.", EACH, "--from", "--start"),
     ] = None,
     until: Annotated[
-        list[float] | None, number_option("Fraction of the steps at which it stops acting, 0 to 1.", EACH)
+        list[float] | None,
+        number_option("Fraction of the steps at which it stops acting, 0 to 1.", EACH, "--until", "--end"),
     ] = None,
     crop: Annotated[
         list[str] | None,
@@ -241,7 +242,7 @@ def _view_path(job: "Job") -> Path:
     return output.with_stem(f"{output.stem}-seen")
 
 
-def _load_models(job: "Job") -> "Models":
+def _load_models(job: "Job") -> "JobModels":
     from imprompt.generation.run import load_models
 
     quiet_libraries()
@@ -249,22 +250,22 @@ def _load_models(job: "Job") -> "Models":
         return load_models(job)
 
 
-def _generate_pictures(job: "Job", inputs: "Inputs", models: "Models") -> None:
+def _generate_pictures(job: "Job", inputs: "JobInputs", models: "JobModels") -> None:
     from imprompt.generation.job import picture_settings
     from imprompt.generation.run import run_job
     from imprompt.runtime.output import save_picture
 
-    with progress_bar(inputs.steps_of(job)) as advance:
+    with progress_bar(inputs.count_steps(job)) as advance:
         results = run_job(job, inputs, models, on_step=advance)
         for path, (picture, single_job) in zip(job.outputs, results, strict=True):
             save_picture(picture, path, picture_settings(single_job, path))
             print_written(path)
 
 
-def _write_encoder_views(inputs: "Inputs", models: "Models", path: Path) -> None:
-    from imprompt.generation.run import what_is_seen
+def _write_encoder_views(inputs: "JobInputs", models: "JobModels", path: Path) -> None:
+    from imprompt.generation.run import draw_encoder_views
 
-    views = what_is_seen(inputs, models)
+    views = draw_encoder_views(inputs, models)
     with write_atomically(path) as part:
         views.save(part, format="PNG")
     print_written(path)

@@ -10,7 +10,7 @@ from imprompt.checkpoint import describe
 from imprompt.checkpoint.files import read_tensors
 from imprompt.cli.pictures import read_picture_facts
 from imprompt.errors import CheckpointError
-from imprompt.generation.job import EMBEDDINGS_SUFFIX, has_settings, load_job, read_settings
+from imprompt.generation.job import EMBEDDINGS_SUFFIX, Job, has_settings, read_settings
 from imprompt.inputs.image import is_picture
 from imprompt.runtime.files import find_file_fault
 
@@ -66,7 +66,7 @@ def inspect_file(file: Path) -> Inspection:
     if is_picture(_read_head(file)):
         return Inspection(read_settings(file) if has_settings(file) else read_picture_facts(file))
     if file.suffix == ".toml":
-        return Inspection(load_job(file).model_dump(mode="json", exclude_defaults=True))
+        return Inspection(Job.from_toml(file).model_dump(mode="json", exclude_defaults=True))
     if file.suffix == EMBEDDINGS_SUFFIX and (embeddings := _inspect_embeddings(file)) is not None:
         return Inspection(embeddings)
     return _inspect_tensors(file)

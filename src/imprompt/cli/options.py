@@ -37,6 +37,8 @@ _REFERENCE_OPTIONS = {
     "mask": "mask",
     "crop": "crop",
     "negative": "negative",
+    "from_": "start",
+    "until": "end",
 }
 _OPTIONS_WITH_JOB = ("output", "seed", "count")
 
@@ -69,9 +71,9 @@ def build_job(options: Options) -> "Job":
 
 
 def _repeat_picture(options: Options) -> "Job":
-    from imprompt.generation.job import parse_job, read_job
+    from imprompt.generation.job import Job, parse_job
 
-    before = read_job(options["like"]).model_dump(mode="json", exclude_defaults=True)
+    before = Job.from_image(options["like"]).model_dump(mode="json", exclude_defaults=True)
     job = parse_job(_collect_values(options, before))
     _check_files_exist(job, options["like"])
     return job
@@ -84,12 +86,12 @@ def _load_job_file(options: Options) -> "Job":
             "--job can only be combined with --output, --seed and --count, not with "
             f"{_format_option(others[0])}"
         )
-    from imprompt.generation.job import load_job, parse_job
+    from imprompt.generation.job import Job, parse_job
 
     changes = {name: options[name] for name in _OPTIONS_WITH_JOB if name in options}
     if "output" in changes:
         changes["output"] = str(changes["output"])
-    before = load_job(options["job"]).model_dump(mode="json", exclude_defaults=True)
+    before = Job.from_toml(options["job"]).model_dump(mode="json", exclude_defaults=True)
     return parse_job(before | changes)
 
 
@@ -110,11 +112,6 @@ def _collect_references(options: Options, before: list[dict[str, Any]]) -> list[
     for option, key in _REFERENCE_OPTIONS.items():
         for reference, value in _pair_with_values(options, option, references):
             _set_option(reference, key, _parse_crop(value) if key == "crop" else value)
-    for option, bound in (("from_", 0), ("until", 1)):
-        for reference, value in _pair_with_values(options, option, references):
-            span = list(reference.get("steps", (0.0, 1.0)))
-            span[bound] = value
-            reference["steps"] = span
     if "combine" in options:
         references = [reference | {"combine": options["combine"]} for reference in references]
     return references

@@ -131,4 +131,4 @@ def load_settings(kind: type[Settings], path: Path, changes: Sequence[str] = ())
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain_fault(error.errors()[0], kind)}") from error
+        raise ConfigError(f"{path}: {explain_fault(error, kind)}") from error

@@ -1,4 +1,4 @@
-"""Base models and ControlNets by name, and the diffusers pipeline that a generation needs."""
+"""Load base models and ControlNets by name, and derive the pipeline that a generation needs."""
 
 import re
 from collections.abc import Sequence
@@ -25,21 +25,19 @@ _MINI = "mini"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_base(
+def load_pipeline(
     name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> DiffusionPipeline:
-    """Load a base model.
-
-    It is named "mini" (the embedded one), "mini:STYLE" (that, fine-tuned on one style of drawing), by a
-    folder in diffusers' format, or by a hub id owner/name.
+    """Load a base model as a diffusers text-to-image pipeline.
 
     Args:
-        name: see above
-        device: where it goes; by default the first GPU if there is one, else the CPU
-        dtype: what it computes in; by default float16 on a GPU, float32 on the CPU
+        name: "mini" (the embedded model), "mini:STYLE" (the same, fine-tuned on one style of drawing), a
+            folder in diffusers' format, or a hub id owner/name
+        device: by default the first GPU, or the CPU if there is none
+        dtype: number format; by default float16 on a GPU, float32 on the CPU
 
     Raises:
-        UnknownModel: there is no such model here, and it cannot be fetched.
+        UnknownModel: the model is not on this machine, and cannot be downloaded
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
@@ -58,28 +56,28 @@ def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
     """Load a ControlNet for a base: "mini" (edges, for the embedded base), a folder or a hub id.
 
     Raises:
-        UnknownModel: there is no such ControlNet here, and it cannot be fetched.
+        UnknownModel: the ControlNet is not on this machine, and cannot be downloaded
     """
     if name == _MINI:
         return mini.controlnet(dtype=pipe.dtype).to(pipe.device)
     _check_name("ControlNet", name, "config.json")
     try:
         loaded = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
-    except Exception as error:  # as in load_base
+    except Exception as error:  # as in load_pipeline
         raise UnknownModel(f"the ControlNet {name} cannot be loaded: {_reason(error)}") from error
     return cast(Any, loaded).to(pipe.device)
 
 
-def control_picture(picture: Image.Image, model: str) -> Image.Image:
-    """What a ControlNet of this name is shown: the edges of a picture for "mini", else the picture itself."""
+def make_control_image(picture: Image.Image, model: str) -> Image.Image:
+    """Return a ControlNet's input: the edges of a picture for "mini", otherwise the picture itself."""
     return mini.edge_picture(picture) if model == _MINI else picture
 
 
-def pipeline_for(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPipeline:
-    """Return the pipeline of the same base that does what the settings ask; it shares all models with `pipe`.
+def derive_pipeline(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPipeline:
+    """Return the pipeline of the same base for these settings; it shares all models with `pipe`.
 
     Raises:
-        ConfigError: diffusers has none for this base, or a ControlNet does not fit it
+        ConfigError: diffusers has no such pipeline for this base, or a ControlNet does not fit it
     """
     if settings.init_image is None and not settings.controls:
         return pipe
@@ -105,7 +103,7 @@ def _task(settings: Settings) -> tuple[Any, str]:
 
 
 def _check_controls(pipe: Any, models: Sequence[ControlNetModel]) -> None:
-    """Compare what a ControlNet reads and adds to with the base's U-Net."""
+    """Refuse a ControlNet whose inputs or blocks differ from those of the base's U-Net."""
     for model in models:
         for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
             its, base = getattr(model.config, key), getattr(pipe.unet.config, key)

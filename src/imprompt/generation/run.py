@@ -1,4 +1,4 @@
-"""A job, run: its files are read, then its models are loaded, then its pictures made."""
+"""Run a job: read its files, load its models, generate its pictures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,106 +12,106 @@ from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError
 from imprompt.generation import models as model_loading
+from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, JobControl
-from imprompt.generation.models import control_picture, load_controlnet
-from imprompt.generation.pictures import generate_each
+from imprompt.generation.models import load_controlnet, make_control_image
 from imprompt.generation.settings import Control, Settings, check_proportions
 from imprompt.inputs.faces import InsightFaceEmbedder
 from imprompt.inputs.image import load_image
 from imprompt.reference import Reference
 
-_SEEN_GAP = 8
+_GAP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a job's files hold."""
+class JobInputs:
+    """The contents of a job's files."""
 
     references: Mapping[str, list[Reference]]
-    """By the name of the adapter that reads them."""
+    """By the name of the adapter that uses them."""
     settings: Settings
-    """Everything but the prompt and the ControlNets."""
+    """All settings except the prompt and the ControlNets."""
     control_images: Sequence[Image.Image]
 
-    def steps_of(self, job: Job) -> int:
-        """Denoising steps of the whole job."""
-        return len(job.prompts) * job.count * self.settings.steps_made
+    def count_steps(self, job: Job) -> int:
+        """Return the number of denoising steps of the whole job."""
+        return len(job.prompts) * job.count * self.settings.effective_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Models:
-    """What a job needs, loaded: base, adapters by name, ControlNets in their order."""
+class JobModels:
+    """The models of a job: base, adapters by name, ControlNets in their order."""
 
     pipe: DiffusionPipeline
     adapters: Mapping[str, ImagePromptAdapter]
     controlnets: Sequence[ControlNetModel]
 
 
-class Made(NamedTuple):
-    """A picture, and the job that makes this one alone."""
+class JobResult(NamedTuple):
+    """A generated picture, and the job that makes only this one."""
 
     picture: Image.Image
     job: Job
 
 
-def read_inputs(job: Job) -> Inputs:
-    """Read all of a job's files; done first, it finds a wrong one before anything large is loaded.
+def read_inputs(job: Job) -> JobInputs:
+    """Read all of a job's files, so that a wrong one is found before anything large is loaded.
 
     Raises:
         ImageError, CheckpointError: a file that cannot be read
-        InvalidReference: settings of a reference that do not go together
+        InvalidReference: settings of a reference that exclude each other
         ConfigError: a picture to start from, its mask or a control picture is hair-thin
     """
-    beneath = _drawn_over(job)
+    init_images = _read_init_images(job)
     settings = Settings(
         negative_prompt=job.negative_prompt,
         guidance_scale=job.guidance_scale,
         guidance_interval=job.guidance_interval,
         steps=job.steps,
-        size=None if job.width is None or job.height is None else (job.width, job.height),
-        init_image=beneath.get("init_image"),
+        size=job.size,
+        init_image=init_images.get("init_image"),
         strength=job.strength,
-        inpaint=beneath.get("inpaint"),
+        inpaint=init_images.get("inpaint"),
     )
-    return Inputs(
-        references={name: [one.reference() for one in group] for name, group in job.by_adapter.items()},
+    return JobInputs(
+        references={name: [one.load() for one in group] for name, group in job.by_adapter.items()},
         settings=settings,
-        control_images=[_control_image(control) for control in job.controls],
+        control_images=[_read_control_image(control) for control in job.controls],
     )
 
 
-def _drawn_over(job: Job) -> dict[str, Image.Image]:
-    """The picture to start from and its mask, those that there are."""
-    found: dict[str, Image.Image] = {}
+def _read_init_images(job: Job) -> dict[str, Image.Image]:
+    """Read the picture to start from and its mask, if there are any."""
+    pictures: dict[str, Image.Image] = {}
     for name, file, background in (
         ("init_image", job.init_image, (255, 255, 255)),
         ("inpaint", job.inpaint, (0, 0, 0)),
     ):
         if file is not None:
-            found[name] = load_image(file, background=background)
-            check_proportions(found[name], f"{name} {file}")
-    return found
+            pictures[name] = load_image(file, background=background)
+            check_proportions(pictures[name], f"{name} {file}")
+    return pictures
 
 
-def _control_image(control: JobControl) -> Image.Image:
+def _read_control_image(control: JobControl) -> Image.Image:
     picture = load_image(control.image)
     check_proportions(picture, f"the control picture {control.image}")
-    return control_picture(picture, control.model)
+    return make_control_image(picture, control.model)
 
 
-def load_models(job: Job) -> Models:
+def load_models(job: Job) -> JobModels:
     """Load the base, every adapter once, and the ControlNets.
 
     Raises:
-        UnknownModel, CheckpointError, AdapterMismatch: see `load_base`, `load_adapter`, `load_controlnet`
-        MissingExtra: faces are to be found in pictures, and what finds them is not installed
+        UnknownModel, CheckpointError, AdapterMismatch: see `load_pipeline`, `load_adapter`, `load_controlnet`
+        MissingExtra: the adapter needs faces, and the package that finds them is not installed
     """
-    adapters = {name: _adapter(name, job) for name in job.by_adapter}
-    pipe = model_loading.load_base(job.base)
+    adapters = {name: _load_adapter(name, job) for name in job.by_adapter}
+    pipe = model_loading.load_pipeline(job.base)
     pipe.set_progress_bar_config(disable=True)
-    return Models(
+    return JobModels(
         pipe=pipe,
-        # K' and V' are made once, so full precision costs nothing.
+        # K' and V' are computed once, so full precision costs nothing.
         adapters={name: adapter.to(pipe.device).float() for name, adapter in adapters.items()},
         controlnets=[load_controlnet(control.model, pipe) for control in job.controls],
     )
@@ -119,15 +119,15 @@ def load_models(job: Job) -> Models:
 
 def run_job(
     job: Job,
-    inputs: Inputs | None = None,
-    models: Models | None = None,
+    inputs: JobInputs | None = None,
+    models: JobModels | None = None,
     *,
     on_step: Callable[[], None] | None = None,
-) -> Iterator[Made]:
-    """Make the job's pictures, prompt after prompt, seed after seed; each as soon as it is asked for.
+) -> Iterator[JobResult]:
+    """Generate the job's pictures, prompt by prompt and seed by seed, each when the iterator reaches it.
 
     Args:
-        job: what to make
+        job: the job
         inputs: from `read_inputs`; read here if not given
         models: from `load_models`; loaded here if not given
         on_step: called after every denoising step
@@ -146,14 +146,14 @@ def run_job(
         settings = replace(inputs.settings, prompt=prompt, controls=controls)
         pictures = generate_each(models.pipe, prompted, settings, seeds=job.seeds, on_step=on_step)
         for seed, picture in zip(job.seeds, pictures, strict=True):
-            yield Made(picture, _alone(job, prompt, seed, picture))
+            yield JobResult(picture, _job_of_picture(job, prompt, seed, picture))
 
 
-def what_is_seen(inputs: Inputs, models: Models) -> Image.Image:
-    """What the image encoders see of the references, side by side.
+def draw_encoder_views(inputs: JobInputs, models: JobModels) -> Image.Image:
+    """Draw the images that the image encoders receive for the references, in one row.
 
     Raises:
-        ConfigError: nothing, as all references are embeddings
+        ConfigError: all references are embeddings
     """
     views = [
         view
@@ -163,25 +163,25 @@ def what_is_seen(inputs: Inputs, models: Models) -> Image.Image:
     ]
     if not views:
         raise ConfigError("the references are embeddings: there is no picture to be seen")
-    width = sum(view.width + _SEEN_GAP for view in views) - _SEEN_GAP
+    width = sum(view.width + _GAP for view in views) - _GAP
     row = Image.new("RGB", (width, max(view.height for view in views)), "white")
     left = 0
     for view in views:
         row.paste(view, (left, 0))
-        left += view.width + _SEEN_GAP
+        left += view.width + _GAP
     return row
 
 
-def _alone(job: Job, prompt: str, seed: int, picture: Image.Image) -> Job:
+def _job_of_picture(job: Job, prompt: str, seed: int, picture: Image.Image) -> Job:
     changes = {"prompt": prompt, "seed": seed, "count": 1, "width": picture.width, "height": picture.height}
     return job.model_copy(update=changes)
 
 
-def _adapter(name: str, job: Job) -> ImagePromptAdapter:
+def _load_adapter(name: str, job: Job) -> ImagePromptAdapter:
     adapter = load_adapter(
         name, image_encoder=job.image_encoder or "known", face_plus_version=job.face_plus_version
     )
-    looked_at = [one for one in job.by_adapter[name] if one.face is None and not one.is_embeddings]
-    if "face_embedding" in adapter.projection.takes and looked_at:
+    with_pictures = [one for one in job.by_adapter[name] if one.face is None and not one.is_embeddings]
+    if "face_embedding" in adapter.projection.takes and with_pictures:
         adapter.face_embedder = InsightFaceEmbedder()
     return adapter

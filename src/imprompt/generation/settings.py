@@ -1,4 +1,4 @@
-"""What a generation is, apart from its references: `Settings`, and whether a base can honour them."""
+"""The settings of a generation apart from its references, and the checks that a base can honor them."""
 
 import copy
 import math
@@ -11,8 +11,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 
 from imprompt.errors import ConfigError
-from imprompt.generation.job import DEFAULT_STEPS
-from imprompt.generation.job.limits import MAX_MADE_PIXELS, MAX_SIDE, MAX_STEPS, text_fault
+from imprompt.generation.job.limits import (
+    DEFAULT_STEPS,
+    MAX_SIDE,
+    MAX_STEPS,
+    find_settings_fault,
+    find_size_fault,
+    find_text_fault,
+)
 from imprompt.inputs.crop import MAX_PROPORTION
 
 _MAX_SEED = 2**63 - 1
@@ -29,20 +35,20 @@ class Control(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a generation is, apart from its references.
+    """The settings of a generation, apart from its references.
 
     Args:
-        prompt: what the text asks for; "" leaves everything to the image prompts
-        negative_prompt: what the text asks to avoid
+        prompt: the text prompt; "" leaves everything to the image prompts
+        negative_prompt: the text of what to avoid
         guidance_scale: w of classifier-free guidance; at most 1 turns guidance off
         guidance_interval: (start, end): the fraction of the steps with guidance; outside it there is none
         steps: denoising steps
         size: width and height in pixels, multiples of 8. By default the base's own; with `init_image`, its
             proportions, the shorter side as long as the base's own
         init_image: the picture to start from, made to fit the size
-        strength: how much of it is painted over, above 0 and up to 1; 0.8 by default, 1 with `inpaint`
-        inpaint: mask over `init_image`: where it is white is repainted; where it is black the picture stays
-            as it was, to the pixel
+        strength: how much of it is repainted, above 0 and up to 1; 0.8 by default, 1 with `inpaint`
+        inpaint: mask over `init_image`: white parts are repainted; in black parts every pixel stays as it
+            was
         controls: ControlNets, acting together
     """
 
@@ -58,26 +64,26 @@ class Settings:
     controls: Sequence[Control] = ()
 
     @property
-    def painted_over(self) -> float:
-        """The strength, or what it is by default."""
+    def effective_strength(self) -> float:
+        """The strength, or its default."""
         if self.strength is not None:
             return float(self.strength)
         return _STRENGTH["init_image" if self.inpaint is None else "inpaint"]
 
     @property
-    def steps_made(self) -> int:
-        """How many steps are run: with a picture to start from, only the last part of those asked for."""
-        return self.steps if self.init_image is None else int(self.steps * self.painted_over)
+    def effective_steps(self) -> int:
+        """The number of steps that are run: with a picture to start from, only the last part of `steps`."""
+        return self.steps if self.init_image is None else int(self.steps * self.effective_strength)
 
 
 def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[int]) -> None:
-    """Refuse, before the first step, what this base cannot honour.
+    """Refuse, before the first step, settings that this base cannot honor.
 
     Raises:
         ConfigError: the first such setting
     """
     for name in ("prompt", "negative_prompt"):
-        if fault := text_fault(getattr(settings, name)):
+        if fault := find_text_fault(getattr(settings, name)):
             raise ConfigError(f"{name}: {fault}")
     _check_guidance(pipe, settings)
     if settings.steps < 1:
@@ -89,25 +95,22 @@ def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[
         if not 0 <= seed <= _MAX_SEED:
             raise ConfigError(f"a seed must be 0 to {_MAX_SEED}, not {seed}")
     _check_size(pipe, settings.size)
-    _check_start(settings)
+    _check_images(settings)
 
 
 def _check_guidance(pipe: DiffusionPipeline, settings: Settings) -> None:
     if not math.isfinite(settings.guidance_scale):
         raise ConfigError(f"guidance_scale must be a finite number, not {settings.guidance_scale}")
-    start, end = settings.guidance_interval
-    if not 0 <= start < end <= 1:
-        raise ConfigError(f"guidance_interval must be 0 ≤ start < end ≤ 1, not {start} and {end}")
-    if (start, end) == (0, 1):
+    if fault := find_settings_fault(settings):
+        raise ConfigError(fault)
+    if tuple(settings.guidance_interval) == (0, 1):
         return
-    if settings.guidance_scale <= 1:
-        raise ConfigError(f"guidance_interval needs a guidance_scale above 1, not {settings.guidance_scale}")
     if getattr(pipe, "unet").config.time_cond_proj_dim is not None:  # noqa: B009
         raise ConfigError("guidance_interval has no effect on this base: the scale is an input of its U-Net")
 
 
 def _check_schedule(scheduler: Any, steps: int) -> None:
-    """Try the steps out on a copy: some schedulers refuse too many, some would fail at the first step."""
+    """Try the steps on a copy: some schedulers refuse too many, and some would fail at the first step."""
     trial = copy.deepcopy(scheduler)
     try:
         trial.set_timesteps(steps)
@@ -124,15 +127,12 @@ def _check_size(pipe: DiffusionPipeline, size: tuple[int, int] | None) -> None:
             raise ConfigError(f"a picture may be {MAX_SIDE} pixels wide or high, not {side}")
         if side < _unit(pipe) or side % _unit(pipe):
             raise ConfigError(f"size must be a multiple of {_unit(pipe)} pixels on this base, not {side}")
-    if size is not None and size[0] * size[1] > MAX_MADE_PIXELS:
-        raise ConfigError(
-            f"a picture may have {MAX_MADE_PIXELS:,} pixels in all, not {size[0]} × {size[1]}; make it "
-            "smaller"
-        )
+    if fault := find_size_fault(size):
+        raise ConfigError(fault)
 
 
 def check_proportions(picture: Image.Image, name: str) -> None:
-    """Refuse a picture so thin that made to fit it would take gigabytes.
+    """Refuse a picture so thin that resizing it to fit would take gigabytes.
 
     Raises:
         ConfigError: longer than MAX_PROPORTION times its shorter side
@@ -144,28 +144,25 @@ def check_proportions(picture: Image.Image, name: str) -> None:
         )
 
 
-def _check_start(settings: Settings) -> None:
+def _check_images(settings: Settings) -> None:
     for control in settings.controls:
         check_proportions(control.image, "a control picture")
     for name, picture in (("init_image", settings.init_image), ("inpaint", settings.inpaint)):
         if picture is not None:
             check_proportions(picture, name)
     if settings.init_image is None:
-        for name in ("strength", "inpaint"):
-            if getattr(settings, name) is not None:
-                raise ConfigError(f"{name} is about init_image, and there is none")
         return
-    if not 0 < settings.painted_over <= 1:
+    if not 0 < settings.effective_strength <= 1:
         raise ConfigError(f"strength must be above 0 and up to 1, not {settings.strength}")
-    if settings.steps_made < 1:
+    if settings.effective_steps < 1:
         raise ConfigError(
-            f"strength {settings.painted_over} of {settings.steps} steps is less than one step; give more of "
-            "either"
+            f"strength {settings.effective_strength} of {settings.steps} steps is less than one step; "
+            "give more of either"
         )
 
 
 def call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[str, Any]:
-    """Return what the pipeline that `pipeline_for` chose is called with, pictures made to fit."""
+    """Return the arguments for the pipeline of `derive_pipeline`, with pictures resized to fit."""
     arguments: dict[str, Any] = {
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
@@ -177,21 +174,24 @@ def call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[str, Any
         return arguments
     arguments |= {"width": size[0], "height": size[1]}
     if settings.init_image is not None:
-        arguments |= {"image": fitted(settings.init_image, size), "strength": settings.painted_over}
+        arguments |= {
+            "image": fit_picture(settings.init_image, size),
+            "strength": settings.effective_strength,
+        }
     if settings.inpaint is not None:
-        arguments["mask_image"] = fitted(settings.inpaint, size)
+        arguments["mask_image"] = fit_picture(settings.inpaint, size)
     return arguments | _control_arguments(settings, size)
 
 
-def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at that size: its middle, where the proportions differ."""
+def fit_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize a picture; where the proportions differ, the edges are cut off."""
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def _control_arguments(settings: Settings, size: tuple[int, int]) -> dict[str, Any]:
     if not settings.controls:
         return {}
-    images = [fitted(control.image, size) for control in settings.controls]
+    images = [fit_picture(control.image, size) for control in settings.controls]
     scales = [float(control.scale) for control in settings.controls]
     several = len(images) > 1
     return {
@@ -201,7 +201,7 @@ def _control_arguments(settings: Settings, size: tuple[int, int]) -> dict[str, A
 
 
 def _size(pipe: DiffusionPipeline, settings: Settings) -> tuple[int, int] | None:
-    """Width and height; None where the pipeline is left to choose its own."""
+    """Return width and height; None to let the pipeline choose its own."""
     if settings.size is not None or (settings.init_image is None and not settings.controls):
         return settings.size
     side, unit = _own_size(pipe), _unit(pipe)

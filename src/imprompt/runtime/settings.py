@@ -3,11 +3,11 @@
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imprompt.errors import ConfigError
 from imprompt.runtime.files import find_file_fault, shorten
@@ -136,29 +136,91 @@ def replace_setting(values: dict[str, Any], setting: str) -> None:
 
 
 def explain_fault(
-    fault: Any, kind: type[BaseModel], counterpart: Callable[[str], str | None] = lambda _: None
+    error: ValidationError,
+    kind: type[BaseModel],
+    counterpart: Callable[[str], str | None] = lambda _: None,
+    *,
+    extra_keys: Collection[str] = (),
 ) -> str:
-    """Turn a validation error into a sentence; suggest a known key for an unknown one.
+    """Put the first fault of a validation into a sentence; for an unknown key, suggest a known one.
 
     Args:
-        fault: an error of pydantic
+        error: pydantic's
         kind: the class of the settings
-        counterpart: an unknown key → a clause that names the corresponding key of imprompt, or None. Similar
-            known keys are suggested without it.
+        counterpart: returns a clause that says what an unknown key is called here, or None if it does not
+            know. It is not asked about a key that is known elsewhere
+        extra_keys: keys that are accepted and are no fields
     """
-    path = [str(part) for part in fault["loc"]]
-    if fault["type"] != "extra_forbidden":
-        message = fault["msg"].removeprefix("Value error, ")
-        value = fault.get("input")
-        received = f" (it is {value!r})" if isinstance(value, str | int | float) and path else ""
-        return f"{'.'.join(path)}: {message}{received}" if path else message
-    key, known = path[-1], list(list_keys(kind))
+    faults: list[Any] = list(error.errors())
+    known = [*list_keys(kind), *((key, key) for key in extra_keys)]
+    keys = {key for key, _ in known}
+    place = _name_place(faults[0]["loc"], keys)
+    # A value that may have several types has a fault for each; the one that lies deepest says most.
+    same = [fault for fault in faults if place and _name_place(fault["loc"], keys).startswith(place)]
+    fault = max(same or faults[:1], key=lambda fault: (fault["type"] != "string_type", len(fault["loc"])))
+    where = _name_place(fault["loc"], keys)
+    match fault["type"]:
+        case "extra_forbidden":
+            return _explain_unknown_key(fault["loc"], where, known, counterpart)
+        case "missing":
+            return f"{where} is missing"
+        case "value_error":
+            return f"{where}: {fault['ctx']['error']}".removeprefix(": ")
+        case "string_unicode":
+            return (
+                f"{where} {_quote(fault['input'])} holds half of a surrogate pair, no character; leave it out"
+            )
+        case "too_short" | "string_too_short":
+            return f"{where} must not be empty"
+        case "union_tag_invalid" | "union_tag_not_found":
+            return fault["msg"]
+    return f"{where or 'the file'} {_explain_demand(fault)}, not {_quote(fault['input'])}"
+
+
+def _name_place(place: Sequence[str | int], keys: Collection[str]) -> str:
+    """("references", 0, "scale", "float") → "references[0].scale": keys and positions only, as in a file."""
+    parts = (part for part in place if isinstance(part, int) or part in keys)
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+
+
+def _explain_unknown_key(
+    place: Sequence[str | int],
+    group: str,
+    known: Sequence[tuple[str, str]],
+    counterpart: Callable[[str], str | None],
+) -> str:
+    """Name the key; in a list of groups, suggest a key of that group only."""
+    key = str(place[-1])
     unknown = f"unknown key {shorten(key)!r}"
-    if (meaning := counterpart(key)) and key not in dict(known):
+    if any(isinstance(part, int) for part in place):
+        known = [(name, name) for name, full in known if full == f"{place[0]}.{name}"]
+        unknown = f"{unknown} in {group}"
+    elif (meaning := counterpart(key)) and key not in dict(known):
         return f"{unknown}: {meaning}"
     near = find_nearest(key, (name for name, _ in known))
     similar = " or ".join(repr(full) for name, full in known if name == near)
     return unknown + (f"; did you mean {similar}?" if similar else "")
+
+
+def _explain_demand(fault: Any) -> str:
+    if fault["type"] in ("too_long", "tuple_type"):
+        length = fault.get("ctx", {}).get("max_length")
+        return f"must be a list of {length} numbers" if length else "must be a list"
+    return (
+        fault["msg"]
+        .partition(", unable to parse")[0]
+        .replace("Input should be", "must be")
+        .replace("a valid integer", "a whole number")
+        .replace("a valid", "a")
+    )
+
+
+def _quote(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write numbers of more than 4,300 digits.
+        return "so large a number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 ALLOWED_SLIPS = 2

@@ -302,6 +302,4 @@ def parse_config(values: Mapping[str, Any], source: str) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(merge_settings(find_preset(values["preset"], source), values))
     except ValidationError as error:
-        raise ConfigError(
-            f"{source}: {explain_fault(error.errors()[0], TrainingConfig, counterpart)}"
-        ) from error
+        raise ConfigError(f"{source}: {explain_fault(error, TrainingConfig, counterpart)}") from error

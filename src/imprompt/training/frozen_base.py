@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from imprompt import mini
 from imprompt.checkpoint import find_embedded_part
 from imprompt.errors import AdapterMismatch, ConfigError
-from imprompt.generation.models import load_base
-from imprompt.generation.pipeline_results import remove_safety_checker
+from imprompt.generation.models import load_pipeline
+from imprompt.generation.pipeline_call import remove_safety_checker
 from imprompt.inputs.crop import Crop
 from imprompt.inputs.encoder import ImageEncoder, Input, load_image_encoder
 from imprompt.runtime.foreign_models import is_embedded, log_errors_only
@@ -233,7 +233,7 @@ def load_frozen_base(config: TrainingConfig, device: torch.device | str) -> Froz
     """
     dtype = DTYPES[choose_frozen_precision(config, device)]
     # Exact weights first: the cache's autoencoder may need them wider than the rest.
-    pipe = load_base(config.base.model, device="cpu", dtype=torch.float32)
+    pipe = load_pipeline(config.base.model, device="cpu", dtype=torch.float32)
     encoder = _image_encoder(config)
     return FrozenBase(pipe, encoder, device=device, dtype=dtype)
 

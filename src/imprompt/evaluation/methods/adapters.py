@@ -14,8 +14,8 @@ from imprompt.checkpoint import load_adapter
 from imprompt.errors import AdapterMismatch
 from imprompt.evaluation.methods.method import Method
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.generation.models import load_base
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.models import load_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.reference import Reference
 
 
@@ -30,13 +30,13 @@ class AdapterMethod(Method):
 
     def load_pipeline(self) -> Any:
         """Load the base."""
-        return load_base(self.model, device=self.device, dtype=self.dtype)
+        return load_pipeline(self.model, device=self.device, dtype=self.dtype)
 
     def draw(
         self, reference: Image.Image, text: str, scale: float | int, seeds: Sequence[int]
     ) -> list[Image.Image]:
         """Implement `Method.draw` for every variant that takes a picture."""
-        with self.adapter.references(Reference(reference, scale=scale)):
+        with self.adapter.use(Reference(reference, scale=scale)):
             return call_pipeline(self.pipe, self.build_pipeline_arguments(text, seeds), seeds=seeds)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:

@@ -33,7 +33,7 @@ from imprompt.evaluation.methods.method import Method, load_pretrained
 from imprompt.evaluation.methods.shuffle import shuffle_content
 from imprompt.evaluation.methods.table import METHODS
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.generation.pipeline_results import call_pipeline, make_generators
+from imprompt.generation.pipeline_call import call_pipeline, make_generators
 
 _WITHOUT_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from imprompt.evaluation.methods.table import METHODS
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.generation.pipeline_results import make_generators, remove_safety_checker
+from imprompt.generation.pipeline_call import make_generators, remove_safety_checker
 from imprompt.runtime.foreign_models import explain_failure
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

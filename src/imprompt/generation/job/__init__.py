@@ -13,20 +13,15 @@
     layers = "composition"
     mask = "left-half.png"
 
-An unknown key is an error that names the nearest known one. `Job` says what a job may hold, `JobReference`
-what one image prompt of it may.
+An unknown key is an error that names the nearest known one. `Job` has the settings of a job, `JobReference`
+those of an image prompt.
 """
 
-from imprompt.generation.job.files import (
-    has_settings,
-    load_job,
-    parse_job,
-    picture_settings,
-    read_job,
-    read_settings,
-    save_job,
-)
-from imprompt.generation.job.model import DEFAULT_STEPS, EMBEDDINGS_SUFFIX, Job, JobControl, JobReference
+from imprompt.generation.job.files import picture_settings, save_job
+from imprompt.generation.job.limits import DEFAULT_STEPS
+from imprompt.generation.job.model import Job, parse_job
+from imprompt.generation.job.pictures import has_settings, read_settings
+from imprompt.generation.job.reference import EMBEDDINGS_SUFFIX, JobControl, JobReference
 
 __all__ = [
     "DEFAULT_STEPS",
@@ -35,10 +30,8 @@ __all__ = [
     "JobControl",
     "JobReference",
     "has_settings",
-    "load_job",
     "parse_job",
     "picture_settings",
-    "read_job",
     "read_settings",
     "save_job",
 ]

@@ -1,30 +1,31 @@
-"""How large a job may be: whatever is larger is refused before any work, by name."""
+"""The limits of a job, and which of its settings exclude each other; both are checked before any work."""
+
+from typing import Any
+
+DEFAULT_STEPS = 25
+"""Enough for DDIM and similar samplers on every known base; the default of diffusers is 50."""
 
 MAX_SIDE = 8192
-"""Pixels of the longer side of a picture that is made."""
+"""The most pixels of a side of a generated picture."""
 
 MAX_MADE_PIXELS = 4096 * 4096
-"""Pixels of a picture that is made, in all: 4,096 × 4,096, or a panorama of as many."""
+"""The most pixels of a generated picture in all: 4,096 × 4,096, or a panorama of as many."""
 
 MAX_STEPS = 10_000
-"""Denoising steps; schedulers know 1,000 noise levels, and say themselves what is too many for them."""
+"""The most denoising steps; most schedulers have 1,000 noise levels, and refuse more steps themselves."""
 
 MAX_PICTURES = 10_000
-"""Pictures of one job: prompts times count."""
+"""The most pictures of one job: prompts times count."""
 
 MAX_REFERENCES = 256
-"""Image prompts of one job; each is computed in every layer at every step."""
+"""The most image prompts of one job; each is computed in every layer at every step."""
 
 MAX_PROMPT_CHARACTERS = 20_000
-"""Characters of a text; a text encoder reads the first 75 words or so."""
+"""The most characters of a text; a text encoder reads the first 75 words or so."""
 
 
-def text_fault(text: str) -> str | None:
-    """Say why a text cannot be a prompt.
-
-    Returns:
-        a sentence that names what is wrong; None for a text that can
-    """
+def find_text_fault(text: str) -> str | None:
+    """Return a sentence that says why a text cannot be a prompt; None for a text that can."""
     if len(text) > MAX_PROMPT_CHARACTERS:
         return (
             f"a text of {len(text):,} characters is too long; a text encoder reads some hundred, and it may "
@@ -32,3 +33,27 @@ def text_fault(text: str) -> str | None:
         )
     lone = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
     return lone and f"{lone!r} is half of a surrogate pair and no character; leave it out"
+
+
+def find_settings_fault(settings: Any) -> str | None:
+    """Return a sentence that says which settings exclude each other; None if there are none.
+
+    Args:
+        settings: a `Job` or the `Settings` of a generation, which share these names
+    """
+    for name in ("strength", "inpaint"):
+        if getattr(settings, name) is not None and settings.init_image is None:
+            return f"{name} is about init_image, and there is none; give the picture to start from"
+    start, end = settings.guidance_interval
+    if not 0 <= start < end <= 1:
+        return f"guidance_interval must be 0 ≤ start < end ≤ 1, not {start} and {end}"
+    if (start, end) != (0, 1) and settings.guidance_scale <= 1:
+        return f"guidance_interval needs a guidance_scale above 1, not {settings.guidance_scale}"
+    return None
+
+
+def find_size_fault(size: tuple[int, int] | None) -> str | None:
+    """Return a sentence that says that a picture would have too many pixels; None for an allowed size."""
+    if size is None or size[0] * size[1] <= MAX_MADE_PIXELS:
+        return None
+    return f"a picture may have {MAX_MADE_PIXELS:,} pixels in all, not {size[0]} × {size[1]}; make it smaller"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import UnknownModel
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.lab.figures.figure import Values
 from imprompt.lab.figures.measures import Pictures, list_differences, read_shares
 from imprompt.lab.making.characters import sample_character
@@ -115,7 +115,7 @@ class FigureImages:
 
         def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
             prompts = [list(several[rows]) for several in image_prompts]
-            with adapter.references(*prompts) if prompts else nullcontext():
+            with adapter.use(*prompts) if prompts else nullcontext():
                 return call_pipeline(pipe, arguments)
 
         with adapter.attach(pipe):

@@ -126,8 +126,5 @@ def parse_recipe(values: dict[str, Any], source: str) -> StageRecipe:
         kinds = {
             get_args(kind.model_fields["stage"].annotation)[0]: kind for kind in StageRecipe.__subclasses__()
         }
-        fault: Any = error.errors()[0]
-        fault["loc"] = [part for part in fault["loc"] if part != values.get("stage")]
-        raise ConfigError(
-            f"{source}: {explain_fault(fault, kinds.get(str(values.get('stage')), StageRecipe))}"
-        ) from error
+        kind = kinds.get(str(values.get("stage")), StageRecipe)
+        raise ConfigError(f"{source}: {explain_fault(error, kind)}") from error

@@ -16,7 +16,7 @@ from torch import Tensor
 from imprompt import mini
 from imprompt.checkpoint import find_embedded_part
 from imprompt.evaluation.judges.characters import CharacterJudge
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.lab.making.drawing import draw

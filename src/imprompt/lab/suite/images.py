@@ -13,7 +13,7 @@ from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.evaluation.judges.characters import CharacterJudge
-from imprompt.generation.pipeline_results import call_pipeline, call_pipeline_by_rows
+from imprompt.generation.pipeline_call import call_pipeline, call_pipeline_by_rows
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.reference import Reference
 
@@ -116,7 +116,7 @@ def generate_images(
 
     def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
         references = [Reference(subject.picture, scale=condition.scale) for subject in subjects[rows]]
-        with models.adapter.references(references):
+        with models.adapter.use(references):
             return call_pipeline(cast(Any, models.pipe), arguments)
 
     inputs = {"image": list(edges)} if edges else {}

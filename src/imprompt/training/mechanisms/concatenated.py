@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.checkpoint.files import read_tensors, write_tensors
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.projection import ImageProjection
 from imprompt.training.mechanisms.base import Denoise, Inputs, load_tensors, predict

@@ -11,7 +11,7 @@ from torch import Tensor
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import from_official, save_adapter
 from imprompt.checkpoint.files import read_tensors
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.reference import Reference
 from imprompt.training.mechanisms.base import Denoise, Inputs, Mechanism, load_tensors, predict
@@ -46,7 +46,7 @@ class DecoupledMechanism(Mechanism):
         if pipe is not self.attachment.target:  # it asks its pipeline for branches and steps
             self.attachment.detach()
             self.attachment = self.adapter.attach(pipe)
-        with self.adapter.references([Reference(one, scale=scale) for one in images]):
+        with self.adapter.use([Reference(one, scale=scale) for one in images]):
             return call_pipeline(pipe, call)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:

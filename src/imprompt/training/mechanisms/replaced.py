@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.training.mechanisms.base import Denoise, Inputs, predict
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imprompt.attention.layers import cross_attention_layers
 from imprompt.errors import AmbiguousBatch
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.training.mechanisms.base import Denoise, Inputs, predict
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt.errors import AmbiguousBatch
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import Input
 from imprompt.training.mechanisms.base import Denoise, Inputs, predict

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from imprompt.generation.pipeline_results import make_generators
+from imprompt.generation.pipeline_call import make_generators
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import Input, strip_folders
 from imprompt.runtime.precision import Precision

@@ -120,7 +120,7 @@ def _with_imprompt(history: History) -> str:
             "import imprompt",
             "from imprompt.training.mechanisms import load_mechanism",
             "",
-            f"pipe = imprompt.load_base({model})",
+            f"pipe = imprompt.load_pipeline({model})",
             f'mechanism = load_mechanism("{ADAPTER_FILE}", pipe)',
             'pictures = mechanism.pictures(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
         )
@@ -131,10 +131,10 @@ def _with_imprompt(history: History) -> str:
         "python",
         "import imprompt",
         "",
-        f"pipe = imprompt.load_base({_quoted(history.setting('base.model', 'mini'))})",
+        f"pipe = imprompt.load_pipeline({_quoted(history.setting('base.model', 'mini'))})",
         f"encoder = {_encoder(history)}",
         f'adapter = imprompt.load_adapter("{ADAPTER_FILE}", image_encoder=encoder)',
-        'with adapter.attach(pipe), adapter.references(imprompt.Reference("reference.png", scale=0.7)):',
+        'with adapter.attach(pipe), adapter.use(imprompt.Reference("reference.png", scale=0.7)):',
         '    picture = pipe("").images[0]',
     )
     return f"{_code('text', command)}\n\n{python}"

@@ -1,4 +1,4 @@
-"""What a pipeline gives back, checked: pictures that are none are said, and never saved or measured."""
+"""Call a pipeline and check its pictures: black or broken ones are an error, never saved or measured."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,7 @@ from imprompt.errors import OutputError
 
 
 def remove_safety_checker(pipe: Any) -> None:
-    """Take a base's safety checker off, in place, where pictures are measured.
-
-    It paints a picture black that it dislikes, and a black picture is no answer to a reference.
-    """
+    """Remove a base's safety checker, in place, where pictures are measured: it makes some of them black."""
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
 
@@ -26,29 +23,29 @@ def call_pipeline(
     *,
     seeds: Sequence[int] | None = None,
 ) -> list[Image.Image]:
-    """Call a pipeline, and return its pictures if every one is what the model made.
+    """Call a pipeline, and return its pictures if every one is the model's own.
 
     Args:
         call: a diffusers pipeline
-        arguments: of its call
-        seeds: what messages call the pictures; their numbers if not given
+        arguments: the arguments of the call
+        seeds: the names of the pictures in messages; by default their numbers
 
     Raises:
         OutputError: a picture that the safety checker painted black, or values that are not finite
     """
     with _watch_casts() as faults:
-        made = call(**arguments)
-    pictures = list(made.images)
-    flags = getattr(made, "nsfw_content_detected", None) or []
+        result = call(**arguments)
+    pictures = list(result.images)
+    flags = getattr(result, "nsfw_content_detected", None) or []
     if black := [number for number, is_flagged in enumerate(flags) if is_flagged]:
         raise OutputError(
-            f"{_named(black, seeds)} was painted black by the base's safety checker; try another seed or "
+            f"{_name(black, seeds)} was painted black by the base's safety checker; try another seed or "
             "prompt, or take the checker off (pipe.safety_checker = None)"
         )
     if faults:
         black = [number for number, picture in enumerate(pictures) if not np.asarray(picture).any()]
         raise OutputError(
-            f"{_named(black or [*range(len(pictures))], seeds)} holds values that are not finite (NaN): "
+            f"{_name(black or [*range(len(pictures))], seeds)} holds values that are not finite (NaN): "
             "compute in float32 or bfloat16, or make the scale smaller"
         )
     return pictures
@@ -66,18 +63,18 @@ def call_pipeline_by_rows(
 
     Args:
         call: receives the rows of a batch as a slice, and the arguments of the pipeline for them
-        arguments: of the pipeline; a list has a value for each row, any other value is for all rows
-        seeds: of the rows' noise
-        batch_size: most rows in one call
+        arguments: arguments of the pipeline; a list has a value for each row, any other value is for all rows
+        seeds: the seed of each row's noise
+        batch_size: the most rows in one call
         advance: called with the number of pictures of each call
     """
     pictures: list[Image.Image] = []
     for start in range(0, len(seeds), batch_size):
         rows = slice(start, start + batch_size)
         batch = {name: value[rows] if isinstance(value, list) else value for name, value in arguments.items()}
-        made = call(rows, {**batch, "generator": make_generators(seeds[rows])})
-        pictures += made
-        advance(len(made))
+        batch_pictures = call(rows, {**batch, "generator": make_generators(seeds[rows])})
+        pictures += batch_pictures
+        advance(len(batch_pictures))
     return pictures
 
 
@@ -88,13 +85,13 @@ def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 @contextmanager
 def _watch_casts() -> Iterator[list[str]]:
-    """Notes where NumPy makes 8-bit values of NaN, as diffusers does silently; for this thread only."""
+    """Record where NumPy converts NaN to 8-bit values, as diffusers does silently, in this thread."""
     faults: list[str] = []
     with np.errstate(invalid="call", call=lambda kind, _: faults.append(kind)):
         yield faults
 
 
-def _named(numbers: Sequence[int], seeds: Sequence[int] | None) -> str:
-    """The first picture, and how many there are besides."""
+def _name(numbers: Sequence[int], seeds: Sequence[int] | None) -> str:
+    """Name the first picture, and count the others."""
     first = f"picture {numbers[0] + 1}" if seeds is None else f"the picture of seed {seeds[numbers[0]]}"
     return first if len(numbers) == 1 else f"{first} (and {len(numbers) - 1} more)"

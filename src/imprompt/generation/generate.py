@@ -1,8 +1,8 @@
-"""Prompts and image prompts → pictures, on any diffusers pipeline.
+"""Generate pictures from prompts and image prompts, on any diffusers pipeline.
 
-Pictures are made one at a time, each from a generator of its own: a seed gives the same picture to the bit,
-alone or as one of many, which no batch can promise (the order of sums in a matrix product depends on the
-batch).
+Pictures are generated one at a time, each with its own random generator, so that a seed gives the same
+picture to the bit, alone or as one of many. A batch cannot promise this, as the order of sums in a matrix
+product depends on its size.
 """
 
 import inspect
@@ -19,15 +19,15 @@ from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.diffusers_internals import report_four_input_channels
 from imprompt.generation.guidance import step_arguments
 from imprompt.generation.job import DEFAULT_STEPS
-from imprompt.generation.models import pipeline_for
-from imprompt.generation.pipeline_results import call_pipeline
+from imprompt.generation.models import derive_pipeline
+from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.generation.settings import Settings, call_arguments, check_settings
 
 References = Sequence[ReferenceLike | list[ReferenceLike]]
-"""Image prompts that act together; see `ImagePromptAdapter.references`."""
+"""Image prompts that act together; see `ImagePromptAdapter.use`."""
 
-Prompted = Sequence[tuple[ImagePromptAdapter, References]]
-"""Every adapter once, with the references that it reads; all act together."""
+AdapterReferences = Sequence[tuple[ImagePromptAdapter, References]]
+"""Adapters with the references that each uses; all act together."""
 
 
 def generate(
@@ -42,7 +42,7 @@ def generate(
     seeds: Sequence[int] = (0,),
     size: int | None = None,
 ) -> list[Image.Image]:
-    """Make one picture for each seed, from all references acting together, and leave the pipeline as it was.
+    """Generate a picture for each seed from all references, and leave the pipeline as it was.
 
     For several adapters, a picture to start from, inpainting and ControlNets: `generate_each`.
 
@@ -50,17 +50,17 @@ def generate(
         pipe: any diffusers text-to-image pipeline with a U-Net, to which this adapter is not attached
         adapter: an adapter that fits it
         references: image prompts; each is a `Reference` (with its own settings) or simply a picture
-        prompt: what the text asks for; "" leaves everything to the image prompts
-        negative_prompt: what the text asks to avoid
+        prompt: the text prompt; "" leaves everything to the image prompts
+        negative_prompt: the text of what to avoid
         guidance_scale: w of classifier-free guidance; at most 1 turns guidance off
-        steps: denoising steps, DEFAULT_STEPS if not given
+        steps: denoising steps, by default DEFAULT_STEPS
         seeds: from 0 to 2**63 - 1; the same seed gives the same picture on the same machine
-        size: width and height in pixels, a multiple of 8; the base's own if not given
+        size: width and height in pixels, a multiple of 8; by default the base's own
 
     Raises:
-        ConfigError: a setting that this base cannot honour
+        ConfigError: a setting that this base cannot honor
         AttachmentError, AdapterMismatch: see `ImagePromptAdapter.attach`
-        InvalidReference, ImageError: see `ImagePromptAdapter.references`
+        InvalidReference, ImageError: see `ImagePromptAdapter.use`
         OutputError: a picture that the base's safety checker painted black, or that is not finite
     """
     settings = Settings(
@@ -75,19 +75,19 @@ def generate(
 
 def generate_each(
     pipe: DiffusionPipeline,
-    prompted: Prompted,
+    prompted: AdapterReferences,
     settings: Settings,
     *,
     seeds: Sequence[int] = (0,),
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[Image.Image]:
-    """Make pictures one after another, each as soon as it is asked for; settings are checked at once.
+    """Generate pictures one after another, each when the iterator reaches it; settings are checked at once.
 
     Args:
-        pipe: as for `generate`; with a picture to start from or a ControlNet, the diffusers pipeline that is
-            meant for that is made from it, and shares its models
-        prompted: adapters, and the references that each reads
-        settings: everything else
+        pipe: as for `generate`; for a picture to start from or a ControlNet, the matching diffusers pipeline
+            is derived from it, with the same models
+        prompted: adapters, and the references that each uses
+        settings: all other settings
         seeds: see `generate`
         on_step: called after every denoising step
 
@@ -95,31 +95,31 @@ def generate_each(
         ImpromptError: as `generate`; those about references come with the first picture.
     """
     check_settings(pipe, settings, seeds)
-    called = pipeline_for(pipe, settings)
-    taken = inspect.signature(type(called).__call__).parameters
+    called = derive_pipeline(pipe, settings)
+    parameters = inspect.signature(type(called).__call__).parameters
     arguments = call_arguments(pipe, settings) | step_arguments(called, settings, on_step)
-    if "height" not in taken:  # image-to-image, which takes it from the picture
+    if "height" not in parameters:  # Image-to-image takes the size from the picture.
         del arguments["width"], arguments["height"]
-    return _pictures(cast(Callable[..., Any], called), prompted, arguments, seeds)
+    return _generate_pictures(cast(Callable[..., Any], called), prompted, arguments, seeds)
 
 
-def _pictures(
-    call: Callable[..., Any], prompted: Prompted, arguments: Mapping[str, Any], seeds: Sequence[int]
+def _generate_pictures(
+    call: Callable[..., Any], prompted: AdapterReferences, arguments: Mapping[str, Any], seeds: Sequence[int]
 ) -> Iterator[Image.Image]:
     with ExitStack() as attached:
         for adapter, references in prompted:
             attached.enter_context(adapter.attach(call))
-            attached.enter_context(adapter.references(*references))
+            attached.enter_context(adapter.use(*references))
         for seed in seeds:
-            # On the CPU, so that a seed means the same noise on every device.
+            # On the CPU, so that a seed is the same noise on every device.
             generator = torch.Generator("cpu").manual_seed(seed)
             with report_four_input_channels(call):
                 (picture,) = call_pipeline(call, {**arguments, "generator": generator}, seeds=[seed])
-            yield _with_rest(picture, arguments)
+            yield _restore_unmasked(picture, arguments)
 
 
-def _with_rest(painted: Image.Image, arguments: Mapping[str, Any]) -> Image.Image:
-    """Where a mask is black the picture stays as it was; the autoencoder would change it a little."""
+def _restore_unmasked(picture: Image.Image, arguments: Mapping[str, Any]) -> Image.Image:
+    """Restore the original where the mask is black; the autoencoder would change it a little."""
     if "mask_image" not in arguments:
-        return painted
-    return Image.composite(painted, arguments["image"], arguments["mask_image"].convert("L"))
+        return picture
+    return Image.composite(picture, arguments["image"], arguments["mask_image"].convert("L"))

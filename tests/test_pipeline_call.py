@@ -14,8 +14,8 @@ from transformers import CLIPConfig
 
 import tiny
 from imprompt.errors import OutputError
-from imprompt.generation.pictures import generate
-from imprompt.generation.pipeline_results import call_pipeline, call_pipeline_by_rows
+from imprompt.generation.generate import generate
+from imprompt.generation.pipeline_call import call_pipeline, call_pipeline_by_rows
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.training.frozen_base import FrozenBase
 
