@@ -1,6 +1,5 @@
 """Load base models and ControlNets by name, and derive the pipeline that a generation needs."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +19,9 @@ from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.settings import Settings
 from imprompt.runtime.files import find_name_fault, shorten
+from imprompt.runtime.foreign_models import explain_failure, is_embedded, is_hub_id
 
 _MINI = "mini"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_pipeline(
@@ -41,15 +40,12 @@ def load_pipeline(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
-    embedded, _, style = name.partition(":")
-    if embedded == _MINI:
-        styled = {"style": style} if style else {}
-        return mini.pipeline(dtype=dtype, **styled).to(device)
+    if is_embedded(name):
+        style = name.partition(":")[2] or None
+        return mini.pipeline(style=style, dtype=dtype).to(device)
     _check_name("base model", name, "model_index.json")
-    try:
+    with explain_failure(f"the base model {name} cannot be loaded"):
         return AutoPipelineForText2Image.from_pretrained(name, dtype=dtype).to(device)
-    except Exception as error:  # foreign folders and a network: this may fail in any way
-        raise UnknownModel(f"the base model {name} cannot be loaded: {_reason(error)}") from error
 
 
 def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
@@ -61,11 +57,9 @@ def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
     if name == _MINI:
         return mini.controlnet(dtype=pipe.dtype).to(pipe.device)
     _check_name("ControlNet", name, "config.json")
-    try:
-        loaded = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
-    except Exception as error:  # as in load_pipeline
-        raise UnknownModel(f"the ControlNet {name} cannot be loaded: {_reason(error)}") from error
-    return cast(Any, loaded).to(pipe.device)
+    with explain_failure(f"the ControlNet {name} cannot be loaded"):
+        controlnet = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
+    return cast(Any, controlnet).to(pipe.device)
 
 
 def make_control_image(picture: Image.Image, model: str) -> Image.Image:
@@ -121,9 +115,5 @@ def _check_name(kind: str, name: str, index: str) -> None:
         raise UnknownModel(f"{name} is a folder without {index}, so no model in diffusers' format")
     if path.is_file():
         raise UnknownModel(f"{name} is a file; a {kind} is a folder in diffusers' format")
-    if not path.exists() and not _HUB_ID.fullmatch(name):
+    if not path.exists() and not is_hub_id(name):
         raise UnknownModel(f"no {kind} {name!r}: no such folder, nor 'mini', nor a hub id (owner/name)")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

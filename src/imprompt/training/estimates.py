@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt import mini
 from imprompt.errors import UnknownModel
-from imprompt.runtime.foreign_models import explain_failure, log_errors_only, parse_source
+from imprompt.runtime.foreign_models import explain_failure, is_embedded, log_errors_only, parse_source
 from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import DTYPES, TAKES, choose_frozen_precision
@@ -164,7 +164,7 @@ def read_settings(model: str, part: str) -> Settings:
     """
     name = str(Path(part, "config.json")) if part else "config.json"
     with explain_failure(f"{model}: {name} cannot be read"):
-        if model.partition(":")[0] == "mini":
+        if is_embedded(model):
             path = mini.WEIGHTS / "base" / name
         else:
             path = Path(model, name) if Path(model).is_dir() else fetch_file(model, name)
@@ -186,7 +186,7 @@ def _inputs(config: TrainingConfig) -> int:
 
 def _encoder_settings(config: TrainingConfig) -> Settings:
     name = config.base.image_encoder
-    if name == "known" and config.base.model.partition(":")[0] != "mini":
+    if name == "known" and not is_embedded(config.base.model):
         raise UnknownModel(f"base.image_encoder: no encoder is known for {config.base.model}; name one")
     if name == "known":
         return json.loads((mini.WEIGHTS / "image_encoder" / "config.json").read_text())

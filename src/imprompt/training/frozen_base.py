@@ -22,7 +22,7 @@ from imprompt.generation.models import load_pipeline
 from imprompt.generation.pipeline_call import remove_safety_checker
 from imprompt.inputs.crop import Crop
 from imprompt.inputs.encoder import ImageEncoder, Input, load_image_encoder
-from imprompt.runtime.foreign_models import log_errors_only
+from imprompt.runtime.foreign_models import is_embedded, log_errors_only
 from imprompt.runtime.precision import Precision, resolve_precision
 from imprompt.training.config import TrainingConfig, Variant
 
@@ -253,7 +253,7 @@ def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
     base = config.base
     if base.image_encoder != "known":
         return load_image_encoder(base.image_encoder)
-    if base.model.partition(":")[0] == "mini":
+    if is_embedded(base.model):
         return load_image_encoder(find_embedded_part(mini.WEIGHTS / "image_encoder"))
     if config.adapter.variant == "faceid":
         return None

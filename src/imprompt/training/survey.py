@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from imprompt import mini
 from imprompt.errors import ImageError, ImpromptError
 from imprompt.inputs.image import decode_image
+from imprompt.runtime.foreign_models import is_embedded
 from imprompt.training.config import FACES, TrainingConfig
 from imprompt.training.estimates import (
     Work,
@@ -144,7 +145,7 @@ def _count(sample: Sample, result: Survey, known_keys: set[int], tokenizer: Any)
 def _tokenizer(config: TrainingConfig) -> Any:
     """Load the first tokenizer of the base; return None if it is not on this machine."""
     model = config.base.model
-    folder = str(mini.WEIGHTS / "base") if model.partition(":")[0] == "mini" else model
+    folder = str(mini.WEIGHTS / "base") if is_embedded(model) else model
     try:
         return AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     except Exception:  # a foreign folder: this may fail in any way, and the count of long captions is no need

@@ -5,7 +5,6 @@ In the form that the Hugging Face hub reads: facts for machines between two line
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from imprompt.errors import TrainingError
 from imprompt.report import format_short
 from imprompt.runtime.environment import PACKAGES
+from imprompt.runtime.foreign_models import is_embedded, is_hub_id, parse_source
 from imprompt.runtime.output import write_atomically
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.watching.commands import is_decoupled, model_options
@@ -24,7 +24,6 @@ from imprompt.training.watching.verdict import judge_adapter
 CARD_FILE = "README.md"
 ADAPTER_FILE = "adapter.safetensors"
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _IN_DIFFUSERS = ("base", "plus", "full-face")
 _FACES = ("faceid", "faceid-plus", "faceid-plusv2")
 
@@ -72,7 +71,7 @@ def _header(history: History) -> str:
 
 def _hub_id(model: str) -> str | None:
     """Return the model if it is a name on the hub; a local folder means nothing to others."""
-    return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else None
+    return model if is_hub_id(model) and not Path(model).exists() else None
 
 
 def _what(history: History) -> str:
@@ -151,7 +150,7 @@ def _encoder(history: History) -> str:
 
 
 def _is_mini(history: History) -> bool:
-    return history.setting("base.model", "mini").partition(":")[0] == "mini"
+    return is_embedded(history.setting("base.model", "mini"))
 
 
 def _with_diffusers(history: History) -> str:
@@ -191,8 +190,8 @@ def _diffusers_code(model: str, encoder: str) -> str:
 
 def _place(encoder: str) -> str:
     """Return what `from_pretrained` takes for "owner/name:folder/in/it"."""
-    name, _, folder = encoder.partition(":")
-    return _quoted(name) + (f", subfolder={_quoted(folder)}" if folder else "")
+    source = parse_source(encoder)
+    return _quoted(source.name) + (f", subfolder={_quoted(source.subfolder)}" if source.subfolder else "")
 
 
 def _data(history: History) -> str:
