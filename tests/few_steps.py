@@ -97,7 +97,7 @@ def take(run: Run, steps: int) -> list[float]:
 
 
 def states(run: Run) -> list[dict[str, Any]]:
-    return [run.checkpoints.load(one) for one in run.checkpoints.every()]
+    return [run.checkpoints.load(one) for one in run.checkpoints.list_complete()]
 
 
 def logged(run: Run, name: str) -> list[float]:

@@ -62,9 +62,11 @@ def test_a_row_is_what_the_frozen_models_make_of_its_sample(
     built = build_cache(config(tmp_path), base)
     row, picture = built.row(7), tiny.picture(seed=7)
     target = make_target(picture, config(tmp_path).data)
-    assert torch.allclose(row["moments"], base.moments(target.pixels[None])[0], atol=1e-5)
-    assert torch.allclose(row["text_embeddings"], base.text(["thing 7"])["text_embeddings"][0], atol=1e-5)
-    seen = base.image_inputs([picture], ["image_embedding"])["image_embedding"]
+    assert torch.allclose(row["moments"], base.encode_targets(target.pixels[None])[0], atol=1e-5)
+    assert torch.allclose(
+        row["text_embeddings"], base.encode_text(["thing 7"])["text_embeddings"][0], atol=1e-5
+    )
+    seen = base.encode_references([picture], ["image_embedding"])["image_embedding"]
     assert torch.allclose(row["image_embedding"], seen, atol=1e-5)
     assert set(row) == {"moments", "text_embeddings", "image_embedding"}
     assert built.caption(7) == "thing 7"
@@ -89,7 +91,7 @@ def test_references_masks_and_faces_are_kept(tmp_path: Path, base: FrozenBase, s
     assert plain["face_embedding"].tolist() == [face(0).tolist()]
     assert built.thumbnails(1).shape == (2, 64, 64, 3)
     assert built.blanks["face_embedding"].tolist() == [0] * 6
-    seen = base.image_inputs([tiny.picture(seed=50)], ["image_features"])["image_features"][0]
+    seen = base.encode_references([tiny.picture(seed=50)], ["image_features"])["image_features"][0]
     assert torch.allclose(full["image_features"][0], seen, atol=1e-5)
 
 
@@ -135,7 +137,7 @@ def test_precision_is_that_of_the_rows(
 def test_a_number_that_the_precision_cannot_hold_is_refused(
     tmp_path: Path, base: FrozenBase, sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "text", lambda captions: {"text_embeddings": torch.full((3, 1, 1), 1e6)})
+    monkeypatch.setattr(base, "encode_text", lambda captions: {"text_embeddings": torch.full((3, 1, 1), 1e6)})
     with pytest.raises(DataError, match="text_embeddings holds numbers that fp16 cannot"):
         build_cache(config(tmp_path, cache={"precision": "fp16"}), base)
 

@@ -132,7 +132,7 @@ def test_a_state_that_is_none_is_passed_over_and_never_run(
     found = saved.load_latest()
     assert found is not None
     assert found[0].step == 2
-    latest = saved.latest()
+    latest = saved.find_latest()
     assert latest is not None
     with pytest.raises(TrainingError, match=message):
         saved.load(latest)
@@ -140,7 +140,7 @@ def test_a_state_that_is_none_is_passed_over_and_never_run(
 
 
 def test_where_every_checkpoint_is_damaged_the_run_is_refused(saved: Checkpoints) -> None:
-    for folder in saved.folders():
+    for folder in saved.list_folders():
         (folder / "checkpoint.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"no checkpoint in .* is as it was written.*begin another one"):
         saved.load_latest()
@@ -170,7 +170,7 @@ def test_a_folder_that_the_user_put_beside_the_checkpoints_stays(saved: Checkpoi
     for step in range(5, 11):
         saved.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
     assert rest(saved.folder / name) == before
-    assert [one.step for one in saved.every()] == [8, 9, 10]
+    assert [one.step for one in saved.list_complete()] == [8, 9, 10]
     assert not (saved.folder / "000002").exists()
 
 
@@ -185,7 +185,7 @@ def test_a_link_among_the_checkpoints_stays_with_what_is_behind_it(saved: Checkp
     assert rest(elsewhere) == before
     assert (saved.folder / "000002").is_symlink()
     assert [path.is_symlink() for path in saved.folder.glob("000006-before-*")] == [True]
-    assert [one.step for one in saved.every()] == [8, 9, 10]
+    assert [one.step for one in saved.list_complete()] == [8, 9, 10]
 
 
 @pytest.mark.parametrize("inside", ["notes.txt", "pictures/a.png", ".hidden"])
@@ -196,7 +196,7 @@ def test_what_the_user_put_into_a_checkpoint_stays(saved: Checkpoints, inside: s
     for step in range(5, 11):
         saved.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
     assert rest(saved.folder / "000002") == {inside: b"mine"}
-    assert [one.step for one in saved.every()] == [8, 9, 10]
+    assert [one.step for one in saved.list_complete()] == [8, 9, 10]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_what_stands_at_the_place_of_a_new_checkpoint_is_moved_aside(saved: Chec
     saved.save(4, {"step": 4, "new": True}, {}, write_extra)
     (aside,) = saved.folder.glob("000004-before-*")
     assert (rest(aside) if aside.is_dir() else aside.read_bytes()) == before
-    latest = saved.latest()
+    latest = saved.find_latest()
     assert latest is not None
     assert saved.load(latest)["new"]
 

@@ -26,7 +26,7 @@ def save(one: Checkpoints, step: int, loss: float | None = None) -> None:
 
 
 def steps(one: Checkpoints) -> list[int]:
-    return [checkpoint.step for checkpoint in one.every()]
+    return [checkpoint.step for checkpoint in one.list_complete()]
 
 
 @settings(max_examples=30, deadline=None)
@@ -41,13 +41,13 @@ def test_the_last_ones_and_the_best_stay(
     judged = [(loss, step) for step, loss in enumerate(losses) if loss is not None]
     best = [min(judged)[1]] if judged else []
     assert steps(one) == sorted({*last, *best})
-    assert one.latest() is not None
+    assert one.find_latest() is not None
 
 
 def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     one = Checkpoints(tmp_path, 2)
     one.save(7, {"step": 7, "weights": [torch.arange(3.0)]}, {}, lambda folder: write(folder / "extra.txt"))
-    latest = one.latest()
+    latest = one.find_latest()
     assert latest is not None
     assert one.load(latest)["weights"][0].tolist() == [0, 1, 2]
     assert set(latest.files) == {"state.pt", "extra.txt"}
@@ -61,7 +61,7 @@ def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     one = Checkpoints(tmp_path, 2)
     for value in (1.0, 2.0):
         one.save(3, {"step": 3, "value": value}, {}, nothing)
-    latest = one.latest()
+    latest = one.find_latest()
     assert latest is not None
     assert one.load(latest)["value"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["000003"]
@@ -77,13 +77,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    targets = {"torch.save": (torch, "save"), "seal": (module, "seal"), "flush": (module, "flush")}
+    targets = {"torch.save": (torch, "save"), "seal": (module, "write_index"), "flush": (module, "flush")}
     if place in targets:
         monkeypatch.setattr(*targets[place], full)
     with pytest.raises(OutputError, match="000002 cannot be written: No space left on device"):
         one.save(2, {"step": 2}, {}, full if place == "write" else nothing)
     monkeypatch.undo()
-    latest = one.latest()
+    latest = one.find_latest()
     assert latest is not None
     assert one.load(latest)["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     one = Checkpoints(tmp_path, 2)
     save(one, 1)
     (tmp_path / "000001" / "state.pt").write_bytes(b"other")
-    latest = one.latest()
+    latest = one.find_latest()
     assert latest is not None
     with pytest.raises(TrainingError, match=r"000001/state.pt is missing or not as it was written"):
         one.load(latest)
@@ -114,4 +114,4 @@ def test_figures_that_are_not_finite_judge_nothing(tmp_path: Path) -> None:
     one = Checkpoints(tmp_path, 1)
     save(one, 1, float("nan"))
     assert json.loads((tmp_path / "000001" / "checkpoint.json").read_text())["figures"] == {}
-    assert one.best() is None
+    assert one.find_best() is None

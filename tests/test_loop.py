@@ -38,7 +38,7 @@ class OneWeight(Objective):
         self.looks += 1
         return {"held-out loss": float((self.weight - 0.25).square().sum())}
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         return Image.new("RGB", (4, 4), "teal")
 
     def save(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ def events(folder: Path) -> list[tuple[int, str]]:
 
 def test_a_run_looks_at_its_start_on_its_way_and_at_its_end(tmp_path: Path) -> None:
     objective = OneWeight()
-    assert run(tmp_path, objective).go()
+    assert run(tmp_path, objective).train()
     assert [path.stem for path in sorted((tmp_path / "samples").iterdir())] == ["000000", "000005", "000010"]
     assert [line["step"] for line in log(tmp_path) if "held-out loss" in line] == [0, 5, 10]
     assert [line["step"] for line in log(tmp_path) if "loss" in line] == list(range(1, 11))
@@ -85,15 +85,15 @@ def test_a_run_looks_at_its_start_on_its_way_and_at_its_end(tmp_path: Path) -> N
 
 def test_a_grid_that_cannot_be_drawn_is_no_reason_to_lose_a_run(tmp_path: Path) -> None:
     class Undrawn(OneWeight):
-        def picture(self) -> Image.Image:
+        def draw_samples(self) -> Image.Image:
             raise RuntimeError("CUDA out of memory\nand so on")
 
-    assert run(tmp_path, Undrawn()).go()
+    assert run(tmp_path, Undrawn()).train()
     assert (5, "no sample grid: CUDA out of memory") in events(tmp_path)
 
 
 def test_a_rate_that_is_never_reached_is_said(tmp_path: Path) -> None:
-    run(tmp_path, OneWeight(), warmup_steps=100, cooldown_steps=5).go()
+    run(tmp_path, OneWeight(), warmup_steps=100, cooldown_steps=5).train()
     told = "the learning rate reaches only 10% of training.learning_rate: 100 steps of warm-up"
     assert any(event.startswith(told) for _, event in events(tmp_path))
 
@@ -101,13 +101,13 @@ def test_a_rate_that_is_never_reached_is_said(tmp_path: Path) -> None:
 def test_whoever_asks_is_told_of_every_sample_grid(tmp_path: Path) -> None:
     seen: list[int] = []
     one = run(tmp_path, OneWeight())
-    one.on_look = lambda folder: seen.append(len(list((folder / "samples").iterdir())))
-    one.go()
+    one.on_samples = lambda folder: seen.append(len(list((folder / "samples").iterdir())))
+    one.train()
     assert seen == [1, 2, 3]
 
 
 def test_the_last_checkpoints_stay_and_the_best_by_what_is_held_out(tmp_path: Path) -> None:
-    run(tmp_path, OneWeight(), steps=12, save_every=1, sample_every=1).go()
+    run(tmp_path, OneWeight(), steps=12, save_every=1, sample_every=1).train()
     kept = [int(path.name) for path in sorted((tmp_path / "checkpoints").iterdir())]
     held_out = {line["step"]: line["held-out loss"] for line in log(tmp_path) if "held-out loss" in line}
     best = min(held_out, key=lambda step: held_out[step])
@@ -117,7 +117,7 @@ def test_the_last_checkpoints_stay_and_the_best_by_what_is_held_out(tmp_path: Pa
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_named(tmp_path: Path) -> None:
     objective = OneWeight((3, 6))
-    assert run(tmp_path, objective).go()
+    assert run(tmp_path, objective).train()
     assert log(tmp_path)[-2]["step"] == 10
     assert [line["skipped steps"] for line in log(tmp_path) if "loss" in line][-1] == 2
     named = "steps were skipped: the gradient of weight was not finite"
@@ -127,7 +127,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_named(tmp_path: Path)
 
 def test_three_in_a_row_go_back_to_the_last_checkpoint_and_the_data_goes_on(tmp_path: Path) -> None:
     objective = OneWeight((5, 6, 7))
-    assert run(tmp_path, objective).go()
+    assert run(tmp_path, objective).train()
     went = "3 steps in a row were not finite: back to the weights of step 6"
     assert (8, went) in events(tmp_path)
     twin = OneWeight((5, 6, 7))
@@ -135,12 +135,12 @@ def test_three_in_a_row_go_back_to_the_last_checkpoint_and_the_data_goes_on(tmp_
     whole.checkpoints.save = lambda *_, **__: None  # type: ignore[method-assign]
     # Without a checkpoint there is nothing to go back to.
     with pytest.raises(TrainingError, match="not finite any more, at weight first"):
-        whole.go()
+        whole.train()
 
 
 def test_a_run_that_stays_sick_ends_with_advice(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"lower training\.learning_rate"):
-        run(tmp_path, OneWeight(tuple(range(3, 10)))).go()
+        run(tmp_path, OneWeight(tuple(range(3, 10)))).train()
     kept = sorted((tmp_path / "checkpoints").glob("*/weight.json"))
     assert kept  # and it is as it was before the sickness
     assert torch.tensor(json.loads(kept[-1].read_text())).isfinite().all()
@@ -155,14 +155,14 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path: Path, 
             return super().loss(batch)
 
     objective = Asked()
-    assert not run(tmp_path, objective).go()
+    assert not run(tmp_path, objective).train()
     assert (tmp_path / "checkpoints" / "000003").is_dir()
     assert events(tmp_path)[-1] == (3, "interrupted; --resume latest goes on from here")
     assert objective.exported == 0
     assert signal.getsignal(which) is not None
     again = run(tmp_path, OneWeight())
     assert again.resume()
-    assert again.go()
+    assert again.train()
     assert (3, "resumed at step 3") in events(tmp_path)
 
 
@@ -174,11 +174,11 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             return super().loss(batch)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Impatient()).go()
+        run(tmp_path, Impatient()).train()
 
 
 def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    run(tmp_path, OneWeight(), steps=2).go()
+    run(tmp_path, OneWeight(), steps=2).train()
     other = OneWeight()
     other.weight = nn.Parameter(torch.zeros(3))
     with pytest.raises(TrainingError, match="are of another model"):

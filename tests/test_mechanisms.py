@@ -79,7 +79,7 @@ def call(*prompts: str, seeds: int = 0, **more: Any) -> dict[str, Any]:
 
 
 def drawn(mechanism: Mechanism, pipe: Any, *seeds: int, scale: float = 1.0, text: str = "") -> np.ndarray:
-    return pixels(mechanism.pictures(pipe, images(*seeds), scale, call(*[text] * len(seeds))))
+    return pixels(mechanism.generate(pipe, images(*seeds), scale, call(*[text] * len(seeds))))
 
 
 def pixels(pictures: list[Image.Image]) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_the_text_acts_beside_the_image_where_it_is_said_to(kind: str, pipe: Any
 def test_unclip_begins_as_the_base_bit_for_bit(pipe: Any) -> None:
     base = plain(pipe, "a cat", "")
     mechanism = UnclipMechanism(TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet)), pipe)
-    pictures = mechanism.pictures(pipe, images(1, 2), 1.0, call("a cat", ""))
+    pictures = mechanism.generate(pipe, images(1, 2), 1.0, call("a cat", ""))
     assert np.array_equal(pixels(pictures), base)
 
 
@@ -193,7 +193,7 @@ def test_training_and_drawing_see_the_same(kind: str, pipe: Any) -> None:
         lambda module, args, kwargs, output: seen.append((args, kwargs, output)), with_kwargs=True
     )
     more = call("a cat", guidance_scale=1.0) | {"num_inference_steps": 1}
-    mechanism.pictures(pipe, images(1), 1.0, more)
+    mechanism.generate(pipe, images(1), 1.0, more)
     hook.remove()
     (args, _, output), *_ = seen
     text = pipe.encode_prompt(["a cat"], pipe.device, 1, False)[0]
@@ -270,7 +270,7 @@ def test_an_error_on_the_way_leaves_no_hook(kind: str, pipe: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mechanism.pictures(pipe, images(1), 1.0, call("", callback_on_step_end=fail))
+        mechanism.generate(pipe, images(1), 1.0, call("", callback_on_step_end=fail))
     mechanism.detach()
     assert_same_state(before, state_of(pipe))
 
@@ -287,7 +287,7 @@ def test_every_mechanism_works_beside_a_controlnet(kind: str, pipe: Any) -> None
 
     def both(strength: float) -> np.ndarray:
         more = call("", "", image=[edges, edges], controlnet_conditioning_scale=strength)
-        return pixels(mechanism.pictures(controlled, images(1, 2), 1.0, more))
+        return pixels(mechanism.generate(controlled, images(1, 2), 1.0, more))
 
     without = both(0.0)
     assert np.abs(without - drawn(mechanism, pipe, 1, 2)).max() <= 1
@@ -313,7 +313,7 @@ def test_a_base_that_reads_a_pooled_text_is_refused(kind: str) -> None:
 def test_image_prompts_that_are_not_as_many_as_prompts_are_refused(kind: str, pipe: Any) -> None:
     mechanism = made(kind, pipe)
     with pytest.raises(InvalidReference, match="2 image prompts need as many prompts"):
-        mechanism.pictures(pipe, images(1, 2), 1.0, call(""))
+        mechanism.generate(pipe, images(1, 2), 1.0, call(""))
 
 
 @pytest.mark.parametrize("kind", ["unclip", "two-stream"])

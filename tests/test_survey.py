@@ -17,8 +17,8 @@ from imprompt.errors import DataError
 from imprompt.runtime import precision
 from imprompt.training import survey as surveying
 from imprompt.training.config import TrainingConfig, parse_config
-from imprompt.training.estimates import Work, cached_bytes, count_work, read_shapes, step_memory
-from imprompt.training.survey import print_survey, size_in_words, survey, time_in_words
+from imprompt.training.estimates import Work, count_work, estimate_memory, estimate_sample_bytes, read_shapes
+from imprompt.training.survey import print_survey, size_in_words, survey_data, time_in_words
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_survey_counts_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "000004.txt").unlink()
     for suffix in ("png", "txt"):
         shutil.copy(tmp_path / f"000005.{suffix}", tmp_path / f"000006.{suffix}")
-    found = survey(config(source))
+    found = survey_data(config(source))
     assert (found.count, found.examined, found.references, found.duplicates) == (7, 7, 1, 1)
     assert (found.without_caption, found.cut_captions, found.enlarged) == (1, 1, 5)
     assert found.buckets == {(128, 128): 5}
@@ -69,7 +69,7 @@ def test_a_survey_counts_what_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_buckets_are_counted(tmp_path: Path) -> None:
-    found = survey(config(data_sets.write_folder(tmp_path), data={"buckets": True, "bucket_step": 8}))
+    found = survey_data(config(data_sets.write_folder(tmp_path), data={"buckets": True, "bucket_step": 8}))
     assert sum(found.buckets.values()) == 5
     assert len(found.buckets) > 1
 
@@ -80,7 +80,7 @@ def test_of_much_data_an_even_share_is_looked_at(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(surveying, "PART_SIZE", 2)
     progress: list[tuple[int, int]] = []
     source = data_sets.write_folder(tmp_path, count=20)
-    found = survey(config(source), lambda done, total: progress.append((done, total)))
+    found = survey_data(config(source), lambda done, total: progress.append((done, total)))
     assert (found.count, found.examined) == (20, 6)
     assert progress[-1] == (6, 6)
     assert "20; looked at 6, evenly spread" in said(found)
@@ -88,12 +88,12 @@ def test_of_much_data_an_even_share_is_looked_at(tmp_path: Path, monkeypatch: py
 
 def test_a_source_that_is_not_there_is_an_error() -> None:
     with pytest.raises(DataError, match="there is no nowhere"):
-        survey(config("nowhere"))
+        survey_data(config("nowhere"))
 
 
 def test_a_base_that_is_not_here_leaves_the_estimate_open(tmp_path: Path) -> None:
     source = data_sets.write_folder(tmp_path)
-    found = survey(config(source, base={"model": str(tmp_path), "image_encoder": str(tmp_path)}))
+    found = survey_data(config(source, base={"model": str(tmp_path), "image_encoder": str(tmp_path)}))
     assert found.cut_captions is None
     assert "not known" in found.estimates["memory, time"]
     assert "the base's tokenizer is not here" in said(found)
@@ -101,7 +101,7 @@ def test_a_base_that_is_not_here_leaves_the_estimate_open(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("quick")
 def test_missing_faces_are_counted_where_they_are_needed(tmp_path: Path) -> None:
-    found = survey(config(data_sets.write_folder(tmp_path), adapter={"variant": "faceid"}))
+    found = survey_data(config(data_sets.write_folder(tmp_path), adapter={"variant": "faceid"}))
     assert found.without_face == 5
 
 
@@ -119,9 +119,9 @@ def test_the_work_on_the_embedded_base_is_counted_on_its_real_shapes() -> None:
     layers = mini.adapter().layers
     assert work.trained == sum(parameter.numel() for parameter in layers.parameters())
     # 2 × 48 × 8 × 8 latents, 40 × 192 of text, 256 of the embedding; 4 bytes each
-    assert cached_bytes(run, shapes) == 4 * (2 * 48 * 8 * 8 + 40 * 192 + 256)
+    assert estimate_sample_bytes(run, shapes) == 4 * (2 * 48 * 8 * 8 + 40 * 192 + 256)
     assert work.activations > 100_000
-    one, two = (step_memory(config("x", training={"passes": n}), work, on_cpu=True) for n in (1, 2))
+    one, two = (estimate_memory(config("x", training={"passes": n}), work, on_cpu=True) for n in (1, 2))
     assert one - two == 4 * 32 * work.activations
 
 
@@ -129,7 +129,7 @@ def test_bfloat16_halves_the_frozen_weights_and_the_activations(monkeypatch: pyt
     monkeypatch.setattr(precision, "find_fastest_precision", lambda device: "bf16")
     work = Work(frozen=100, trained=0, activations=10, operations=1)
     wide, narrow = (
-        step_memory(config("x", training={"precision": name}), work, on_cpu=False)
+        estimate_memory(config("x", training={"precision": name}), work, on_cpu=False)
         for name in ("fp32", "auto")
     )
     assert wide == 2 * narrow
@@ -143,7 +143,7 @@ def test_what_learns_of_the_u_net_is_all_or_nothing_beside_the_method(mechanism:
     assert work.operations * 2 == decoupled.operations * (3 if learns else 2)
     # A trained parameter is there six times: gradient, two moments, average, and as it was before.
     run = config("x", adapter={"mechanism": mechanism})
-    taken = step_memory(run, work, on_cpu=True) - 4 * 64 * work.activations
+    taken = estimate_memory(run, work, on_cpu=True) - 4 * 64 * work.activations
     assert taken == 24 * learns + 4 * work.frozen
 
 

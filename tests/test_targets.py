@@ -13,7 +13,7 @@ from PIL import Image
 import tiny
 from imprompt.errors import ImageError
 from imprompt.training.config import DataSettings
-from imprompt.training.targets import list_buckets, make_mask, make_target, target_size
+from imprompt.training.targets import choose_target_size, list_buckets, make_mask, make_target
 
 few = examples(max_examples=30)
 
@@ -58,7 +58,7 @@ def test_a_known_picture_is_cut_where_torchvision_cuts_it() -> None:
 def test_a_target_is_a_window_of_the_resized_picture(width: int, height: int, data: DataSettings) -> None:
     picture = tiny.picture(width=width, height=height)
     target = make_target(picture, data)
-    wide, high = target_size(width, height, data)
+    wide, high = choose_target_size(width, height, data)
     assert target.pixels.shape == (3, high, wide)
     assert target.pixels.abs().max() <= 1
     original_height, original_width, top, left, target_height, target_width = target.size_condition
@@ -93,7 +93,7 @@ def test_a_picture_gets_the_bucket_nearest_in_proportions(
     def distance(bucket: tuple[int, int]) -> float:
         return abs(math.log(bucket[0] / bucket[1]) - math.log(width / height))
 
-    chosen = target_size(width, height, data)
+    chosen = choose_target_size(width, height, data)
     assert distance(chosen) == min(distance(bucket) for bucket in list_buckets(data))
 
 

@@ -88,7 +88,7 @@ def test_every_way_trains_what_it_should_and_nothing_else(home: Path, name: str)
     base = frozen(row.kind, row.dtype, **row.schedule)
     run = build_run(config(home, name, row.data, **row.changes), base)
     before = hash_weights(*base.modules)
-    assert run.go()
+    assert run.train()
     assert hash_weights(*base.modules) == before
     assert all(p.grad is None and not p.requires_grad for module in base.modules for p in module.parameters())
     losses = logged(run, "loss")
@@ -114,7 +114,7 @@ def assert_every_checkpoint_draws(run: Run) -> None:
         shown = np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0])
     objective.mechanism.attachment.detach()
     drawn = []
-    for one in run.checkpoints.every():
+    for one in run.checkpoints.list_complete():
         adapter = load_adapter(one.folder / "adapter.safetensors", image_encoder=None)
         objective.mechanism = DecoupledMechanism(adapter, objective.base.pipe)
         drawn.append(np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0]))

@@ -80,7 +80,7 @@ def test_the_simple_adapter_trains_its_projection_alone(home: Path) -> None:
     base = frozen()
     run = build_run(config(home, "simple", adapter__mechanism="concatenated"), base)
     before = hash_weights(base.unet)
-    assert run.go()
+    assert run.train()
     assert hash_weights(base.unet) == before
     assert {name.removeprefix("trained.").split(".")[0] for name in run.optimizer.names} == {"proj", "norm"}
     first, *_, last = states(run)
@@ -129,7 +129,7 @@ def test_fine_tuning_begins_with_the_files_weights_and_changes_them_all(
     adapter: ImagePromptAdapter = run.objective.mechanism.trained  # pyright: ignore
     given = load_adapter(path, image_encoder=None).state_dict()
     assert all(torch.equal(value, given[name]) for name, value in adapter.state_dict().items())
-    assert run.go()
+    assert run.train()
     assert not any(torch.equal(value, given[name]) for name, value in adapter.state_dict().items())
 
 
@@ -184,13 +184,13 @@ def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_we
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", told := StandIn())
     drawn: list[tuple[Sequence[str], float]] = []
-    pictures = DecoupledMechanism.pictures
+    generate = DecoupledMechanism.generate
 
     def noted(self: Any, pipe: Any, images: Any, scale: float, call: Mapping[str, Any]) -> Any:
         drawn.append((call["prompt"], scale))
-        return pictures(self, pipe, images, scale, call)
+        return generate(self, pipe, images, scale, call)
 
-    monkeypatch.setattr(DecoupledMechanism, "pictures", noted)
+    monkeypatch.setattr(DecoupledMechanism, "generate", noted)
     asked = {
         "watch__references": 2,
         "watch__prompts": ["", "own"],
@@ -198,7 +198,7 @@ def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_we
         "watch__wandb": "adapters",
     }
     run = build_run(config(home, "watched", training__steps=1, **asked), frozen())
-    assert run.go()
+    assert run.train()
     samples: Any = run.objective.samples  # pyright: ignore[reportAttributeAccessIssue]
     own = [samples.caption(int(row)) for row in samples.held_out]
     silent = ["", ""]

@@ -61,7 +61,7 @@ def elsewhere(settings: dict[str, Any], output: Path) -> dict[str, Any]:
 
 def digest(run: Path) -> dict[str, str]:
     """SHA-256 of the finished adapter's file, and of everything that an exact continuation would need."""
-    latest = Checkpoints(run / "checkpoints", 2).latest()
+    latest = Checkpoints(run / "checkpoints", 2).find_latest()
     assert latest is not None
     state = Checkpoints(run / "checkpoints", 2).load(latest)
     tensors = [*state.get("trained", []), *state.get("averaged", [])]
@@ -93,7 +93,7 @@ def test_twenty_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_
             process = training_processes.started(training_processes.train, target)
             killed = training_processes.kill_after(process, rng.uniform(0.3 * seconds, seconds))
         kills += killed
-        latest = Checkpoints(Path(target["output"]) / "checkpoints", 2).latest()
+        latest = Checkpoints(Path(target["output"]) / "checkpoints", 2).find_latest()
         assert latest is None or Checkpoints(latest.folder.parent, 2).load(latest)["step"] == latest.step
         if not killed:  # it came to its end: look at it, and begin another one
             assert digest(Path(target["output"])) == digest(whole)
@@ -117,7 +117,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
 
     monkeypatch.setattr(Run, "train_step", asked)
     train_adapter(parse_config(target, "test"))
-    latest = Checkpoints(tmp_path / "run" / "checkpoints", 2).latest()
+    latest = Checkpoints(tmp_path / "run" / "checkpoints", 2).find_latest()
     assert latest is not None
     assert latest.step == step
     assert "interrupted" in (tmp_path / "run" / "log.jsonl").read_text()
@@ -137,7 +137,7 @@ def test_without_an_average_the_adapters_file_holds_the_weights_once(
     training_processes.finished(training_processes.train, short)
     training_processes.finished(training_processes.train, parts)
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
-    latest = Checkpoints(tmp_path / "parts" / "checkpoints", 2).latest()
+    latest = Checkpoints(tmp_path / "parts" / "checkpoints", 2).find_latest()
     assert latest is not None
     weights = sum(
         p.numel()
@@ -163,7 +163,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     with pytest.raises(OutputError, match="000004 cannot be written: No space left on device"):
         train_adapter(parse_config(target, "test"))
     monkeypatch.undo()
-    latest = Checkpoints(tmp_path / "run" / "checkpoints", 2).latest()
+    latest = Checkpoints(tmp_path / "run" / "checkpoints", 2).find_latest()
     assert latest is not None
     assert latest.step == 2
     load_adapter(latest.folder / "adapter.safetensors", image_encoder=None)

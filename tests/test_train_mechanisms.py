@@ -44,7 +44,7 @@ def test_a_mechanism_trains_and_goes_on_bit_for_bit(home: Path, way: str) -> Non
     whole, base = run_of(home, way, "whole")
     settings: Any = whole.objective.config  # pyright: ignore[reportAttributeAccessIssue]
     before = hash_weights(*list_frozen_modules(settings, base)), hash_weights(base.unet)
-    assert whole.go()
+    assert whole.train()
     assert np.isfinite(logged(whole, "loss")).all()
     assert hash_weights(*list_frozen_modules(settings, base)) == before[0]
     assert (hash_weights(base.unet) != before[1]) == settings.trains_base
@@ -54,7 +54,7 @@ def test_a_mechanism_trains_and_goes_on_bit_for_bit(home: Path, way: str) -> Non
     for steps in (1, STEPS):
         part, _ = run_of(home, way, "parts", training__steps=steps, training__warmup_steps=0)
         assert part.resume() == (steps > 1)
-        assert part.go()
+        assert part.train()
     path = whole.folder / "adapter.safetensors"
     assert (part.folder / "adapter.safetensors").read_bytes() == path.read_bytes()
     said = read_metadata(path)
@@ -75,12 +75,12 @@ def assert_it_draws_what_the_run_draws(run: Run) -> None:
 
 def test_without_an_average_the_file_holds_the_weights_and_the_run_goes_on(home: Path) -> None:
     whole, _ = run_of(home, "unclip", "plain", training__ema_decay=0.0)
-    assert whole.go()
+    assert whole.train()
     assert "trained" not in states(whole)[-1]
     for steps in (1, STEPS):
         part, _ = run_of(home, "unclip", "plain-parts", training__ema_decay=0.0, training__steps=steps)
         part.resume()
-        assert part.go()
+        assert part.train()
     names = [run.folder / "adapter.safetensors" for run in (whole, part)]
     assert names[0].read_bytes() == names[1].read_bytes()
 
@@ -106,8 +106,10 @@ def test_the_first_loss_of_unclip_is_the_bases_with_any_image(home: Path) -> Non
 
 def test_a_checkpoint_says_at_which_step_it_was_made(home: Path) -> None:
     run, _ = run_of(home, "concatenated", "steps")
-    assert run.go()
-    said = [read_tensors(one.folder / "adapter.safetensors").metadata for one in run.checkpoints.every()]
+    assert run.train()
+    said = [
+        read_tensors(one.folder / "adapter.safetensors").metadata for one in run.checkpoints.list_complete()
+    ]
     assert [one["steps"] for one in said] == [str(step) for step in range(STEPS + 1)]
 
 

@@ -3,12 +3,12 @@
 import ast
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from settings_tables import BEGIN, END, build_tables, insert_tables
 
 from imprompt import cli
 from imprompt.training.config import parse_config
@@ -17,10 +17,6 @@ from imprompt.training.presets import merge_settings
 from imprompt.training.synonyms import COUNTERPARTS
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from settings_tables import BEGIN, END, build_tables, insert_tables  # noqa: E402 - it stands in scripts/
-
 GUIDE = (ROOT / "docs" / "training.md").read_text()
 SETTINGS = (ROOT / "docs" / "training-settings.md").read_text()
 MESSAGES = (ROOT / "docs" / "training-messages.md").read_text()

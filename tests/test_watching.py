@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from imprompt.errors import ConfigError, MissingExtra, OutputError, TrainingError
 from imprompt.training.config import parse_config
 from imprompt.training.watching import Display, RunLog, write_card, write_environment, write_page
-from imprompt.training.watching.history import duration, read_history, without_folders
-from imprompt.training.watching.verdict import judge
+from imprompt.training.watching.history import format_duration, read_history, strip_folders
+from imprompt.training.watching.verdict import judge_adapter
 from page_reading import read_page
 
 
@@ -66,7 +66,7 @@ def test_a_figure_is_logged_with_six_digits_or_as_null(
     tmp_path_factory: pytest.TempPathFactory, figure: float, step: int
 ) -> None:
     with RunLog(tmp_path_factory.mktemp("run"), config={}) as log:
-        log.figures(step, {"loss": figure})
+        log.write_figures(step, {"loss": figure})
     (line,) = logged(log.folder)
     assert line["step"] == step
     if math.isfinite(figure):
@@ -84,8 +84,8 @@ def test_a_resumed_run_forgets_what_was_said_of_later_steps(
     folder = tmp_path_factory.mktemp("run")
     with RunLog(folder, config={}) as log:
         for step in sorted(steps):
-            log.figures(step, {"loss": step / 7})
-            log.picture(step, Image.new("RGB", (4, 4)), "")
+            log.write_figures(step, {"loss": step / 7})
+            log.write_picture(step, Image.new("RGB", (4, 4)), "")
     before = logged(folder)
     RunLog(folder, config={}, from_step=at).close()
     assert logged(folder) == [line for line in before if line["step"] <= at]
@@ -95,20 +95,20 @@ def test_a_resumed_run_forgets_what_was_said_of_later_steps(
 
 def test_a_new_run_in_an_old_folder_begins_a_new_log(tmp_path: Path) -> None:
     with RunLog(tmp_path, config={}) as log:
-        log.event(0, "started")
+        log.write_event(0, "started")
     with RunLog(tmp_path, config={}) as log:
-        log.event(0, "started anew")
+        log.write_event(0, "started anew")
     assert [line["event"] for line in logged(tmp_path)] == ["started anew"]
 
 
 def test_the_line_that_a_killed_run_left_unfinished_is_dropped_at_resume(tmp_path: Path) -> None:
     with RunLog(tmp_path, config={}) as log:
-        log.figures(10, {"loss": 0.5})
+        log.write_figures(10, {"loss": 0.5})
     with log.path.open("a") as file:
         file.write('{"step": 20, "ti')
     assert read_history(tmp_path).finite("loss") == [(10, 0.5)]
     with RunLog(tmp_path, config={}, from_step=10) as log:
-        log.figures(20, {"loss": 0.25})
+        log.write_figures(20, {"loss": 0.25})
     assert [line["loss"] for line in logged(tmp_path)] == [0.5, 0.25]
 
 
@@ -116,12 +116,12 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with RunLog(tmp_path, config={}) as log:
         log.path.symlink_to("/dev/full")
         with pytest.raises(OutputError, match=r"log\.jsonl cannot be written: No space left"):
-            log.event(1, "started")
+            log.write_event(1, "started")
 
 
 def test_a_grid_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunLog(tmp_path, config={}) as log:
-        path = log.picture(300, Image.new("RGB", (8, 8), "red"), "λ = 1")
+        path = log.write_picture(300, Image.new("RGB", (8, 8), "red"), "λ = 1")
         before = path.read_bytes()
 
         def half(self: Image.Image, file: Path, *args: Any, **options: Any) -> None:
@@ -130,7 +130,7 @@ def test_a_grid_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
 
         monkeypatch.setattr(Image.Image, "save", half)
         with pytest.raises(OutputError, match="No space left"):
-            log.picture(300, Image.new("RGB", (8, 8), "blue"), "")
+            log.write_picture(300, Image.new("RGB", (8, 8), "blue"), "")
     assert path == tmp_path / "samples" / "000300.png"
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["000300.png"]
@@ -144,9 +144,9 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
     for start, value in ((0, 1.0), (10, 2.0)):
         with RunLog(tmp_path, config={}, from_step=start) as log:
             for step in (10, 20, 30)[start // 10 :]:
-                log.figures(step, {"loss": value})
-            log.picture(30, Image.new("RGB", (4, 4)), "")
-            log.event(30, "finished")
+                log.write_figures(step, {"loss": value})
+            log.write_picture(30, Image.new("RGB", (4, 4)), "")
+            log.write_event(30, "finished")
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(seen.step, seen.value) for seen in board.Scalars("loss")] == [(10, 1.0), (20, 2.0), (30, 2.0)]
     assert board.Tags()["images"] == ["samples"]
@@ -189,8 +189,8 @@ def test_weights_and_biases_gets_configuration_figures_and_pictures(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", module := StandIn())
     with RunLog(tmp_path / "cats", config={"preset": "mini"}, wandb="adapters") as log:
-        log.figures(20, {"loss": 0.5})
-        log.picture(20, Image.new("RGB", (4, 2)), "step 20")
+        log.write_figures(20, {"loss": 0.5})
+        log.write_picture(20, Image.new("RGB", (4, 2)), "step 20")
     begun, metric, *reported = module.told
     assert (begun["project"], begun["name"], begun["config"]) == ("adapters", "cats", {"preset": "mini"})
     assert metric == ("*", "step")
@@ -236,7 +236,7 @@ def test_the_environment_says_what_ran_and_not_where(tmp_path: Path, monkeypatch
 def test_the_bar_fits_into_any_terminal(width: int, step: int, loss: float) -> None:
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     display = Display(900, 0, console)
-    display.figures(step, {"loss": loss, "samples/s": 94.2, "waiting": 0.02, "skipped steps": 3})
+    display.show_figures(step, {"loss": loss, "samples/s": 94.2, "waiting": 0.02, "skipped steps": 3})
     lines = console.render_lines(display.line, pad=False)
     assert len(lines) == 1
     assert sum(segment.cell_length for segment in lines[0]) < max(width, 2)
@@ -245,7 +245,7 @@ def test_the_bar_fits_into_any_terminal(width: int, step: int, loss: float) -> N
 def test_a_wide_terminal_says_everything() -> None:
     file = io.StringIO()
     with Display(900, 300, Console(file=file, width=150, force_terminal=True)) as display:
-        display.figures(600, {"loss": 0.1234, "samples/s": 94.2, "waiting": 0.02, "skipped steps": 3})
+        display.show_figures(600, {"loss": 0.1234, "samples/s": 94.2, "waiting": 0.02, "skipped steps": 3})
     said = file.getvalue()
     for word in ("600/900", "left", "loss 0.1234", "94.2 samples/s", "waiting 2 %", "3 skipped", "━"):
         assert word in said
@@ -254,11 +254,11 @@ def test_a_wide_terminal_says_everything() -> None:
 def test_without_a_terminal_there_is_a_plain_line_for_every_log() -> None:
     file = io.StringIO()
     with Display(900, 0, Console(file=file, width=20)) as display:
-        display.event(0, "started [down.0]")
+        display.show_event(0, "started [down.0]")
         for step in range(1, 50):
             display.advance(step)
-        display.figures(50, {"loss": 0.25, "waiting": 0.5})
-        display.figures(50, {"held-out loss": 0.125, "gap to shuffled": -0.001})
+        display.show_figures(50, {"loss": 0.25, "waiting": 0.5})
+        display.show_figures(50, {"held-out loss": 0.125, "gap to shuffled": -0.001})
     started, training, looked = file.getvalue().splitlines()
     assert started == "step 0  started [down.0]"
     assert re.fullmatch(r"step 50/900  \d:\d\d:\d\d left  loss 0\.2500  waiting 50 %", training)
@@ -296,14 +296,14 @@ def test_of_two_lines_on_one_step_the_later_counts(tmp_path: Path) -> None:
     ],
 )
 def test_only_absolute_paths_lose_their_folders(text: str, kept: str) -> None:
-    assert without_folders(text) == kept
+    assert strip_folders(text) == kept
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(42, "42 s"), (1234, "21 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")]
 )
 def test_durations_are_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 # The verdict
@@ -312,18 +312,18 @@ def test_durations_are_in_words(seconds: float, words: str) -> None:
 @pytest.mark.parametrize(
     ("gaps", "trend", "words"),
     [
-        ([], "unknown", "Nothing can be said yet"),
+        ([], "unknown", "There is no verdict yet"),
         ([0.0, 0.0001, -0.0002, 0.0003], "none", "does not read its reference"),
         ([0.0, 0.01], "early", "too early"),
         ([0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], "rising", "this gap is rising"),
-        ([0.0, 0.03, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05], "level", "does not rise any more"),
+        ([0.0, 0.03, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05], "level", "no longer rises"),
         ([0.0, 0.03, 0.05, 0.06, 0.06, 0.05, 0.04, 0.03], "falling", "look at earlier checkpoints"),
         ([0.0, 0.01, -0.02, -0.03], "none", "lowers the loss by 0.03 (12.0 % of the held-out loss)"),
     ],
 )
 def test_the_verdict_follows_the_gap(tmp_path: Path, gaps: list[float], trend: str, words: str) -> None:
     figures = {"held-out loss": [0.25] * max(len(gaps), 1), "gap to shuffled": gaps}
-    verdict = judge(read_history(run_folder(tmp_path / "cats", figures)))
+    verdict = judge_adapter(read_history(run_folder(tmp_path / "cats", figures)))
     assert verdict.trend == trend
     assert words in verdict.sentence
 
@@ -379,7 +379,7 @@ def test_a_page_shows_figures_curves_grids_settings_and_commands(tmp_path: Path)
 
 def test_a_page_can_be_made_of_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
     words = read_page(write_page(tmp_path)).words
-    assert "Nothing can be said yet" in words
+    assert "There is no verdict yet" in words
 
 
 def test_the_page_of_a_finished_run_says_so_and_how_to_draw(tmp_path: Path) -> None:

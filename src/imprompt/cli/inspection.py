@@ -74,9 +74,9 @@ def inspect_file(file: Path) -> Inspection:
 
 def _inspect_folder(folder: Path) -> Inspection:
     """Recognize a model in diffusers' or transformers' format by its index file."""
-    for index, key in (("model_index.json", "_class_name"), ("config.json", "_class_name")):
+    for index in ("model_index.json", "config.json"):
         content = _read_json(folder / index)
-        kind = content.get(key) or next(iter(content.get("architectures", ())), None)
+        kind = content.get("_class_name") or next(iter(content.get("architectures", ())), None)
         if kind:
             return Inspection({"kind": "a model in a folder", "class": str(kind)})
     raise CheckpointError(f"{folder} is a folder, not an adapter file")

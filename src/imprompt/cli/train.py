@@ -74,7 +74,7 @@ def train(
     quiet_libraries()
     if check:
         survey = import_with_extra("imprompt.training.survey", "train")
-        survey.print_survey(survey.survey(run_config))
+        survey.print_survey(survey.survey_data(run_config))
     elif cache_only:
         typer.echo(import_with_extra("imprompt.training.adapters", "train").build_cache_only(run_config))
     else:

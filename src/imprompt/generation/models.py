@@ -19,7 +19,7 @@ from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.settings import Settings
 from imprompt.runtime.files import find_name_fault, shorten
-from imprompt.runtime.foreign_models import explain_failure, is_hub_id
+from imprompt.runtime.foreign_models import explain_failure, is_embedded, is_hub_id
 
 _MINI = "mini"
 
@@ -40,9 +40,9 @@ def load_pipeline(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
-    embedded, _, style = name.partition(":")
-    if embedded == _MINI:
-        return mini.pipeline(dtype=dtype, **({"style": style} if style else {})).to(device)
+    if is_embedded(name):
+        style = name.partition(":")[2] or None
+        return mini.pipeline(style=style, dtype=dtype).to(device)
     _check_name("base model", name, "model_index.json")
     with explain_failure(f"the base model {name} cannot be loaded"):
         return AutoPipelineForText2Image.from_pretrained(name, dtype=dtype).to(device)

@@ -14,13 +14,12 @@ from PIL import Image
 from imprompt.report.blocks import Report
 from imprompt.report.page import render_small_page, render_whole_page
 from imprompt.report.summary import collect_report_data, to_plain
-from imprompt.runtime.environment import describe_environment
+from imprompt.runtime.environment import PACKAGES, describe_environment
 from imprompt.runtime.output import make_folder, write_atomically
 
 PAGE_FILE, SMALL_PAGE_FILE, SUMMARY_FILE = "index.html", "index-small.html", "summary.json"
 SCORES_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
 
-_PACKAGES = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 _PAGE_FACTS = ("command", "commit", "device", "imprompt", "torch", "diffusers", "transformers")
 """Facts of the environment that the page lists after the report's own facts."""
 
@@ -90,7 +89,7 @@ def _write_parquet(values: Sequence[Mapping[str, Any]], path: Path) -> list[Path
 def write_summary(summary: Mapping[str, Any], path: Path) -> None:
     """Write the summary as JSON, with the versions, the commit, the device and the command that made it."""
     facts = describe_environment()
-    versions = {name: facts.pop(name) for name in _PACKAGES if name in facts}
+    versions = {name: facts.pop(name) for name in PACKAGES if name in facts}
     with write_atomically(path) as part:
         text = json.dumps(
             to_plain({**summary, "versions": versions, "environment": facts}), indent=1, ensure_ascii=False

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+PACKAGES = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
+"""The packages whose versions are stored with a result."""
+
 
 def describe_environment() -> dict[str, Any]:
     """Return versions, commit (of a checkout), device, threads and command of this process.
@@ -17,7 +20,6 @@ def describe_environment() -> dict[str, Any]:
     """
     import torch
 
-    packages = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
     facts = {
         "command": _format_command(sys.argv),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _name_processor(),
@@ -25,7 +27,7 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
     }
     commit = _find_commit(Path(__file__).parent)
     return facts | ({"commit": commit} if commit else {})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from imprompt.errors import UnknownModel
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class ModelSource(NamedTuple):
@@ -35,6 +35,11 @@ def parse_source(source: str | Path) -> ModelSource:
         return ModelSource(str(source))
     repository, _, subfolder = str(source).partition(":")
     return ModelSource(repository, subfolder)
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a base model's name means the embedded one: "mini" or "mini:STYLE"."""
+    return name.partition(":")[0] == "mini"
 
 
 def is_hub_id(name: str) -> bool:

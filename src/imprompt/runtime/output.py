@@ -82,6 +82,19 @@ def write_atomically(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_if_changed(path: Path, data: bytes) -> None:
+    """Write a file atomically; one with the same content stays untouched, as its folder may be read-only.
+
+    Raises:
+        OutputError: the file cannot be written
+    """
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
+    with write_atomically(path) as part:
+        part.write_bytes(data)
+
+
 def save_picture(picture: "Image.Image", path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
     """Write a picture and its settings as PNG, atomically.
 

@@ -135,6 +135,13 @@ def replace_setting(values: dict[str, Any], setting: str) -> None:
     values[last] = value
 
 
+def find_setting(values: Any, key: str, otherwise: Any = None) -> Any:
+    """Return the value of a dotted key in nested groups, or `otherwise` if it is missing."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return otherwise if values is None else values
+
+
 def explain_fault(
     error: ValidationError,
     kind: type[BaseModel],

@@ -1,5 +1,6 @@
 """`imprompt train`: configuration → frozen base → cache → adapter → run, and a file that generates."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.output import make_folder
 from imprompt.runtime.precision import find_fastest_precision
 from imprompt.runtime.progress import show_running_total
+from imprompt.runtime.settings import find_setting
 from imprompt.training.batch_order import BatchOrder
 from imprompt.training.batches import PromptBatch, PromptBatches, make_loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
@@ -77,7 +79,7 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
     if processes.is_main_process:
         write_config(config, folder)
     try:
-        finished = run.go()
+        finished = run.train()
     finally:
         if processes.is_main_process and (folder / "log.jsonl").exists():
             write_page(folder)
@@ -122,14 +124,13 @@ def check_folder(config: TrainingConfig, resume: bool) -> None:
         )
     if has_checkpoints and (folder / CONFIG_FILE).exists():
         before = read_first_config(folder)
-        changed = [
-            name for name in FIXED_SETTINGS if value_at(before, name) != value_at(dump_config(config), name)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{changed[0]} was {value_at(before, changed[0])!r} when the run in {folder} began and is "
-                f"{value_at(dump_config(config), changed[0])!r} now: put it back, or begin another run"
-            )
+        now = dump_config(config)
+        for key in FIXED_SETTINGS:
+            if (old := find_setting(before, key)) != (new := find_setting(now, key)):
+                raise ConfigError(
+                    f"{key} was {old!r} when the run in {folder} began and is {new!r} now: put it back, or "
+                    "begin another run"
+                )
 
 
 def check_name(folder: Path) -> None:
@@ -151,15 +152,12 @@ def read_first_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: their file is not as it was written
     """
-    before = read_json(folder / CONFIG_FILE)
-    try:
-        if before is not None:
-            before["adapter"] = AdapterSettings.model_validate(before["adapter"]).model_dump(mode="json")
-            for name in FIXED_SETTINGS:
-                value_at(before, name)
+    before = read_json(folder / CONFIG_FILE) or {}
+    with contextlib.suppress(ValidationError):  # the file of something else
+        adapter = AdapterSettings.model_validate(before.get("adapter"))  # an earlier version had fewer keys
+        before["adapter"] = adapter.model_dump(mode="json")
+        if all(find_setting(before, key) is not None for key in FIXED_SETTINGS):
             return before
-    except (KeyError, TypeError, ValidationError):  # of no run
-        pass
     raise ConfigError(
         f"{folder / CONFIG_FILE} is not as it was written, so nothing tells whether these are the settings "
         "that the run began with; delete it to go on without that check"
@@ -168,13 +166,6 @@ def read_first_config(folder: Path) -> dict[str, Any]:
 
 FIXED_SETTINGS = ("base.model", "adapter", "training.seed", "training.batch_size", "training.ema_decay")
 """Settings that a resumed run may not change."""
-
-
-def value_at(values: Any, name: str) -> Any:
-    """Return a setting by its dotted name."""
-    for part in name.split("."):
-        values = values[part]
-    return values
 
 
 def dump_config(config: TrainingConfig) -> dict[str, Any]:
@@ -223,7 +214,7 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
         Path(config.output),
         config=dump_config(config),
         wandb=config.watch.wandb,
-        on_look=write_page,
+        on_samples=write_page,
         notes=[*samples.notes, *describe_skipped(samples.skipped)],
         data={"train": len(samples.train), "held_out": len(samples.held_out), "digest": samples.digest},
     )
@@ -259,8 +250,8 @@ def build_mechanism(config: TrainingConfig, base: FrozenBase) -> Mechanism:
     projection = build_projection(config, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        made = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
-    return DecoupledMechanism(made, base.pipe)
+        new_adapter = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
+    return DecoupledMechanism(new_adapter, base.pipe)
 
 
 def build_token_projection(config: TrainingConfig, base: FrozenBase) -> nn.Module:

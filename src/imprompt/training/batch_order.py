@@ -49,11 +49,11 @@ class BatchOrder:
         """Return the rows at places of the bucket's epochs, which follow one another without a gap."""
         rows = self.rows[bucket]
         epochs, insides = places // len(rows), places % len(rows)
-        chosen = np.empty_like(places)
+        indices = np.empty_like(places)
         for epoch in np.unique(epochs):
             now = epochs == epoch
-            chosen[now] = permute(insides[now], len(rows), (self.seed, int(epoch), bucket))
-        return rows[chosen].tolist()
+            indices[now] = permute(insides[now], len(rows), (self.seed, int(epoch), bucket))
+        return rows[indices].tolist()
 
 
 def permute(places: np.ndarray, count: int, key: tuple[int, ...]) -> np.ndarray:

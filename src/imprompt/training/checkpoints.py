@@ -109,12 +109,12 @@ class Checkpoints:
         else:
             final.rename(scratch.with_suffix(".old.part"))
 
-    def every(self) -> list[Checkpoint]:
+    def list_complete(self) -> list[Checkpoint]:
         """Return all complete checkpoints with an intact index, ordered by step."""
-        found = (self.read(folder) for folder in self.folders())
+        found = (self.read(folder) for folder in self.list_folders())
         return sorted((one for one in found if one is not None), key=lambda checkpoint: checkpoint.step)
 
-    def folders(self) -> list[Path]:
+    def list_folders(self) -> list[Path]:
         """Return the folders that are named like checkpoints and have an index, damaged ones too."""
         named = (path for path in self.folder.glob("[0-9]*") if _STEP_NAME.fullmatch(path.name))
         # A run makes no links, so that a linked folder is the user's.
@@ -131,9 +131,9 @@ class Checkpoints:
                 return Checkpoint(folder, step, figures, files) if fits else None
         return None
 
-    def latest(self) -> Checkpoint | None:
+    def find_latest(self) -> Checkpoint | None:
         """Return the checkpoint of the last step."""
-        return next(reversed(self.every()), None)
+        return next(reversed(self.list_complete()), None)
 
     def load_latest(self) -> tuple[Checkpoint, dict[str, Any], list[str]] | None:
         """Read the state of the last intact checkpoint.
@@ -146,7 +146,7 @@ class Checkpoints:
             TrainingError: all checkpoints are damaged
         """
         notes: list[str] = []
-        for folder in reversed(self.folders()):
+        for folder in reversed(self.list_folders()):
             try:
                 checkpoint = self.read(folder)
                 if checkpoint is None:
@@ -161,9 +161,9 @@ class Checkpoints:
             )
         return None
 
-    def best(self) -> Checkpoint | None:
+    def find_best(self) -> Checkpoint | None:
         """Return the checkpoint with the lowest held-out loss."""
-        judged = [one for one in self.every() if math.isfinite(one.held_out_loss)]
+        judged = [one for one in self.list_complete() if math.isfinite(one.held_out_loss)]
         return min(judged, key=lambda one: one.held_out_loss, default=None)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -174,13 +174,13 @@ class Checkpoints:
         """
         for name, digest in {STATE_FILE: "", **checkpoint.files}.items():
             path = checkpoint.folder / name
-            if not path.is_file() or sha256(path) != digest:
+            if not path.is_file() or hash_file(path) != digest:
                 raise TrainingError(f"{path} is missing or not as it was written")
         return read_state(checkpoint.folder / STATE_FILE)
 
     def prune(self) -> None:
         """Delete all but the last checkpoints and the best one; files that the user added are kept."""
-        every, best = self.every(), self.best()
+        every, best = self.list_complete(), self.find_best()
         for old in every[: -self.keep]:
             if best is None or old.step != best.step:
                 self._drop(old)
@@ -239,7 +239,7 @@ def remove_on_failure(folder: Path) -> Iterator[None]:
 
 def write_index(folder: Path, step: int, figures: Mapping[str, float]) -> None:
     """Flush every file to the disk and write the index last."""
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
     numbers = {name: figure for name, figure in figures.items() if math.isfinite(figure)}
     write_json(folder / INDEX_FILE, {"step": step, "figures": numbers, "files": files})
     for path in folder.iterdir():
@@ -256,7 +256,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

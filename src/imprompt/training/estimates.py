@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt import mini
 from imprompt.errors import UnknownModel
-from imprompt.runtime.foreign_models import explain_failure, log_errors_only, parse_source
+from imprompt.runtime.foreign_models import explain_failure, is_embedded, log_errors_only, parse_source
 from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import DTYPES, TAKES, choose_frozen_precision
@@ -93,7 +93,9 @@ def read_shapes(config: TrainingConfig) -> Shapes:
     )
 
 
-def cached_bytes(config: TrainingConfig, shapes: Shapes, *, references: float | int = 1.0) -> float | int:
+def estimate_sample_bytes(
+    config: TrainingConfig, shapes: Shapes, *, references: float | int = 1.0
+) -> float | int:
     """Return the bytes of one cached sample without its caption.
 
     Args:
@@ -121,18 +123,18 @@ def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
         unet = UNet2DConditionModel.from_config(dict(settings))
         assert isinstance(unet, UNet2DConditionModel)
         trained = _trainable(unet, config)
-        kept: dict[int, Tensor] = {}
+        stored: dict[int, Tensor] = {}
         counter = FlopCounterMode(display=False)
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(x, kept), lambda x: x), counter:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(x, stored), lambda x: x), counter:
             unet(**_inputs_of(unet, config, shapes))
         weights = {id(parameter) for parameter in unet.parameters()}
-        activations = sum(tensor.numel() for key, tensor in kept.items() if key not in weights)
+        activations = sum(tensor.numel() for key, tensor in stored.items() if key not in weights)
         frozen = 0 if config.trains_base else sum(parameter.numel() for parameter in unet.parameters())
     passes = 3 if config.trains_base else 2
     return Work(frozen, trained + _lora(unet, config), activations, passes * counter.get_total_flops())
 
 
-def step_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
+def estimate_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
     """Return the bytes that one process needs for weights and the activations of one pass."""
     width = DTYPES[choose_frozen_precision(config, "cpu" if on_cpu else "cuda")].itemsize
     as_it_was = on_cpu and config.trains_base  # the copy of a trained U-Net that `detach` puts back
@@ -162,7 +164,7 @@ def read_settings(model: str, part: str) -> Settings:
     """
     name = str(Path(part, "config.json")) if part else "config.json"
     with explain_failure(f"{model}: {name} cannot be read"):
-        if model.partition(":")[0] == "mini":
+        if is_embedded(model):
             path = mini.WEIGHTS / "base" / name
         else:
             path = Path(model, name) if Path(model).is_dir() else fetch_file(model, name)
@@ -184,7 +186,7 @@ def _inputs(config: TrainingConfig) -> int:
 
 def _encoder_settings(config: TrainingConfig) -> Settings:
     name = config.base.image_encoder
-    if name == "known" and config.base.model.partition(":")[0] != "mini":
+    if name == "known" and not is_embedded(config.base.model):
         raise UnknownModel(f"base.image_encoder: no encoder is known for {config.base.model}; name one")
     if name == "known":
         return json.loads((mini.WEIGHTS / "image_encoder" / "config.json").read_text())
@@ -228,8 +230,8 @@ def _inputs_of(unet: UNet2DConditionModel, config: TrainingConfig, shapes: Shape
     return arguments
 
 
-def _keep(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
+def _keep(tensor: Tensor, stored: dict[int, Tensor]) -> Tensor:
     """Record a tensor that the backward pass needs; a tensor and its views count once."""
     whole = tensor if tensor._base is None else tensor._base
-    kept[id(whole)] = whole
+    stored[id(whole)] = whole
     return tensor

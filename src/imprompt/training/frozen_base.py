@@ -22,7 +22,7 @@ from imprompt.generation.models import load_pipeline
 from imprompt.generation.pipeline_call import remove_safety_checker
 from imprompt.inputs.crop import Crop
 from imprompt.inputs.encoder import ImageEncoder, Input, load_image_encoder
-from imprompt.runtime.foreign_models import log_errors_only
+from imprompt.runtime.foreign_models import is_embedded, log_errors_only
 from imprompt.runtime.precision import Precision, resolve_precision
 from imprompt.training.config import TrainingConfig, Variant
 
@@ -99,18 +99,22 @@ class FrozenBase:
         return self.unet.config.addition_embed_type == "text_time"
 
     @torch.no_grad()
-    def moments(
+    def encode_targets(
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch twochannels latent_height latent_width"]:
         """Encode images in [-1, 1]: mean and log-variance of the latents, unscaled, float32.
 
-        The log-variance of a deterministic autoencoder is -∞, so that `latents` gives the mean exactly.
+        The log-variance of a deterministic autoencoder is -∞, for which `sample_latents` returns the mean.
         """
-        found = self.autoencoder.encode(pixels.to(self.device, self.autoencoder.dtype)).latent_dist
-        spread = torch.full_like(found.mean, -torch.inf) if found.deterministic else found.logvar
-        return torch.cat([found.mean, spread], dim=1).float()
+        distribution = self.autoencoder.encode(pixels.to(self.device, self.autoencoder.dtype)).latent_dist
+        spread = (
+            torch.full_like(distribution.mean, -torch.inf)
+            if distribution.deterministic
+            else distribution.logvar
+        )
+        return torch.cat([distribution.mean, spread], dim=1).float()
 
-    def latents(
+    def sample_latents(
         self,
         moments: Float[Tensor, "batch twochannels latent_height latent_width"],
         noise: Float[Tensor, "batch channels latent_height latent_width"],
@@ -131,23 +135,23 @@ class FrozenBase:
         return (latents - (config.get("shift_factor") or 0)) * config["scaling_factor"]
 
     @torch.no_grad()
-    def text(self, captions: Sequence[str]) -> dict[str, Float[Tensor, "batch ..."]]:
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Float[Tensor, "batch ..."]]:
         """Encode captions as the pipeline does, truncated to the length of its text encoder.
 
         Returns:
             "text_embeddings", "batch length width"; for SDXL and Kolors also "pooled_text", "batch width"
         """
         with log_errors_only("diffusers", "transformers"):  # they would name every caption that is cut
-            made = self.pipe.encode_prompt(
+            outputs = self.pipe.encode_prompt(
                 prompt=list(captions),
                 device=self.device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=False,
             )
-        pooled = {"pooled_text": made[2]} if len(made) == 4 else {}
-        return {"text_embeddings": made[0], **pooled}
+        pooled = {"pooled_text": outputs[2]} if len(outputs) == 4 else {}
+        return {"text_embeddings": outputs[0], **pooled}
 
-    def image_inputs(
+    def encode_references(
         self, pictures: Sequence[Image.Image], names: Collection[Input], crop: Crop | str = "center"
     ) -> dict[Input, Float[Tensor, "batch ..."]]:
         """Encode upright RGB images to the inputs of a projection.
@@ -162,7 +166,7 @@ class FrozenBase:
         """Return the encoding that replaces a dropped image: see `ImageEncoder.blank`.
 
         Raises:
-            AdapterMismatch: as `image_inputs`
+            AdapterMismatch: as `encode_references`
         """
         return self._encoder().blank(name)
 
@@ -171,7 +175,7 @@ class FrozenBase:
             raise AdapterMismatch("there is no image encoder; name one in base.image_encoder")
         return self.image_encoder
 
-    def added_conditions(
+    def build_added_conditions(
         self,
         pooled_text: Float[Tensor, "batch width"] | None,
         size_condition: Int[Tensor, "batch 6"] | None,
@@ -179,7 +183,7 @@ class FrozenBase:
         """Return SDXL's `added_cond_kwargs`; None for bases without them.
 
         Args:
-            pooled_text: see `text`
+            pooled_text: see `encode_text`
             size_condition: original height and width, top and left of the cut, the target's height and width
                 in pixels (Podell et al. 2023, section 2.2)
 
@@ -249,7 +253,7 @@ def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
     base = config.base
     if base.image_encoder != "known":
         return load_image_encoder(base.image_encoder)
-    if base.model.partition(":")[0] == "mini":
+    if is_embedded(base.model):
         return load_image_encoder(find_embedded_part(mini.WEIGHTS / "image_encoder"))
     if config.adapter.variant == "faceid":
         return None

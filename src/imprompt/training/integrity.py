@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imprompt.runtime.output import write_atomically
+from imprompt.runtime.output import write_if_changed
 
 DIGEST_KEY = "sha256"
 """Under which a file holds its own digest."""
@@ -23,7 +23,7 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 _METADATA = "__metadata__"
 
 
-def json_digest(name: str, values: Mapping[str, Any]) -> str:
+def hash_json(name: str, values: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a file's name and values, independent of spacing and order."""
     return hashlib.sha256(json.dumps([name, values], sort_keys=True).encode()).hexdigest()
 
@@ -34,12 +34,12 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written
     """
-    whole = {**values, DIGEST_KEY: json_digest(path.name, values)}
+    whole = {**values, DIGEST_KEY: hash_json(path.name, values)}
     try:
         text = json.dumps(whole, indent=1, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # a file name whose bytes are no UTF-8
         text = json.dumps(whole, indent=1).encode()
-    write_bytes(path, text + b"\n")
+    write_if_changed(path, text + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -55,31 +55,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         if not isinstance(values, dict):
             return None
         digest = values.pop(DIGEST_KEY, None)
-        return values if digest in (None, json_digest(path.name, values)) else None
+        return values if digest in (None, hash_json(path.name, values)) else None
     except (OSError, ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, 5,000 digits
         return None
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically; one with the same content is left alone, for a cache may be read-only.
-
-    Raises:
-        OutputError: it cannot be written
-    """
-    if _holds(path, data):
-        return
-    with write_atomically(path) as part:
-        part.write_bytes(data)
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    try:
-        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
-    except OSError:
-        return False
-
-
-def tensors_with_digest(data: bytes, name: str) -> bytes:
+def add_digest(data: bytes, name: str) -> bytes:
     """Add the digest to a serialized safetensors file.
 
     Args:
@@ -88,13 +69,13 @@ def tensors_with_digest(data: bytes, name: str) -> bytes:
     """
     length = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :]
-    header.setdefault(_METADATA, {})[DIGEST_KEY] = tensors_digest(name, header, body)
+    header.setdefault(_METADATA, {})[DIGEST_KEY] = hash_tensors(name, header, body)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
     return b"".join([len(text).to_bytes(8, "little"), text, body])
 
 
-def tensors_digest(name: str, header: Mapping[str, Any], body: memoryview) -> str:
+def hash_tensors(name: str, header: Mapping[str, Any], body: memoryview) -> str:
     """Return the SHA-256 of a safetensors file without the digest in its header.
 
     Args:

@@ -54,7 +54,7 @@ class Run:
         output: folder of the finished model; by default that of the run
         config: the whole configuration, for the log
         wandb: a Weights & Biases project, or ""
-        on_look: called with the folder after every sample grid
+        on_samples: called with the folder after every sample grid
         notes: sentences for the log at the start
         data: numbers of "train" and "held_out" samples and their "digest"; a resumed run reports a change
     """
@@ -69,13 +69,13 @@ class Run:
         output: Path | None = None,
         config: Mapping[str, Any],
         wandb: str = "",
-        on_look: Callable[[Path], Any] = lambda folder: None,
+        on_samples: Callable[[Path], Any] = lambda folder: None,
         notes: Sequence[str] = (),
         data: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings, self.objective, self.feed, self.folder = settings, objective, feed, folder
         self.output, self.config, self.wandb = output or folder, config, wandb
-        self.on_look, self.notes, self.data = on_look, list(notes), dict(data or {})
+        self.on_samples, self.notes, self.data = on_samples, list(notes), dict(data or {})
         self.processes = join_processes()
         names = {id(p): name for name, p in objective.named_parameters()}
         groups = objective.parameter_groups()
@@ -92,9 +92,9 @@ class Run:
 
     def resume(self) -> bool:
         """Continue from the latest checkpoint; return whether there is one."""
-        if (found := self.checkpoints.load_latest()) is None:
+        if (last := self.checkpoints.load_latest()) is None:
             return False
-        latest, state, notes = found
+        latest, state, notes = last
         self.restore_state(latest, state)
         self.optimizer.load(state)
         self.step, self.figures = state["step"], dict(state["figures"])
@@ -144,21 +144,21 @@ class Run:
                 f"{self.settings.steps}"
             )
 
-    def go(self) -> bool:
+    def train(self) -> bool:
         """Train to the last step or until a stop is requested; return whether training finished."""
         with self.stop_on_signals(), flush_denormals(), self.open_log():
-            self.event(f"resumed at step {self.step}" if self.step else "started")
+            self.log_event(f"resumed at step {self.step}" if self.step else "started")
             for note in (*self.notes, *self.config_warnings()):
-                self.event(note)
+                self.log_event(note)
             if self.step == 0:
-                self.watch(at_start=True)
+                self.evaluate(at_start=True)
                 self.save()
             batches = self.feed(range(self.step, self.settings.steps))
             while self.step < self.settings.steps and not self.should_stop():
                 self.advance(batches)
             if self.should_stop():
                 self.save()
-                self.event("interrupted; --resume latest goes on from here")
+                self.log_event("interrupted; --resume latest goes on from here")
             else:
                 self.finish()
         return not self.should_stop()
@@ -183,19 +183,19 @@ class Run:
         if self.display is not None:
             self.display.advance(self.step)
         if self.step % self.settings.log_every == 0:
-            self.report(parts)
-        self.watch()
+            self.report_step(parts)
+        self.evaluate()
         if self.step % self.settings.save_every == 0 and self.step < self.settings.steps:
             self.save()
 
     def finish(self) -> None:
         """Evaluate, save the last checkpoint and export the model."""
-        self.watch(at_end=True)
+        self.evaluate(at_end=True)
         self.save()
         if self.is_main:
             with self.optimizer.use_averages():
                 self.objective.export(self.output)
-        self.event("finished")
+        self.log_event("finished")
 
     # One step
 
@@ -224,7 +224,7 @@ class Run:
 
     # Evaluation and checkpoints
 
-    def report(self, parts: Mapping[str, Tensor]) -> None:
+    def report_step(self, parts: Mapping[str, Tensor]) -> None:
         """Log the figures of this step, which waits for the device, and handle bad gradients."""
         faults = self.optimizer.read_faults()
         seconds = time.monotonic() - self.started
@@ -238,7 +238,7 @@ class Run:
         self.log_figures(figures)
         self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
         if faults.name:
-            self.event(f"steps were skipped: the gradient of {faults.name} was not finite")
+            self.log_event(f"steps were skipped: the gradient of {faults.name} was not finite")
         if faults.in_a_row >= MAX_BAD_STEPS:
             self.roll_back(faults)
 
@@ -248,25 +248,25 @@ class Run:
         Raises:
             TrainingError: that was tried before, and no step was good since
         """
-        found, name = self.checkpoints.load_latest(), faults.name
+        last, name = self.checkpoints.load_latest(), faults.name
         step, skipped = self.last_rollback
-        if found is None or self.step - step == faults.skipped - skipped:
+        if last is None or self.step - step == faults.skipped - skipped:
             raise TrainingError(
                 f"the gradients are not finite any more, at {name} first, and were not after going back to "
                 f"the last checkpoint either; lower training.learning_rate or use another "
                 f"training.precision than {self.settings.precision}"
             )
-        latest, state, notes = found
+        latest, state, notes = last
         self.restore_state(latest, state)
         self.optimizer.roll_back(state)
         self.last_rollback = self.step, faults.skipped
         for sentence in notes:
-            self.event(sentence)
-        self.event(
+            self.log_event(sentence)
+        self.log_event(
             f"{MAX_BAD_STEPS} steps in a row were not finite: back to the weights of step {latest.step}"
         )
 
-    def watch(self, *, at_start: bool = False, at_end: bool = False) -> None:
+    def evaluate(self, *, at_start: bool = False, at_end: bool = False) -> None:
         """Evaluate held-out samples and draw a sample grid where due; only the main process does it."""
         settings = self.settings
         checks = (
@@ -282,16 +282,16 @@ class Run:
         self.figures |= figures | similarities
         self.log_figures(figures | similarities)
         if picture is not None and self.log is not None:
-            self.log.picture(self.step, picture, f"step {self.step}")
-            self.on_look(self.folder)
+            self.log.write_picture(self.step, picture, f"step {self.step}")
+            self.on_samples(self.folder)
         self.started, self.counted_from, self.waited = time.monotonic(), self.step, 0.0
 
     def draw_samples(self) -> tuple[Image.Image | None, dict[str, float]]:
         """Draw the sample grid; if that fails, for instance for lack of memory, training goes on."""
         try:
-            return self.objective.look()
+            return self.objective.draw_and_measure()
         except Exception as error:
-            self.event(f"no sample grid: {first_line(error)}")
+            self.log_event(f"no sample grid: {first_line(error)}")
             return None, {}
 
     def save(self) -> None:
@@ -315,14 +315,14 @@ class Run:
     def log_figures(self, figures: Mapping[str, float]) -> None:
         """Write figures to the log and the terminal."""
         if self.log is not None and self.display is not None and figures:
-            self.log.figures(self.step, figures)
-            self.display.figures(self.step, figures)
+            self.log.write_figures(self.step, figures)
+            self.display.show_figures(self.step, figures)
 
-    def event(self, sentence: str) -> None:
+    def log_event(self, sentence: str) -> None:
         """Write a sentence about the run to the log and the terminal."""
         if self.log is not None and self.display is not None:
-            self.log.event(self.step, sentence)
-            self.display.event(self.step, sentence)
+            self.log.write_event(self.step, sentence)
+            self.display.show_event(self.step, sentence)
 
     @contextlib.contextmanager
     def open_log(self) -> Iterator[None]:

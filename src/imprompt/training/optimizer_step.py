@@ -139,11 +139,11 @@ class AveragedOptimizer:
     def read_faults(self) -> GradientFaults:
         """Return what went wrong since the last call; this waits for the device."""
         culprit = int(self._culprit)
-        found = GradientFaults(
+        faults = GradientFaults(
             int(self.counters["skipped"]), int(self._worst), self.names[culprit] if culprit >= 0 else ""
         )
         self._worst, self._culprit = torch.zeros_like(self._worst), torch.full_like(self._culprit, -1)
-        return found
+        return faults
 
     @contextlib.contextmanager
     def use_averages(self) -> Iterator[None]:

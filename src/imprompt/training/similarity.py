@@ -34,7 +34,7 @@ class SimilarityJudge:
         if name:
             self.encoder, self.texts = load_image_encoder(name).to(device), load_text_tower(name)
 
-    def figures(
+    def measure(
         self, pictures: Sequence[Image.Image], references: Sequence[Image.Image], prompts: Sequence[str]
     ) -> dict[str, float]:
         """Return mean cosines of images with their references, shuffled references, and prompts."""

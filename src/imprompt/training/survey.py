@@ -14,14 +14,15 @@ from transformers import AutoTokenizer
 from imprompt import mini
 from imprompt.errors import ImageError, ImpromptError
 from imprompt.inputs.image import decode_image
+from imprompt.runtime.foreign_models import is_embedded
 from imprompt.training.config import FACES, TrainingConfig
 from imprompt.training.estimates import (
     Work,
-    cached_bytes,
     count_work,
+    estimate_memory,
+    estimate_sample_bytes,
     measure_speed,
     read_shapes,
-    step_memory,
 )
 from imprompt.training.samples import Part, Sample, Unreadable, open_source
 from imprompt.training.targets import Size, make_mask, plan_crop
@@ -71,7 +72,7 @@ class Survey:
     estimates: dict[str, str] = field(default_factory=dict)
 
 
-def survey(config: TrainingConfig, on_progress: Callable[[int, int], None] | None = None) -> Survey:
+def survey_data(config: TrainingConfig, on_progress: Callable[[int, int], None] | None = None) -> Survey:
     """Read and decode the data, or an even share of it, and estimate what the run will need.
 
     Args:
@@ -83,23 +84,23 @@ def survey(config: TrainingConfig, on_progress: Callable[[int, int], None] | Non
         MissingExtra: a package for this source is not installed
     """
     parts = open_source(config.data.source, config.data, PART_SIZE)
-    found = Survey(config.data.source, count=sum(map(len, parts)))
+    result = Survey(config.data.source, count=sum(map(len, parts)))
     examined_parts = _spread(parts)
     total = sum(map(len, examined_parts))
     tokenizer = _tokenizer(config)
-    found.cut_captions = None if tokenizer is None else 0
+    result.cut_captions = None if tokenizer is None else 0
     known_keys: set[int] = set()
     for sample in (sample for part in examined_parts for sample in part.samples()):
-        found.examined += 1
-        fault = sample if isinstance(sample, Unreadable) else _examine(sample, config, found)
+        result.examined += 1
+        fault = sample if isinstance(sample, Unreadable) else _examine(sample, config, result)
         if fault is not None:
-            found.faults.append(fault)
+            result.faults.append(fault)
         elif isinstance(sample, Sample):
-            _count(sample, found, known_keys, tokenizer)
+            _count(sample, result, known_keys, tokenizer)
         if on_progress is not None:
-            on_progress(found.examined, total)
-    found.estimates = dict(_estimates(config, found))
-    return found
+            on_progress(result.examined, total)
+    result.estimates = dict(_estimates(config, result))
+    return result
 
 
 def _spread(parts: Sequence[Part]) -> list[Part]:
@@ -110,7 +111,7 @@ def _spread(parts: Sequence[Part]) -> list[Part]:
     return [parts[round(number * (len(parts) - 1) / (wanted - 1))] for number in range(wanted)]
 
 
-def _examine(sample: Sample, config: TrainingConfig, found: Survey) -> Unreadable | None:
+def _examine(sample: Sample, config: TrainingConfig, result: Survey) -> Unreadable | None:
     """Decode every image of a sample as the cache will, and note its size."""
     try:
         picture = decode_image(sample.image, "the picture")
@@ -122,40 +123,40 @@ def _examine(sample: Sample, config: TrainingConfig, found: Survey) -> Unreadabl
     except ImageError as error:
         return Unreadable(sample.name, str(error))
     if config.adapter.variant in FACES and sample.face is None:
-        found.without_face += 1
-    found.sizes[picture.size] += 1
-    found.buckets[window.target] += 1
-    found.enlarged += window.resized[0] > picture.width
+        result.without_face += 1
+    result.sizes[picture.size] += 1
+    result.buckets[window.target] += 1
+    result.enlarged += window.resized[0] > picture.width
     return None
 
 
-def _count(sample: Sample, found: Survey, known_keys: set[int], tokenizer: Any) -> None:
+def _count(sample: Sample, result: Survey, known_keys: set[int], tokenizer: Any) -> None:
     key = int.from_bytes(sample.key[:8])  # enough of it: two of 20,000 are alike once in 10¹¹ times
-    found.duplicates += key in known_keys
+    result.duplicates += key in known_keys
     known_keys.add(key)
-    found.without_caption += not sample.text
-    found.references += len(sample.references)
-    found.masks += sample.mask is not None
-    if tokenizer is not None and found.cut_captions is not None:
+    result.without_caption += not sample.text
+    result.references += len(sample.references)
+    result.masks += sample.mask is not None
+    if tokenizer is not None and result.cut_captions is not None:
         tokens = tokenizer(sample.text, verbose=False)["input_ids"]
-        found.cut_captions += len(tokens) > tokenizer.model_max_length
+        result.cut_captions += len(tokens) > tokenizer.model_max_length
 
 
 def _tokenizer(config: TrainingConfig) -> Any:
     """Load the first tokenizer of the base; return None if it is not on this machine."""
     model = config.base.model
-    folder = str(mini.WEIGHTS / "base") if model.partition(":")[0] == "mini" else model
+    folder = str(mini.WEIGHTS / "base") if is_embedded(model) else model
     try:
         return AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     except Exception:  # a foreign folder: this may fail in any way, and the count of long captions is no need
         return None
 
 
-def _estimates(config: TrainingConfig, found: Survey) -> Iterator[tuple[str, str]]:
+def _estimates(config: TrainingConfig, result: Survey) -> Iterator[tuple[str, str]]:
     """Yield what the run will need; if files of the base cannot be read, yield why."""
     training = config.training
     samples = training.steps * training.batch_size
-    usable = max(1, found.count - round(len(found.faults) / max(1, found.examined) * found.count))
+    usable = max(1, result.count - round(len(result.faults) / max(1, result.examined) * result.count))
     yield (
         "training",
         f"{training.steps:,} steps of {training.batch_size} samples: {samples / usable:.3g} times the data",
@@ -166,8 +167,10 @@ def _estimates(config: TrainingConfig, found: Survey) -> Iterator[tuple[str, str
     except ImpromptError as error:
         yield "memory, time", f"not known: {error}"
         return
-    per_target = 1 if not found.references else max(1, found.references / max(1, sum(found.sizes.values())))
-    per_sample = cached_bytes(config, shapes, references=per_target)
+    per_target = (
+        1 if not result.references else max(1, result.references / max(1, sum(result.sizes.values())))
+    )
+    per_sample = estimate_sample_bytes(config, shapes, references=per_target)
     yield "cache", f"{size_in_words(per_sample * usable)}: {size_in_words(per_sample)} a sample"
     yield from _work_in_words(config, work)
 
@@ -175,7 +178,7 @@ def _estimates(config: TrainingConfig, found: Survey) -> Iterator[tuple[str, str
 def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, str]]:
     """Describe memory and time on the device of this machine."""
     training, device = config.training, "cuda" if torch.cuda.is_available() else "cpu"
-    memory = size_in_words(step_memory(config, work, on_cpu=device == "cpu"))
+    memory = size_in_words(estimate_memory(config, work, on_cpu=device == "cpu"))
     less = "; less with gradient checkpointing" if training.gradient_checkpointing else ""
     yield (
         "memory",
@@ -216,35 +219,35 @@ def time_in_words(seconds: float | int) -> str:
     return f"{seconds:.2g} days"
 
 
-def print_survey(found: Survey, console: Console | None = None) -> None:
+def print_survey(result: Survey, console: Console | None = None) -> None:
     """Print the result as a table, followed by the first faults."""
     console = console or Console()
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in (*_facts(found), *found.estimates.items()):
+    for name, value in (*_facts(result), *result.estimates.items()):
         table.add_row(name, escape(value))
     console.print(table)
-    for fault in found.faults[:MAX_NAMED_FAULTS]:
+    for fault in result.faults[:MAX_NAMED_FAULTS]:
         console.print(f"[red]cannot be used[/red] {escape(fault.name)}: {escape(fault.reason)}")
-    if len(found.faults) > MAX_NAMED_FAULTS:
-        console.print(f"and {len(found.faults) - MAX_NAMED_FAULTS:,} more")
+    if len(result.faults) > MAX_NAMED_FAULTS:
+        console.print(f"and {len(result.faults) - MAX_NAMED_FAULTS:,} more")
 
 
-def _facts(found: Survey) -> Iterator[tuple[str, str]]:
-    part = "" if found.examined == found.count else f"; looked at {found.examined:,}, evenly spread"
-    yield "source", found.source
-    yield "samples", f"{found.count:,}{part}"
-    share = len(found.faults) / max(1, found.examined)
-    yield "unusable", f"{len(found.faults):,} ({share:.2%}; above 1 % training stops)"
-    yield "sizes", _sizes(found.sizes)
-    yield "targets", ", ".join(f"{w} × {h}: {n:,}" for (w, h), n in sorted(found.buckets.items()))
+def _facts(result: Survey) -> Iterator[tuple[str, str]]:
+    part = "" if result.examined == result.count else f"; looked at {result.examined:,}, evenly spread"
+    yield "source", result.source
+    yield "samples", f"{result.count:,}{part}"
+    share = len(result.faults) / max(1, result.examined)
+    yield "unusable", f"{len(result.faults):,} ({share:.2%}; above 1 % training stops)"
+    yield "sizes", _sizes(result.sizes)
+    yield "targets", ", ".join(f"{w} × {h}: {n:,}" for (w, h), n in sorted(result.buckets.items()))
     counts = {
-        "enlarged": found.enlarged,
-        "empty captions": found.without_caption,
-        "captions cut off": found.cut_captions,
-        "equal to others": found.duplicates,
-        "without a face embedding": found.without_face,
-        "references": found.references,
-        "masks": found.masks,
+        "enlarged": result.enlarged,
+        "empty captions": result.without_caption,
+        "captions cut off": result.cut_captions,
+        "equal to others": result.duplicates,
+        "without a face embedding": result.without_face,
+        "references": result.references,
+        "masks": result.masks,
     }
     for name, count in counts.items():
         if count is None:

@@ -86,11 +86,11 @@ def make_mask(mask: Image.Image, picture_size: Size, data: DataSettings) -> Floa
             f"the mask has {mask.width} × {mask.height} pixels, other proportions than its picture's "
             f"{picture_size[0]} × {picture_size[1]}"
         )
-    grey = np.array(_apply(plan_crop(picture_size, data), mask.convert("L")))
-    return torch.from_numpy(grey)[None].float() / 255
+    gray = np.array(_apply(plan_crop(picture_size, data), mask.convert("L")))
+    return torch.from_numpy(gray)[None].float() / 255
 
 
-def target_size(width: int, height: int, data: DataSettings) -> Size:
+def choose_target_size(width: int, height: int, data: DataSettings) -> Size:
     """Return width and height of the target: the bucket that is nearest in aspect ratio."""
     if not data.buckets:
         return data.size, data.size
@@ -122,7 +122,7 @@ def plan_crop(picture: Size, data: DataSettings) -> CropPlan:
     Raises:
         ImageError: so thin that it would have more than MAX_PIXELS before it is cut
     """
-    target = target_size(*picture, data)
+    target = choose_target_size(*picture, data)
     resized = _cover(picture, target)
     if resized[0] * resized[1] > MAX_PIXELS:
         raise ImageError(

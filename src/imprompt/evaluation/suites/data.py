@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from imprompt.errors import DataError, ImageError
-from imprompt.evaluation.suites.folder import describe_first, too_many
+from imprompt.evaluation.suites.folder import describe_first
 from imprompt.inputs.image import load_image
+from imprompt.runtime.faults import too_many
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -5,7 +5,6 @@ on who generates it: groups are fixed (`tasks.group_tasks`), every image has its
 a processor one thread computes, so that no order of sums depends on the machine's load.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,9 +15,11 @@ from PIL import Image
 from imprompt.errors import DataError
 from imprompt.evaluation.methods import Method, load_method
 from imprompt.evaluation.settings import DrawingSettings, MethodSettings
-from imprompt.evaluation.suites.folder import BenchmarkFolder, describe_first, too_many
+from imprompt.evaluation.suites.folder import BenchmarkFolder, describe_first
 from imprompt.evaluation.suites.tasks import Group, Task, group_tasks
 from imprompt.inputs.image import load_image
+from imprompt.runtime.faults import too_many
+from imprompt.runtime.threads import compute_on_one_thread
 from imprompt.runtime.workers import LostTask, WorkerSpec, run_tasks
 
 Progress = Callable[[int], None]
@@ -93,18 +94,6 @@ class TaskDrawer:
         with compute_on_one_thread(self._job.device), torch.inference_mode():
             seeds = [task.seed for task in group]
             return self._method.draw(reference, first.text, first.scale, seeds)
-
-
-@contextlib.contextmanager
-def compute_on_one_thread(device: str) -> Iterator[None]:
-    """Compute with one thread on a processor, so that all machines of its kind compute the same numbers."""
-    before = torch.get_num_threads()
-    if torch.device(device).type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def draw_all(tasks: Sequence[Task], job: DrawingJob, advance: Progress) -> dict[str, str]:

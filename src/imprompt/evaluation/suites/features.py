@@ -17,10 +17,10 @@ from torch import Tensor
 
 from imprompt.evaluation.bounds import make_light_copy
 from imprompt.evaluation.judges import Judge
-from imprompt.evaluation.suites.drawing import compute_on_one_thread
 from imprompt.inputs.crop import encoder_view
 from imprompt.inputs.image import load_image
 from imprompt.runtime.output import write_atomically
+from imprompt.runtime.threads import compute_on_one_thread
 
 PART = 64
 """The number of images in a part."""

@@ -21,6 +21,7 @@ from PIL import Image
 
 from imprompt.errors import ConfigError
 from imprompt.evaluation.suites.tasks import Task
+from imprompt.runtime.faults import write_faults
 from imprompt.runtime.output import make_folder, remove_stale_parts, save_picture, write_atomically
 
 
@@ -85,10 +86,8 @@ class BenchmarkFolder:
     def write_faults(self, name: str, faults: Mapping[str, str]) -> None:
         """Write the names of what cannot be used, and why, in place of the file's former content."""
         path = self.path / f"{name}.jsonl"
-        lines = [json.dumps({"name": key, "reason": why}, ensure_ascii=False) for key, why in faults.items()]
-        if lines:
-            with write_atomically(path) as part:
-                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if faults:
+            write_faults(path, faults.items())
         else:
             path.unlink(missing_ok=True)
 
@@ -106,11 +105,6 @@ class BenchmarkFolder:
     def _write(self, values: Mapping[str, Any]) -> None:
         with write_atomically(self._drawing_file) as part:
             part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def too_many(faults: int, total: int) -> bool:
-    """Whether more than 1 % failed; one may always fail."""
-    return faults > max(1, total // 100)
 
 
 def describe_first(faults: Mapping[str, str]) -> str:

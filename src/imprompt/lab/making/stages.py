@@ -43,7 +43,7 @@ def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path:
     run = build_run(recipe, output)
     if resume and not run.resume():
         raise ConfigError(f"nothing to resume in {run.folder}: start the run without --resume")
-    run.go()
+    run.train()
     return output
 
 

@@ -195,7 +195,7 @@ def generate_task(
         if mechanism is None:
             return call_pipeline(pipe, arguments)
         embeddings = [study.embeddings[subject.number] for subject in subjects[rows]]
-        return mechanism.pictures(pipe, embeddings, task.scale, arguments)
+        return mechanism.generate(pipe, embeddings, task.scale, arguments)
 
     inputs = {"image": study.controls} if task.condition == CONTROL else {}
     condition = SuiteCondition(task.scale, task.change, task.seed)

@@ -1,6 +1,6 @@
-"""What frozen models make of the data, computed once and read by every run with the same models and sizes.
+"""The outputs of the frozen models, computed once and shared by all runs with the same models and sizes.
 
-samples → parts → shards (encoding, making; by an engine) → receipts → manifest → rows (reading)
+samples → parts → shards (encode, shard_maker) → receipts → manifest → rows (cached_samples)
 """
 
 from imprompt.training.cache.build import build_cache

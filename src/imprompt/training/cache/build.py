@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from imprompt.errors import DataError
+from imprompt.runtime.faults import too_many
 from imprompt.training.cache.cached_samples import CachedSamples
 from imprompt.training.cache.encode import encode_blanks, make_recipe
-from imprompt.training.cache.engines import make_shards
 from imprompt.training.cache.folder import CacheFolder, Manifest, PartState, Receipt
 from imprompt.training.cache.live_samples import LiveSamples
-from imprompt.training.cache.shard_maker import Progress, ShardJob
+from imprompt.training.cache.refusals import build_none_usable, build_refusal
+from imprompt.training.cache.shard_maker import Progress, ShardJob, make_shards
 from imprompt.training.cache.shards import Shard
-from imprompt.training.cache.skipping import none_left, refusal, too_many
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.samples import Part, Unreadable, open_source
@@ -49,7 +49,7 @@ def build_cache(
         return LiveSamples(config, base, on_progress)
     recipe = make_recipe(config, base)
     folder = CacheFolder(config.cache_folder, recipe.fingerprint)
-    folder.begin(recipe)
+    folder.create(recipe)
     builder = _Builder(config, base, folder, on_progress, check)
     data = config.data
     manifest = builder.build(data.source, held_out=False) if data.source else builder.check_complete()
@@ -83,7 +83,7 @@ class _Builder:
         shards = tuple((one.shard, one.rows) for one in receipts if one.shard)
         skipped = [Unreadable(*fault) for one in receipts for fault in one.skipped]
         if not shards:
-            raise none_left(skipped[0], source)
+            raise build_none_usable(skipped[0], source)
         manifest = Manifest(source, held_out, shards, len(skipped))
         self.folder.write_manifest(manifest, skipped)
         self.skipped += skipped
@@ -102,7 +102,7 @@ class _Builder:
     def _check_shard(self, name: str) -> bool:
         """Return whether a shard holds a digest; raise an error if the digest does not match."""
         try:
-            shard = Shard(self.folder.shard(name))
+            shard = Shard(self.folder.shard_path(name))
             if self.check:
                 shard.check()
         except DataError as error:
@@ -133,7 +133,7 @@ class _Builder:
                 yield state
 
     def _state(self, part: Part) -> PartState:
-        return self.folder.state(part, self.config.data, check=self.check)
+        return self.folder.inspect_part(part, self.config.data, check=self.check)
 
     def _note_unchecked(self, unchecked: bool) -> None:
         note = (
@@ -168,7 +168,7 @@ class _Tally:
         if too_many(self._skipped, self._total):
             skipped = [Unreadable(*fault) for one in self.in_order() for fault in one.skipped]
             path = self._folder.write_skipped(self._source, skipped)
-            raise refusal(skipped, self._total, self._source, path)
+            raise build_refusal(skipped, self._total, self._source, path)
 
     def in_order(self) -> list[Receipt]:
         """Return the receipts of all encoded parts, in the order of the source."""

@@ -102,7 +102,7 @@ class CachedSamples:
         image_embedding, image_features, face_embedding
                             "references ...", what the variant's projection takes
         mask                "1 height width", 0–1, of samples that have one
-        size_condition      "6", int64, if the base needs it: see `FrozenBase.added_conditions`
+        size_condition      "6", int64, if the base needs it: see `FrozenBase.build_added_conditions`
         """
         shard, row = self._at(number)
         return shard.tensors(row)
@@ -136,7 +136,7 @@ class CachedSamples:
         if number not in self._maps:
             if len(self._maps) >= max_open_shards():
                 self._maps.clear()
-            self._maps[number] = Shard(self._folder.shard(self._names[number]))
+            self._maps[number] = Shard(self._folder.shard_path(self._names[number]))
         return self._maps[number]
 
 
@@ -152,8 +152,8 @@ def max_open_shards() -> int:
 
 def group_by_bucket(rows: np.ndarray, sizes: np.ndarray) -> dict[Bucket, np.ndarray]:
     """Group rows by the size of their latents, smallest first; `sizes` is "rows 2"."""
-    found = np.unique(sizes[rows], axis=0).tolist()
-    return {(h, w): rows[(sizes[rows] == (h, w)).all(axis=1)] for h, w in found}
+    shapes = np.unique(sizes[rows], axis=0).tolist()
+    return {(h, w): rows[(sizes[rows] == (h, w)).all(axis=1)] for h, w in shapes}
 
 
 def hash_split(train: UInt8[np.ndarray, "train 32"], held_out: UInt8[np.ndarray, "held_out 32"]) -> str:

@@ -5,12 +5,11 @@ of one size, at a place that follows from their content, so that the grouping of
 the CPU they use one thread, so that the order of sums does not depend on the load of the machine.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -24,6 +23,7 @@ from imprompt.inputs.crop import encoder_view
 from imprompt.inputs.encoder import Input
 from imprompt.inputs.image import decode_image
 from imprompt.runtime.foreign_models import log_errors_only
+from imprompt.runtime.threads import compute_on_one_thread
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import DTYPES, TAKES, FrozenBase
 from imprompt.training.samples import Sample, Unreadable
@@ -123,7 +123,7 @@ class ContentBatcher(Generic[Item]):
     def __init__(self, size: int, work: Callable[[list[Item]], Mapping[str, Tensor]]) -> None:
         self._size, self._work = size, work
         self._waiting: dict[Hashable, list[deque[tuple[Hashable, Item]]]] = {}
-        self._made: dict[Hashable, dict[str, Tensor]] = {}
+        self._results: dict[Hashable, dict[str, Tensor]] = {}
 
     def add(self, name: Hashable, item: Item, digest: bytes, shape: Hashable = None) -> None:
         """Add an item with the digest of its content; items share a batch if their `shape` is equal."""
@@ -140,15 +140,15 @@ class ContentBatcher(Generic[Item]):
         for places in self._waiting.values():
             while any(places):
                 self._run(places)
-        return self._made
+        return self._results
 
     def _run(self, places: Sequence[deque[tuple[Hashable, Item]]]) -> None:
-        taken = [place.popleft() if place else None for place in places]
-        filling = next(one[1] for one in taken if one is not None)
-        made = self._work([filling if one is None else one[1] for one in taken])
-        for row, one in enumerate(taken):
+        batch = [place.popleft() if place else None for place in places]
+        filling = next(one[1] for one in batch if one is not None)
+        outputs = self._work([filling if one is None else one[1] for one in batch])
+        for row, one in enumerate(batch):
             if one is not None:
-                self._made[one[0]] = {name: values[row] for name, values in made.items()}
+                self._results[one[0]] = {name: values[row] for name, values in outputs.items()}
 
 
 class DecodedSample(NamedTuple):
@@ -173,16 +173,16 @@ class RowEncoder:
         self._dtype = DTYPES[config.cache.precision]
         self._takes = TAKES[config.adapter.variant]
 
-    def rows(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
+    def encode(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
         """Encode samples, in order; images that cannot be decoded become `Unreadable`, in their place.
 
         Raises:
             DataError: a value that the cache's precision cannot hold
         """
         with compute_on_one_thread(self.frozen.device), log_errors_only("diffusers", "transformers"):
-            return self._rows(samples)
+            return self._encode(samples)
 
-    def _rows(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
+    def _encode(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
         size = self.config.cache.batch_size
         targets = ContentBatcher[Tensor](size, self._moments)
         references = ContentBatcher[Image.Image](size, self._inputs)
@@ -203,12 +203,12 @@ class RowEncoder:
                 for where, picture, file in zip(places, decoded.references, files, strict=True):
                     references.add(where, picture, _hash(file))
             started.append((self._start_row(sample, decoded), places))
-        made, inputs, words = targets.finish(), references.finish(), texts.finish()
+        outputs, inputs, words = targets.finish(), references.finish(), texts.finish()
         return [
             one
             if isinstance(one, Unreadable)
             else _complete_row(
-                one[0], {**made[place], **words.get(place, {})}, [inputs[p] for p in one[1] if p in inputs]
+                one[0], {**outputs[place], **words.get(place, {})}, [inputs[p] for p in one[1] if p in inputs]
             )
             for place, one in enumerate(started)
         ]
@@ -251,37 +251,37 @@ class RowEncoder:
         return [_jpeg(encoder_view(picture, THUMBNAIL, crop)) for picture in decoded.references]
 
     def _moments(self, pixels: list[Tensor]) -> dict[str, Tensor]:
-        return self._to_cache_precision({"moments": self.frozen.moments(torch.stack(pixels))})
+        return self._to_cache_precision({"moments": self.frozen.encode_targets(torch.stack(pixels))})
 
     def _text(self, captions: list[str]) -> dict[str, Tensor]:
-        return self._to_cache_precision(self.frozen.text(captions))
+        return self._to_cache_precision(self.frozen.encode_text(captions))
 
     def _inputs(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
         names: list[Input] = [name for name in self._takes if name != "face_embedding"]
         crop = self.config.data.reference_crop
-        return self._to_cache_precision({**self.frozen.image_inputs(pictures, names, crop)})
+        return self._to_cache_precision({**self.frozen.encode_references(pictures, names, crop)})
 
     def _to_cache_precision(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert to the cache's precision, on the CPU."""
-        kept = {name: values.to("cpu", self._dtype) for name, values in tensors.items()}
-        for name, values in kept.items():
+        converted = {name: values.to("cpu", self._dtype) for name, values in tensors.items()}
+        for name, values in converted.items():
             if values.isnan().any() or (values == torch.inf).any():
                 raise DataError(
                     f"{name} holds numbers that {self.config.cache.precision} cannot; set cache.precision"
                 )
-        return kept
+        return converted
 
 
 def _complete_row(
-    row: CacheRow, made: Mapping[str, Tensor], inputs: Sequence[Mapping[str, Tensor]]
+    row: CacheRow, outputs: Mapping[str, Tensor], inputs: Sequence[Mapping[str, Tensor]]
 ) -> CacheRow:
     """Add what batches computed; a mask shrinks to the size of the latents."""
     stacked = {name: torch.stack([one[name] for one in inputs]) for name in (inputs[0] if inputs else ())}
-    tensors = {**row.tensors, **made, **stacked}
+    tensors = {**row.tensors, **outputs, **stacked}
     if "mask" in tensors:
-        shape = made["moments"].shape[-2:]
+        shape = outputs["moments"].shape[-2:]
         shrunk = F.interpolate(tensors["mask"][None], shape, mode="area")[0]
-        tensors["mask"] = shrunk.to(made["moments"].dtype)
+        tensors["mask"] = shrunk.to(outputs["moments"].dtype)
     return CacheRow(row.key, row.picture, row.caption, row.thumbnails, tensors)
 
 
@@ -289,15 +289,3 @@ def _jpeg(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=90, subsampling=0)
     return file.getvalue()
-
-
-@contextlib.contextmanager
-def compute_on_one_thread(device: torch.device) -> Iterator[None]:
-    """Let torch compute with one thread on the CPU, as every worker process does."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from imprompt.errors import DataError
+from imprompt.runtime.faults import write_faults
 from imprompt.runtime.output import make_folder, remove_stale_parts
 from imprompt.training.cache.encode import CacheRecipe
 from imprompt.training.cache.shards import Shard
-from imprompt.training.cache.skipping import write_skipped
 from imprompt.training.config import DataSettings
 from imprompt.training.integrity import read_json, write_json
 from imprompt.training.samples import Part, Unreadable
@@ -95,7 +95,7 @@ class CacheFolder:
         """The path of the folder."""
         return self.cache / self.fingerprint[:16]
 
-    def begin(self, recipe: CacheRecipe) -> None:
+    def create(self, recipe: CacheRecipe) -> None:
         """Make the folder if it does not exist, and write down its recipe.
 
         Raises:
@@ -107,7 +107,7 @@ class CacheFolder:
         if not (self.path / "recipe.json").exists():
             write_json(self.path / "recipe.json", recipe.entries)
 
-    def shard(self, name: str) -> Path:
+    def shard_path(self, name: str) -> Path:
         """Return the path of a shard."""
         return self.path / "shards" / f"{name}.safetensors"
 
@@ -118,7 +118,7 @@ class CacheFolder:
             digest.update(key)
         return digest.hexdigest()[:32]
 
-    def state(self, part: Part, data: DataSettings, *, check: bool = True) -> PartState:
+    def inspect_part(self, part: Part, data: DataSettings, *, check: bool = True) -> PartState:
         """Return what the cache holds of a part, checked by digest; a shard only if `check`."""
         path = self._receipt_path(part, data)
         if not path.exists():
@@ -128,12 +128,12 @@ class CacheFolder:
             return PartState(None, f"{path} was not as it was written")
         if not receipt.shard:
             return PartState(receipt)
-        if not self.shard(receipt.shard).exists():
+        if not self.shard_path(receipt.shard).exists():
             return PartState(None)
         return self._check_shard(receipt, check)
 
     def _check_shard(self, receipt: Receipt, check: bool) -> PartState:
-        path = self.shard(receipt.shard)
+        path = self.shard_path(receipt.shard)
         try:
             shard = Shard(path)
             if check:
@@ -160,7 +160,7 @@ class CacheFolder:
     def write_skipped(self, source: str, skipped: Sequence[Unreadable]) -> Path:
         """Write which samples are unusable, in order, each once; return the path."""
         path = self.path / f"skipped-{_short_hash(source)}.jsonl"
-        write_skipped(path, skipped)
+        write_faults(path, [(one.name, one.reason) for one in skipped])
         return path
 
     def _manifest_path(self, source: str, held_out: bool) -> Path:
@@ -186,14 +186,14 @@ class CacheFolder:
         Raises:
             DataError: there is none, or there are several
         """
-        found = [manifest for manifest in self.manifests() if not manifest.held_out]
-        if len(found) != 1:
-            there = ", ".join(repr(manifest.source) for manifest in found) or "none"
+        manifests = [manifest for manifest in self.manifests() if not manifest.held_out]
+        if len(manifests) != 1:
+            there = ", ".join(repr(manifest.source) for manifest in manifests) or "none"
             raise DataError(
                 f"data.source is empty, and the cache {self.path} must then hold exactly one finished source "
                 f"for these encoders and sizes; it holds: {there}"
             )
-        return found[0]
+        return manifests[0]
 
 
 def _short_hash(source: str) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from imprompt.errors import DataError, ImageError
+from imprompt.runtime.faults import too_many, write_faults
 from imprompt.runtime.output import make_folder
 from imprompt.training.cache.cached_samples import (
     Bucket,
@@ -19,8 +20,8 @@ from imprompt.training.cache.cached_samples import (
     hash_split,
 )
 from imprompt.training.cache.encode import CacheRow, RowEncoder, encode_blanks, hash_picture
+from imprompt.training.cache.refusals import build_none_usable, build_refusal
 from imprompt.training.cache.shard_maker import Progress
-from imprompt.training.cache.skipping import none_left, refusal, too_many, write_skipped
 from imprompt.training.cache.split import split_rows
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase
@@ -79,14 +80,14 @@ class LiveSamples:
         parts = open_source(source, self._config.data, 1)
         usable: list[_UsableSample] = []
         for done, part in enumerate(parts, start=1):
-            found = self._examine_part(part)
-            if isinstance(found, _UsableSample):
-                usable.append(found)
+            sample = self._examine_part(part)
+            if isinstance(sample, _UsableSample):
+                usable.append(sample)
             else:
-                self._skip(found, done - len(usable), len(parts), source)
+                self._skip(sample, done - len(usable), len(parts), source)
             on_progress(done, len(parts))
         if not usable:
-            raise none_left(self.skipped[-1], source)
+            raise build_none_usable(self.skipped[-1], source)
         return usable
 
     def _examine_part(self, part: Part) -> _UsableSample | Unreadable:
@@ -103,13 +104,13 @@ class LiveSamples:
     def _skip(self, one: Unreadable, skipped: int, total: int, source: str) -> None:
         self.skipped.append(one)
         path = make_folder(Path(self._config.output)) / SKIPPED_FILE
-        write_skipped(path, self.skipped)
+        write_faults(path, [(one.name, one.reason) for one in self.skipped])
         if too_many(skipped, total):
-            raise refusal(self.skipped[-skipped:], total, source, path)
+            raise build_refusal(self.skipped[-skipped:], total, source, path)
 
     def _latent_sizes(self, frozen: FrozenBase) -> np.ndarray:
         shapes = {one.shape for one in self._usable}
-        sizes = {shape: frozen.moments(torch.zeros(1, *shape)).shape[-2:] for shape in shapes}
+        sizes = {shape: frozen.encode_targets(torch.zeros(1, *shape)).shape[-2:] for shape in shapes}
         return np.array([sizes[one.shape] for one in self._usable], np.int32)
 
     def __len__(self) -> int:
@@ -127,11 +128,11 @@ class LiveSamples:
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
         """Return several rows, which is faster than one by one because they share batches."""
-        made = self._encoder.rows([self._sample(number) for number in numbers])
-        for one in made:
+        rows = self._encoder.encode([self._sample(number) for number in numbers])
+        for one in rows:
             if not isinstance(one, CacheRow):
                 raise DataError(f"{one.name}: {one.reason}; it could be read when the run began")
-        return [dict(one.tensors) for one in made if isinstance(one, CacheRow)]
+        return [dict(one.tensors) for one in rows if isinstance(one, CacheRow)]
 
     def caption(self, number: int) -> str:
         """Return a sample's text."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from imprompt.errors import DataError
 from imprompt.runtime.output import write_atomically
 from imprompt.training.cache.encode import CacheRow
-from imprompt.training.integrity import DIGEST_KEY, tensors_digest, tensors_with_digest
+from imprompt.training.integrity import DIGEST_KEY, add_digest, hash_tensors
 
 _NUMPY = {"U8": "u1", "I64": "<i8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """safetensors' types in numpy; bfloat16, which numpy lacks, as integers of the same bits."""
@@ -43,7 +43,7 @@ def write_shard(path: Path, rows: Sequence[CacheRow], skipped: Sequence[tuple[in
     """
     data = save(_pack(rows), {_METADATA: json.dumps({"skipped": skipped})})
     with write_atomically(path) as part:
-        part.write_bytes(tensors_with_digest(data, path.stem))
+        part.write_bytes(add_digest(data, path.stem))
 
 
 def _pack(rows: Sequence[CacheRow]) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ class Shard:
             DataError: it is not as it was written
         """
         with memoryview(self._bytes) as whole, whole[self._start :] as body:
-            matches = self._digest in (None, tensors_digest(self._path.stem, self._header, body))
+            matches = self._digest in (None, hash_tensors(self._path.stem, self._header, body))
         if not matches:
             raise DataError(f"{self._path} is not as it was written; delete it and run again")
 

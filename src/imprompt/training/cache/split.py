@@ -66,13 +66,13 @@ def split_between(
         DataError: fewer than 2 different pictures to look at, or none to train on
     """
     names, first = np.unique(_names(held_out), return_index=True)
-    kept = np.flatnonzero(~np.isin(_names(train), names))
-    if len(names) < FEWEST or not len(kept):
+    remaining = np.flatnonzero(~np.isin(_names(train), names))
+    if len(names) < FEWEST or not len(remaining):
         raise DataError(
-            f"data.held_out has {len(names)} different pictures, and {len(kept)} samples of data.source have "
-            f"others; at least {FEWEST} and 1 are needed"
+            f"data.held_out has {len(names)} different pictures, and {len(remaining)} samples of data.source "
+            f"have others; at least {FEWEST} and 1 are needed"
         )
-    return Split(kept, len(train) + np.sort(first[:most]))
+    return Split(remaining, len(train) + np.sort(first[:most]))
 
 
 def _names(pictures: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class Mechanism:
         """Yield the U-Net conditioned on image prompts, "batch 1 ..."; call `backward` inside."""
         raise NotImplementedError
 
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate one image for each image prompt.
@@ -99,13 +100,22 @@ def predict(unet: Any, noisy: Tensor, times: Tensor, text: Tensor, added: Any) -
     return unet(noisy, times, text, added_cond_kwargs=added).sample
 
 
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy tensors of a file into a module, all of them or none.
+def prefix_tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the tensors of modules, each name with the prefix of its module."""
+    return {
+        f"{prefix}{name}": value
+        for prefix, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
+
+
+def load_tensors(parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy tensors of a file into modules, which are given by prefix, all tensors or none.
 
     Raises:
         CheckpointError: one is missing, too many, or of another shape
     """
-    here = module.state_dict()
+    here = prefix_tensors(parts)
     for name in sorted({*here, *tensors}):
         if name not in tensors:
             raise CheckpointError(f"{path} has no {name}: it is damaged, or of another base")
@@ -114,4 +124,6 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
         if tensors[name].shape != here[name].shape:
             there, wanted = tuple(tensors[name].shape), tuple(here[name].shape)
             raise CheckpointError(f"{path}: {name} has shape {there}, and {wanted} on this base")
-    module.load_state_dict(tensors)
+    with torch.no_grad():
+        for name, value in here.items():
+            value.copy_(tensors[name])

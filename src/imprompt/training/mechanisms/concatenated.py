@@ -2,19 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.projection import ImageProjection
-from imprompt.training.mechanisms.base import Denoise, Inputs, load_tensors, predict
-from imprompt.training.mechanisms.projection import PREFIX, ProjectedMechanism
+from imprompt.training.mechanisms.base import Denoise, Inputs, predict
+from imprompt.training.mechanisms.projection import ProjectedMechanism
 from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, drop_prompts, text_embeddings
 
 
@@ -43,7 +41,7 @@ class ConcatenatedMechanism(ProjectedMechanism):
         yield denoise
 
     @torch.no_grad()
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate with the image tokens multiplied by `scale`; 0 does not give the base."""
@@ -52,16 +50,6 @@ class ConcatenatedMechanism(ProjectedMechanism):
         for name, tokens in zip((POSITIVE, NEGATIVE), sides, strict=True):
             embeds[name] = torch.cat([embeds[name], (scale * tokens).to(embeds[name])], dim=1)
         return call_pipeline(pipe, {**drop_prompts(call), **embeds})
-
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the projection under the official names; without layers it is no adapter."""
-        tensors = {f"{PREFIX}{name}": value for name, value in self.trained.state_dict().items()}
-        write_tensors(tensors, path, self.metadata(metadata))
-
-    def restore(self, path: Path) -> None:
-        """Read the projection's tensors."""
-        tensors = read_tensors(path).tensors
-        load_tensors(self.trained, {n.removeprefix(PREFIX): value for n, value in tensors.items()}, path)
 
     def detach(self) -> None:
         """Do nothing, as the pipeline was not changed."""

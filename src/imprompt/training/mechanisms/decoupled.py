@@ -38,7 +38,7 @@ class DecoupledMechanism(Mechanism):
         with self.adapter.conditioned_on(inputs):
             yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate with λ = `scale`."""
@@ -56,7 +56,7 @@ class DecoupledMechanism(Mechanism):
     def restore(self, path: Path) -> None:
         """Read the adapter's file."""
         tensors: dict[str, Tensor] = from_official(read_tensors(path).tensors)
-        load_tensors(self.trained, tensors, path)
+        load_tensors({"": self.trained}, tensors, path)
 
     def detach(self) -> None:
         """Detach the adapter from the U-Net."""

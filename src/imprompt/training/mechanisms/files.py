@@ -62,8 +62,8 @@ def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
     if name == DecoupledMechanism.name:
         return DecoupledMechanism(load_adapter(path, image_encoder=None).float().to(pipe.device), pipe)
     projection = _projection(path, file.tensors, name, pipe)
-    made: Any = MECHANISMS[name]
-    mechanism: Mechanism = made(projection.to(pipe.device), pipe)
+    mechanism_class: Any = MECHANISMS[name]
+    mechanism: Mechanism = mechanism_class(projection.to(pipe.device), pipe)
     try:
         mechanism.restore(path)
     except CheckpointError:

@@ -1,15 +1,11 @@
 """Mechanisms that train the base's U-Net together with weights of their own."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.errors import AdapterMismatch
-from imprompt.training.mechanisms.base import load_tensors
 from imprompt.training.mechanisms.projection import PREFIX, ProjectedMechanism
 
 UNET_PREFIX = "unet."
@@ -41,24 +37,10 @@ class FineTunedMechanism(ProjectedMechanism):
         self.unet.requires_grad_(True)
         self.trained = nn.ModuleDict({"projection": projection, "unet": self.unet})
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write projection and U-Net."""
-        parts = {PREFIX: self.projection, UNET_PREFIX: self.unet}
-        tensors = {
-            f"{prefix}{name}": value
-            for prefix, module in parts.items()
-            for name, value in module.state_dict().items()
-        }
-        write_tensors(tensors, path, self.metadata(metadata))
-
-    def restore(self, path: Path) -> None:
-        """Read projection and U-Net."""
-        renamed = {PREFIX: "projection.", UNET_PREFIX: "unet."}
-        tensors = {}
-        for name, value in read_tensors(path).tensors.items():
-            prefix = next((prefix for prefix in renamed if name.startswith(prefix)), "")
-            tensors[renamed.get(prefix, "") + name.removeprefix(prefix)] = value
-        load_tensors(self.trained, tensors, path)
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Projection and U-Net."""
+        return {PREFIX: self.projection, UNET_PREFIX: self.unet}
 
     def detach(self) -> None:
         """Put the U-Net's own weights back."""

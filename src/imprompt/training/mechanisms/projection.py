@@ -1,14 +1,16 @@
 """Mechanisms that read a projection of the image embedding."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.errors import InvalidReference
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Inputs, Mechanism
+from imprompt.training.mechanisms.base import Inputs, Mechanism, load_tensors, prefix_tensors
 
 PREFIX = "image_proj."
 """Prefix of a projection's tensors in a file, as in the official layout."""
@@ -22,6 +24,19 @@ class ProjectedMechanism(Mechanism):
     """
 
     projection: nn.Module
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules of the file, by the prefix of their tensors."""
+        return {PREFIX: self.projection}
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the trained parts; names of the projection are those of the official layout."""
+        write_tensors(prefix_tensors(self.parts), path, self.metadata(metadata))
+
+    def restore(self, path: Path) -> None:
+        """Read the trained parts."""
+        load_tensors(self.parts, read_tensors(path).tensors, path)
 
     def project(self, inputs: Inputs) -> Tensor:
         """Project one image prompt per sample, "batch 1 ..."."""

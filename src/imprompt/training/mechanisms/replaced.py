@@ -37,7 +37,7 @@ class ReplacedMechanism(FineTunedMechanism):
         yield denoise
 
     @torch.no_grad()
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate with image embeddings times `scale`, 0 being no image, without the prompts.

@@ -36,7 +36,7 @@ class TwoStreamMechanism(FineTunedMechanism):
             yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
     @torch.no_grad()
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate with α = `scale` / 2: 1 as in training, 0 only text, 2 only image."""

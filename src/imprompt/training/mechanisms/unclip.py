@@ -55,7 +55,7 @@ class UnclipMechanism(FineTunedMechanism):
             yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
     @torch.no_grad()
-    def pictures(
+    def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate with image embeddings times `scale`, 0 being no image; a ControlNet gets none."""

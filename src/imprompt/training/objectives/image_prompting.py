@@ -69,7 +69,7 @@ class ImagePromptObjective(Objective):
         self.noising = Noising(base.scheduler, config.loss, base.device)
         self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
         self.judge = SimilarityJudge(config.watch.judge, base.image_encoder, base.device)
-        self.empty_text = {name: value[0] for name, value in base.text([""]).items()}
+        self.empty_text = {name: value[0] for name, value in base.encode_text([""]).items()}
         if config.training.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
             base.unet.train()  # diffusers checkpoints in training mode only; there is no dropout in it
@@ -109,10 +109,10 @@ class ImagePromptObjective(Objective):
         self, denoise: Any, batch: PromptBatch, text: Mapping[str, Tensor], times: Tensor
     ) -> Float[Tensor, " batch"]:
         """Return each sample's mean squared error inside its mask."""
-        latents = self.base.latents(batch.moments, batch.draws.latent_noise)
+        latents = self.base.sample_latents(batch.moments, batch.draws.latent_noise)
         noise = batch.draws.noise + self.config.loss.noise_offset * batch.draws.offset
         noisy = self.noising.add_noise(latents, noise, times).to(self.base.dtype)
-        added = self.base.added_conditions(text.get("pooled_text"), batch.size_condition)
+        added = self.base.build_added_conditions(text.get("pooled_text"), batch.size_condition)
         with self.fast_products(noisy):
             predicted = denoise(noisy, self.noising.labels[times], text["text_embeddings"], added)
         squares = F.mse_loss(predicted.float(), self.noising.target(latents, noise, times), reduction="none")
@@ -141,10 +141,10 @@ class ImagePromptObjective(Objective):
 
     def text_of(self, batch: PromptBatch, dropped: Tensor) -> dict[str, Tensor]:
         """Return the text embeddings of a batch, replaced by those of "" where text is dropped."""
-        kept = batch.text or self.base.text(batch.captions)
+        texts = batch.text or self.base.encode_text(batch.captions)
         return {
             name: torch.where(per_sample(dropped, value), self.empty_text[name], value).to(self.base.dtype)
-            for name, value in ((name, value.to(self.empty_text[name])) for name, value in kept.items())
+            for name, value in ((name, value.to(self.empty_text[name])) for name, value in texts.items())
         }
 
     def inputs_of(self, batch: PromptBatch, dropped: Tensor) -> dict[Input, Tensor]:
@@ -202,7 +202,7 @@ class ImagePromptObjective(Objective):
         return float(total) / sum(len(batch.moments) for batch in batches)
 
     @torch.no_grad()
-    def look(self) -> tuple[Image.Image, dict[str, float]]:
+    def draw_and_measure(self) -> tuple[Image.Image, dict[str, float]]:
         """Draw references, then every prompt at every λ, and measure the similarities."""
         watch = self.config.watch
         rows = self.samples.held_out[: watch.references].tolist()
@@ -214,7 +214,7 @@ class ImagePromptObjective(Objective):
             for scale in watch.scales
         }
         first = images_of[watch.prompts[0], max(watch.scales)]
-        figures = self.judge.figures(first, references, self.prompts(watch.prompts[0], rows))
+        figures = self.judge.measure(first, references, self.prompts(watch.prompts[0], rows))
         side = max(first[0].width, references[0].width)
         sheet = [references, *images_of.values()]
         return picture_grid(
@@ -245,7 +245,7 @@ class ImagePromptObjective(Objective):
             "height": size,
             "width": size,
         }
-        return self.mechanism.pictures(self.base.pipe, images, scale, call)
+        return self.mechanism.generate(self.base.pipe, images, scale, call)
 
     # Writing
 
@@ -264,14 +264,14 @@ class ImagePromptObjective(Objective):
     def metadata(self) -> dict[str, str]:
         """Return the facts on training in the adapter's file, without the folders of this machine."""
         base, encoder = self.config.base, self.base.image_encoder
-        named = "mini" if base.image_encoder == "known" else strip_folders(base.image_encoder)
+        encoder_name = "mini" if base.image_encoder == "known" else strip_folders(base.image_encoder)
         return {
             "steps": str(self.steps_taken()),
             "seed": str(self.config.training.seed),
             "base": strip_folders(base.model),
             "prediction": self.noising.prediction,
             "preset": self.config.preset,
-            **({"image_encoder": named, "encoder": encoder.name} if encoder else {}),
+            **({"image_encoder": encoder_name, "encoder": encoder.name} if encoder else {}),
         }
 
 

@@ -37,13 +37,13 @@ class Objective(nn.Module):
         """Return figures of held-out samples, with the same randomness at every call."""
         return {}
 
-    def picture(self) -> Image.Image | None:
+    def draw_samples(self) -> Image.Image | None:
         """Draw a sample grid, with the same randomness at every call."""
         return None
 
-    def look(self) -> tuple[Image.Image | None, dict[str, float]]:
+    def draw_and_measure(self) -> tuple[Image.Image | None, dict[str, float]]:
         """Draw the sample grid and measure it."""
-        return self.picture(), {}
+        return self.draw_samples(), {}
 
     def save(self, folder: Path) -> None:
         """Write the model into a checkpoint's folder, if it is useful before the end of the run."""

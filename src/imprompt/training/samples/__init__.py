@@ -11,25 +11,25 @@ from pathlib import Path
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
 from imprompt.training.samples.files import is_hidden
-from imprompt.training.samples.folder import folder_parts
+from imprompt.training.samples.folder import open_folder
 from imprompt.training.samples.gzip_tars import TARS, is_tar
-from imprompt.training.samples.hub import hub_parts
-from imprompt.training.samples.line_tables import csv_parts, json_lines_parts, tsv_parts
+from imprompt.training.samples.hub import open_hub
+from imprompt.training.samples.line_tables import open_csv, open_json_lines, open_tsv
 from imprompt.training.samples.name_patterns import expand_paths
-from imprompt.training.samples.parquet import parquet_parts
+from imprompt.training.samples.parquet import open_parquet
 from imprompt.training.samples.sample import Part, Sample, Unreadable
-from imprompt.training.samples.tables import json_parts
-from imprompt.training.samples.tars import tar_parts
+from imprompt.training.samples.tables import open_json
+from imprompt.training.samples.tars import open_tars
 
 __all__ = ["Part", "Sample", "Unreadable", "open_source"]
 
 _HUB = "hf:"
 _TABLES: Mapping[str, Callable[[Path, DataSettings, int], Sequence[Part]]] = {
-    ".json": json_parts,
-    ".jsonl": json_lines_parts,
-    ".csv": csv_parts,
-    ".tsv": tsv_parts,
-    ".parquet": parquet_parts,
+    ".json": open_json,
+    ".jsonl": open_json_lines,
+    ".csv": open_csv,
+    ".tsv": open_tsv,
+    ".parquet": open_parquet,
 }
 _IN_FOLDERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Tables that describe a folder of images (Hugging Face's image folders)."""
@@ -55,12 +55,12 @@ def open_source(source: str, data: DataSettings, part_size: int) -> Sequence[Par
 
 def _open(source: str, data: DataSettings, part_size: int) -> Sequence[Part]:
     if source.startswith(_HUB):
-        return hub_parts(source.removeprefix(_HUB), data, part_size)
+        return open_hub(source.removeprefix(_HUB), data, part_size)
     if os.path.isdir(source):  # Path's own raises for a name that is too long
         return _open_folder(Path(source), data, part_size)
     paths = expand_paths(source)
     if all(is_tar(path.name) for path in paths):
-        return tar_parts(paths, data, part_size)
+        return open_tars(paths, data, part_size)
     if unknown := {path.suffix for path in paths if path.suffix.lower() not in _TABLES}:
         known = ", ".join((*_TABLES, *TARS))
         raise DataError(
@@ -77,5 +77,5 @@ def _open_folder(folder: Path, data: DataSettings, part_size: int) -> Sequence[P
     if tables:
         return _TABLES[tables[0].suffix](tables[0], data, part_size)
     if tars := sorted(path for path in folder.iterdir() if is_tar(path.name) and not is_hidden(path.name)):
-        return tar_parts(tars, data, part_size)
-    return folder_parts(folder, data, part_size)
+        return open_tars(tars, data, part_size)
+    return open_folder(folder, data, part_size)

@@ -49,7 +49,7 @@ def is_not_fetched(facts: Mapping[str, Any]) -> bool:
     return str(facts.get("status")).startswith(NOT_FETCHED)
 
 
-def caption_suffixes(columns: Columns) -> tuple[str, ...]:
+def list_caption_suffixes(columns: Columns) -> tuple[str, ...]:
     """Return the suffixes of a caption file, without the dot, in the order of preference.
 
     A suffix is `columns.text`, by default one of CAPTIONS, unchanged or in capitals (`IMG_2.TXT`). There is
@@ -62,7 +62,7 @@ def caption_suffixes(columns: Columns) -> tuple[str, ...]:
 
 def explain_no_caption(stem: str, columns: Columns) -> str:
     """Return which file would have been the caption; `stem` is its name without suffix."""
-    return f"it has no caption: there is no {stem}.{caption_suffixes(columns)[0]}"
+    return f"it has no caption: there is no {stem}.{list_caption_suffixes(columns)[0]}"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -112,7 +112,7 @@ def decode_caption(data: bytes) -> str:
         raise Unusable("its caption is not UTF-8") from None
 
 
-def face_embedding(data: bytes) -> np.ndarray:
+def read_face_embedding(data: bytes) -> np.ndarray:
     """Read a face embedding, "d", float32, from a .npy file or an array or tensor of torch.save.
 
     Pickles go through PyTorch's restricted loader: arrays and tensors only.
@@ -161,7 +161,7 @@ def _array_parts() -> Iterator[Any]:
     yield from (type(np.dtype(kind)) for kind in ("float16", "float32", "float64"))
 
 
-def fingerprint(words: Iterable[object]) -> str:
+def hash_words(words: Iterable[object]) -> str:
     """Return the SHA-256 of the words, in order, in hexadecimal."""
     digest = hashlib.sha256()
     for word in words:

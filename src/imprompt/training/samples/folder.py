@@ -20,14 +20,14 @@ from imprompt.errors import DataError
 from imprompt.training.config import Columns, DataSettings
 from imprompt.training.samples.files import (
     PICTURES,
-    caption_suffixes,
     decode_caption,
     explain_no_caption,
-    face_embedding,
     file_state,
-    fingerprint,
+    hash_words,
     is_hidden,
+    list_caption_suffixes,
     read_bytes,
+    read_face_embedding,
 )
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
 
@@ -58,7 +58,7 @@ class FolderPart:
     @property
     def identity(self) -> str:
         """Fingerprint of the names, sizes and times of change of the files."""
-        return fingerprint((bool(self.columns.text), *(self._states(row) for row in self.rows)))
+        return hash_words((bool(self.columns.text), *(self._states(row) for row in self.rows)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,11 +81,11 @@ class FolderPart:
             text=decode_caption(read_bytes(self.folder / row.text)) if row.text else "",
             references=tuple(read_bytes(self.folder / name) for name in row.references),
             mask=read_bytes(self.folder / row.mask) if row.mask else None,
-            face=face_embedding(read_bytes(self.folder / row.face)) if row.face else None,
+            face=read_face_embedding(read_bytes(self.folder / row.face)) if row.face else None,
         )
 
 
-def folder_parts(folder: Path, data: DataSettings, part_size: int) -> Sequence[FolderPart]:
+def open_folder(folder: Path, data: DataSettings, part_size: int) -> Sequence[FolderPart]:
     """List a folder and those below it, without hidden files and folders.
 
     Raises:
@@ -121,7 +121,7 @@ def _rows(folder: Path, columns: Columns) -> Iterator[PictureFiles]:
 
 def _caption_file(stem: str, columns: Columns, known: Collection[str]) -> str:
     """Return the caption file of an image; empty if there is none."""
-    names = (f"{stem}.{suffix}" for suffix in caption_suffixes(columns))
+    names = (f"{stem}.{suffix}" for suffix in list_caption_suffixes(columns))
     return next((name for name in names if name in known), "")
 
 

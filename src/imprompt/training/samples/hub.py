@@ -47,7 +47,7 @@ class HubRows:
         return iter(())
 
 
-def hub_parts(source: str, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+def open_hub(source: str, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     """Open a dataset of the hub or on disk; `source` does not include "hf:".
 
     Raises:
@@ -55,9 +55,9 @@ def hub_parts(source: str, data: DataSettings, part_size: int) -> Sequence[Table
         MissingExtra: without datasets (`imprompt[datasets]`)
     """
     table = load_split(source)
-    found = find_columns(data.columns, table.column_names, f"hf:{source}")
-    columns = tuple(dict.fromkeys(column for column in found if column))
-    reader = RowReader(found, Path(data.root))
+    columns_of_table = find_columns(data.columns, table.column_names, f"hf:{source}")
+    columns = tuple(dict.fromkeys(column for column in columns_of_table if column))
+    reader = RowReader(columns_of_table, Path(data.root))
     return [
         TablePart(source, first, min(part_size, len(table) - first), HubRows(source, first, columns), reader)
         for first in range(0, len(table), part_size)

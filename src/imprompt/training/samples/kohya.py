@@ -17,7 +17,7 @@ from imprompt.training.samples.files import PICTURES
 CAPTION, TAGS = "caption", "tags"
 
 
-def metadata_rows(entries: Mapping[str, object], table: Path, root: Path) -> list[dict[str, Any]]:
+def read_metadata(entries: Mapping[str, object], table: Path, root: Path) -> list[dict[str, Any]]:
     """Return table rows with the columns image, text, caption and tags, as far as an entry has them.
 
     Args:

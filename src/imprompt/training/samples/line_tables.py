@@ -12,7 +12,7 @@ from imprompt.training.config import DataSettings
 from imprompt.training.samples.files import is_not_fetched
 from imprompt.training.samples.rows import RowReader, TableRow, find_columns
 from imprompt.training.samples.sample import Unusable
-from imprompt.training.samples.tables import TablePart, root_of
+from imprompt.training.samples.tables import TablePart, find_root
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """Largest JSON line, which may hold a face embedding; a longer one is read in pieces, none of which is
@@ -71,7 +71,7 @@ class LineRows:
         return self.read()
 
 
-def json_lines_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+def open_json_lines(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     """Open a file with a JSON object on each line.
 
     Raises:
@@ -80,7 +80,7 @@ def json_lines_parts(path: Path, data: DataSettings, part_size: int) -> Sequence
     return _parts(path, LineFormat(), 0, data, part_size)
 
 
-def csv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+def open_csv(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     """Open a CSV file whose first row names the columns; quoted cells may hold line breaks.
 
     A list (several references, a face embedding) is written as JSON: `[0.1, 0.2]`.
@@ -91,7 +91,7 @@ def csv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TableP
     return _cell_parts(path, ",", data, part_size)
 
 
-def tsv_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+def open_tsv(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     """Open a CSV file with tabs between its cells, which may be quoted.
 
     Raises:
@@ -111,7 +111,7 @@ def _parts(
 ) -> Sequence[TablePart]:
     found = _scan(_readable(path), form, start, part_size)
     there = found.columns if form.header is None else set(form.header)
-    reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
+    reader = RowReader(find_columns(data.columns, there, str(path)), find_root(path, data))
     return [
         TablePart(path.name, first, min(part_size, found.rows - first), LineRows(path, at, form), reader)
         for first, at in zip(range(0, found.rows, part_size), found.starts, strict=True)

@@ -11,7 +11,7 @@ from imprompt.training.config import DataSettings
 from imprompt.training.samples.files import file_state, is_not_fetched
 from imprompt.training.samples.rows import RowReader, TableRow, find_columns
 from imprompt.training.samples.sample import Unusable
-from imprompt.training.samples.tables import TablePart, root_of
+from imprompt.training.samples.tables import TablePart, find_root
 
 ROWS_AT_ONCE = 32
 """Rows in memory at once; they may hold images."""
@@ -56,7 +56,7 @@ class ParquetRows:
         return self._read(self.name_columns) if self.name_columns else iter(())
 
     def _read(self, columns: tuple[str, ...]) -> Iterator[TableRow]:
-        with _open_parquet(self.path) as file:
+        with _open_file(self.path) as file:
             skipped = 0
             wanted = tuple(dict.fromkeys((*columns, STATUS))) if self.has_status else columns
             batches = _batches(file, self.path, self.group, wanted)
@@ -66,21 +66,21 @@ class ParquetRows:
                 yield from batch.slice(before).to_pylist()
 
 
-def parquet_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+def open_parquet(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     """Open a Parquet file; images are file names, bytes, or both as Hugging Face writes them.
 
     Raises:
         DataError: it is damaged, or has not a column
         MissingExtra: without pyarrow (`imprompt[train]`)
     """
-    with _open_parquet(path) as file:
+    with _open_file(path) as file:
         schema = file.schema_arrow
         has_status = STATUS in schema.names and str(schema.field(STATUS).type) in _TEXTS
         lengths = [_count_rows(file, path, group, has_status) for group in range(file.num_row_groups)]
     found = find_columns(data.columns, schema.names, str(path))
     columns = tuple(dict.fromkeys(column for column in found if column))
     name_columns = tuple(column for column in columns if "binary" not in str(schema.field(column).type))
-    reader = RowReader(found, root_of(path, data))
+    reader = RowReader(found, find_root(path, data))
     return [
         TablePart(path.name, sum(lengths[:group]) + skipped, min(part_size, length - skipped), rows, reader)
         for group, length in enumerate(lengths)
@@ -104,7 +104,7 @@ def _fetched_rows(batch: Any) -> Any:
     return batch.filter(pyarrow.array([not is_not_fetched({STATUS: status}) for status in statuses], "bool"))
 
 
-def _open_parquet(path: Path) -> Any:
+def _open_file(path: Path) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:

@@ -10,7 +10,13 @@ import numpy as np
 
 from imprompt.errors import DataError
 from imprompt.training.config import Columns
-from imprompt.training.samples.files import check_text, check_vector, face_embedding, file_state, read_bytes
+from imprompt.training.samples.files import (
+    check_text,
+    check_vector,
+    file_state,
+    read_bytes,
+    read_face_embedding,
+)
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -121,7 +127,7 @@ class RowReader:
             return None
         if isinstance(value, str):
             value = _from_json(value) or read_bytes(self.root / value)
-        return face_embedding(value) if isinstance(value, bytes) else check_vector(value)
+        return read_face_embedding(value) if isinstance(value, bytes) else check_vector(value)
 
     def _files(self, row: TableRow) -> Iterator[str]:
         for column in (self.columns.image, self.columns.reference, self.columns.mask, self.columns.face):

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from imprompt.errors import DataError
 from imprompt.training.config import DataSettings
-from imprompt.training.samples.files import fingerprint, is_not_fetched
-from imprompt.training.samples.kohya import metadata_rows
+from imprompt.training.samples.files import hash_words, is_not_fetched
+from imprompt.training.samples.kohya import read_metadata
 from imprompt.training.samples.rows import RowReader, TableRow, find_columns
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable
 
@@ -55,7 +55,7 @@ class TablePart:
     def identity(self) -> str:
         """Fingerprint of the rows and of the files that they name."""
         named = itertools.islice(self.rows.read_names(), self.count)
-        return fingerprint(itertools.chain([self.rows.state, self.count], map(self.reader.states, named)))
+        return hash_words(itertools.chain([self.rows.state, self.count], map(self.reader.states, named)))
 
     def __len__(self) -> int:
         return self.count
@@ -86,16 +86,16 @@ class ListRows:
         return iter(self.held)
 
 
-def json_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
+def open_json(path: Path, data: DataSettings, part_size: int) -> Sequence[TablePart]:
     """Open a JSON list of objects, or kohya's metadata; the file is read whole.
 
     Raises:
         DataError: no JSON, neither of the two, or a column that is not there
     """
-    rows = _json_rows(path, root_of(path, data))
+    rows = _json_rows(path, find_root(path, data))
     there = {column for row in rows for column in row}
     rows = [row for row in rows if not is_not_fetched(row)]
-    reader = RowReader(find_columns(data.columns, there, str(path)), root_of(path, data))
+    reader = RowReader(find_columns(data.columns, there, str(path)), find_root(path, data))
     return [
         TablePart(path.name, start, len(some), ListRows(some), reader)
         for start in range(0, len(rows), part_size)
@@ -103,7 +103,7 @@ def json_parts(path: Path, data: DataSettings, part_size: int) -> Sequence[Table
     ]
 
 
-def root_of(table: Path, data: DataSettings) -> Path:
+def find_root(table: Path, data: DataSettings) -> Path:
     """Return the folder at which relative file names in a table begin."""
     return Path(data.root) if data.root else table.parent
 
@@ -116,7 +116,7 @@ def _json_rows(path: Path, root: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no JSON: {error}") from error
     if isinstance(rows, dict) and rows:
-        return metadata_rows(rows, path, root)
+        return read_metadata(rows, path, root)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path} must be a list of objects like {{"image": "cat.png", "text": "a cat"}}')
     return rows

@@ -27,16 +27,16 @@ from imprompt.training.config import Columns, DataSettings
 from imprompt.training.samples.files import (
     CAPTIONS,
     PICTURES,
-    caption_suffixes,
     check_bytes,
     check_text,
     decode_caption,
     explain_no_caption,
-    face_embedding,
     file_state,
-    fingerprint,
+    hash_words,
     is_hidden,
     is_not_fetched,
+    list_caption_suffixes,
+    read_face_embedding,
 )
 from imprompt.training.samples.gzip_tars import open_tar
 from imprompt.training.samples.sample import Sample, Unreadable, Unusable, read_sample
@@ -70,7 +70,7 @@ class TarPart:
     def identity(self) -> str:
         """Fingerprint of the tar file's name, size and time of change, and of the position in it."""
         words = self.columns.model_dump().values()
-        return fingerprint((self.path.name, file_state(self.path), self.offset, self.count, *words))
+        return hash_words((self.path.name, file_state(self.path), self.offset, self.count, *words))
 
     def __len__(self) -> int:
         return self.count
@@ -95,11 +95,11 @@ class TarPart:
             text=_text(file, files, self.columns),
             references=tuple(_content(file, member) for member in references),
             mask=_content(file, mask[0]) if mask else None,
-            face=face_embedding(_content(file, face[0])) if face else None,
+            face=read_face_embedding(_content(file, face[0])) if face else None,
         )
 
 
-def tar_parts(paths: Sequence[Path], data: DataSettings, part_size: int) -> Sequence[TarPart]:
+def open_tars(paths: Sequence[Path], data: DataSettings, part_size: int) -> Sequence[TarPart]:
     """Open tar files, one after another; a part never spans two.
 
     Raises:
@@ -176,7 +176,7 @@ def _facts(file: BinaryIO, files: Suffixes) -> Mapping[str, Any]:
 def _text(file: BinaryIO, files: Suffixes, columns: Columns) -> str:
     if not columns.text:
         return ""
-    for suffix in caption_suffixes(columns):
+    for suffix in list_caption_suffixes(columns):
         if suffix in files:
             return decode_caption(_content(file, files[suffix]))
     is_default = columns.text == Columns.model_fields["text"].default

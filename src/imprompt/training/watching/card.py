@@ -5,7 +5,6 @@ In the form that the Hugging Face hub reads: facts for machines between two line
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from safetensors import safe_open
 
 from imprompt.errors import TrainingError
 from imprompt.report import format_short
+from imprompt.runtime.environment import PACKAGES
+from imprompt.runtime.foreign_models import is_embedded, is_hub_id, parse_source
 from imprompt.runtime.output import write_atomically
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.watching.commands import is_decoupled, model_options
@@ -23,7 +24,6 @@ from imprompt.training.watching.verdict import judge_adapter
 CARD_FILE = "README.md"
 ADAPTER_FILE = "adapter.safetensors"
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _IN_DIFFUSERS = ("base", "plus", "full-face")
 _FACES = ("faceid", "faceid-plus", "faceid-plusv2")
 
@@ -40,11 +40,11 @@ def write_card(folder: Path) -> Path:
         raise TrainingError(f"{folder} has no adapter.safetensors; a model card is written of a finished run")
     path = folder / CARD_FILE
     with write_atomically(path) as part:
-        part.write_text(card_of(history), encoding="utf-8")
+        part.write_text(build_card(history), encoding="utf-8")
     return path
 
 
-def card_of(history: History) -> str:
+def build_card(history: History) -> str:
     """Return the card as Markdown."""
     sections = [
         _header(history),
@@ -71,7 +71,7 @@ def _header(history: History) -> str:
 
 def _hub_id(model: str) -> str | None:
     """Return the model if it is a name on the hub; a local folder means nothing to others."""
-    return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else None
+    return model if is_hub_id(model) and not Path(model).exists() else None
 
 
 def _what(history: History) -> str:
@@ -84,11 +84,11 @@ def _what(history: History) -> str:
     if not is_decoupled(history):
         return _compared(history, encoder_name)
     return (
-        "An IP-Adapter (Ye et al. 2023, [arXiv:2308.06721](https://arxiv.org/abs/2308.06721)): pictures as "
+        "An IP-Adapter (Ye et al. 2023, [arXiv:2308.06721](https://arxiv.org/abs/2308.06721)): images as "
         f"prompts for `{get('base.model', '?')}`. Variant “{get('adapter.variant', '?')}”, "
         f"{get('adapter.tokens', '?')} image tokens, by {encoder_name}; {count:,} trained parameters, "
-        f"{size / 1e6:.1f} MB. The base and the encoder are not changed."
-        f"{f' Training went on from `{start}`.' if start else ''}"
+        f"{size / 1e6:.1f} MB. The base and the encoder are unchanged."
+        f"{f' Training started from `{start}`.' if start else ''}"
     )
 
 
@@ -96,11 +96,11 @@ def _compared(history: History, encoder_name: str) -> str:
     """Describe an adapter that was made for comparison with the decoupled one."""
     size, count = _size(history)
     mechanism = history.mechanism
-    base = "trained too, and in the file" if MECHANISMS[mechanism].trains_base else "not changed"
+    base = "trained too and stored in the file" if MECHANISMS[mechanism].trains_base else "unchanged"
     return (
-        f"Pictures as prompts for `{history.setting('base.model', '?')}` by the mechanism “{mechanism}”, "
-        f"made to be compared with the decoupled one; by {encoder_name}; {count:,} trained parameters, "
-        f"{size / 1e6:.1f} MB. The encoder is not changed, the U-Net is {base}."
+        f"Images as prompts for `{history.setting('base.model', '?')}` by the mechanism “{mechanism}”, "
+        f"made for comparison with the decoupled one, by {encoder_name}; {count:,} trained parameters, "
+        f"{size / 1e6:.1f} MB. The encoder is unchanged, the U-Net is {base}."
     )
 
 
@@ -116,14 +116,14 @@ def _size(history: History) -> tuple[int, int]:
 def _with_imprompt(history: History) -> str:
     if not is_decoupled(history):
         model = _quoted(history.setting("base.model", "mini"))
-        return "`imprompt generate` takes decoupled adapters only.\n\n" + _code(
+        return "`imprompt generate` supports only decoupled adapters.\n\n" + _code(
             "python",
             "import imprompt",
             "from imprompt.training.mechanisms import load_mechanism",
             "",
             f"pipe = imprompt.load_pipeline({model})",
             f'mechanism = load_mechanism("{ADAPTER_FILE}", pipe)',
-            'pictures = mechanism.pictures(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
+            'images = mechanism.generate(pipe, [image_embeddings], 1.0, {"prompt": [""]})',
         )
     options = model_options(history)
     options[options.index("--adapter") + 1] = ADAPTER_FILE
@@ -136,7 +136,7 @@ def _with_imprompt(history: History) -> str:
         f"encoder = {_encoder(history)}",
         f'adapter = imprompt.load_adapter("{ADAPTER_FILE}", image_encoder=encoder)',
         'with adapter.attach(pipe), adapter.use(imprompt.Reference("reference.png", scale=0.7)):',
-        '    picture = pipe("").images[0]',
+        '    image = pipe("").images[0]',
     )
     return f"{_code('text', command)}\n\n{python}"
 
@@ -150,12 +150,12 @@ def _encoder(history: History) -> str:
 
 
 def _is_mini(history: History) -> bool:
-    return history.setting("base.model", "mini").partition(":")[0] == "mini"
+    return is_embedded(history.setting("base.model", "mini"))
 
 
 def _with_diffusers(history: History) -> str:
     if not is_decoupled(history):
-        return "diffusers has no such adapter."
+        return "diffusers does not support such an adapter."
     variant, encoder = history.setting("adapter.variant"), history.setting("base.image_encoder", "known")
     if variant in _IN_DIFFUSERS and encoder != "known" and not _is_mini(history):
         return _diffusers_code(history.setting("base.model"), encoder)
@@ -184,25 +184,25 @@ def _diffusers_code(model: str, encoder: str) -> str:
         f"pipe = AutoPipelineForText2Image.from_pretrained({_quoted(model)}, image_encoder=encoder)",
         *_LOAD,
         "pipe.set_ip_adapter_scale(0.7)",
-        'picture = pipe("", ip_adapter_image=load_image("reference.png")).images[0]',
+        'image = pipe("", ip_adapter_image=load_image("reference.png")).images[0]',
     )
 
 
 def _place(encoder: str) -> str:
     """Return what `from_pretrained` takes for "owner/name:folder/in/it"."""
-    name, _, folder = encoder.partition(":")
-    return _quoted(name) + (f", subfolder={_quoted(folder)}" if folder else "")
+    source = parse_source(encoder)
+    return _quoted(source.name) + (f", subfolder={_quoted(source.subfolder)}" if source.subfolder else "")
 
 
 def _data(history: History) -> str:
     get = history.setting
     source, size, held_out = get("data.source"), get("data.size", "?"), get("data.held_out", "?")
     kept = f"{100 * held_out:g} % of them" if isinstance(held_out, float) else f"those of `{held_out}`"
-    shape = "in buckets of the area of" if get("data.buckets") else "cut to"
+    shape = "in buckets of the area of" if get("data.buckets") else "cropped to"
     return (
-        f"Pictures and captions from {f'`{source}`' if source else 'a cache'}, {shape} {size} × {size} px; "
+        f"Images and captions from {f'`{source}`' if source else 'a cache'}, {shape} {size} × {size} px; "
         f"{kept}, at most {get('data.held_out_most', '?')}, were held out and give the figures below.\n\n"
-        "Say here where the pictures come from, what they show, and under which licence they are."
+        "Add here where the images come from, what they show, and their license."
     )
 
 
@@ -213,7 +213,7 @@ def _recipe(history: History) -> str:
         "steps × samples": f"{history.step:,} × {get('training.batch_size', '?')} = "
         f"{_count_samples(history)} samples",
         "learning rate": f"{get('training.learning_rate', '?')}, {_schedule(history)}",
-        "optimiser": f"AdamW, weight decay {get('training.weight_decay', '?')}, gradients clipped to norm "
+        "optimizer": f"AdamW, weight decay {get('training.weight_decay', '?')}, gradients clipped to norm "
         f"{get('training.max_gradient_norm', '?')}",
         "averaged weights": f"decay {get('training.ema_decay')}" if get("training.ema_decay") else "none",
         "dropped": f"image {drops[0]}, text {drops[1]}, both {drops[2]}",
@@ -265,24 +265,23 @@ def _figures(history: History) -> str:
 def _limits(history: History) -> str:
     variant = history.setting("adapter.variant", "base")
     limits = [
-        "It belongs to this base and this image encoder, and to fine-tunes of that base.",
-        "It knows what its training pictures show; others give the nearest of what it knows.",
+        "It works with this base, with fine-tunes of it, and with this image encoder.",
+        "It reproduces the kinds of content in its training images; other content becomes similar to those.",
     ]
     if variant in _FACES or variant == "full-face":
-        limits.append("It draws faces like a given person's: use it with that person's consent only.")
+        limits.append("It reproduces a person's face: use it only with that person's consent.")
     if judge_adapter(history).trend == "none":
-        limits.append("By the figures above it hardly reads its reference: train longer before using it.")
-    limits.append("The held-out samples come from the same data: the figures say nothing of other pictures.")
+        limits.append("By the figures above it hardly reads its reference: train it longer before use.")
+    limits.append("The held-out samples come from the same data, so the figures do not cover other images.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _cost(history: History) -> str:
     facts = history.environment
     processes = facts.get("processes", 1)
-    device = facts.get("device", "a machine that was not noted")
+    device = facts.get("device", "an unknown device")
     machines = f"{processes} × {device}" if processes > 1 else device
-    names = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "python")
-    versions = ", ".join(f"{name} {facts[name]}" for name in names if name in facts)
+    versions = ", ".join(f"{name} {facts[name]}" for name in (*PACKAGES, "python") if name in facts)
     commit = f", commit `{facts['commit']}`" if "commit" in facts else ""
     return f"{format_duration(history.seconds)} on {machines}.{f' {versions}{commit}.' if versions else ''}"
 

@@ -26,7 +26,7 @@ _KNOWN = (
 )
 
 
-def run_charts(history: History) -> list[Chart]:
+def build_charts(history: History) -> list[Chart]:
     """Return the charts of a run that have points; figures without a chart of their own come last."""
     chosen = [
         _gap(history),
@@ -57,7 +57,7 @@ def _line(history: History, name: str, label: str, tone: Tone = "accent", filled
 def _gap(history: History) -> Chart:
     return Chart(
         "Gap in held-out loss",
-        "Loss with a shuffled reference, or none, minus that with the true one, without text. Zero: ignored.",
+        "Loss with a shuffled reference, or none, minus that with the true one, without text. Zero: unread.",
         (
             _line(history, "gap to none", "none", "ink"),
             _line(history, "gap to shuffled", "shuffled", filled=True),
@@ -69,7 +69,7 @@ def _gap(history: History) -> Chart:
 def _similarity(history: History) -> Chart:
     return Chart(
         "Similarity of the samples",
-        "Cosine similarity of what is drawn to its reference, to another one, and to its prompt.",
+        "Cosine similarity of samples to their reference, to another one, and to their prompt.",
         (
             _line(history, "similarity to prompt", "prompt", "ink"),
             _line(history, "similarity to a shuffled reference", "shuffled", "ink"),
@@ -82,7 +82,7 @@ def _loss(history: History) -> Chart:
     training = history.series.get("loss", [])
     return Chart(
         "Loss",
-        "Mean squared error. Training: as logged, and smoothed; held-out: the same noise at every look.",
+        "Mean squared error. Training: as logged, and smoothed; held-out: always the same noise.",
         (
             Line("", training, "faint"),
             Line("training", smooth_points(thin_points(training)), "ink"),
@@ -97,7 +97,7 @@ def _levels(history: History) -> Chart:
     strengths = [0.35 + 0.65 * index / max(len(levels) - 1, 1) for index in range(len(levels))]
     return Chart(
         "Held-out loss by noise level",
-        "At timesteps from 0, hardly any noise, to 999, nothing but noise.",
+        "At timesteps from 0, almost no noise, to 999, only noise.",
         tuple(
             Line(f"t = {level}", history.series[found[level]], strength=strength)
             for level, strength in zip(levels, strengths, strict=True)
@@ -108,7 +108,7 @@ def _levels(history: History) -> Chart:
 def _norms(history: History) -> Chart:
     return Chart(
         "Gradient norm",
-        "Before clipping, of the projection and of the layers’ keys and values; a jump tells of trouble.",
+        "Before clipping, of projection and of the layers’ keys and values; a jump is a sign of instability.",
         (
             _line(history, "gradient norm of the layers", "layers", "ink"),
             _line(history, "gradient norm of the projection", "projection"),
@@ -119,19 +119,24 @@ def _norms(history: History) -> Chart:
 
 
 def _rate(history: History) -> Chart:
-    return Chart("Learning rate", "What AdamW is given.", (_line(history, "learning rate", ""),), zero=True)
+    return Chart(
+        "Learning rate", "The learning rate of AdamW.", (_line(history, "learning rate", ""),), zero=True
+    )
 
 
 def _speed(history: History) -> Chart:
     return Chart(
-        "Speed, samples/s", "Of all processes together.", (_line(history, "samples/s", ""),), zero=True
+        "Speed, samples/s",
+        "Samples of all processes together.",
+        (_line(history, "samples/s", ""),),
+        zero=True,
     )
 
 
 def _waiting(history: History) -> Chart:
     return Chart(
         "Waiting for data",
-        "Share of the time in which the model had nothing to do.",
+        "Share of the time in which the model waited for data.",
         (_line(history, "waiting", ""),),
         zero=True,
         percent=True,

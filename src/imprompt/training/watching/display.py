@@ -66,7 +66,7 @@ class Display:
         """Set the current step; cheap enough for every step."""
         self.line.completed = step
 
-    def figures(self, step: int, figures: Figures) -> None:
+    def show_figures(self, step: int, figures: Figures) -> None:
         """Show figures: those of training next to the bar, all others on a line that stays."""
         self.advance(step)
         self.line.figures.update({name: figures[name] for name in _ABOUT_TRAINING if name in figures})
@@ -77,7 +77,7 @@ class Display:
         elif self._live is None:
             self._print("step " + "  ".join(self.line.words()))
 
-    def event(self, step: int, sentence: str) -> None:
+    def show_event(self, step: int, sentence: str) -> None:
         """Show a sentence on a line that stays."""
         self._print(f"step {step:,}  {sentence}")
 

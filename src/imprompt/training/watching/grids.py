@@ -30,7 +30,7 @@ def describe_grid(history: History) -> str:
     scales = history.setting("watch.scales")
     prompts = history.setting("watch.prompts")
     if not scales or not prompts:
-        return "What the adapter draws, from the same noise each time."
+        return "Samples of the adapter, from the same noise each time."
     strengths = _join_words([f"{scale:g}" for scale in scales])
     return (
         f"First row: held-out references. Below, from the same noise each time: λ = {strengths}, "

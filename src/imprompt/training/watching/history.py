@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imprompt.runtime.settings import find_setting
 from imprompt.training.integrity import read_json
 from imprompt.training.watching.log import ENVIRONMENT_FILE, LOG_FILE, SAMPLES_FOLDER, read_lines
 
@@ -82,10 +83,7 @@ class History:
 
     def setting(self, key: str, otherwise: Any = None) -> Any:
         """Return a setting by its dotted key."""
-        value: Any = self.config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return otherwise if value is None else value
+        return find_setting(self.config, key, otherwise)
 
     @property
     def mechanism(self) -> str:
@@ -177,5 +175,5 @@ def _resumes(sentence: str | None) -> bool:
 
 
 def _pictures(folder: Path) -> dict[int, Path]:
-    found = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
-    return dict(sorted(found.items()))
+    grids = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
+    return dict(sorted(grids.items()))

@@ -57,7 +57,7 @@ class RunLog:
         self._open_tensorboard = _open_tensorboard(folder, from_step)
         self._wandb = _wandb_run(wandb, folder, config) if wandb else None
 
-    def figures(self, step: int, figures: Figures) -> None:
+    def write_figures(self, step: int, figures: Figures) -> None:
         """Write the figures of one step with six significant digits; infinities and NaN become null."""
         self._write(step, {name: _round(value) for name, value in figures.items()})
         for name, value in figures.items():
@@ -65,7 +65,7 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log({"step": step, **figures})
 
-    def picture(self, step: int, picture: Image.Image, caption: str) -> Path:
+    def write_picture(self, step: int, picture: Image.Image, caption: str) -> Path:
         """Write a sample grid atomically, with its caption in the file ("Description")."""
         path = self.folder / SAMPLES_FOLDER / f"{step:06d}.png"
         facts = PngImagePlugin.PngInfo()
@@ -79,7 +79,7 @@ class RunLog:
             self._wandb.log({"step": step, "samples": image})
         return path
 
-    def event(self, step: int, sentence: str) -> None:
+    def write_event(self, step: int, sentence: str) -> None:
         """Write an event as a sentence: started, resumed, rolled back, interrupted, finished."""
         sentence = sentence.encode("utf-8", "backslashreplace").decode()  # a file name may be no UTF-8
         self._write(step, {"event": sentence})

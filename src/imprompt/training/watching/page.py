@@ -26,7 +26,7 @@ from imprompt.report import (
 from imprompt.runtime.output import write_atomically
 from imprompt.training.config import parse_config
 from imprompt.training.watching.commands import generate_command, resume_command
-from imprompt.training.watching.curves import run_charts
+from imprompt.training.watching.curves import build_charts
 from imprompt.training.watching.grids import SampleGrid, describe_grid, embed_grids
 from imprompt.training.watching.history import Event, History, format_duration, read_history
 from imprompt.training.watching.verdict import GAP, Verdict, judge_adapter
@@ -63,7 +63,7 @@ def build_page(history: History, grids: list[SampleGrid]) -> str:
     verdict, total = judge_adapter(history), history.total_steps
     sections = [
         _samples(grids, history),
-        Section("Curves", blocks=run_charts(history)),
+        Section("Curves", blocks=build_charts(history)),
         _events(history.events),
         _commands(history),
         _configuration(history.config),
@@ -178,9 +178,9 @@ def _events(events: list[Event]) -> Section:
 def _commands(history: History) -> Section:
     blocks = []
     if not history.is_finished:
-        blocks.append(Code(resume_command(history), "Go on where it stopped."))
+        blocks.append(Code(resume_command(history), "Continue the run."))
     if command := generate_command(history):
-        blocks.append(Code(command, "Draw with it."))
+        blocks.append(Code(command, "Generate with the adapter."))
     return Section("Commands", blocks=blocks)
 
 

@@ -39,11 +39,9 @@ def judge_adapter(history: History) -> Verdict:
     gaps = [value for _, value in history.finite(GAP)]
     loss = history.last("held-out loss")
     if not gaps or not loss:
-        return Verdict(
-            "unknown", "Nothing can be said yet: the held-out samples have not been looked at so far."
-        )
+        return Verdict("unknown", "There is no verdict yet: the held-out samples have not been evaluated.")
     share = gaps[-1] / loss
-    change = f"another one in its place {_changes(gaps[-1])} ({_percent(share)} of the held-out loss)"
+    change = f"a shuffled reference {_changes(gaps[-1])} ({_percent(share)} of the held-out loss)"
     if share < _NOTHING:
         return Verdict("none", f"The adapter does not read its reference: {change}.", share)
     trend = _trend(gaps)
@@ -52,16 +50,16 @@ def judge_adapter(history: History) -> Verdict:
 
 
 _SO_FAR: dict[Trend, str] = {
-    "early": "; it is too early to say where that goes.",
+    "early": "; it is too early for a trend.",
     "rising": ", and this gap is rising.",
-    "level": ", and this gap does not rise any more.",
+    "level": ", and this gap no longer rises.",
     "falling": ", but this gap is falling: look at earlier checkpoints.",
 }
 
 _AT_THE_END: dict[Trend, str] = {
     "early": ".",
-    "rising": ", and this gap was still rising at the end: a longer run may read it better.",
-    "level": ", and this gap did not rise any more at the end.",
+    "rising": ", and this gap was still rising at the end: a longer run may improve it.",
+    "level": ", and this gap no longer rose at the end.",
     "falling": ", but this gap was falling at the end: look at earlier checkpoints.",
 }
 

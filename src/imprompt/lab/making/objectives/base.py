@@ -124,7 +124,7 @@ class BaseObjective(StageObjective):
         """Return the loss under the held-out captions."""
         return self.error(latents, noise, timesteps, self.held_out_captions)
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Draw `PROMPTS`, two images each."""
         pipe = self.pipeline()
         rows = []

@@ -87,7 +87,7 @@ class ControlObjective(FrozenBaseObjective):
         true, shuffled = mean_error(own), mean_error(own.roll(1, dims=0))
         return {"held-out loss": true, "gap to shuffled": shuffled - true}
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Draw unseen pictures, their edges, and images: without edges, with edges alone, with text too."""
         pixels = self.held_out_pixels[:SHOWN]
         captions, empty = self.held_out_captions[:SHOWN], [""] * SHOWN

@@ -83,7 +83,7 @@ class DecoderObjective(StageObjective):
         noised = latents + self.recipe.noise * self.deviations.to(latents.device) * noise
         return decode(self.codec, latents), decode(self.codec, noised)
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Draw unseen pictures, decoded, and decoded from noised latents."""
         rows = [self.held_out_pictures, *self.reconstruct_held_out()]
         return picture_grid([list(pictures[:SHOWN]) for pictures in rows])

@@ -82,7 +82,7 @@ class EncoderObjective(ReadingObjective):
             lambda pixels: self.heads(self.embed(pixels)), self.held_out_drawings, self.device
         )
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Draw unseen pictures, and the thumbnails that are read from their embeddings."""
         pixels = next(iterate_pixels(self.held_out_drawings["combinations"], self.device))[:12]
         small = self.thumbnail(self.embed(pixels)).view(-1, 3, THUMBNAIL, THUMBNAIL).float()

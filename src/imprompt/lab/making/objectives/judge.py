@@ -60,7 +60,7 @@ class JudgeObjective(ReadingObjective):
         nearest = (self.judge.embed(views) @ self.judge.embed(pixels).T).argmax(dim=1)
         return float((nearest == torch.arange(len(rows), device=self.device)).float().mean())
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Draw unseen drawings, and damaged views of them."""
         pixels = to_pixels(self.held_out_drawings["combinations"].pictures[:12]).to(self.device)
         views = damage(pixels, Generator(self.device).manual_seed(0))

@@ -69,7 +69,7 @@ class StyleObjective(FrozenBaseObjective):
         self.unet.enable_adapters()
         return {"held-out loss": changed, "held-out loss of the base": unchanged}
 
-    def picture(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Draw line drawings of unseen characters, and the base's prompts in this style."""
         shown = self.base(
             list(PROMPTS),

@@ -45,18 +45,20 @@ def test_latents_are_what_the_autoencoder_samples(base: FrozenBase, seed: int) -
     found = base.pipe.vae.encode(pixels(seed=seed)).latent_dist
     sampled = found.sample(torch.Generator().manual_seed(seed)) * base.pipe.vae.config.scaling_factor
     noise = torch.randn(found.mean.shape, generator=torch.Generator().manual_seed(seed))
-    assert torch.allclose(base.latents(base.moments(pixels(seed=seed)), noise), sampled, atol=1e-6)
+    assert torch.allclose(
+        base.sample_latents(base.encode_targets(pixels(seed=seed)), noise), sampled, atol=1e-6
+    )
 
 
 def test_a_deterministic_autoencoder_gives_the_mean_exactly_in_every_precision() -> None:
     pipe = mini.pipeline()
     base = FrozenBase(pipe, None)
-    moments = base.moments(torch.rand(2, 3, 32, 48) * 2 - 1)
+    moments = base.encode_targets(torch.rand(2, 3, 32, 48) * 2 - 1)
     assert moments.shape == (2, 96, 2, 3)
     for kept in (moments, moments.half(), moments.bfloat16()):
         noise = torch.randn(2, 48, 2, 3)
         assert torch.equal(
-            base.latents(kept, noise), kept[:, :48].float() * pipe.vae.config["scaling_factor"]
+            base.sample_latents(kept, noise), kept[:, :48].float() * pipe.vae.config["scaling_factor"]
         )
 
 
@@ -67,16 +69,16 @@ def test_latents_are_shifted_and_scaled_by_channel_where_the_autoencoder_says_so
     other.pipe.vae = changed
     zero = torch.full((1, 8, 1, 1), -torch.inf)
     zero[:, :4] = 0
-    assert other.latents(zero, torch.zeros(1, 4, 1, 1)).flatten().tolist() == [-1.5, -3, -4.5, -6]
+    assert other.sample_latents(zero, torch.zeros(1, 4, 1, 1)).flatten().tolist() == [-1.5, -3, -4.5, -6]
 
 
 def test_text_is_what_the_pipeline_encodes(base: FrozenBase, xl: FrozenBase) -> None:
     captions = ["a cat", ""]
     expected = base.pipe.encode_prompt(captions, "cpu", 1, False)[0]
-    made = base.text(captions)
+    made = base.encode_text(captions)
     assert set(made) == {"text_embeddings"}
     assert torch.equal(made["text_embeddings"], expected)
-    both = xl.text(captions)
+    both = xl.encode_text(captions)
     pooled = xl.pipe.encode_prompt(
         captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
     )[2]
@@ -86,13 +88,13 @@ def test_text_is_what_the_pipeline_encodes(base: FrozenBase, xl: FrozenBase) -> 
 def test_a_caption_that_is_too_long_is_cut_without_a_word(
     base: FrozenBase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert base.text(["cat " * 50])["text_embeddings"].shape[1] == tiny.CONTEXT_LEN
+    assert base.encode_text(["cat " * 50])["text_embeddings"].shape[1] == tiny.CONTEXT_LEN
     assert caplog.text == ""
 
 
 def test_image_inputs_are_the_encoders(base: FrozenBase) -> None:
     encoder, pictures = ImageEncoder(tiny.vision_model()), [tiny.picture(seed=1), tiny.picture(seed=2)]
-    made = base.image_inputs(pictures, ["image_embedding", "image_features"], "pad")
+    made = base.encode_references(pictures, ["image_embedding", "image_features"], "pad")
     seen = encoder.pixels(pictures, "pad")
     assert torch.equal(made["image_embedding"], encoder.encode(seen))
     assert torch.equal(made["image_features"], encoder.features(seen))
@@ -101,19 +103,19 @@ def test_image_inputs_are_the_encoders(base: FrozenBase) -> None:
 
 def test_without_an_image_encoder_pictures_are_refused(xl: FrozenBase) -> None:
     with pytest.raises(AdapterMismatch, match=r"base\.image_encoder"):
-        xl.image_inputs([tiny.picture()], ["image_embedding"])
+        xl.encode_references([tiny.picture()], ["image_embedding"])
 
 
 def test_sdxl_is_told_text_and_size_and_others_nothing(base: FrozenBase, xl: FrozenBase) -> None:
     sizes = torch.tensor([[31, 37, 0, 3, 16, 16]])
-    told = xl.added_conditions(xl.text(["x"])["pooled_text"], sizes)
+    told = xl.build_added_conditions(xl.encode_text(["x"])["pooled_text"], sizes)
     assert told is not None
     assert told["time_ids"].tolist() == sizes.tolist()
     assert told["text_embeds"].shape == (1, tiny.XL_CONTEXT_2)
     assert xl.needs_size
-    assert base.added_conditions(None, None) is None
+    assert base.build_added_conditions(None, None) is None
     with pytest.raises(AdapterMismatch, match="pooled text"):
-        xl.added_conditions(None, sizes)
+        xl.build_added_conditions(None, sizes)
 
 
 def test_everything_is_frozen(base: FrozenBase) -> None:
@@ -155,7 +157,9 @@ def test_an_autoencoder_encodes_in_a_type_that_holds_its_values() -> None:
     assert choose_encoding_dtype(torch.float16, vae) == torch.float16
     base = FrozenBase(tiny.sd_pipeline(), None, dtype=torch.bfloat16)
     assert base.pipe.vae.dtype == torch.bfloat16
-    assert torch.equal(base.moments(pixels()), FrozenBase(tiny.sd_pipeline(), None).moments(pixels()))
+    assert torch.equal(
+        base.encode_targets(pixels()), FrozenBase(tiny.sd_pipeline(), None).encode_targets(pixels())
+    )
 
 
 def test_models_are_loaded_as_the_configuration_names_them(toy: ToyModel) -> None:
