@@ -372,4 +372,4 @@ def _warn_of_other_adapters(layers: Collection[Attention]) -> None:
 
 
 def _do_nothing() -> None:
-    """Nothing to undo."""
+    """Do nothing, where there is nothing to undo."""
