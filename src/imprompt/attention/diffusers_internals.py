@@ -14,6 +14,8 @@ from diffusers.pipelines.free_noise_utils import SplitInferenceModule
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
+from imprompt.errors import AmbiguousBatch
+
 Branch = Literal["positive", "negative"]
 Branches = tuple[Branch, ...]
 
@@ -45,17 +47,6 @@ with a loop of its own is not.
 
 _BETWEEN = ("torch.", "imprompt.attention.")
 """Modules between a sampling loop and `find_running_call` on the stack; they contain no sampling loop."""
-
-
-class CropBox(NamedTuple):
-    """The part of a picture that inpainting repaints, in pixels, with the sizes of picture and result."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    picture_size: tuple[int, int]
-    result_size: tuple[int, int]
 
 
 class PipelineCall(NamedTuple):
@@ -106,19 +97,22 @@ class PipelineCall(NamedTuple):
         return any(self.variables.get(name) is not None for name in names)
 
     @property
-    def is_cropped(self) -> bool:
-        """Whether inpainting repaints a part of the picture (`padding_mask_crop`)."""
-        return self.variables.get("crops_coords") is not None
+    def crop(self) -> tuple[tuple[int, int, int, int], tuple[int, int], tuple[int, int]] | None:
+        """The part of the picture that inpainting repaints (`padding_mask_crop`); None: all of it.
 
-    @property
-    def crop_box(self) -> CropBox | None:
-        """The part that inpainting repaints; None if its sizes cannot be found."""
-        original = self.variables.get("original_image")
-        original = original[0] if isinstance(original, list) else original
-        width, height = self.variables.get("width"), self.variables.get("height")
-        if original is None or not isinstance(width, int) or not isinstance(height, int):
+        It is left, top, right and bottom in pixels, then the sizes of the picture and of the result.
+
+        Raises:
+            AmbiguousBatch: the sizes cannot be found
+        """
+        if self.variables.get("crops_coords") is None:
             return None
-        return CropBox(*self.variables["crops_coords"], original.size, (width, height))
+        original, width, height = (self.variables.get(name) for name in ("original_image", "width", "height"))
+        original = original[0] if isinstance(original, list) else original
+        if original is None or not isinstance(width, int) or not isinstance(height, int):
+            kind = type(self.pipeline).__name__
+            raise AmbiguousBatch(f"a mask cannot be cut as {kind} cuts its picture")
+        return self.variables["crops_coords"], original.size, (width, height)
 
 
 def find_running_call(unet: nn.Module, target: object) -> PipelineCall | None:

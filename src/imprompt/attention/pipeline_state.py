@@ -201,13 +201,13 @@ def find_picture_box(call: PipelineCall | None) -> tuple[float, float, float, fl
 
     Returns:
         left, top, right, bottom as fractions of the picture's width and height; None: all of it
+
+    Raises:
+        AmbiguousBatch: the sizes of the part cannot be found
     """
-    if call is None or not call.is_cropped:
+    if call is None or (crop := call.crop) is None:
         return None
-    crop = call.crop_box
-    if crop is None:
-        raise AmbiguousBatch(f"a mask cannot be cut as {type(call.pipeline).__name__} cuts its picture")
-    left, top, right, bottom, picture_size, (width, height) = crop
+    (left, top, right, bottom), picture_size, (width, height) = crop
     # The part is enlarged until one side fits, and put into the middle.
     pixels = max((right - left) / width, (bottom - top) / height)
     across, down = width * pixels / 2, height * pixels / 2
