@@ -24,7 +24,7 @@ from imprompt.errors import (
 )
 from imprompt.generation.job import Job, parse_job, read_settings
 from imprompt.generation.models import load_controlnet, load_pipeline
-from imprompt.generation.settings import Settings, call_arguments, check_settings
+from imprompt.generation.settings import Settings, build_call_arguments, check_settings
 from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.inputs.image import load_image
@@ -418,7 +418,7 @@ def test_the_library_makes_no_hair_thin_picture(case: str) -> None:
 def test_a_picture_of_16_to_1_is_painted_on() -> None:
     pipe, wide = tiny.sd_pipeline(), Settings(init_image=Image.new("RGB", (160, 10)))
     check_settings(pipe, wide, [0])
-    arguments = call_arguments(pipe, wide)
+    arguments = build_call_arguments(pipe, wide)
     assert arguments["width"] == 16 * arguments["height"]
 
 

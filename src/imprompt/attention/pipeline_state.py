@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from imprompt.attention.diffusers_internals import (
     Branches,
     PipelineCall,
-    scheduler_timesteps,
-    stacked_branches,
+    get_timesteps,
+    list_branches,
 )
 from imprompt.errors import AmbiguousBatch, AttachmentError
 
@@ -43,7 +43,7 @@ def read_branches(call: PipelineCall | None, target: object) -> Branches:
             f"{kind.__name__} does not tell how it stacks its batch ({loop} is none of the sampling loops "
             "that imprompt knows); give adapter.use(..., branches=...)"
         )
-    return stacked_branches(call.pipeline)
+    return list_branches(call.pipeline)
 
 
 def check_rows(call: PipelineCall, branches: Branches, rows: int) -> None:
@@ -119,7 +119,7 @@ class Clock:
     @property
     def generation(self) -> object:
         """The list of timesteps of the running generation, which identifies it."""
-        return self.call.timesteps if self.call else scheduler_timesteps(self.pipeline)
+        return self.call.timesteps if self.call else get_timesteps(self.pipeline)
 
     def moment(self, timestep: Tensor | float | int) -> Moment:
         """Return the position of the generation.
@@ -135,11 +135,11 @@ class Clock:
         else:
             step, steps = self._find_step(pipeline, scheduler, now)
         noise = 1 - now / (scheduler.config.num_train_timesteps - 1)
-        return Moment(step, steps, noise, *sampler_position(scheduler, step, steps))
+        return Moment(step, steps, noise, *find_sampler_position(scheduler, step, steps))
 
     def _find_step(self, pipeline: object, scheduler: Any, now: float) -> tuple[int, int]:
         """Find the step by the timestep, for a sampling loop that imprompt does not know."""
-        timesteps = scheduler_timesteps(pipeline)
+        timesteps = get_timesteps(pipeline)
         if timesteps is None:
             raise AttachmentError(f"{type(pipeline).__name__} has no scheduler from which to find the step")
         if timesteps is not self._list:
@@ -150,7 +150,7 @@ class Clock:
         return place - self._first, len(timesteps) - self._first
 
 
-def sampler_position(scheduler: Any, step: int, steps: int) -> tuple[int, int]:
+def find_sampler_position(scheduler: Any, step: int, steps: int) -> tuple[int, int]:
     """Return the sampler's step to which a call of the denoiser belongs, and the number of its steps.
 
     Samplers of second order call the denoiser twice in every step but the last. PNDM calls it twice in the

@@ -10,8 +10,12 @@ contains is multiplied by 1 - w in the result, so guidance (w > 1) pushes away f
 
 from imprompt.attention.layer_weights.modes import Convention
 from imprompt.attention.layer_weights.plot import plot_layers
-from imprompt.attention.layer_weights.transformers import LayerNames, SpatialTransformer, spatial_transformers
-from imprompt.attention.layer_weights.weights import Layers, LayerWeights, layer_weights, mode_names
+from imprompt.attention.layer_weights.transformers import (
+    LayerNames,
+    SpatialTransformer,
+    find_spatial_transformers,
+)
+from imprompt.attention.layer_weights.weights import Layers, LayerWeights, layer_weights, list_modes
 
 __all__ = [
     "Convention",
@@ -19,8 +23,8 @@ __all__ = [
     "LayerWeights",
     "Layers",
     "SpatialTransformer",
+    "find_spatial_transformers",
     "layer_weights",
-    "mode_names",
+    "list_modes",
     "plot_layers",
-    "spatial_transformers",
 ]

@@ -10,7 +10,7 @@ from imprompt.attention.layer_weights.transformers import (
     LayerNames,
     SpatialTransformer,
     family,
-    spatial_transformers,
+    find_spatial_transformers,
 )
 from imprompt.attention.layer_weights.weights import Layers, layer_weights
 
@@ -38,7 +38,7 @@ def plot_layers(layers: Layers, layer_names: LayerNames, *, convention: Conventi
         InvalidReference: as `layer_weights`
     """
     weights = layer_weights(layers, layer_names, convention=convention)
-    transformers = spatial_transformers(layer_names)
+    transformers = find_spatial_transformers(layer_names)
     values = weights.follow | {number: -weight for number, weight in weights.avoid.items()}
     plot = _Plot(len(transformers), min(0.0, *values.values()), max(1.0, *values.values()))
     plot.title(_title(layers, transformers, convention), avoids=bool(weights.avoid))

@@ -9,7 +9,7 @@ SECTIONS: dict[Section, str] = {"down": "down_blocks", "mid": "mid_block", "up":
 """Section, in running order → how the names of its modules begin."""
 
 LayerNames = Mapping[int, str]
-"""Official layer number N → name of the cross-attention module, as in `cross_attention_layers`."""
+"""Official layer number N → name of the cross-attention module, as in `find_cross_attention_layers`."""
 
 FAMILIES = {
     ((6, 1, 9), 16): "SD1.5 and SD2.x",
@@ -33,7 +33,7 @@ class SpatialTransformer(NamedTuple):
         return next(section for section in SECTIONS if self.name.startswith(SECTIONS[section]))
 
 
-def spatial_transformers(layer_names: LayerNames) -> list[SpatialTransformer]:
+def find_spatial_transformers(layer_names: LayerNames) -> list[SpatialTransformer]:
     """Return the spatial transformers in the order in which they run; t is the index in the list.
 
     Args:

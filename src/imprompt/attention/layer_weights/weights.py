@@ -20,8 +20,8 @@ from imprompt.attention.layer_weights.transformers import (
     LayerNames,
     SpatialTransformer,
     family,
+    find_spatial_transformers,
     list_layers,
-    spatial_transformers,
 )
 from imprompt.errors import InvalidReference
 
@@ -60,7 +60,7 @@ def layer_weights(
         InvalidReference: a mode that this convention does not have or not on this base, a name or number that
             is not in this base, a weight that is no finite number, or every layer off
     """
-    transformers = spatial_transformers(layer_names)
+    transformers = find_spatial_transformers(layer_names)
     modes = _find_modes(transformers, convention)
     if isinstance(layers, Mapping):
         return LayerWeights(_free_weights(layers, layer_names, transformers), {})
@@ -74,13 +74,13 @@ def layer_weights(
     return LayerWeights(follow, avoid)
 
 
-def mode_names(layer_names: LayerNames, *, convention: Convention = "comfy") -> list[str]:
+def list_modes(layer_names: LayerNames, *, convention: Convention = "comfy") -> list[str]:
     """Return the names that `layer_weights` accepts for this base: "full", the curves, then its modes.
 
     Raises:
         InvalidReference: no such convention
     """
-    return [*EVERYWHERE, *_find_modes(spatial_transformers(layer_names), convention)]
+    return [*EVERYWHERE, *_find_modes(find_spatial_transformers(layer_names), convention)]
 
 
 # Modes
