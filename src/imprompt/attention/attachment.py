@@ -154,7 +154,7 @@ class Attachment:
         self.check_in_place()
         entry = StackEntry(source)
         with self._lock:
-            caller = Caller.mine(self._callers)
+            caller = Caller.find_current(self._callers)
             if caller is None:
                 self._check_compiled()
                 caller = Caller()
@@ -244,7 +244,7 @@ class Attachment:
                 processor.clear_terms(self._owner)
             self._forward = ForwardPass()
             return
-        caller = Caller.mine(self._callers)
+        caller = Caller.find_current(self._callers)
         source = caller.stack[-1].source if caller else {}
         self._set_inputs({} if isinstance(source, BatchPlan) else source)
 
@@ -263,7 +263,7 @@ class Attachment:
         Raises:
             AttachmentError: only other callers have image prompts here, or the adapter has been replaced
         """
-        caller = Caller.mine(self._callers)
+        caller = Caller.find_current(self._callers)
         if caller is None:
             raise AttachmentError(
                 f"image prompts act on this U-Net, but {self._callers[-1].name} has set them, not "
@@ -372,4 +372,4 @@ def _warn_of_other_adapters(layers: Collection[Attention]) -> None:
 
 
 def _do_nothing() -> None:
-    """Nothing to undo."""
+    """Do nothing, where there is nothing to undo."""

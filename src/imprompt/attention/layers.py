@@ -1,4 +1,4 @@
-"""The attention layers of a base model: their official numbers, widths and places, and whose they are."""
+"""The attention layers of a base model: their official numbers, widths, resolutions and family of bases."""
 
 import re
 from collections.abc import Mapping
@@ -43,11 +43,11 @@ def cross_attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:
 
 
 def layer_level(name: str, levels: int) -> int:
-    """Return how often the latents have been halved where a layer stands.
+    """Return how often the latents have been halved at a layer.
 
     Args:
-        name: of the layer's module, e.g. "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
-        levels: how many down blocks (and up blocks) the U-Net has; each but the last halves
+        name: the layer's module, e.g. "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+        levels: the number of down blocks (and up blocks) of the U-Net; all except the last halve the latents
     """
     if match := re.match(r"(down|up)_blocks\.([0-9]+)\.", name):
         block = int(match[2])

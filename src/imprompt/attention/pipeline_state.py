@@ -141,7 +141,7 @@ class Clock:
         """Find the step by the timestep, for a sampling loop that imprompt does not know."""
         timesteps = scheduler_timesteps(pipeline)
         if timesteps is None:
-            raise AttachmentError(f"{type(pipeline).__name__} has no scheduler to tell the step by")
+            raise AttachmentError(f"{type(pipeline).__name__} has no scheduler from which to find the step")
         if timesteps is not self._list:
             self._list, self._first = timesteps, -1
         place = _find_timestep(scheduler, timesteps, now, self._first)
@@ -176,7 +176,7 @@ def _find_timestep(scheduler: Any, timesteps: Tensor, timestep: float, first: in
     if not places:
         raise AttachmentError(
             f"the denoiser is called at timestep {timestep:g}, which the pipeline's scheduler does not "
-            "have; references with steps need a pipeline that follows its scheduler"
+            "have; references with start, end or step_weights need a pipeline that follows its scheduler"
         )
     if len(places) == 1:
         return places[0]
@@ -188,8 +188,8 @@ def _find_timestep(scheduler: Any, timesteps: Tensor, timestep: float, first: in
     if first >= 0 and isinstance(getattr(scheduler, "counter", None), int):
         return first + scheduler.counter
     raise AttachmentError(
-        f"timestep {timestep:g} stands twice in the list of {type(scheduler).__name__}, so the step cannot "
-        "be told in a sampling loop that imprompt does not know; use another scheduler, or no steps"
+        f"timestep {timestep:g} is twice in the list of {type(scheduler).__name__}, so the step cannot be "
+        "found in a sampling loop that imprompt does not know; use another scheduler, or no start and end"
     )
 
 
@@ -230,6 +230,6 @@ def check_whole(call: PipelineCall | None, size: tuple[int, int]) -> None:
     if call is not None and whole is not None and size != whole:
         raise AmbiguousBatch(
             f"{type(call.pipeline).__name__} shows its U-Net {size[0]} × {size[1]} of {whole[0]} × "
-            f"{whole[1]} latent pixels at a time, so a mask over the whole picture cannot be laid on them; "
-            "leave the masks away, or use a pipeline without tiles"
+            f"{whole[1]} latent pixels at a time, so a mask over the whole picture cannot be applied; "
+            "leave out the masks, or use a pipeline without tiles"
         )

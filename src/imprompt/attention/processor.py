@@ -159,8 +159,7 @@ class DecoupledAttention:
 
     The text's K and V are computed once per prompt. While image prompts are active they are cached, together
     with the very tensors they came from, and used again only for those same tensors, unchanged. In-place
-    changes are noticed, except those made through `Tensor.data`. A compiled layer computes K and V at every
-    step.
+    changes are noticed, except through `Tensor.data`. A compiled layer computes K and V at every step.
 
     Attributes:
         base: the processor that the layer had before, and will have again

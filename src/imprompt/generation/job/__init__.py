@@ -1,4 +1,4 @@
-"""One generation as a file: a job in TOML, or the settings that a picture carries inside.
+"""One generation as a file: a job in TOML, or the settings inside a picture.
 
     prompt = "on a blue background"
     steps = 30
