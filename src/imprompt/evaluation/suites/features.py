@@ -66,7 +66,9 @@ def compute_features(
     return torch.cat(parts)
 
 
-def _load_part(judge: Judge, paths: Sequence[Path], view: View, folder: Path) -> Float[Tensor, "pictures dim"]:
+def _load_part(
+    judge: Judge, paths: Sequence[Path], view: View, folder: Path
+) -> Float[Tensor, "pictures dim"]:
     file = folder / f"{_part_name(judge, paths, view)}.safetensors"
     if file.exists():
         return load(file.read_bytes())["features"]
