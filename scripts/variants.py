@@ -19,8 +19,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.layers import cross_attention_layers, layer_shapes
-from imprompt.attention.weights import attention_shapes
+from imprompt.attention.layers import find_cross_attention_layers, read_layer_shapes
+from imprompt.attention.weights import list_lora_shapes
 from imprompt.checkpoint.names import to_official
 from imprompt.checkpoint.published import ENCODERS, PUBLISHED
 from imprompt.projection import (
@@ -134,8 +134,8 @@ def meta_unet(family: str) -> UNet2DConditionModel:
 def meta_adapter(name: str) -> ImagePromptAdapter:
     """Build a published adapter on the meta device."""
     architecture, unet = ARCHITECTURES[name], meta_unet(PUBLISHED[name].base_family)
-    layers = layer_shapes(cross_attention_layers(unet))
-    lora = attention_shapes(unet, architecture.lora_rank) if architecture.lora_rank else None
+    layers = read_layer_shapes(find_cross_attention_layers(unet))
+    lora = list_lora_shapes(unet, architecture.lora_rank) if architecture.lora_rank else None
     with torch.device("meta"):
         return ImagePromptAdapter(architecture.projection(), layers, lora)
 

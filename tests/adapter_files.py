@@ -9,8 +9,8 @@ from torch import Tensor
 
 import tiny
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.layers import cross_attention_layers, layer_shapes
-from imprompt.attention.weights import attention_shapes
+from imprompt.attention.layers import find_cross_attention_layers, read_layer_shapes
+from imprompt.attention.weights import list_lora_shapes
 from imprompt.checkpoint import to_official
 from imprompt.projection import (
     FacePlusProjection,
@@ -51,8 +51,8 @@ def _face_plus(context: int, version: Any) -> ImageProjection:
 def adapter(unet: UNet2DConditionModel, variant: str, *, seed: int = 0) -> ImagePromptAdapter:
     """An adapter as if trained: all weights random."""
     projection = PROJECTIONS[variant](unet.config["cross_attention_dim"])
-    lora = attention_shapes(unet, 3) if variant in WITH_LORA else None
-    made = ImagePromptAdapter(projection, layer_shapes(cross_attention_layers(unet)), lora)
+    lora = list_lora_shapes(unet, 3) if variant in WITH_LORA else None
+    made = ImagePromptAdapter(projection, read_layer_shapes(find_cross_attention_layers(unet)), lora)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made.requires_grad_(False)

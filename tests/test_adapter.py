@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tiny
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.layers import cross_attention_layers
+from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, ImageError, InvalidReference
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.projection import LinearProjection
@@ -43,7 +43,7 @@ def output(unet: UNet2DConditionModel, batch: int = 2, **changes: Any) -> Tensor
 
 def test_a_new_adapter_starts_from_the_texts_key_and_value(unet: UNet2DConditionModel) -> None:
     adapter = ImagePromptAdapter.for_unet(unet, LinearProjection(tiny.EMBEDDING_DIM, tiny.SD_CONTEXT))
-    layers = cross_attention_layers(unet)
+    layers = find_cross_attention_layers(unet)
     assert list(layers) == list(adapter.shapes) == [1, 3, 5, 7]
     for number, (_, attn) in layers.items():
         mine = adapter.key_value(number)
@@ -386,3 +386,7 @@ def test_gradients_are_those_of_finite_differences(
                 weight.sub_(sign * step)
     assert weight.grad is not None
     torch.testing.assert_close((losses[0] - losses[1]) / 2, (weight.grad * step).sum(), rtol=1e-5, atol=1e-12)
+
+
+def test_references_is_another_name_of_use() -> None:
+    assert ImagePromptAdapter.references is ImagePromptAdapter.use

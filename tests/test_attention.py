@@ -223,7 +223,7 @@ def test_weights_that_accelerate_moves_about_are_not_remembered(
 ) -> None:
     decoupled(attn, image())
     expected = attn(hidden, text)
-    processor = decoupled(attn, *attn.processor.image_terms)  # pyright: ignore
+    processor = decoupled(attn, *attn.processor.state.terms)  # pyright: ignore
     cpu_offload(attn, execution_device=torch.device("cpu"))
     assert torch.equal(attn(hidden, text), expected)
     assert processor.state.text is None

@@ -181,7 +181,7 @@ def test_compiling_a_bare_unet_while_references_act_breaks_the_graph_but_not_the
         broken = torch.compile(unet, backend="eager")
         torch.testing.assert_close(broken(**call).sample, expected, rtol=1e-4, atol=1e-4)
         torch._dynamo.reset()
-        with pytest.raises(Unsupported, match=r"compile before references"):
+        with pytest.raises(Unsupported, match=r"compile before adapter\.use"):
             torch.compile(unet, backend="eager", fullgraph=True)(**call)
 
 

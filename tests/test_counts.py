@@ -8,7 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from variants import UNETS
 
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.layers import cross_attention_layers, describe_base, layer_shapes
+from imprompt.attention.layers import describe_base, find_cross_attention_layers, read_layer_shapes
 from imprompt.projection import LinearProjection
 
 SD15, SDXL = UNETS["SD1.5"], UNETS["SDXL"]
@@ -43,21 +43,21 @@ def test_trainable_parameters_are_as_published(
 
 
 def test_sd15_layers_have_the_official_numbers_and_widths() -> None:
-    shapes = layer_shapes(cross_attention_layers(unet(SD15)))
+    shapes = read_layer_shapes(find_cross_attention_layers(unet(SD15)))
     assert list(shapes) == list(range(1, 32, 2))
     inner = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280]
     assert list(shapes.values()) == [(768, width) for width in inner]
 
 
 def test_sdxl_layers_have_the_official_numbers_and_widths() -> None:
-    shapes = layer_shapes(cross_attention_layers(unet(SDXL)))
+    shapes = read_layer_shapes(find_cross_attention_layers(unet(SDXL)))
     assert list(shapes) == list(range(1, 140, 2))
     inner = [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10
     assert list(shapes.values()) == [(2048, width) for width in inner]
 
 
 def test_the_last_official_number_is_the_middle_block() -> None:
-    names = {number: name for number, (name, _) in cross_attention_layers(unet(SD15)).items()}
+    names = {number: name for number, (name, _) in find_cross_attention_layers(unet(SD15)).items()}
     assert names[1] == "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     assert names[13] == "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
     assert names[31] == "mid_block.attentions.0.transformer_blocks.0.attn2"
@@ -72,4 +72,4 @@ def test_the_last_official_number_is_the_middle_block() -> None:
     ],
 )
 def test_a_base_is_named_by_its_layers(config: dict[str, Any], words: str) -> None:
-    assert describe_base(layer_shapes(cross_attention_layers(unet(config)))) == words
+    assert describe_base(read_layer_shapes(find_cross_attention_layers(unet(config)))) == words

@@ -73,11 +73,11 @@ def test_the_guidance_scale_of_a_running_call_can_be_set() -> None:
 
 
 def test_stable_diffusion_exchanges_its_doubled_text_with_a_callback() -> None:
-    assert "prompt_embeds" in internals.doubled_tensors(tiny.sd_pipeline())
+    assert "prompt_embeds" in internals.list_doubled_tensors(tiny.sd_pipeline())
     assert {"prompt_embeds", "add_text_embeds", "add_time_ids"} <= {
-        *internals.doubled_tensors(tiny.xl_pipeline())
+        *internals.list_doubled_tensors(tiny.xl_pipeline())
     }
-    assert not internals.doubled_tensors(object())
+    assert not internals.list_doubled_tensors(object())
 
 
 @pytest.mark.parametrize("part", ["ControlNetInpaint", "PAG", "Pix2Pix", "XLControlNetUnion"])
@@ -122,17 +122,17 @@ def test_layers_inside_a_split_are_found() -> None:
 def test_a_compiled_module_is_known_and_gives_back_its_own() -> None:
     module = nn.Linear(2, 2)
     assert not internals.is_compiled(module)
-    assert internals.without_compilation(module) is module
+    assert internals.unwrap_compiled(module) is module
     wrapped = torch.compile(module, backend="eager")
     assert isinstance(wrapped, nn.Module)
     assert internals.is_compiled(wrapped)
-    assert internals.without_compilation(wrapped) is module
+    assert internals.unwrap_compiled(wrapped) is module
 
 
 def test_a_module_compiled_in_place_calls_what_is_set() -> None:
     module = nn.Linear(2, 2)
     module.compile(backend="eager")
     assert internals.is_compiled(module)
-    assert internals.compiled_call(module) is not None
+    assert internals.get_compiled_call(module) is not None
     internals.set_compiled_call(module, lambda x: "called")
     assert module(torch.zeros(1, 2)) == "called"

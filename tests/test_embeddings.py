@@ -339,7 +339,7 @@ def altered(path: Path, tensors: dict[str, Tensor | None] | None = None, **metad
         ({"blank.image_embedding": vectors(6)}, "must have shape (7,), not (6,)"),
         ({"blank.image_embedding": None}, "blanks are image_features"),
         ({"inputs.image_embedding": None, "blank.image_embedding": None}, "its metadata say"),
-        ({"inputs.smell": vectors(2, 6)}, "'inputs.smell', which has no place"),
+        ({"inputs.smell": vectors(2, 6)}, "'inputs.smell', which is no part"),
     ],
 )
 def test_a_damaged_file(tmp_path: Path, tensors: dict[str, Tensor | None], message: str) -> None:
@@ -370,13 +370,13 @@ def test_embeddings_fit_the_widths_they_have() -> None:
     [
         (
             {"image_embedding": 7, "image_features": 8},
-            "image_features is 6 wide in these image embeddings of ViT-H/14; this adapter takes one 8 wide",
+            "image_features is 6 wide in these image embeddings of ViT-H/14; this adapter takes a width of 8",
         ),
         (
             {"face_embedding": 512},
             "of ViT-H/14 hold image_embedding, image_features; this adapter takes face_embedding",
         ),
-        ({"image_embedding": 7}, "hold image_embedding, image_features; this adapter takes image_embedding:"),
+        ({"image_embedding": 7}, "hold image_embedding, image_features; this adapter takes image_embedding;"),
     ],
 )
 def test_embeddings_that_do_not_fit(takes: dict[str, int], message: str) -> None:

@@ -244,7 +244,7 @@ def test_dropping_the_negative_half_is_guidance_of_one(
         "control": {"controls": [Control(controlnet(pipe), start)]},
     }.get(kind, {})
     dropped = guided(pipe, adapter, interval, **settings)
-    monkeypatch.setattr(guidance, "doubled_tensors", lambda pipe: [])
+    monkeypatch.setattr(guidance, "list_doubled_tensors", lambda pipe: [])
     kept = guided(pipe, adapter, interval, **settings)
     assert np.abs(dropped - kept).max() <= 1  # rounding to 8 bits
     everywhere = one(pipe, adapter, guidance_scale=5.0, steps=4, **settings)

@@ -233,7 +233,7 @@ def test_heic_without_its_reader_is_answered_with_the_remedy(
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "x.jpg").write_bytes(container(*brands))
     assert refusal(tmp_path / "x.jpg").endswith(
-        "x.jpg is a HEIC picture: install what reads it (pip install pillow-heif), or save it as PNG"
+        "x.jpg is a HEIC picture: install its reader (pip install pillow-heif), or save it as PNG"
     )
 
 

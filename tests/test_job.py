@@ -15,8 +15,8 @@ from imprompt.generation.job import (
     DEFAULT_STEPS,
     Job,
     JobReference,
+    collect_settings,
     parse_job,
-    picture_settings,
     save_job,
 )
 from imprompt.reference import Reference
@@ -85,7 +85,7 @@ def test_any_text_and_number_comes_back_from_toml(
 
 def test_a_picture_gives_back_the_job_that_made_it(folder: Path) -> None:
     job = parse_job(FULL | {"prompt": "a cat", "count": 1})
-    save_picture(tiny.picture(), "out.png", picture_settings(job, Path("out.png")))
+    save_picture(tiny.picture(), "out.png", collect_settings(job, Path("out.png")))
     assert Job.from_image("out.png") == job
 
 
@@ -121,7 +121,7 @@ def test_a_picture_tells_no_folders_of_the_disk(folder: Path) -> None:
     job = parse_job(
         {"references": [str(folder / "here/below/cat.png"), "/secret/folder/dog.png", "elsewhere/x.png"]}
     )
-    told = picture_settings(job, folder / "here" / "out.png")["references"]
+    told = collect_settings(job, folder / "here" / "out.png")["references"]
     assert [one["images"] for one in told] == [["below/cat.png"], ["dog.png"], ["elsewhere/x.png"]]
 
 
@@ -146,7 +146,7 @@ def test_the_earlier_steps_of_a_reference_are_still_read(folder: Path) -> None:
     save_picture(tiny.picture(), "old.png", {"references": [reference]})
     for job in (Job.from_toml("old.toml"), Job.from_image("old.png")):
         assert [(one.start, one.end) for one in job.references] == [(0.2, 0.5)]
-        assert picture_settings(job, Path("new.png"))["references"] == [
+        assert collect_settings(job, Path("new.png"))["references"] == [
             {"images": ["cat.png"], "scale": 1.0, "start": 0.2, "end": 0.5}
         ]
 

@@ -15,19 +15,19 @@ from imprompt import mini
 from imprompt.attention.layer_weights import (
     Convention,
     LayerWeights,
+    find_spatial_transformers,
     layer_weights,
-    mode_names,
+    list_modes,
     plot_layers,
-    spatial_transformers,
 )
-from imprompt.attention.layer_weights.modes import CONVENTIONS, OURS
-from imprompt.attention.layers import cross_attention_layers
+from imprompt.attention.layer_weights.modes import CONVENTIONS, OWN_MODES
+from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.errors import InvalidReference
 from test_counts import SD15, SDXL, unet
 
 
 def names_of(model: UNet2DConditionModel) -> dict[int, str]:
-    return {number: name for number, (name, _) in cross_attention_layers(model).items()}
+    return {number: name for number, (name, _) in find_cross_attention_layers(model).items()}
 
 
 def mini_unet() -> UNet2DConditionModel:
@@ -50,7 +50,7 @@ SECTIONS = ["weak input", "weak middle", "weak output", "strong middle"]
 def by_transformer(weights: Mapping[int, float], base: str) -> dict[int, float]:
     """t → weight, where it is not 0; all layers of a transformer must agree."""
     found = {}
-    for t, transformer in enumerate(spatial_transformers(NAMES[base])):
+    for t, transformer in enumerate(find_spatial_transformers(NAMES[base])):
         (value,) = {weights.get(number, 0.0) for number in transformer.layers}
         found |= {t: value} if value else {}
     return found
@@ -64,7 +64,7 @@ def ones(*transformers: int) -> dict[int, float]:
 
 
 def test_sdxl_transformers_stand_as_published() -> None:
-    transformers = spatial_transformers(NAMES["sdxl"])
+    transformers = find_spatial_transformers(NAMES["sdxl"])
     assert [len(one.layers) for one in transformers] == [2, 2, 10, 10, 10, 10, 10, 10, 2, 2, 2]
     assert transformers[3].name == "down_blocks.2.attentions.1"
     assert transformers[4].name == "mid_block.attentions.0"
@@ -73,7 +73,7 @@ def test_sdxl_transformers_stand_as_published() -> None:
 
 
 def test_sd15_transformers_stand_as_published() -> None:
-    transformers = spatial_transformers(NAMES["sd15"])
+    transformers = find_spatial_transformers(NAMES["sd15"])
     assert [one.section for one in transformers] == ["down"] * 6 + ["mid"] + ["up"] * 9
     assert transformers[5].name == "down_blocks.2.attentions.1"
     assert transformers[6].layers == (31,)
@@ -82,7 +82,7 @@ def test_sd15_transformers_stand_as_published() -> None:
 
 def test_the_order_of_blocks_is_that_of_numbers_not_of_letters() -> None:
     names = {2 * n + 1: f"up_blocks.{n}.attentions.0.transformer_blocks.0.attn2" for n in (10, 9, 2)}
-    assert [one.layers for one in spatial_transformers(names)] == [(5,), (19,), (21,)]
+    assert [one.layers for one in find_spatial_transformers(names)] == [(5,), (19,), (21,)]
 
 
 # Modes
@@ -141,7 +141,7 @@ def test_the_published_sets_are_all_the_sets_there_are() -> None:
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("base", NAMES)
 def test_a_layer_that_avoids_does_not_follow(base: str, convention: Convention) -> None:
-    for mode in mode_names(NAMES[base], convention=convention):
+    for mode in list_modes(NAMES[base], convention=convention):
         follow, avoid = layer_weights(mode, NAMES[base], convention=convention)
         assert follow.keys() == NAMES[base].keys()
         assert avoid.keys() <= follow.keys()
@@ -152,7 +152,7 @@ def test_a_layer_that_avoids_does_not_follow(base: str, convention: Convention) 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_the_embedded_model_has_its_own_modes_in_every_convention(convention: Convention) -> None:
     names = NAMES["mini"]
-    assert mode_names(names, convention=convention)[-5:] == list(OURS["mini"])
+    assert list_modes(names, convention=convention)[-5:] == list(OWN_MODES["mini"])
     style = by_transformer(layer_weights("style", names, convention=convention).follow, "mini")
     composition = by_transformer(layer_weights("composition", names, convention=convention).follow, "mini")
     assert not style.keys() & composition.keys()
@@ -209,7 +209,7 @@ def test_sections_are_weakened(base: str, curve: str, down: float, mid: float, u
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("base", NAMES)
 def test_every_base_has_the_curves_in_every_convention(base: str, convention: Convention) -> None:
-    names = mode_names(NAMES[base], convention=convention)
+    names = list_modes(NAMES[base], convention=convention)
     assert names[:9] == ["full", *CURVES, *SECTIONS]
 
 
@@ -255,7 +255,7 @@ def test_the_longer_name_wins_in_any_order() -> None:
 @given(st.dictionaries(st.integers(0, 10), st.floats(-2, 2, width=16), min_size=1))
 def test_numbers_and_names_of_transformers_mean_the_same(weights: dict[int, float]) -> None:
     assume(any(weights.values()))
-    transformers = spatial_transformers(NAMES["sdxl"])
+    transformers = find_spatial_transformers(NAMES["sdxl"])
     named = {transformers[t].name: weight for t, weight in weights.items()}
     assert layer_weights(weights, NAMES["sdxl"]) == layer_weights(named, NAMES["sdxl"])
 
@@ -314,7 +314,7 @@ def test_the_plot_shows_the_section_and_the_sign_of_every_bar(layers: Any) -> No
     picture = plot_layers(layers, NAMES["sdxl"])
     zero = next(y for y in range(104, picture.height) if picture.getpixel((105, y)) == (0x22, 0x22, 0x22))
     colours = {"down": (0x44, 0x77, 0xAA), "mid": (0xCC, 0xAA, 0x33), "up": (0x22, 0x88, 0x33)}
-    for t, transformer in enumerate(spatial_transformers(NAMES["sdxl"])):
+    for t, transformer in enumerate(find_spatial_transformers(NAMES["sdxl"])):
         x = 104 + 16 + 72 * t + 3
         above, below = picture.getpixel((x, zero - 3)), picture.getpixel((x, zero + 3))
         colour = colours[transformer.section]

@@ -16,7 +16,7 @@ from imprompt.errors import AdapterMismatch, ImageError, ImpromptError, InvalidR
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.inputs.image import load_image
-from imprompt.reference import _checked_images
+from imprompt.reference import _load_images
 
 
 def adapter_of(variant: str) -> ImagePromptAdapter:
@@ -78,13 +78,13 @@ def test_an_address_is_named_whole_and_said_not_to_be_fetched(address: str) -> N
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_bytes_are_named(kind: Callable[[bytes], Any]) -> None:
     with pytest.raises(InvalidReference, match=r"not bytes: open an encoded picture with PIL"):
-        _checked_images(kind(b"\x89PNG\r\n\x1a\n"))
+        _load_images(kind(b"\x89PNG\r\n\x1a\n"))
 
 
 def test_a_list_with_bytes_or_with_pixels_is_named() -> None:
     for one, word in ((b"abc", "bytes"), (torch.rand(3, 9, 9), "pixels")):
         with pytest.raises(ImpromptError, match=word):
-            _checked_images([one])
+            _load_images([one])
 
 
 def test_a_picture_whose_file_is_closed_is_named(tmp_path: Any) -> None:

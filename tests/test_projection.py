@@ -196,7 +196,7 @@ def test_version_2_cannot_add_tokens_of_different_widths() -> None:
 
 
 def test_full_face_refuses_another_number_of_patches() -> None:
-    with pytest.raises(AdapterMismatch, match="takes 7 features of a picture; this image encoder gives 8"):
+    with pytest.raises(AdapterMismatch, match="takes 7 features of a picture; this image encoder returns 8"):
         PatchProjection(11, 20, 7)(torch.zeros(1, 8, 11))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import tiny
 from imprompt.adapter.condition import _apply_strengths, _strength
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.layers import cross_attention_layers
+from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.errors import InvalidReference
 from imprompt.reference import Reference
 from showing import close, latents, output, shown
@@ -28,7 +28,7 @@ def test_layers_that_are_off_are_as_if_their_values_were_zero(
 ) -> None:
     weights = {"up": 1.0, "mid": 0.5}
     alike = copy.deepcopy(adapter)
-    for number, (name, _) in cross_attention_layers(unet).items():
+    for number, (name, _) in find_cross_attention_layers(unet).items():
         section = name.split("_")[0]
         alike.key_value(number).to_value.weight.mul_(weights.get(section, 0.0))
     embedding = tiny.embedding(1)
@@ -44,7 +44,7 @@ def test_layers_that_are_off_cost_nothing(unet: UNet2DConditionModel, adapter: I
     ):
         output(unet)
         terms = {
-            attachment.names[n].split("_")[0]: len(p.image_terms) for n, p in attachment.processors.items()
+            attachment.names[n].split("_")[0]: len(p.state.terms) for n, p in attachment.processors.items()
         }
     assert terms == {"down": 0, "up": 0, "mid": 1}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import tiny
 from imprompt.adapter.encode import embed_text
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.layers import attention_layers, cross_attention_layers
+from imprompt.attention.layers import find_attention_layers, find_cross_attention_layers
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
 from imprompt.inputs.crop import noise_image
 from imprompt.inputs.encoder import ImageEncoder
@@ -117,7 +117,7 @@ def test_tiles_are_references_of_their_own_each_in_its_own_part(
     with adapter.attach(pipe) as attachment, adapter.references(Reference(wide, crop="tiles", scale=0.5)):
         latents(pipe)
         for processor in attachment.processors.values():
-            weights = [term.weight for term in processor.image_terms]
+            weights = [term.weight for term in processor.state.terms]
             assert len(weights) > 1
             assert torch.equal(sum(weights), torch.ones_like(weights[0]))  # pyright: ignore
 
@@ -192,7 +192,7 @@ def test_a_lora_acts_with_the_reference_and_only_then(unet: UNet2DConditionModel
     adapter = face_adapter(unet, FaceProjection(tiny.SD_CONTEXT, embedding_dim=12))
     base, face = output(unet), torch.randn(1, 12)
     merged = copy.deepcopy(unet)
-    for number, (_, attn) in attention_layers(merged).items():
+    for number, (_, attn) in find_attention_layers(merged).items():
         places = {"q": attn.to_q, "k": attn.to_k, "v": attn.to_v, "out": attn.to_out[0]}  # pyright: ignore
         for place, (down, up) in adapter.low_rank(number).items():
             places[place].weight.add_(0.6 * up @ down)  # pyright: ignore
@@ -237,7 +237,7 @@ def test_a_face_and_features_act_together_with_a_strength(unet: UNet2DConditionM
     with adapter.attach(unet) as attachment, adapter.references(Reference(picture, face_scale=0.4)):
         output(unet)
         for number in adapter.shapes:
-            key = attachment.processors[number].image_terms[0].key
+            key = attachment.processors[number].state.terms[0].key
             close(key[0].transpose(0, 1).flatten(1), adapter.key_value(number).to_key(tokens)[0])
     assert not torch.equal(by_picture, shown(unet, adapter, Reference(picture)))
 
@@ -254,7 +254,7 @@ def test_adapters_of_several_kinds_act_together_as_a_sum(
         (plus, Reference(torch.randn(1, 4, 24), negative=torch.zeros(1, 4, 24))),
         (face, Reference(torch.randn(2, 512), layers={"down": 1.0})),
     ]
-    _, attn = cross_attention_layers(unet)[1]
+    _, attn = find_cross_attention_layers(unet)[1]
     hidden, text = torch.randn(2, 64, 16), torch.randn(2, 7, tiny.SD_CONTEXT)
     base = attn(hidden, encoder_hidden_states=text)
 

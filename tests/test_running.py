@@ -140,7 +140,7 @@ def test_a_sampler_that_calls_twice_takes_a_factor_for_each_of_the_users_steps(k
     by_step = scheduled(pipe, [1.0, 0.5, 0.0], num_inference_steps=3)
     doubled = [1.0, 1.0, 0.5, 0.0] if kind is PNDMScheduler else [1.0, 1.0, 0.5, 0.5, 0.0]
     assert torch.equal(by_step, scheduled(pipe, doubled, num_inference_steps=3))
-    with pytest.raises(InvalidReference, match="steps has 2 multipliers"):
+    with pytest.raises(InvalidReference, match="there are 2 step_weights"):
         scheduled(pipe, [1.0, 0.5], num_inference_steps=3)
 
 
@@ -217,7 +217,7 @@ def test_a_loop_of_ones_own_is_followed_by_the_schedulers_own_count(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_that_nothing_tells_is_refused() -> None:
-    with pytest.raises(AttachmentError, match="stands twice in the list of PNDMScheduler"):
+    with pytest.raises(AttachmentError, match="is twice in the list of PNDMScheduler"):
         own(PNDMScheduler, start=1)
 
 

@@ -169,7 +169,7 @@ class Reference:
     @property
     def pictures(self) -> list[ImagePrompt]:
         """The pictures, one or several, as a list; empty if embeddings were given."""
-        return as_pictures(self.images)
+        return list_pictures(self.images)
 
     @property
     def area(self) -> Tensor | None:
@@ -196,7 +196,7 @@ class Reference:
         return (self.start, self.end) != (0, 1) or self.step_weights is not None
 
 
-def as_pictures(images: object) -> list[Any]:
+def list_pictures(images: object) -> list[Any]:
     """Return one picture or several as a list, which is empty for embeddings and for None."""
     if images is None or isinstance(images, Tensor | ImageEmbeddings):
         return []
@@ -215,8 +215,8 @@ def _load_images(images: object) -> object:
         _check_embedding(images)
         _check_count(len(images))
     else:
-        _check_pictures(as_pictures(images))
-        _check_count(len(as_pictures(images)))
+        _check_pictures(list_pictures(images))
+        _check_count(len(list_pictures(images)))
     return images
 
 
@@ -294,8 +294,8 @@ def _check_pictures(pictures: Sequence[object]) -> None:
 
 def _mask_values(mask: Mask) -> Tensor:
     if not isinstance(mask, Tensor):
-        grey = load_image(mask, background=(0, 0, 0)).convert("L")
-        mask = torch.from_numpy(np.array(grey)).float() / 255
+        gray = load_image(mask, background=(0, 0, 0)).convert("L")
+        mask = torch.from_numpy(np.array(gray)).float() / 255
     if mask.ndim != 2 or mask.numel() == 0:
         raise InvalidReference(f"a mask must have shape (height, width), not {tuple(mask.shape)}")
     values = mask.detach().float().cpu()

@@ -23,7 +23,7 @@ from imprompt.inputs.embeddings import ImageEmbeddings, combine_embeddings
 from imprompt.inputs.encoder import ImageEncoder, Input
 from imprompt.inputs.faces import Face, FaceEmbedder
 from imprompt.inputs.image import ImagePrompt, load_image
-from imprompt.reference import Reference, as_pictures, check_no_pixels
+from imprompt.reference import Reference, check_no_pixels, list_pictures
 
 _SIGNATURE = "encoder_signature"
 
@@ -90,7 +90,7 @@ class ReferenceEncoder:
 
     def _pictures(self, reference: Reference) -> "list[_EncoderPicture]":
         """Return all pictures of a reference, those of its negative last."""
-        both = [(reference.pictures, reference.face), (as_pictures(reference.negative), None)]
+        both = [(reference.pictures, reference.face), (list_pictures(reference.negative), None)]
         parts = [
             self._part(load_image(picture), reference, None if face is None else face[index])
             for pictures, face in both
@@ -134,7 +134,7 @@ class ReferenceEncoder:
         if inputs is None:
             inputs = _stack([next(rows) for _ in reference.pictures])
         negative = self._read_embeddings(reference.negative, None)
-        others = reference.pictures if reference.noise else as_pictures(reference.negative)
+        others = reference.pictures if reference.noise else list_pictures(reference.negative)
         if others:
             negative = _stack([next(rows) for _ in others])
         positive: dict[Input, Tensor] = {
@@ -238,7 +238,7 @@ def group_references(references: Sequence[ReferenceLike | Sequence[ReferenceLike
     return groups
 
 
-def as_reference(one: ReferenceLike) -> Reference:
+def to_reference(one: ReferenceLike) -> Reference:
     """Return the reference itself, or a new one for a picture or embeddings."""
     return one if isinstance(one, Reference) else Reference(one)
 
@@ -248,7 +248,7 @@ def _group_argument(argument: ReferenceLike | Sequence[ReferenceLike]) -> list[l
     several = (
         argument if isinstance(argument, Sequence) and not isinstance(argument, str | bytes) else [argument]
     )
-    parts = [split_tiles(as_reference(one)) for one in several]
+    parts = [split_tiles(to_reference(one)) for one in several]
     if len({len(tiles) for tiles in parts}) > 1:
         raise AmbiguousBatch(
             f"the pictures in one list have {', '.join(str(len(tiles)) for tiles in parts)} tiles; "

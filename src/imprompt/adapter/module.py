@@ -23,23 +23,23 @@ from imprompt.adapter.encode import (
     ProjectionInputs,
     ReferenceEncoder,
     ReferenceLike,
-    as_reference,
     group_references,
+    to_reference,
 )
 from imprompt.attention.attachment import ActiveReferences, Attachment
 from imprompt.attention.batch import BatchPlan, LayerInputs
 from imprompt.attention.diffusers_internals import Branches
-from imprompt.attention.layers import UNet, cross_attention_layers, layer_shapes
+from imprompt.attention.layers import UNet, find_cross_attention_layers, read_layer_shapes
 from imprompt.attention.pipeline_state import Clock
 from imprompt.attention.processor import (
     ImageTerm,
     KeyValue,
     LoraTerm,
     Place,
+    get_text_projections,
     split_heads,
-    text_projections,
 )
-from imprompt.attention.weights import ImageKeyValue, LoraShapes, LowRank, attention_shapes
+from imprompt.attention.weights import ImageKeyValue, LoraShapes, LowRank, list_lora_shapes
 from imprompt.errors import AdapterMismatch, AttachmentError
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import ImageEncoder, Input
@@ -115,15 +115,15 @@ class ImagePromptAdapter(nn.Module):
         Raises:
             AdapterMismatch: the U-Net has no cross-attention, or one with tokens of another width
         """
-        layers = cross_attention_layers(unet)
+        layers = find_cross_attention_layers(unet)
         if not layers:
             raise AdapterMismatch("this U-Net has no cross-attention that an image prompt could act on")
         with torch.device(unet.device):
-            loras = attention_shapes(unet, lora_rank) if lora_rank else {}
-            adapter = cls(projection, layer_shapes(layers), loras).float().to(unet.device)
+            loras = list_lora_shapes(unet, lora_rank) if lora_rank else {}
+            adapter = cls(projection, read_layer_shapes(layers), loras).float().to(unet.device)
         with torch.no_grad():
             for number, (_, attn) in layers.items():
-                to_k, to_v = text_projections(attn)
+                to_k, to_v = get_text_projections(attn)
                 adapter.key_value(number).to_key.weight.copy_(to_k.weight)
                 adapter.key_value(number).to_value.weight.copy_(to_v.weight)
         return adapter
@@ -313,7 +313,7 @@ class ImagePromptAdapter(nn.Module):
             AdapterMismatch, InvalidReference, ImageError: as `use`
         """
         encoder = self._make_encoder(None)
-        (encoded,) = encoder.encode([as_reference(reference)])
+        (encoded,) = encoder.encode([to_reference(reference)])
         blank: dict[Input, Tensor] = {name: value[0] for name, value in encoded.negative.items()}
         return ImageEmbeddings(encoded.positive, blank, encoder.metadata)
 
@@ -323,7 +323,7 @@ class ImagePromptAdapter(nn.Module):
         Raises:
             AdapterMismatch: no image encoder
         """
-        return self._make_encoder(None).views(as_reference(reference))
+        return self._make_encoder(None).views(to_reference(reference))
 
     def _make_encoder(self, target: object) -> ReferenceEncoder:
         return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from imprompt.attention.batch import BatchPlan, LayerInputs
 from imprompt.attention.callers import Caller
 from imprompt.attention.diffusers_internals import (
-    compiled_call,
     find_split_layers,
+    get_compiled_call,
     is_compiled,
-    without_compilation,
+    unwrap_compiled,
 )
 from imprompt.attention.hooks import (
     Owner,
@@ -34,11 +34,11 @@ from imprompt.attention.hooks import (
 from imprompt.attention.layers import (
     Shapes,
     UNet,
-    attention_layers,
     check_fit,
-    cross_attention_layers,
-    layer_level,
-    layer_shapes,
+    count_halvings,
+    find_attention_layers,
+    find_cross_attention_layers,
+    read_layer_shapes,
 )
 from imprompt.attention.processor import (
     AttentionProcessor,
@@ -97,11 +97,11 @@ class Attachment:
         self.target = target
         self.unet = _get_unet(target)
         self._denoiser = _get_denoiser(target)
-        crossing = cross_attention_layers(self.unet)
-        check_fit(shapes, layer_shapes(crossing))
+        crossing = find_cross_attention_layers(self.unet)
+        check_fit(shapes, read_layer_shapes(crossing))
         self.names = {layer: name for layer, (name, _) in crossing.items()}
         blocks = len(cast(nn.ModuleList, self.unet.down_blocks))
-        self.levels = {layer: layer_level(name, blocks) for layer, name in self.names.items()}
+        self.levels = {layer: count_halvings(name, blocks) for layer, name in self.names.items()}
         layers = crossing | _find_lora_layers(self.unet, lora_layers)
         for name, attn in layers.values():
             check_supported(name, attn)
@@ -154,7 +154,7 @@ class Attachment:
         self.check_in_place()
         entry = StackEntry(source)
         with self._lock:
-            caller = Caller.mine(self._callers)
+            caller = Caller.find_current(self._callers)
             if caller is None:
                 self._check_compiled()
                 caller = Caller()
@@ -226,7 +226,7 @@ class Attachment:
 
     def _check_compiled(self) -> None:
         module = _get_denoiser(self.target)
-        parts = (compiled_call(part) is not None for part in module.modules())
+        parts = (get_compiled_call(part) is not None for part in module.modules())
         if self._callers and (self.is_compiled or any(parts)):
             raise AttachmentError(
                 "this U-Net is compiled, so image prompts of one thread at a time can act in it, and "
@@ -244,7 +244,7 @@ class Attachment:
                 processor.clear_terms(self._owner)
             self._forward = ForwardPass()
             return
-        caller = Caller.mine(self._callers)
+        caller = Caller.find_current(self._callers)
         source = caller.stack[-1].source if caller else {}
         self._set_inputs({} if isinstance(source, BatchPlan) else source)
 
@@ -263,7 +263,7 @@ class Attachment:
         Raises:
             AttachmentError: only other callers have image prompts here, or the adapter has been replaced
         """
-        caller = Caller.mine(self._callers)
+        caller = Caller.find_current(self._callers)
         if caller is None:
             raise AttachmentError(
                 f"image prompts act on this U-Net, but {self._callers[-1].name} has set them, not "
@@ -333,7 +333,7 @@ def _get_denoiser(target: object) -> nn.Module:
 
 def _get_unet(target: object) -> UNet:
     module = _get_denoiser(target)
-    unet = without_compilation(module)
+    unet = unwrap_compiled(module)
     if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
         kinds = " and ".join(kind.__name__ for kind in get_args(UNet))
         raise AttachmentError(f"cannot attach to {type(unet).__name__}; only {kinds} are supported")
@@ -341,7 +341,7 @@ def _get_unet(target: object) -> UNet:
 
 
 def _find_lora_layers(unet: UNet, numbers: Collection[int]) -> dict[int, tuple[str, Attention]]:
-    layers = attention_layers(unet) if numbers else {}
+    layers = find_attention_layers(unet) if numbers else {}
     for number in numbers:
         if number not in layers:
             raise AdapterMismatch(f"the adapter's LoRA changes layer {number}, which this base does not have")
@@ -372,4 +372,4 @@ def _warn_of_other_adapters(layers: Collection[Attention]) -> None:
 
 
 def _do_nothing() -> None:
-    """Nothing to undo."""
+    """Do nothing, where there is nothing to undo."""

@@ -58,7 +58,7 @@ class BatchRows(NamedTuple):
 
     branches: Branches
     samples: int
-    """BatchRows in each branch."""
+    """The number of rows in each branch."""
 
     def expand(
         self, positive: Float[Tensor, "prompts ..."], negative: Float[Tensor, "prompts ..."] | None = None
@@ -272,7 +272,7 @@ class BatchPlan:
             )
 
     def _check_prompts(self, prompts: int, samples: int, text: Tensor) -> None:
-        """BatchRows that share a reference must share their text, or they are not of one prompt."""
+        """Refuse rows that share a reference but not their text, which cannot be of one prompt."""
         if samples % prompts:
             raise AmbiguousBatch(
                 f"{prompts} references, one per prompt, do not fit a batch of {samples}; several pictures "

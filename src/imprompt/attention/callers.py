@@ -1,4 +1,4 @@
-"""Who calls: a thread, or a task of asyncio within it."""
+"""The caller of the current code: a thread, or a task of asyncio within it."""
 
 import asyncio
 import threading
@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 
 class Caller(Generic[T]):
-    """The thread and the task that run now, and what belongs to them.
+    """A thread and its task of asyncio, and a stack of objects that belong to them.
 
     Attributes:
         thread: the thread
-        task: the task of asyncio; None outside of any
-        stack: what belongs to this caller, the latest last
+        task: the task of asyncio; None outside of tasks
+        stack: the objects of this caller, the latest last
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,10 @@ class Caller(Generic[T]):
         self.stack: list[T] = []
 
     @staticmethod
-    def mine(callers: "Sequence[Caller[T]]") -> "Caller[T] | None":
-        """Find the caller that runs now; None if it is none of these.
+    def find_current(callers: "Sequence[Caller[T]]") -> "Caller[T] | None":
+        """Find the current caller among these; None if it is not there.
 
-        What a finished task of this thread has left behind, or what was set outside of any task, serves all
+        Objects that a finished task of this thread has left, or that were set outside of tasks, are for all
         of the thread: a notebook runs each cell as a task of its own.
         """
         thread = threading.current_thread()
@@ -39,8 +39,8 @@ class Caller(Generic[T]):
         task = _running_task()
         exact = [caller for caller in here if (caller.task() if caller.task else None) is task]
         exact = [caller for caller in exact if (caller.task is None) == (task is None)]
-        left = [caller for caller in here if caller.is_over]
-        return (exact or left or [None])[-1]
+        finished = [caller for caller in here if caller.is_over]
+        return (exact or finished or [None])[-1]
 
     @property
     def is_over(self) -> bool:

@@ -14,6 +14,8 @@ from diffusers.pipelines.free_noise_utils import SplitInferenceModule
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
+from imprompt.errors import AmbiguousBatch
+
 Branch = Literal["positive", "negative"]
 Branches = tuple[Branch, ...]
 
@@ -47,17 +49,6 @@ _BETWEEN = ("torch.", "imprompt.attention.")
 """Modules between a sampling loop and `find_running_call` on the stack; they contain no sampling loop."""
 
 
-class CropBox(NamedTuple):
-    """The part of a picture that inpainting repaints, in pixels, with the sizes of picture and result."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    picture_size: tuple[int, int]
-    result_size: tuple[int, int]
-
-
 class PipelineCall(NamedTuple):
     """A running call of a pipeline, found while its denoiser is called.
 
@@ -76,7 +67,7 @@ class PipelineCall(NamedTuple):
     @property
     def timesteps(self) -> Tensor | None:
         """The list of timesteps of this generation: the loop's own, or the scheduler's."""
-        return self.variables.get("timesteps") if self.is_known else scheduler_timesteps(self.pipeline)
+        return self.variables.get("timesteps") if self.is_known else get_timesteps(self.pipeline)
 
     @property
     def step(self) -> int:
@@ -106,19 +97,22 @@ class PipelineCall(NamedTuple):
         return any(self.variables.get(name) is not None for name in names)
 
     @property
-    def is_cropped(self) -> bool:
-        """Whether inpainting repaints a part of the picture (`padding_mask_crop`)."""
-        return self.variables.get("crops_coords") is not None
+    def crop(self) -> tuple[tuple[int, int, int, int], tuple[int, int], tuple[int, int]] | None:
+        """The part of the picture that inpainting repaints (`padding_mask_crop`); None: all of it.
 
-    @property
-    def crop_box(self) -> CropBox | None:
-        """The part that inpainting repaints; None if its sizes cannot be found."""
-        original = self.variables.get("original_image")
-        original = original[0] if isinstance(original, list) else original
-        width, height = self.variables.get("width"), self.variables.get("height")
-        if original is None or not isinstance(width, int) or not isinstance(height, int):
+        It is left, top, right and bottom in pixels, then the sizes of the picture and of the result.
+
+        Raises:
+            AmbiguousBatch: the sizes cannot be found
+        """
+        if self.variables.get("crops_coords") is None:
             return None
-        return CropBox(*self.variables["crops_coords"], original.size, (width, height))
+        original, width, height = (self.variables.get(name) for name in ("original_image", "width", "height"))
+        original = original[0] if isinstance(original, list) else original
+        if original is None or not isinstance(width, int) or not isinstance(height, int):
+            kind = type(self.pipeline).__name__
+            raise AmbiguousBatch(f"a mask cannot be cut as {kind} cuts its picture")
+        return self.variables["crops_coords"], original.size, (width, height)
 
 
 def find_running_call(unet: nn.Module, target: object) -> PipelineCall | None:
@@ -145,10 +139,10 @@ def find_running_call(unet: nn.Module, target: object) -> PipelineCall | None:
 
 def _denoises_with(owner: object, unet: nn.Module) -> bool:
     module = None if isinstance(owner, nn.Module) else getattr(owner, "unet", None)
-    return isinstance(module, nn.Module) and without_compilation(module) is unet
+    return isinstance(module, nn.Module) and unwrap_compiled(module) is unet
 
 
-def scheduler_timesteps(pipeline: object) -> Tensor | None:
+def get_timesteps(pipeline: object) -> Tensor | None:
     """Return the list of timesteps that a pipeline's scheduler has made for the running generation."""
     timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
     return timesteps if isinstance(timesteps, Tensor) else None
@@ -159,7 +153,7 @@ def scheduler_timesteps(pipeline: object) -> Tensor | None:
 _PERTURBED = "do_perturbed_attention_guidance"
 
 
-def stacked_branches(pipeline: object) -> Branches:
+def list_branches(pipeline: object) -> Branches:
     """Return the branches in which a pipeline with a known sampling loop stacks its batch.
 
     Stable Diffusion stacks (negative, positive) with guidance and nothing without. Perturbed-attention
@@ -187,7 +181,7 @@ _DOUBLED = (
 """The variables that pipelines hold twice with guidance, negative half first."""
 
 
-def doubled_tensors(pipe: object) -> list[str]:
+def list_doubled_tensors(pipe: object) -> list[str]:
     """Return the names of the doubled tensors that a pipeline exchanges with its callback.
 
     The list is empty if the pipeline would not take all of them back. In diffusers 0.42, inpainting pipelines
@@ -245,17 +239,17 @@ def find_split_layers(unet: nn.Module, layers: Mapping[int, nn.Module]) -> Colle
 # torch.compile
 
 
-def without_compilation(module: nn.Module) -> nn.Module:
+def unwrap_compiled(module: nn.Module) -> nn.Module:
     """Return the module inside a compiled one, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of a module go through torch.compile."""
-    return without_compilation(module) is not module or compiled_call(module) is not None
+    return unwrap_compiled(module) is not module or get_compiled_call(module) is not None
 
 
-def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
+def get_compiled_call(module: nn.Module) -> Callable[..., Any] | None:
     """Return the function that `module.compile()` has made of the module's call."""
     return module._compiled_call_impl
 

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from imprompt.attention.diffusers_internals import compiled_call, set_compiled_call, without_compilation
+from imprompt.attention.diffusers_internals import get_compiled_call, set_compiled_call, unwrap_compiled
 from imprompt.attention.pipeline_state import TAKES_NO_PICTURE
 from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError
@@ -49,10 +49,10 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
             else:
                 attachment.after_forward()
 
-    compiled = compiled_call(module)
+    compiled = get_compiled_call(module)
     if compiled is None:
         handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
-        if without_compilation(module) is module:
+        if unwrap_compiled(module) is module:
             handles.append(module.register_forward_hook(after))
 
         def remove() -> None:

@@ -1,4 +1,4 @@
-"""The attention layers of a base model: their official numbers, widths and places, and whose they are."""
+"""The attention layers of a base model: their official numbers, widths, resolutions and family of bases."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL", (7, 192
 """(number of cross-attention layers, width of the text embeddings) of the well-known bases."""
 
 
-def attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:
+def find_attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:
     """Return the attention layers under their official numbers N, each with its module's name.
 
     N is the position in `unet.attn_processors` (down, up, then mid), as the official training script numbers
@@ -33,21 +33,21 @@ def attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:
     return {number: (name, attn) for number, (name, attn) in modules.items() if isinstance(attn, Attention)}
 
 
-def cross_attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:
-    """Return those of `attention_layers` that attend to the text."""
+def find_cross_attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:
+    """Return those of `find_attention_layers` that attend to the text."""
     return {
         number: (name, attn)
-        for number, (name, attn) in attention_layers(unet).items()
+        for number, (name, attn) in find_attention_layers(unet).items()
         if attn.is_cross_attention and name.endswith("attn2")
     }
 
 
-def layer_level(name: str, levels: int) -> int:
-    """Return how often the latents have been halved where a layer stands.
+def count_halvings(name: str, levels: int) -> int:
+    """Return how often the latents have been halved at a layer.
 
     Args:
-        name: of the layer's module, e.g. "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
-        levels: how many down blocks (and up blocks) the U-Net has; each but the last halves
+        name: the layer's module, e.g. "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+        levels: the number of down blocks (and up blocks) of the U-Net; all except the last halve the latents
     """
     if match := re.match(r"(down|up)_blocks\.([0-9]+)\.", name):
         block = int(match[2])
@@ -55,7 +55,7 @@ def layer_level(name: str, levels: int) -> int:
     return levels - 1
 
 
-def layer_shapes(layers: Mapping[int, tuple[str, Attention]]) -> dict[int, tuple[int, int]]:
+def read_layer_shapes(layers: Mapping[int, tuple[str, Attention]]) -> dict[int, tuple[int, int]]:
     """Return (context_dim, inner_dim) of each layer."""
     return {number: (attn.cross_attention_dim, attn.inner_kv_dim) for number, (_, attn) in layers.items()}
 

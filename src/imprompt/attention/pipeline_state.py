@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from imprompt.attention.diffusers_internals import (
     Branches,
     PipelineCall,
-    scheduler_timesteps,
-    stacked_branches,
+    get_timesteps,
+    list_branches,
 )
 from imprompt.errors import AmbiguousBatch, AttachmentError
 
@@ -43,7 +43,7 @@ def read_branches(call: PipelineCall | None, target: object) -> Branches:
             f"{kind.__name__} does not tell how it stacks its batch ({loop} is none of the sampling loops "
             "that imprompt knows); give adapter.use(..., branches=...)"
         )
-    return stacked_branches(call.pipeline)
+    return list_branches(call.pipeline)
 
 
 def check_rows(call: PipelineCall, branches: Branches, rows: int) -> None:
@@ -119,7 +119,7 @@ class Clock:
     @property
     def generation(self) -> object:
         """The list of timesteps of the running generation, which identifies it."""
-        return self.call.timesteps if self.call else scheduler_timesteps(self.pipeline)
+        return self.call.timesteps if self.call else get_timesteps(self.pipeline)
 
     def moment(self, timestep: Tensor | float | int) -> Moment:
         """Return the position of the generation.
@@ -135,13 +135,13 @@ class Clock:
         else:
             step, steps = self._find_step(pipeline, scheduler, now)
         noise = 1 - now / (scheduler.config.num_train_timesteps - 1)
-        return Moment(step, steps, noise, *sampler_position(scheduler, step, steps))
+        return Moment(step, steps, noise, *find_sampler_position(scheduler, step, steps))
 
     def _find_step(self, pipeline: object, scheduler: Any, now: float) -> tuple[int, int]:
         """Find the step by the timestep, for a sampling loop that imprompt does not know."""
-        timesteps = scheduler_timesteps(pipeline)
+        timesteps = get_timesteps(pipeline)
         if timesteps is None:
-            raise AttachmentError(f"{type(pipeline).__name__} has no scheduler to tell the step by")
+            raise AttachmentError(f"{type(pipeline).__name__} has no scheduler from which to find the step")
         if timesteps is not self._list:
             self._list, self._first = timesteps, -1
         place = _find_timestep(scheduler, timesteps, now, self._first)
@@ -150,7 +150,7 @@ class Clock:
         return place - self._first, len(timesteps) - self._first
 
 
-def sampler_position(scheduler: Any, step: int, steps: int) -> tuple[int, int]:
+def find_sampler_position(scheduler: Any, step: int, steps: int) -> tuple[int, int]:
     """Return the sampler's step to which a call of the denoiser belongs, and the number of its steps.
 
     Samplers of second order call the denoiser twice in every step but the last. PNDM calls it twice in the
@@ -176,7 +176,7 @@ def _find_timestep(scheduler: Any, timesteps: Tensor, timestep: float, first: in
     if not places:
         raise AttachmentError(
             f"the denoiser is called at timestep {timestep:g}, which the pipeline's scheduler does not "
-            "have; references with steps need a pipeline that follows its scheduler"
+            "have; references with start, end or step_weights need a pipeline that follows its scheduler"
         )
     if len(places) == 1:
         return places[0]
@@ -188,8 +188,8 @@ def _find_timestep(scheduler: Any, timesteps: Tensor, timestep: float, first: in
     if first >= 0 and isinstance(getattr(scheduler, "counter", None), int):
         return first + scheduler.counter
     raise AttachmentError(
-        f"timestep {timestep:g} stands twice in the list of {type(scheduler).__name__}, so the step cannot "
-        "be told in a sampling loop that imprompt does not know; use another scheduler, or no steps"
+        f"timestep {timestep:g} is twice in the list of {type(scheduler).__name__}, so the step cannot be "
+        "found in a sampling loop that imprompt does not know; use another scheduler, or no start and end"
     )
 
 
@@ -201,13 +201,13 @@ def find_picture_box(call: PipelineCall | None) -> tuple[float, float, float, fl
 
     Returns:
         left, top, right, bottom as fractions of the picture's width and height; None: all of it
+
+    Raises:
+        AmbiguousBatch: the sizes of the part cannot be found
     """
-    if call is None or not call.is_cropped:
+    if call is None or (crop := call.crop) is None:
         return None
-    crop = call.crop_box
-    if crop is None:
-        raise AmbiguousBatch(f"a mask cannot be cut as {type(call.pipeline).__name__} cuts its picture")
-    left, top, right, bottom, picture_size, (width, height) = crop
+    (left, top, right, bottom), picture_size, (width, height) = crop
     # The part is enlarged until one side fits, and put into the middle.
     pixels = max((right - left) / width, (bottom - top) / height)
     across, down = width * pixels / 2, height * pixels / 2
@@ -230,6 +230,6 @@ def check_whole(call: PipelineCall | None, size: tuple[int, int]) -> None:
     if call is not None and whole is not None and size != whole:
         raise AmbiguousBatch(
             f"{type(call.pipeline).__name__} shows its U-Net {size[0]} × {size[1]} of {whole[0]} × "
-            f"{whole[1]} latent pixels at a time, so a mask over the whole picture cannot be laid on them; "
-            "leave the masks away, or use a pipeline without tiles"
+            f"{whole[1]} latent pixels at a time, so a mask over the whole picture cannot be applied; "
+            "leave out the masks, or use a pipeline without tiles"
         )

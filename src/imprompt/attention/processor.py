@@ -159,8 +159,7 @@ class DecoupledAttention:
 
     The text's K and V are computed once per prompt. While image prompts are active they are cached, together
     with the very tensors they came from, and used again only for those same tensors, unchanged. In-place
-    changes are noticed, except those made through `Tensor.data`. A compiled layer computes K and V at every
-    step.
+    changes are noticed, except through `Tensor.data`. A compiled layer computes K and V at every step.
 
     Attributes:
         base: the processor that the layer had before, and will have again
@@ -182,11 +181,6 @@ class DecoupledAttention:
     def state(self) -> LayerState:
         """The state of this thread."""
         return self._by_thread.get(get_ident(), self.latest)
-
-    @property
-    def image_terms(self) -> tuple[ImageTerm, ...]:
-        """All terms of the sum in this thread."""
-        return self.state.terms
 
     def set_terms(self, owner: object, terms: tuple[ImageTerm, ...], lora: LoraTerm | None = None) -> None:
         """Replace the owner's terms in this thread; an empty tuple removes them."""
@@ -288,7 +282,7 @@ class TextKeyValue:
 
 def project_text(attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> KeyValue:
     """Compute K = c_t W_k and V = c_t W_v, with split heads."""
-    to_k, to_v = text_projections(attn)
+    to_k, to_v = get_text_projections(attn)
     key, value = project(to_k, context, "k", loras), project(to_v, context, "v", loras)
     return KeyValue(split_heads(key, attn.heads), split_heads(value, attn.heads))
 
@@ -305,7 +299,7 @@ def project(
     return output
 
 
-def text_projections(attn: Attention) -> tuple[Any, Any]:
+def get_text_projections(attn: Attention) -> tuple[Any, Any]:
     """Return W_k and W_v of a layer of the base model: a linear layer, or a user's LoRA around it."""
     assert attn.to_k is not None
     assert attn.to_v is not None
@@ -376,7 +370,7 @@ def _may_cache(attn: Attention, context: Tensor) -> bool:
     """Whether K and V are a pure function of tensors whose changes can be noticed."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or context.is_inference():
         return False
-    return all(map(_is_plain_linear, text_projections(attn)))
+    return all(map(_is_plain_linear, get_text_projections(attn)))
 
 
 def _is_plain_linear(linear: Any) -> bool:
@@ -387,7 +381,7 @@ def _is_plain_linear(linear: Any) -> bool:
 
 
 def _sources(attn: Attention, context: Tensor, loras: Sequence[LoraTerm]) -> tuple[Tensor | None, ...]:
-    to_k, to_v = text_projections(attn)
+    to_k, to_v = get_text_projections(attn)
     low_rank = (x for lora in loras for pair in lora.pairs.values() for x in (*pair, lora.scale))
     return context, to_k.weight, to_k.bias, to_v.weight, to_v.bias, *low_rank
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imprompt.attention.layers import UNet, attention_layers
+from imprompt.attention.layers import UNet, find_attention_layers
 from imprompt.attention.processor import KeyValue, Place
 
 LoraShapes = Mapping[Place, tuple[int, int, int]]
@@ -37,7 +37,7 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
 
-def attention_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:
+def list_lora_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:
     """Return (in, out, rank) of the four matrices of every attention layer."""
     return {
         number: {
@@ -46,5 +46,5 @@ def attention_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:
             "v": (attn.cross_attention_dim, attn.inner_kv_dim, rank),
             "out": (attn.inner_dim, attn.out_dim, rank),
         }
-        for number, (_, attn) in attention_layers(unet).items()
+        for number, (_, attn) in find_attention_layers(unet).items()
     }

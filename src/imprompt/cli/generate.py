@@ -251,14 +251,14 @@ def _load_models(job: "Job") -> "JobModels":
 
 
 def _generate_pictures(job: "Job", inputs: "JobInputs", models: "JobModels") -> None:
-    from imprompt.generation.job import picture_settings
+    from imprompt.generation.job import collect_settings
     from imprompt.generation.run import run_job
     from imprompt.runtime.output import save_picture
 
     with progress_bar(inputs.count_steps(job)) as advance:
         results = run_job(job, inputs, models, on_step=advance)
         for path, (picture, single_job) in zip(job.outputs, results, strict=True):
-            save_picture(picture, path, picture_settings(single_job, path))
+            save_picture(picture, path, collect_settings(single_job, path))
             print_written(path)
 
 

@@ -8,7 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
 from imprompt.attention.layer_weights import Convention, plot_layers
-from imprompt.attention.layers import cross_attention_layers
+from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.mini import WEIGHTS
 
@@ -49,7 +49,7 @@ def list_layer_names(base: str) -> dict[int, str]:
     """Return official number N → module name of every cross-attention layer of a base."""
     with torch.device("meta"):
         unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(_unet_config(base)))
-    return {number: name for number, (name, _) in cross_attention_layers(unet).items()}
+    return {number: name for number, (name, _) in find_cross_attention_layers(unet).items()}
 
 
 def _unet_config(base: str) -> dict[str, Any]:

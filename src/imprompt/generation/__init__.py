@@ -1,1 +1,1 @@
-"""Prompts and references to pictures: jobs, settings, base models, guidance."""
+"""From prompts and references to pictures: jobs, settings, base models, guidance."""

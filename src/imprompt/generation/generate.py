@@ -17,11 +17,11 @@ from PIL import Image
 from imprompt.adapter.encode import ReferenceLike
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.diffusers_internals import report_four_input_channels
-from imprompt.generation.guidance import step_arguments
+from imprompt.generation.guidance import build_step_arguments
 from imprompt.generation.job import DEFAULT_STEPS
 from imprompt.generation.models import derive_pipeline
 from imprompt.generation.pipeline_call import call_pipeline
-from imprompt.generation.settings import Settings, call_arguments, check_settings
+from imprompt.generation.settings import Settings, build_call_arguments, check_settings
 
 References = Sequence[ReferenceLike | list[ReferenceLike]]
 """Image prompts that act together; see `ImagePromptAdapter.use`."""
@@ -97,7 +97,7 @@ def generate_each(
     check_settings(pipe, settings, seeds)
     called = derive_pipeline(pipe, settings)
     parameters = inspect.signature(type(called).__call__).parameters
-    arguments = call_arguments(pipe, settings) | step_arguments(called, settings, on_step)
+    arguments = build_call_arguments(pipe, settings) | build_step_arguments(called, settings, on_step)
     if "height" not in parameters:  # Image-to-image takes the size from the picture.
         del arguments["width"], arguments["height"]
     return _generate_pictures(cast(Callable[..., Any], called), prompted, arguments, seeds)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from imprompt.attention.diffusers_internals import doubled_tensors, set_guidance_scale
+from imprompt.attention.diffusers_internals import list_doubled_tensors, set_guidance_scale
 from imprompt.generation.settings import Settings
 
 _JUST_ABOVE_ONE = math.nextafter(1.0, 2.0)
@@ -21,12 +21,14 @@ AfterStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 """A callback that a pipeline calls after a step: (pipeline, step, timestep, tensors) → tensors."""
 
 
-def step_arguments(pipe: object, settings: Settings, on_step: Callable[[], None] | None) -> dict[str, Any]:
+def build_step_arguments(
+    pipe: object, settings: Settings, on_step: Callable[[], None] | None
+) -> dict[str, Any]:
     """Return arguments for a pipeline call that restrict guidance to its interval and report every step."""
     start, end = settings.guidance_interval
     if (start, end) == (0, 1):
         return {} if on_step is None else {"callback_on_step_end": _make_reporting_callback(on_step)}
-    droppable = doubled_tensors(pipe) if end < 1 else []
+    droppable = list_doubled_tensors(pipe) if end < 1 else []
     return {
         "guidance_scale": settings.guidance_scale if start == 0 else _JUST_ABOVE_ONE,
         "callback_on_step_end": _make_guiding_callback(settings, droppable, on_step),

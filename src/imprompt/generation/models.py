@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -58,8 +58,8 @@ def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
         return mini.controlnet(dtype=pipe.dtype).to(pipe.device)
     _check_name("ControlNet", name, "config.json")
     with explain_failure(f"the ControlNet {name} cannot be loaded"):
-        controlnet = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
-    return cast(Any, controlnet).to(pipe.device)
+        controlnet: Any = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
+    return controlnet.to(pipe.device)
 
 
 def make_control_image(picture: Image.Image, model: str) -> Image.Image:
@@ -75,7 +75,7 @@ def derive_pipeline(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPip
     """
     if settings.init_image is None and not settings.controls:
         return pipe
-    kind, what = _task(settings)
+    kind, what = _choose_pipeline(settings)
     models = [control.model for control in settings.controls]
     controlnet: dict[str, Any] = {"controlnet": models if len(models) > 1 else models[0]} if models else {}
     _check_controls(pipe, models)
@@ -87,7 +87,7 @@ def derive_pipeline(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPip
     return result
 
 
-def _task(settings: Settings) -> tuple[Any, str]:
+def _choose_pipeline(settings: Settings) -> tuple[Any, str]:
     with_control = " with a ControlNet" if settings.controls else ""
     if settings.init_image is None:
         return AutoPipelineForText2Image, f"text-to-image{with_control}"

@@ -161,7 +161,7 @@ def _check_images(settings: Settings) -> None:
         )
 
 
-def call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[str, Any]:
+def build_call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[str, Any]:
     """Return the arguments for the pipeline of `derive_pipeline`, with pictures resized to fit."""
     arguments: dict[str, Any] = {
         "prompt": settings.prompt,

@@ -73,7 +73,7 @@ def _read_text(path: Path, kind: str) -> str:
         data = file.read(MAX_TOML_BYTES + 1)
     if len(data) > MAX_TOML_BYTES:
         size = path.stat().st_size
-        raise ConfigError(f"{path} has {size:,} bytes; a {kind} may have {MAX_TOML_BYTES:,}: split it")
+        raise ConfigError(f"{path} has {size:,} bytes; a {kind} has at most {MAX_TOML_BYTES:,}: split it")
     return data.decode("utf-8")
 
 
@@ -90,7 +90,7 @@ def _parse(text: str, path: Path | str) -> dict[str, Any]:
         values = tomllib.loads(text)
         _check_numbers(values, path)
     except RecursionError:
-        raise ConfigError(f"{path} holds lists or groups that are nested too deeply to be read") from None
+        raise ConfigError(f"{path} holds lists or groups nested too deep to be read") from None
     except tomllib.TOMLDecodeError:
         raise
     except ValueError as error:

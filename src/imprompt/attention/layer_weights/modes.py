@@ -1,6 +1,6 @@
 """The named modes as data: which spatial transformers follow the reference, and which avoid it.
 
-Systems use the same words for different layers, so the convention is chosen by name:
+Systems use the same words for different layers, so the user chooses a convention by name:
 
 - "comfy": the weight types of ComfyUI_IPAdapter_plus (as of 2025-02-26); its "style transfer" is "style" here
 - "invoke": the modes of InvokeAI (2026-08-19)
@@ -20,7 +20,7 @@ Convention = Literal["comfy", "invoke", "instantstyle"]
 
 
 class Mode(NamedTuple):
-    """Transformer number t → weight; transformers in neither are off."""
+    """Transformer number t → weight; a transformer in neither mapping is off."""
 
     follow: Mapping[int, float]
     """Factor on λ."""
@@ -34,7 +34,7 @@ CURVES: dict[str, Callable[[float], float]] = {
     "ease in-out": lambda depth: 0.05 + 0.95 * (1 - abs(2 * depth - 1)),
     "reverse in-out": lambda depth: 0.05 + 0.95 * abs(2 * depth - 1),
 }
-"""Weight of transformer t of T at depth t/T, which is 0 for the first and does not reach 1 for the last."""
+"""Name → the weight of transformer t of T at depth t/T, which is 0 for the first and below 1 for the last."""
 
 WEAK_SECTIONS: dict[str, tuple[Section, ...]] = {
     "weak input": ("down",),
@@ -45,11 +45,11 @@ WEAK_SECTIONS: dict[str, tuple[Section, ...]] = {
 """The sections with weight 0.2; the others have 1."""
 
 EVERYWHERE = ("full", *CURVES, *WEAK_SECTIONS)
-"""What every base has in every convention."""
+"""The modes that every base has in every convention."""
 
 
 def _on(*transformers: int | range, weight: float = 1.0) -> dict[int, float]:
-    """The same weight on transformers and ranges of them."""
+    """Return the same weight for transformers and ranges of them."""
     numbers = (range(t, t + 1) if isinstance(t, int) else t for t in transformers)
     return {t: weight for some in numbers for t in some}
 
@@ -94,9 +94,9 @@ CONVENTIONS: dict[str, dict[str, dict[str, Mode]]] = {
 }
 """Convention → bases → name → mode."""
 
-OURS: dict[str, dict[str, Mode]] = {
-    # Measured (docs/log.md, 2026-11-22): 4 to 6 carry the colours, 0 most of the shapes; 1 and 2, the deep
-    # blocks that lay the picture out on large bases, do next to nothing here.
+OWN_MODES: dict[str, dict[str, Mode]] = {
+    # Measured (docs/log.md, 2026-11-22): 4 to 6 determine the colors, and 0 most of the shapes. The deep
+    # blocks 1 and 2, which determine the layout on large bases, have almost no effect here.
     "mini": {
         "style": Mode(_on(4, 5, 6)),
         "strong style": Mode(_on(range(1, 7))),

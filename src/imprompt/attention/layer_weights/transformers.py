@@ -1,4 +1,4 @@
-"""The spatial transformers of a U-Net, by their place t in the order in which they run."""
+"""The spatial transformers of a U-Net, by their number t in running order."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -9,35 +9,35 @@ SECTIONS: dict[Section, str] = {"down": "down_blocks", "mid": "mid_block", "up":
 """Section, in running order → how the names of its modules begin."""
 
 LayerNames = Mapping[int, str]
-"""Official layer number N → name of the cross-attention module, as in `cross_attention_layers`."""
+"""Official layer number N → name of the cross-attention module, as in `find_cross_attention_layers`."""
 
 FAMILIES = {
     ((6, 1, 9), 16): "SD1.5 and SD2.x",
     ((4, 1, 6), 70): "SDXL and Kolors",
     ((2, 1, 4), 7): "mini",
 }
-"""Spatial transformers in (down, mid, up), and layers in all → the bases that are built so."""
+"""Spatial transformers in (down, mid, up), and layers in all → the bases with these numbers."""
 
 
 class SpatialTransformer(NamedTuple):
     """One spatial transformer of a U-Net, with the cross-attention layers inside it."""
 
     name: str
-    """Of the module, e.g. "down_blocks.1.attentions.0"."""
+    """The name of the module, e.g. "down_blocks.1.attentions.0"."""
     layers: tuple[int, ...]
     """Official numbers N."""
 
     @property
     def section(self) -> Section:
-        """The part of the U-Net that it belongs to."""
+        """The part of the U-Net to which it belongs."""
         return next(section for section in SECTIONS if self.name.startswith(SECTIONS[section]))
 
 
-def spatial_transformers(layer_names: LayerNames) -> list[SpatialTransformer]:
-    """Return the spatial transformers in the order in which they run; t is the place in the list.
+def find_spatial_transformers(layer_names: LayerNames) -> list[SpatialTransformer]:
+    """Return the spatial transformers in the order in which they run; t is the index in the list.
 
     Args:
-        layer_names: of a U-Net, whose modules stand in down_blocks, mid_block and up_blocks
+        layer_names: the layers of a U-Net with modules down_blocks, mid_block and up_blocks
     """
     inside: dict[str, list[int]] = {}
     for number, name in layer_names.items():
@@ -47,14 +47,14 @@ def spatial_transformers(layer_names: LayerNames) -> list[SpatialTransformer]:
 
 
 def family(transformers: Sequence[SpatialTransformer]) -> str:
-    """Return the bases whose layers stand like these, or "" for a base that we do not know."""
+    """Return the bases with this arrangement of layers, or "" for an unknown base."""
     sections = [transformer.section for transformer in transformers]
     down, mid, up = (sections.count(section) for section in SECTIONS)
     layers = sum(len(transformer.layers) for transformer in transformers)
     return FAMILIES.get(((down, mid, up), layers), "")
 
 
-def numbered(transformers: Sequence[SpatialTransformer]) -> Iterable[tuple[int, int]]:
+def list_layers(transformers: Sequence[SpatialTransformer]) -> Iterable[tuple[int, int]]:
     """Return (t, N) of every layer."""
     return ((t, number) for t, transformer in enumerate(transformers) for number in transformer.layers)
 

@@ -1,4 +1,4 @@
-"""From the name of a mode, or a mapping of weights, to the weight of every layer of a base."""
+"""Resolve the name of a mode, or a mapping of weights, to the weight of every layer of a base."""
 
 import difflib
 import math
@@ -10,7 +10,7 @@ from imprompt.attention.layer_weights.modes import (
     CONVENTIONS,
     CURVES,
     EVERYWHERE,
-    OURS,
+    OWN_MODES,
     WEAK_SECTIONS,
     Convention,
     Mode,
@@ -20,8 +20,8 @@ from imprompt.attention.layer_weights.transformers import (
     LayerNames,
     SpatialTransformer,
     family,
-    numbered,
-    spatial_transformers,
+    find_spatial_transformers,
+    list_layers,
 )
 from imprompt.errors import InvalidReference
 
@@ -33,60 +33,61 @@ Transformers = Sequence[SpatialTransformer]
 
 
 class LayerWeights(NamedTuple):
-    """What every layer does, by official number N."""
+    """The weights of every layer, by official number N."""
 
     follow: dict[int, float]
     """Every layer → the factor on λ; 0 is off."""
     avoid: dict[int, float]
-    """Only the layers that push away from the reference → the factor on the boost; they follow with 0."""
+    """The layers that push away from the reference → the factor on the boost; they follow with 0."""
 
 
 def layer_weights(
     layers: Layers, layer_names: LayerNames, *, convention: Convention = "comfy"
 ) -> LayerWeights:
-    """Return what every layer of a base does for a mode, a curve or free weights.
+    """Return the weights of every layer of a base for a mode, a curve or free weights.
 
     The keys of free weights are module names of any depth ("up_blocks.1", "down_blocks.2.attentions.1", a
     whole layer name), the sections "down", "mid" and "up", or transformer numbers t (6 or "6"); the values
-    are factors on λ. Where several keys name a layer the longest name counts. A layer that none names is off.
+    are factors on λ. If several keys name a layer, the longest name counts. A layer that no key names is off.
 
     Args:
-        layers: name of a mode or curve; or free weights, finite, at least one layer other than 0
+        layers: the name of a mode or curve; or free weights, which are finite and not 0 for all layers
         layer_names: official number N → module name of every cross-attention layer of the base
-        convention: whose sets "style", "composition", ... mean; see `imprompt.attention.layer_weights.modes`
+        convention: the system that defines "style", "composition", ...; see
+            `imprompt.attention.layer_weights.modes`
 
     Raises:
         InvalidReference: a mode that this convention does not have or not on this base, a name or number that
             is not in this base, a weight that is no finite number, or every layer off
     """
-    transformers = spatial_transformers(layer_names)
-    named = _named_modes(transformers, convention)
+    transformers = find_spatial_transformers(layer_names)
+    modes = _find_modes(transformers, convention)
     if isinstance(layers, Mapping):
         return LayerWeights(_free_weights(layers, layer_names, transformers), {})
     if not isinstance(layers, str):
         raise InvalidReference(f"layers must be the name of a mode or a mapping of weights, not {layers!r}")
-    mode = _formula(layers, transformers) or named.get(layers)
+    mode = _compute_mode(layers, transformers) or modes.get(layers)
     if mode is None:
-        raise InvalidReference(_why_no_mode(layers, transformers, convention, named))
-    follow = {number: mode.follow.get(t, 0.0) for t, number in numbered(transformers)}
-    avoid = {number: mode.avoid[t] for t, number in numbered(transformers) if t in mode.avoid}
+        raise InvalidReference(_explain_missing_mode(layers, transformers, convention, modes))
+    follow = {number: mode.follow.get(t, 0.0) for t, number in list_layers(transformers)}
+    avoid = {number: mode.avoid[t] for t, number in list_layers(transformers) if t in mode.avoid}
     return LayerWeights(follow, avoid)
 
 
-def mode_names(layer_names: LayerNames, *, convention: Convention = "comfy") -> list[str]:
-    """Return the names that `layer_weights` takes on this base: "full", the curves, then its modes.
+def list_modes(layer_names: LayerNames, *, convention: Convention = "comfy") -> list[str]:
+    """Return the names that `layer_weights` accepts for this base: "full", the curves, then its modes.
 
     Raises:
         InvalidReference: no such convention
     """
-    return [*EVERYWHERE, *_named_modes(spatial_transformers(layer_names), convention)]
+    return [*EVERYWHERE, *_find_modes(find_spatial_transformers(layer_names), convention)]
 
 
 # Modes
 
 
-def _formula(name: str, transformers: Transformers) -> Mode | None:
-    """The modes that every base has."""
+def _compute_mode(name: str, transformers: Transformers) -> Mode | None:
+    """Return a mode that every base has; None for any other name."""
     if name == "full":
         return Mode(dict.fromkeys(range(len(transformers)), 1.0))
     if name in CURVES:
@@ -97,27 +98,29 @@ def _formula(name: str, transformers: Transformers) -> Mode | None:
     return None
 
 
-def _named_modes(transformers: Transformers, convention: Convention) -> Mapping[str, Mode]:
-    """The modes that this base has in this convention; none for a base that we do not know."""
+def _find_modes(transformers: Transformers, convention: Convention) -> Mapping[str, Mode]:
+    """Return the modes of this base in this convention; none for an unknown base."""
     if convention not in CONVENTIONS:
         near = _did_you_mean(str(convention), CONVENTIONS)
         raise InvalidReference(f"no convention {convention!r}{near}; there are {', '.join(CONVENTIONS)}")
     base = family(transformers)
-    return OURS.get(base) or CONVENTIONS[convention].get(base, {})
+    return OWN_MODES.get(base) or CONVENTIONS[convention].get(base, {})
 
 
-def _why_no_mode(name: str, transformers: Transformers, convention: str, named: Iterable[str]) -> str:
-    """One sentence: the mode that is not there, where, what is like it, and what there is."""
+def _explain_missing_mode(
+    name: str, transformers: Transformers, convention: str, modes: Iterable[str]
+) -> str:
+    """Name the missing mode, its base, a similar mode and the existing ones, in one sentence."""
     base = family(transformers)
-    known = [*EVERYWHERE, *named]
-    there = ", ".join(known)
-    if not base and any(name in modes for bases in CONVENTIONS.values() for modes in bases.values()):
+    known = [*EVERYWHERE, *modes]
+    available = ", ".join(known)
+    if not base and any(name in one for bases in CONVENTIONS.values() for one in bases.values()):
         return (
             f"which layers are {name!r} is not known for a base of {len(transformers)} spatial transformers; "
-            f"give weights by block name or number, or one of {there}"
+            f"give weights by block name or number, or one of {available}"
         )
     where = f"{base} in the convention {convention!r}" if base else "this base"
-    return f"no mode {name!r} for {where}{_did_you_mean(name, known)}; there are {there}"
+    return f"no mode {name!r} for {where}{_did_you_mean(name, known)}; there are {available}"
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -135,7 +138,7 @@ def _free_weights(weights: Weights, layer_names: LayerNames, transformers: Trans
     prefixes = _prefixes(by_key, layer_names, transformers)
     follow: dict[int, float] = {}
     for number, name in sorted(layer_names.items()):
-        # All of them are beginnings of one name, so the longest is the most particular.
+        # All of them are prefixes of one name, so the longest is the most specific.
         longest = max((prefix for prefix in prefixes if _is_inside(name, prefix)), key=len, default=None)
         follow[number] = 0.0 if longest is None else float(by_key[prefixes[longest]])
     if not any(follow.values()):
@@ -153,7 +156,7 @@ def _check_weight(key: object, weight: object) -> None:
 def _prefixes(
     keys: Iterable[str | int], layer_names: LayerNames, transformers: Transformers
 ) -> dict[str, str | int]:
-    """The beginning of module names that each key stands for → that key."""
+    """Return the prefix of module names that each key stands for → that key."""
     prefixes: dict[str, str | int] = {}
     for key in keys:
         prefix = _prefix(key, layer_names, transformers)

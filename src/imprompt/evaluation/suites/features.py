@@ -61,13 +61,15 @@ def compute_features(
     parts = []
     for start in range(0, len(paths), PART):
         some = paths[start : start + PART]
-        parts.append(_part(judge, some, view, folder))
+        parts.append(_load_part(judge, some, view, folder))
         advance(len(some))
     return torch.cat(parts)
 
 
-def _part(judge: Judge, paths: Sequence[Path], view: View, folder: Path) -> Float[Tensor, "pictures dim"]:
-    file = folder / f"{_name(judge, paths, view)}.safetensors"
+def _load_part(
+    judge: Judge, paths: Sequence[Path], view: View, folder: Path
+) -> Float[Tensor, "pictures dim"]:
+    file = folder / f"{_part_name(judge, paths, view)}.safetensors"
     if file.exists():
         return load(file.read_bytes())["features"]
     with compute_on_one_thread(str(judge.device)):
@@ -77,7 +79,7 @@ def _part(judge: Judge, paths: Sequence[Path], view: View, folder: Path) -> Floa
     return features
 
 
-def _name(judge: Judge, paths: Sequence[Path], view: View) -> str:
+def _part_name(judge: Judge, paths: Sequence[Path], view: View) -> str:
     digest = hashlib.sha256(f"{judge.name} {judge.fingerprint} {view}".encode())
     for path in paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -1,4 +1,4 @@
-"""One generation as a file: a job in TOML, or the settings that a picture carries inside.
+"""One generation as a file: a job in TOML, or the settings inside a picture.
 
     prompt = "on a blue background"
     steps = 30
@@ -17,7 +17,7 @@ An unknown key is an error that names the nearest known one. `Job` has the setti
 those of an image prompt.
 """
 
-from imprompt.generation.job.files import picture_settings, save_job
+from imprompt.generation.job.files import collect_settings, save_job
 from imprompt.generation.job.limits import DEFAULT_STEPS
 from imprompt.generation.job.model import Job, parse_job
 from imprompt.generation.job.pictures import has_settings, read_settings
@@ -29,9 +29,9 @@ __all__ = [
     "Job",
     "JobControl",
     "JobReference",
+    "collect_settings",
     "has_settings",
     "parse_job",
-    "picture_settings",
     "read_settings",
     "save_job",
 ]

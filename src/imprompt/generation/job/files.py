@@ -41,7 +41,7 @@ def save_job(job: Job, path: str | os.PathLike[str]) -> None:
         part.write_text(_toml(values), encoding="utf-8", errors="backslashreplace")
 
 
-def picture_settings(job: Job, path: Path) -> dict[str, Any]:
+def collect_settings(job: Job, path: Path) -> dict[str, Any]:
     """Return the settings to store in a picture at `path`: those of the job, and the versions of libraries.
 
     Paths are relative to the picture, or to the working directory. Files elsewhere are named without their

@@ -34,7 +34,7 @@ from imprompt.runtime.settings import ClosedSettings, explain_fault, read_toml
 
 
 class Job(ClosedSettings):
-    """One generation: what `imprompt generate` does, and what a picture remembers of it.
+    """One generation: the input of `imprompt generate`, which each picture stores.
 
     Every prompt gives `count` pictures, with the seeds from `seed` on; all references act on each.
     """

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imprompt.attention.layers import cross_attention_layers
+from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.errors import AmbiguousBatch
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
@@ -49,7 +49,7 @@ class TwoStreamMechanism(FineTunedMechanism):
         rows = {len(positive): positive}
         if negative is not None:
             rows[2 * len(positive)] = torch.cat([negative, positive])
-        layers: list[Any] = [attn for _, attn in cross_attention_layers(self.unet).values()]
+        layers: list[Any] = [attn for _, attn in find_cross_attention_layers(self.unet).values()]
         before = [attn.processor for attn in layers]
         try:
             for attn in layers:
