@@ -212,7 +212,7 @@ def _explain_unknown_key(
 def _explain_demand(fault: Any) -> str:
     if fault["type"] in ("too_long", "tuple_type"):
         length = fault.get("ctx", {}).get("max_length")
-        return f"must be a list of {length} numbers" if length else "must be a list"
+        return f"must be a list of {length} values" if length else "must be a list"
     return (
         fault["msg"]
         .partition(", unable to parse")[0]
