@@ -111,13 +111,13 @@ def assert_every_checkpoint_draws(run: Run) -> None:
     objective: Any = run.objective
     reference = objective.embeddings(int(objective.samples.held_out[0]))
     with run.optimizer.use_averages():
-        shown = np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0])
+        shown = np.asarray(objective.generate([reference], ["a thing"], 1.0)[0])
     objective.mechanism.attachment.detach()
     drawn = []
     for one in run.checkpoints.list_complete():
         adapter = load_adapter(one.folder / "adapter.safetensors", image_encoder=None)
         objective.mechanism = DecoupledMechanism(adapter, objective.base.pipe)
-        drawn.append(np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0]))
+        drawn.append(np.asarray(objective.generate([reference], ["a thing"], 1.0)[0]))
         adapter.detach()
     assert len(drawn) == STEPS + 1
     assert np.array_equal(drawn[-1], shown)
@@ -257,7 +257,7 @@ def test_where_a_mask_is_black_the_target_may_be_anything(home: Path) -> None:
     text, times = objective.text_of(batch, torch.zeros(8, dtype=torch.bool)), torch.full((8,), 500)
 
     def errors(prediction: Tensor) -> Tensor:
-        return objective.errors(lambda *_: prediction, batch, text, times)
+        return objective.mean_errors(lambda *_: prediction, batch, text, times)
 
     assert torch.equal(errors(predicted), errors(spoiled))
     assert not torch.equal(errors(predicted), errors(predicted + 9))

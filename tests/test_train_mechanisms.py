@@ -67,10 +67,10 @@ def assert_it_draws_what_the_run_draws(run: Run) -> None:
     objective: Any = run.objective
     reference = objective.embeddings(int(objective.samples.held_out[0]))
     with run.optimizer.use_averages():
-        shown = np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0])
+        shown = np.asarray(objective.generate([reference], ["a thing"], 1.0)[0])
     objective.base = frozen()
     objective.mechanism = load_mechanism(run.folder / "adapter.safetensors", objective.base.pipe)
-    assert np.array_equal(np.asarray(objective.drawn([reference], ["a thing"], 1.0)[0]), shown)
+    assert np.array_equal(np.asarray(objective.generate([reference], ["a thing"], 1.0)[0]), shown)
 
 
 def test_without_an_average_the_file_holds_the_weights_and_the_run_goes_on(home: Path) -> None:
