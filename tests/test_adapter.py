@@ -125,7 +125,7 @@ def test_a_missing_file_is_named_and_leaves_nothing(
 def test_an_embedding_of_another_encoder_is_refused(
     unet: UNet2DConditionModel, adapter: ImagePromptAdapter, width: int
 ) -> None:
-    sentence = f"image_embedding.* 14 wide|{width} wide.* 14 wide"
+    sentence = f"image_embedding is {width} wide.* width of 14|image_embedding 14 wide, not .* {width} wide"
     with adapter.attach(unet):
         with pytest.raises(AdapterMismatch, match=sentence):
             adapter.references(torch.zeros(1, width))
