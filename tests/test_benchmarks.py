@@ -20,6 +20,7 @@ from imprompt.errors import ConfigError, DataError
 from imprompt.evaluation import methods
 from imprompt.evaluation.methods.adapters import AdapterMethod
 from imprompt.evaluation.methods.shuffle import shuffle_content, smooth_field
+from imprompt.evaluation.settings import DrawingSettings, MethodSettings
 from imprompt.evaluation.suites.coco import evaluate_coco
 from imprompt.evaluation.suites.coco_report import CocoResult
 from imprompt.evaluation.suites.data import parse_prompts, read_coco
@@ -293,7 +294,7 @@ def test_wrong_settings_are_found_before_anything_is_drawn(
 
 def test_baselines_refuse_what_they_cannot_honour() -> None:
     check = methods.check_method
-    settings, drawing = methods.MethodSettings, methods.DrawingSettings
+    settings, drawing = MethodSettings, DrawingSettings
     for name, more, message in (
         ("unclip", {"drawing": drawing(size=512)}, "drawing.size has no effect"),
         ("sd-image-variations", {"text": True}, "it takes no text"),

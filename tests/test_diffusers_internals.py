@@ -86,7 +86,8 @@ def test_there_are_pipelines_of_these_names(part: str) -> None:
 
 
 def test_the_settings_of_the_progress_bar_are_copied() -> None:
-    source, pipe = tiny.sd_pipeline(), tiny.sd_pipeline(seed=1)
+    source: Any = tiny.sd_pipeline()
+    pipe: Any = tiny.sd_pipeline(seed=1)
     source.set_progress_bar_config(disable=True)
     internals.copy_progress_bar(source, pipe)
     assert pipe.progress_bar(range(1)).disable

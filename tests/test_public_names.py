@@ -44,7 +44,7 @@ def test_every_error_is_in_the_tree_of_its_module() -> None:
     ],
 )
 def test_a_deprecated_name_warns_once_with_the_new_one(name: str, new: str) -> None:
-    vars(imprompt).pop(name, None)
+    imprompt.__dict__.pop(name, None)
     with pytest.warns(DeprecationWarning, match=f"imprompt.{name} is deprecated; use imprompt.{new}$"):
         value = getattr(imprompt, name)
     assert value == attrgetter(new)(imprompt)

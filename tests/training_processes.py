@@ -6,6 +6,7 @@ They fork from a server that has everything imported, so each starts in a tenth 
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -88,7 +89,7 @@ WHERE: dict[str, tuple[Any, str]] = {
     "before the index": (checkpoints, "write_index"),
     "before the flush": (checkpoints, "flush"),
     "before the name": (Path, "rename"),
-    "before the removal": (checkpoints.shutil, "rmtree"),
+    "before the removal": (shutil, "rmtree"),
 }
 
 

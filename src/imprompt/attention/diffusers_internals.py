@@ -79,8 +79,9 @@ class PipelineCall(NamedTuple):
         """The number of pictures (or videos) that the call makes; None if it cannot be found."""
         each = self.variables.get("num_images_per_prompt", self.variables.get("num_videos_per_prompt"))
         prompts = self.variables.get("batch_size")
-        is_found = self.is_known and isinstance(each, int) and isinstance(prompts, int)
-        return prompts * each if is_found else None
+        if not self.is_known or not isinstance(each, int) or not isinstance(prompts, int):
+            return None
+        return prompts * each
 
     @property
     def latents_size(self) -> tuple[int, int] | None:

@@ -28,7 +28,8 @@ from imprompt.checkpoint.projections import (
     format_shape,
 )
 from imprompt.checkpoint.published import describe_encoder
-from imprompt.projection import ImageProjection, Input
+from imprompt.inputs.encoder import Input
+from imprompt.projection import ImageProjection
 
 Tensors = Mapping[str, Tensor]
 

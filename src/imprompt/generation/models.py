@@ -55,7 +55,8 @@ def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
         UnknownModel: the ControlNet is not on this machine, and cannot be downloaded
     """
     if name == _MINI:
-        return mini.controlnet(dtype=pipe.dtype).to(pipe.device)
+        embedded: Any = mini.controlnet(dtype=pipe.dtype)
+        return embedded.to(pipe.device)
     _check_name("ControlNet", name, "config.json")
     with explain_failure(f"the ControlNet {name} cannot be loaded"):
         controlnet: Any = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)

@@ -1,6 +1,6 @@
 """Image projections: from the outputs of an image encoder to image tokens."""
 
-from imprompt.projection.base import ImageProjection, Input
+from imprompt.projection.base import ImageProjection
 from imprompt.projection.face import FacePlusProjection, FaceProjection
 from imprompt.projection.linear import HiddenProjection, LinearProjection
 from imprompt.projection.patch import PatchProjection
@@ -12,7 +12,6 @@ __all__ = [
     "FaceProjection",
     "HiddenProjection",
     "ImageProjection",
-    "Input",
     "LinearProjection",
     "PatchProjection",
     "PerceiverShape",
