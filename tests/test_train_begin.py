@@ -249,5 +249,6 @@ def test_eight_pictures_are_learnt_and_the_true_reference_comes_to_matter(
     take(run, 20)
     after = run.objective.held_out()
     assert after["held-out loss"] < 0.9 * before["held-out loss"]
-    assert after["gap to shuffled"] > 0.01 > before["gap to shuffled"]
-    assert after["gap to none"] > 0.005 > abs(before["gap to none"])
+    for gap in ("gap to shuffled", "gap to none"):
+        # Untrained image tokens disturb a trained base, so the gaps begin below zero.
+        assert after[gap] > 0.01 > 0.005 > before[gap]
