@@ -122,8 +122,7 @@ def build_network(
         layer_scale_init_value=0.0,
         initializer_range=0.05,
     )
-    network = ConvNextModel(config)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ConvNextModel(config)
 
 
 class EmbeddedJudge(Judge):

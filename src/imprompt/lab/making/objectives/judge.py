@@ -3,7 +3,9 @@
 loss = mean over attributes of CE(heads[a](f), word) + w · InfoNCE(identity(f), identity(f'))
 """
 
+import math
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -21,6 +23,9 @@ from imprompt.training.sheets import picture_grid
 
 GALLERY = 200
 """The number of characters of one style among which a damaged view must be found."""
+
+BINOMIAL = tuple(math.comb(6, i) / 64 for i in range(7))
+"""A binomial filter: a blur of 1.2 pixels."""
 
 
 class JudgeObjective(ReadingObjective):
@@ -92,11 +97,13 @@ def soften(
     pixels: Float[Tensor, "batch 3 size size"], generator: Generator
 ) -> Float[Tensor, "batch 3 size size"]:
     """Blur pictures, each by its own share of a 7 × 7 binomial filter."""
+    size = pixels.shape[-1]
     share = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
-    row = torch.tensor([1.0, 6.0, 15.0, 20.0, 15.0, 6.0, 1.0], device=pixels.device) / 64
-    kernel = (row[:, None] * row).expand(3, 1, 7, 7)
-    blurred = F.conv2d(F.pad(pixels, (3, 3, 3, 3), mode="replicate"), kernel, groups=3)
-    return pixels.lerp(blurred.to(pixels.dtype), share)
+    padded = F.pad(pixels, (3, 3, 3, 3), mode="replicate")
+    # Sums of shifted pictures take half the time of a convolution on a CPU.
+    rows = sum(weight * padded[..., i : i + size] for i, weight in enumerate(BINOMIAL))
+    blurred = sum(weight * rows[..., i : i + size, :] for i, weight in enumerate(BINOMIAL))
+    return pixels.lerp(cast(Tensor, blurred), share)
 
 
 def stain(
