@@ -106,8 +106,9 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @functools.cache
-def load_base_once(name: str) -> DiffusionPipeline:
-    return load_pipeline(name)
+def load_base_once(name: str, **options: Any) -> DiffusionPipeline:
+    """Load a base; one that a test changes by options must be the test's own folder."""
+    return load_pipeline(name, **options)
 
 
 @pytest.fixture

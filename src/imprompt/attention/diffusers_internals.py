@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
+import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from diffusers.pipelines.free_noise_utils import SplitInferenceModule
@@ -203,6 +204,11 @@ def set_guidance_scale(pipe: Any, guidance_scale: float) -> None:
 
 
 # Other pipelines of the same models
+
+
+def get_execution_device(pipe: Any) -> torch.device:
+    """Return the device on which a pipeline computes, also where its models are kept in main memory."""
+    return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
 
 
 def copy_progress_bar(source: object, pipe: DiffusionPipeline) -> None:

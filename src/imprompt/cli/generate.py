@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EACH = "Per reference (give once for all, or once for each; '-' skips one)"
 START = "Image-to-image, inpainting and ControlNet"
 MODELS = "Models"
+SAMPLING = "Sampling and text"
+MACHINE = "Device and memory"
 JOBS = "Jobs"
 
 
@@ -172,6 +174,107 @@ def generate(
             rich_help_panel=MODELS,
         ),
     ] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="<file[:weight]>",
+            help="LoRA that changes the base: a file or owner/name:file on the hub. May be repeated.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<model>",
+            help="Another autoencoder: a folder, a file, or a hub id.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    embeddings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--embedding",
+            metavar="<[token=]file>",
+            help="Textual inversion; its token is the file's name by default. May be repeated.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="Variant of the base's files, for instance fp16.", rich_help_panel=MODELS),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit of the base's repository.", rich_help_panel=MODELS),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<name>",
+            help="Sampler: ddim, euler, euler_a, dpm++_2m, dpm++_2m_karras, unipc, heun, lcm, tcd, ... "
+            "Default: the base's own.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    fast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<kind>",
+            help="Scheduler, steps and guidance for bases or LoRAs of few steps: lcm, hyper, lightning or "
+            "turbo. Other options override them.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=12,
+            help="Layer of the text encoder that is read, counted from its end as in A1111. Default: that of "
+            "the base.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    prompt_weighting: Annotated[
+        bool,
+        typer.Option(
+            "--prompt-weighting",
+            help='Read weights such as "(red)1.3 hair--" and prompts of any length (compel\'s syntax).',
+            rich_help_panel=SAMPLING,
+        ),
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<name>",
+            help="cuda, mps, xpu or cpu. Default: the fastest there is.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<name>",
+            help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on the CPU.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<kind>",
+            help="Keep the base in main memory, and move it to the GPU by model, sequential (by layer) or "
+            "group.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    tiling: Annotated[
+        bool,
+        typer.Option(
+            "--tiling", help="Decode the picture in tiles, to save memory.", rich_help_panel=MACHINE
+        ),
+    ] = False,
     job: Annotated[
         Path | None,
         typer.Option(
@@ -204,6 +307,8 @@ def generate(
     imprompt generate cat.png dog.png --mask left.png --mask right.png --scale 0.8 --scale 1
 
     imprompt generate cat.png --init-image photo.png --inpaint mask.png
+
+    imprompt generate cat.png --adapter sd15 --lora style.safetensors:0.7 --scheduler dpm++_2m_karras
 
     imprompt generate --like out.png --seed 1 --count 4 --output more.png
 

@@ -21,6 +21,7 @@ from imprompt.generation.guidance import build_step_arguments
 from imprompt.generation.job import DEFAULT_STEPS
 from imprompt.generation.models import derive_pipeline
 from imprompt.generation.pipeline_call import call_pipeline
+from imprompt.generation.prompts import build_prompt_arguments
 from imprompt.generation.settings import Settings, build_call_arguments, check_settings
 
 References = Sequence[ReferenceLike | list[ReferenceLike]]
@@ -97,7 +98,8 @@ def generate_each(
     check_settings(pipe, settings, seeds)
     called = derive_pipeline(pipe, settings)
     parameters = inspect.signature(type(called).__call__).parameters
-    arguments = build_call_arguments(pipe, settings) | build_step_arguments(called, settings, on_step)
+    arguments = build_prompt_arguments(pipe, settings) | build_call_arguments(pipe, settings)
+    arguments |= build_step_arguments(called, settings, on_step)
     if "height" not in parameters:  # Image-to-image takes the size from the picture.
         del arguments["width"], arguments["height"]
     return _generate_pictures(cast(Callable[..., Any], called), prompted, arguments, seeds)

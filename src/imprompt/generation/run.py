@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.diffusers_internals import get_execution_device
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError
 from imprompt.generation import models as model_loading
+from imprompt.generation.base_parts import apply_base_options, choose_device, offload_base
 from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, JobControl
 from imprompt.generation.models import load_controlnet, make_control_image
@@ -72,6 +75,8 @@ def read_inputs(job: Job) -> JobInputs:
         init_image=init_images.get("init_image"),
         strength=job.strength,
         inpaint=init_images.get("inpaint"),
+        clip_skip=job.clip_skip,
+        prompt_weighting=job.prompt_weighting,
     )
     return JobInputs(
         references={name: [one.load() for one in group] for name, group in job.by_adapter.items()},
@@ -107,12 +112,12 @@ def load_models(job: Job) -> JobModels:
         MissingExtra: the adapter needs faces, and the package that finds them is not installed
     """
     adapters = {name: _load_adapter(name, job) for name in job.by_adapter}
-    pipe = model_loading.load_pipeline(job.base)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = _load_base(job)
+    device = get_execution_device(pipe)
     return JobModels(
         pipe=pipe,
         # K' and V' are computed once, so full precision costs nothing.
-        adapters={name: adapter.to(pipe.device).float() for name, adapter in adapters.items()},
+        adapters={name: adapter.to(device).float() for name, adapter in adapters.items()},
         controlnets=[load_controlnet(control.model, pipe) for control in job.controls],
     )
 
@@ -175,6 +180,22 @@ def draw_encoder_views(inputs: JobInputs, models: JobModels) -> Image.Image:
 def _job_of_picture(job: Job, prompt: str, seed: int, picture: Image.Image) -> Job:
     changes = {"prompt": prompt, "seed": seed, "count": 1, "width": picture.width, "height": picture.height}
     return job.model_copy(update=changes)
+
+
+def _load_base(job: Job) -> DiffusionPipeline:
+    device = choose_device(job.device)
+    pipe = model_loading.load_pipeline(
+        job.base,
+        device="cpu" if job.offload else device,
+        dtype=None if job.dtype is None else getattr(torch, job.dtype),
+        variant=job.variant,
+        revision=job.revision,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    apply_base_options(pipe, job)
+    if job.offload:
+        offload_base(pipe, job.offload, device)
+    return pipe
 
 
 def _load_adapter(name: str, job: Job) -> ImagePromptAdapter:

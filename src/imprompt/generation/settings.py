@@ -50,6 +50,8 @@ class Settings:
         inpaint: mask over `init_image`: white parts are repainted; in black parts every pixel stays as it
             was
         controls: ControlNets, acting together
+        clip_skip: the layer of the text encoder that is read, counted from its end as in A1111: 1 is the last
+        prompt_weighting: read weights in the texts, and texts of any length, by compel
     """
 
     prompt: str = ""
@@ -62,6 +64,8 @@ class Settings:
     strength: float | int | None = None
     inpaint: Image.Image | None = None
     controls: Sequence[Control] = ()
+    clip_skip: int | None = None
+    prompt_weighting: bool = False
 
     @property
     def effective_strength(self) -> float:
@@ -162,10 +166,8 @@ def _check_images(settings: Settings) -> None:
 
 
 def build_call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[str, Any]:
-    """Return the arguments for the pipeline of `derive_pipeline`, with pictures resized to fit."""
+    """Return the arguments for the pipeline of `derive_pipeline` except the texts; pictures are resized."""
     arguments: dict[str, Any] = {
-        "prompt": settings.prompt,
-        "negative_prompt": settings.negative_prompt,
         "guidance_scale": settings.guidance_scale,
         "num_inference_steps": settings.steps,
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imprompt.errors import UnknownModel
+from imprompt.errors import ImpromptError, UnknownModel
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -53,19 +53,23 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def explain_failure(problem: str) -> Iterator[None]:
+def explain_failure(problem: str, kind: type[ImpromptError] = UnknownModel) -> Iterator[None]:
     """Turn every error inside this context into one sentence: other libraries may raise anything.
 
     Args:
         problem: what is wrong if loading fails, e.g. "the ControlNet x cannot be loaded"
+        kind: the error to raise
 
     Raises:
-        UnknownModel: loading failed; the message is the problem and the first line of the reason
+        ImpromptError: loading failed, an error of this kind; the message is the problem and the first line
+            of the reason
     """
     try:
         yield
+    except ImpromptError:
+        raise
     except Exception as error:
-        raise UnknownModel(f"{problem}: {first_line(error)}") from error
+        raise kind(f"{problem}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

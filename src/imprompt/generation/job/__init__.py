@@ -17,6 +17,7 @@ An unknown key is an error that names the nearest known one. `Job` has the setti
 those of an image prompt.
 """
 
+from imprompt.generation.job.base_options import JobEmbedding, JobLora
 from imprompt.generation.job.files import collect_settings, save_job
 from imprompt.generation.job.limits import DEFAULT_STEPS
 from imprompt.generation.job.model import Job, parse_job
@@ -28,6 +29,8 @@ __all__ = [
     "EMBEDDINGS_SUFFIX",
     "Job",
     "JobControl",
+    "JobEmbedding",
+    "JobLora",
     "JobReference",
     "collect_settings",
     "has_settings",

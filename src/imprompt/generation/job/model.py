@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
+from imprompt.generation.job.base_options import BaseOptions
 from imprompt.generation.job.limits import (
     DEFAULT_STEPS,
     MAX_PICTURES,
@@ -30,10 +31,10 @@ from imprompt.generation.job.reference import (
     Text,
     as_tuple,
 )
-from imprompt.runtime.settings import ClosedSettings, explain_fault, read_toml
+from imprompt.runtime.settings import explain_fault, read_toml
 
 
-class Job(ClosedSettings):
+class Job(BaseOptions):
     """One generation: the input of `imprompt generate`, which each picture stores.
 
     Every prompt gives `count` pictures, with the seeds from `seed` on; all references act on each.
