@@ -268,6 +268,7 @@ def test_offloading_to_the_cpu_is_refused(kind: Any) -> None:
 # The command line
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
 def test_the_command_line_changes_a_base_and_repeats_it(
     imprompt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -357,7 +357,8 @@ def test_options_of_generate_are_exactly_these(imprompt: Imprompt) -> None:
     stable = "prompt negative-prompt scale guidance-scale steps seed count size base adapter output"
     newer = (
         "image-encoder view mode mask from until crop negative combine init-image strength inpaint control "
-        "control-model control-scale job like save-job"
+        "control-model control-scale job like save-job lora vae embedding variant revision scheduler fast "
+        "clip-skip prompt-weighting device dtype offload tiling"
     )
     assert options - {"--help"} == {f"--{name}" for name in f"{stable} {newer}".split()}
 

@@ -155,7 +155,8 @@ def generate(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Base model: mini, mini:STYLE, a folder in diffusers' format, or a hub id. Default: mini.",
+            help="Base model: mini, mini:STYLE, a folder in diffusers' format, or a hub id. Default: the one "
+            "that fits --adapter, or mini.",
             rich_help_panel=MODELS,
         ),
     ] = None,
@@ -163,7 +164,7 @@ def generate(
         str | None,
         typer.Option(
             help="Image-prompt adapter: mini, mini-plus, a short name (see `imprompt variants`), a file, or "
-            "owner/name:file on the hub. Default: mini.",
+            "owner/name:file on the hub. Default: the one that fits --base, or mini.",
             rich_help_panel=MODELS,
         ),
     ] = None,
@@ -321,7 +322,9 @@ def generate(
         sources = [*request.files, *([str(settings_file)] if settings_file else [])]
         _check_outputs(request, sources, view=view, save_job=save_job)
         from imprompt.generation import run
+        from imprompt.generation.pairing import pair_models
 
+        request = pair_models(request)
         inputs = run.read_inputs(request)
     models = _load_models(request)
     _generate_pictures(request, inputs, models)

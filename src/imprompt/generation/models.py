@@ -25,7 +25,12 @@ _MINI = "mini"
 
 
 def load_pipeline(
-    name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    name: str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> DiffusionPipeline:
     """Load a base model as a diffusers text-to-image pipeline.
 
@@ -45,7 +50,10 @@ def load_pipeline(
         return mini.pipeline(style=style, dtype=dtype).to(device)
     _check_name("base model", name, "model_index.json")
     with explain_failure(f"the base model {name} cannot be loaded"):
-        return AutoPipelineForText2Image.from_pretrained(name, dtype=dtype).to(device)
+        pipe = AutoPipelineForText2Image.from_pretrained(
+            name, dtype=dtype, variant=variant, revision=revision
+        )
+        return pipe.to(device)
 
 
 def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:

@@ -18,6 +18,7 @@ from imprompt.generation.base_parts import apply_base_options, choose_device, of
 from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, JobControl
 from imprompt.generation.models import load_controlnet, make_control_image
+from imprompt.generation.pairing import pair_models
 from imprompt.generation.settings import Control, Settings, check_proportions
 from imprompt.inputs.faces import InsightFaceEmbedder
 from imprompt.inputs.image import load_image
@@ -61,6 +62,7 @@ def read_inputs(job: Job) -> JobInputs:
     """Read all of a job's files, so that a wrong one is found before anything large is loaded.
 
     Raises:
+        ConfigError: the job's adapter is not known yet, see `pair_models`
         ImageError, CheckpointError: a file that cannot be read
         InvalidReference: settings of a reference that exclude each other
         ConfigError: a picture to start from, its mask or a control picture is hair-thin
@@ -140,6 +142,7 @@ def run_job(
     Raises:
         ImpromptError: as `generate_each`, `read_inputs` and `load_models`.
     """
+    job = pair_models(job)
     inputs = inputs or read_inputs(job)
     models = models or load_models(job)
     prompted = [(models.adapters[name], group) for name, group in inputs.references.items()]
@@ -183,6 +186,7 @@ def _job_of_picture(job: Job, prompt: str, seed: int, picture: Image.Image) -> J
 
 
 def _load_base(job: Job) -> DiffusionPipeline:
+    assert job.base is not None
     device = choose_device(job.device)
     pipe = model_loading.load_pipeline(
         job.base,

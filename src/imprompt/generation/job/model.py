@@ -43,10 +43,11 @@ class Job(BaseOptions):
     prompt: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = ""
     negative_prompt: Text = ""
     references: Annotated[tuple[JobReference, ...], BeforeValidator(as_tuple), Field(min_length=1)]
-    base: Name = "mini"
-    """"mini", a folder in diffusers' format, or a hub id."""
-    adapter: Name = "mini"
-    """"mini", "mini-plus", a short name (`imprompt variants`), a file, or owner/name:file on the hub."""
+    base: Name | None = None
+    """"mini", a folder in diffusers' format, or a hub id; by default the usual base for the adapter."""
+    adapter: Name | None = None
+    """"mini", "mini-plus", a short name (`imprompt variants`), a file, or owner/name:file on the hub; by
+    default the usual adapter for the base. Without either it is "mini"."""
     image_encoder: Name | None = None
     """By default the one that is known for the adapter."""
     face_plus_version: Literal[1, 2] | None = None
@@ -160,10 +161,17 @@ class Job(BaseOptions):
 
     @property
     def by_adapter(self) -> dict[str, list[JobReference]]:
-        """The references of each adapter, in the order in which adapters first appear."""
+        """The references of each adapter, in the order in which adapters first appear.
+
+        Raises:
+            ConfigError: a reference has no adapter; `imprompt.generation.pairing` chooses it
+        """
         groups: dict[str, list[JobReference]] = {}
         for reference in self.references:
-            groups.setdefault(reference.adapter or self.adapter, []).append(reference)
+            name = reference.adapter or self.adapter
+            if name is None:
+                raise ConfigError("this job has no adapter yet: call pair_models first, or give one")
+            groups.setdefault(name, []).append(reference)
         return groups
 
 

@@ -1,0 +1,126 @@
+"""Find the base that fits an adapter and the adapter that fits a base, before anything large is fetched.
+
+no base, no adapter      the embedded model
+an adapter alone         the usual base of the family that it was trained for
+a base alone             the usual adapter for its family
+both                     their families are compared
+"""
+
+import json
+from pathlib import Path
+
+from imprompt.checkpoint import EMBEDDED, describe
+from imprompt.checkpoint.published import PUBLISHED
+from imprompt.errors import AdapterMismatch, ConfigError, UnknownModel
+from imprompt.generation.job import Job
+from imprompt.runtime.foreign_models import is_embedded, is_hub_id
+from imprompt.runtime.hub import fetch_file
+
+USUAL_BASES = {
+    "mini": "mini",
+    "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
+    "Kolors": "Kwai-Kolors/Kolors-diffusers",
+}
+"""Family → the base that is used if only the adapter is given."""
+
+USUAL_ADAPTERS = {"mini": "mini", "SD1.5": "sd15", "SDXL": "sdxl", "Kolors": "kolors-plus"}
+"""Family → the adapter that is used if only the base is given."""
+
+_WIDTHS = {192: "mini", 768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}
+"""Width of the text embeddings → family, of the well-known bases."""
+
+
+def pair_models(job: Job) -> Job:
+    """Return the job with a base and an adapter, each chosen to fit the other if it is not given.
+
+    Only names, headers and `config.json` files are read.
+
+    Raises:
+        AdapterMismatch: base and adapter are of different families
+        ConfigError: only one of them is given, and no usual counterpart is known
+        UnknownModel, CheckpointError: a model that cannot be read
+    """
+    if job.base is None:
+        job = job.model_copy(update={"base": _choose_base(job)})
+    assert job.base is not None
+    if job.adapter is None and any(one.adapter is None for one in job.references):
+        job = job.model_copy(update={"adapter": _choose_adapter(job)})
+    family = recognize_base(job.base, job.revision)
+    for name in job.by_adapter:
+        _compare_families(name, job.base, family)
+    return job
+
+
+def _choose_base(job: Job) -> str:
+    names = [name for name in (job.adapter, *(one.adapter for one in job.references)) if name]
+    if not names:
+        return USUAL_BASES["mini"]
+    family = recognize_adapter(names[0])
+    if family not in USUAL_BASES:
+        raise ConfigError(
+            f"the adapter {names[0]} is for {family or 'an unknown base'}; give one with --base"
+        )
+    return USUAL_BASES[family]
+
+
+def _choose_adapter(job: Job) -> str:
+    assert job.base is not None
+    family = recognize_base(job.base, job.revision)
+    if family not in USUAL_ADAPTERS:
+        raise ConfigError(
+            f"the base {job.base} is {family or 'of no known family'}, for which no adapter is known; give "
+            "one with --adapter"
+        )
+    return USUAL_ADAPTERS[family]
+
+
+def _compare_families(adapter: str, base: str, family: str | None) -> None:
+    wanted = recognize_adapter(adapter)
+    if wanted is not None and family is not None and wanted != family:
+        usual = f", for instance {USUAL_ADAPTERS[family]}" if family in USUAL_ADAPTERS else ""
+        raise AdapterMismatch(
+            f"the adapter {adapter} is for {wanted}, and the base {base} is {family}; give an adapter for "
+            f"{family}{usual}, or a base of {wanted}"
+        )
+
+
+def recognize_adapter(name: str) -> str | None:
+    """Return the family of bases that an adapter is for, as in `Description.base_family`.
+
+    None for a file of the hub, which is not fetched for this.
+
+    Raises:
+        CheckpointError: a file that is no adapter
+    """
+    if name in EMBEDDED:
+        return "mini"
+    if name in PUBLISHED:
+        return PUBLISHED[name].base_family
+    return describe(name).base_family if Path(name).is_file() else None
+
+
+def recognize_base(name: str, revision: str | None = None) -> str | None:
+    """Return the family of a base by its U-Net's configuration; None if it is no well-known one.
+
+    Raises:
+        UnknownModel: there is no such base, or it has no U-Net
+    """
+    if is_embedded(name):
+        return "mini"
+    config = _find_config(name, revision)
+    if config is None:
+        return None
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        width, text_width = values["cross_attention_dim"], values.get("encoder_hid_dim")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnknownModel(f"{config} cannot be read as the configuration of a U-Net") from error
+    return "Kolors" if text_width == 4096 else _WIDTHS.get(width)
+
+
+def _find_config(name: str, revision: str | None) -> Path | None:
+    local = Path(name, "unet", "config.json")
+    if Path(name).exists():
+        return local if local.is_file() else None
+    return fetch_file(name, "unet/config.json") if is_hub_id(name) else None
