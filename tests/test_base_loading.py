@@ -3,6 +3,7 @@
 docs/base-models.md has the table of it, which a test compares with what is tested here.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hub_server import Hub, serve_hub
 from imprompt import ImageEmbeddings, save_adapter
 from imprompt.errors import UnknownModel
 from imprompt.generation.job import Job, parse_job
+from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
 from imprompt.generation.run import run_job
 from lora_files import write_lora
 
@@ -150,3 +152,28 @@ def test_a_gated_repository_says_what_to_do(shelf: Path, hub: Hub) -> None:
 def test_a_repository_that_does_not_exist_is_named(shelf: Path, hub: Hub) -> None:
     with pytest.raises(UnknownModel, match="owner/nothing"):
         draw(job_of(shelf, "SD1.5", "owner/nothing"))
+
+
+def read_tables(page: str) -> list[list[list[str]]]:
+    """The cells of every table of a page in docs."""
+    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [
+        [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+        for table in tables
+    ]
+
+
+def test_the_page_lists_what_is_tested_here() -> None:
+    (title, _, *rows), *_ = read_tables("base-models.md")
+    assert title == ["family", *WAYS]
+    assert rows == [[family, *("✓" for _ in WAYS)] for family in REAL_NAMES]
+
+
+def test_the_page_lists_every_sampler_and_preset() -> None:
+    _, _, samplers, presets, _ = read_tables("base-models.md")
+    assert samplers[2:] == [[f"`{name}`", one.scheduler, one.title] for name, one in SAMPLERS.items()]
+    assert [[row[0], *row[2:]] for row in presets[2:]] == [
+        [f"`{name}`", f"`{one['scheduler']}`", str(one["steps"]), f"{one['guidance_scale']:g}"]
+        for name, one in FAST_PRESETS.items()
+    ]
