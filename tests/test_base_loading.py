@@ -6,6 +6,7 @@ docs/base-models.md has the table of it, which a test compares with what is test
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from huggingface_hub import constants
 import tiny
 from hub_server import Hub, serve_hub
 from imprompt import ImageEmbeddings, save_adapter
-from imprompt.errors import UnknownModel
+from imprompt.errors import ConfigError, UnknownModel
+from imprompt.generation import repository
 from imprompt.generation.job import Job, parse_job
 from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
+from imprompt.generation.repository import fetch_base
 from imprompt.generation.run import run_job
 from lora_files import write_lora
 
@@ -177,3 +180,48 @@ def test_the_page_lists_every_sampler_and_preset() -> None:
         [f"`{name}`", f"`{one['scheduler']}`", str(one["steps"]), f"{one['guidance_scale']:g}"]
         for name, one in FAST_PRESETS.items()
     ]
+
+
+def test_nothing_is_fetched_twice(shelf: Path, hub: Hub) -> None:
+    draw(job_of(shelf, "SD1.5", REAL_NAMES["SD1.5"]))
+    sent = hub.sent
+    draw(job_of(shelf, "SD1.5", REAL_NAMES["SD1.5"]))
+    assert hub.sent - sent < 1000
+
+
+def test_a_damaged_file_of_a_base_is_refused(shelf: Path, hub: Hub) -> None:
+    hub.corrupt.add(f"{REAL_NAMES['SD1.5']}/unet/diffusion_pytorch_model.safetensors")
+    with pytest.raises(UnknownModel, match="is damaged"):
+        draw(job_of(shelf, "SD1.5", REAL_NAMES["SD1.5"]))
+
+
+def test_a_base_without_the_variant_is_refused(shelf: Path, hub: Hub) -> None:
+    with pytest.raises(ConfigError, match="has no variant 'int8'"):
+        draw(job_of(shelf, "SD1.5", REAL_NAMES["SD1.5"], variant="int8"))
+
+
+@pytest.mark.parametrize("family", REAL_NAMES)
+def test_half_precision_takes_the_fp16_variant_by_itself(shelf: Path, hub: Hub, family: str) -> None:
+    _, variant = fetch_base(REAL_NAMES[family], prefers_half=True) or (None, None)
+    assert variant == "fp16"
+    assert not [line for line in hub.requests if line.endswith("/diffusion_pytorch_model.safetensors")]
+
+
+def test_a_large_download_is_announced(
+    shelf: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(repository, "_MENTIONED", 1)
+    fetch_base(REAL_NAMES["SDXL"])
+    assert re.search(r"fetching stabilityai/\S+: \d+ MB in \d+ files", capsys.readouterr().err)
+    fetch_base(REAL_NAMES["SDXL"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_named_before_the_download(
+    shelf: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_MENTIONED", 1)
+    monkeypatch.setattr(repository.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UnknownModel, match=r"needs .* and the disk of .* has 0 MB left: make room"):
+        fetch_base(REAL_NAMES["SDXL"])
+    assert not [line for line in hub.requests if line.endswith(".safetensors")]

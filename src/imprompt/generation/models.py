@@ -17,6 +17,7 @@ from PIL import Image
 from imprompt import mini
 from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
+from imprompt.generation.repository import fetch_base
 from imprompt.generation.settings import Settings
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.foreign_models import (
@@ -54,9 +55,13 @@ def load_pipeline(
         style = name.partition(":")[2] or None
         return mini.pipeline(style=style, dtype=dtype).to(device)
     _check_name("base model", name, "model_index.json")
+    source: str | Path = name
+    if not Path(name).exists():
+        fetched = fetch_base(name, variant=variant, revision=revision, prefers_half=dtype == torch.float16)
+        source, variant = (name, variant) if fetched is None else fetched
     with explain_failure(f"the base model {name} cannot be loaded"), ignore_own_deprecations():
         pipe = AutoPipelineForText2Image.from_pretrained(
-            name, dtype=dtype, variant=variant, revision=revision
+            source, dtype=dtype, variant=variant, revision=revision
         )
         return pipe.to(device)
 

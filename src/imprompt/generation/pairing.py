@@ -123,4 +123,4 @@ def _find_config(name: str, revision: str | None) -> Path | None:
     local = Path(name, "unet", "config.json")
     if Path(name).exists():
         return local if local.is_file() else None
-    return fetch_file(name, "unet/config.json") if is_hub_id(name) else None
+    return fetch_file(name, "unet/config.json", revision) if is_hub_id(name) else None

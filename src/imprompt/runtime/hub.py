@@ -51,19 +51,20 @@ class FetchFault(Exception):
     """A file cannot be fetched; the message is a phrase. It never leaves this module."""
 
 
-def fetch_file(repository: str, file: str) -> Path:
+def fetch_file(repository: str, file: str, revision: str | None = None) -> Path:
     """Return a file of the hub, from the cache or fetched, after comparing its hash.
 
     Args:
         repository: "owner/name"
         file: its path in the repository
+        revision: branch, tag or commit; by default the main branch
 
     Raises:
         UnknownModel: the file is not in the cache and cannot be fetched, or has another hash than the hub
             states
     """
     try:
-        return _fetch(repository, file)
+        return _fetch(repository, file, revision)
     except Exception as error:  # the network and the client may fail in any way
         raise UnknownModel(
             f"{repository}:{file} is not here and cannot be fetched: {_explain(error)}"
@@ -88,15 +89,15 @@ def fetch_existing_files(repository: str, files: Sequence[str]) -> list[Path]:
     return paths
 
 
-def _fetch(repository: str, file: str) -> Path:
+def _fetch(repository: str, file: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
         metadata = huggingface_hub.get_hf_file_metadata(
-            huggingface_hub.hf_hub_url(repository, file), timeout=PATIENCE
+            huggingface_hub.hf_hub_url(repository, file, revision=revision), timeout=PATIENCE
         )
     except Exception as error:  # the cache may still have the file
-        return _check_hash(_find_in_cache(repository, file, error))
+        return _check_hash(_find_in_cache(repository, file, revision, error))
     if (
         metadata.commit_hash
         and metadata.etag
@@ -106,17 +107,19 @@ def _fetch(repository: str, file: str) -> Path:
         cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=metadata.commit_hash)
         if not isinstance(cached, str):
             _fetch_blob(repository, metadata.etag, metadata.size, metadata.location)
-    return _check_hash(Path(huggingface_hub.hf_hub_download(repository, file)))
+    return _check_hash(Path(huggingface_hub.hf_hub_download(repository, file, revision=revision)))
 
 
-def _find_in_cache(repository: str, file: str, reason: Exception) -> Path:
+def _find_in_cache(repository: str, file: str, revision: str | None, reason: Exception) -> Path:
     import huggingface_hub
 
     # In offline mode the client itself looks in its cache.
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return Path(huggingface_hub.hf_hub_download(repository, file))
+        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+        return Path(
+            huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+        )
     except Exception as error:  # the client may fail in any way
         raise reason from error
 
