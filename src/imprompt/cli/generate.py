@@ -153,7 +153,8 @@ def generate(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Base model: mini, mini:STYLE, a folder in diffusers' format, or a hub id. Default: mini.",
+            help="Base model: mini, mini:STYLE, a folder in diffusers' format, a hub id, or a single file "
+            "(.safetensors, .ckpt) of Stable Diffusion 1.5, 2.x or SDXL. Default: mini.",
             rich_help_panel=MODELS,
         ),
     ] = None,

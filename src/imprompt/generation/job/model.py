@@ -43,7 +43,7 @@ class Job(ClosedSettings):
     negative_prompt: Text = ""
     references: Annotated[tuple[JobReference, ...], BeforeValidator(as_tuple), Field(min_length=1)]
     base: Name = "mini"
-    """"mini", a folder in diffusers' format, or a hub id."""
+    """"mini", a folder in diffusers' format, a hub id, or a file of Stable Diffusion 1.5, 2.x or SDXL."""
     adapter: Name = "mini"
     """"mini", "mini-plus", a short name (`imprompt variants`), a file, or owner/name:file on the hub."""
     image_encoder: Name | None = None
