@@ -28,7 +28,7 @@ class ImageError(ImpromptError):
 
 
 class CheckpointError(ImpromptError):
-    """A file of tensors cannot be read, is of another kind, or holds a wrong tensor, which the message names."""
+    """A file of tensors cannot be read, is of another kind, or holds a wrong tensor (it is named)."""
 
 
 class AdapterMismatch(ImpromptError):

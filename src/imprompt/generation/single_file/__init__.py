@@ -1,7 +1,7 @@
 """Base models in a single file: Stable Diffusion checkpoints in the layout of the original code.
 
-A file is recognized by the names and shapes of its tensors, never by its name. Its configuration ships in this
-package, so nothing is downloaded.
+A file is recognized by the names and shapes of its tensors, never by its name. Its configuration ships in
+this package, so nothing is downloaded.
 
     kinds            what a file of tensors is: a LoRA, an autoencoder, a ControlNet, ...
     bases            which base model a file holds, and what other models of its layout are

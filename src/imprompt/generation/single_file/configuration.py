@@ -1,4 +1,4 @@
-"""A base's configuration: a folder in diffusers' format without weights, composed of the parts in this package.
+"""A base's configuration: a folder in diffusers' format without weights, composed of parts in this package.
 
 The values are those of the published folders of runwayml/stable-diffusion-v1-5 and
 stable-diffusion-inpainting, of stabilityai/stable-diffusion-2-1, -2-1-base, -2-inpainting and

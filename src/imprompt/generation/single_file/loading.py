@@ -3,13 +3,17 @@
 import json
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
-from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    create_diffusers_clip_model_from_ldm,
+)
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
@@ -17,6 +21,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from imprompt.checkpoint.files import take_tensors
+from imprompt.checkpoint.projections import format_shape
 from imprompt.errors import CheckpointError
 from imprompt.generation.single_file.bases import AUTOENCODER, UNET, use_original_names
 from imprompt.generation.single_file.configuration import write_configuration
@@ -26,9 +31,27 @@ from imprompt.runtime.foreign_models import explain_failure, log_errors_only
 
 _PARTS = (UNET, AUTOENCODER, "cond_stage_model.", "conditioner.")
 _TRAINING_ONLY = f"{AUTOENCODER}loss."
-_MODELS: Mapping[str, tuple[Any, str, str]] = {
-    "unet": (UNet2DConditionModel, UNET, "U-Net"),
-    "vae": (AutoencoderKL, AUTOENCODER, "autoencoder"),
+
+
+class _Part(NamedTuple):
+    """A model of diffusers in a file.
+
+    Attributes:
+        kind: its class
+        prefix: the beginning of the names of its tensors
+        convert: diffusers' conversion of them, which takes the model's configuration too
+        word: its name in messages
+    """
+
+    kind: Any
+    prefix: str
+    convert: Callable[[dict[str, Tensor], Any], dict[str, Tensor]]
+    word: str
+
+
+_MODELS = {
+    "unet": _Part(UNet2DConditionModel, UNET, convert_ldm_unet_checkpoint, "U-Net"),
+    "vae": _Part(AutoencoderKL, AUTOENCODER, convert_ldm_vae_checkpoint, "autoencoder"),
 }
 
 
@@ -36,8 +59,8 @@ def load_single_file(path: str | os.PathLike[str], *, dtype: torch.dtype) -> Dif
     """Load a base model from a single file, on the CPU, as a text-to-image pipeline without a safety checker.
 
     Averaged weights beside the others (`model_ema.`) are not read, as in diffusers, A1111's web UI and
-    ComfyUI: in a merged file they may belong to another model. Other tensors outside the U-Net, the autoencoder
-    and the text encoders have no effect on pictures, and are not read either.
+    ComfyUI: in a merged file they may belong to another model. Other tensors outside the U-Net, the
+    autoencoder and the text encoders have no effect on pictures, and are not read either.
 
     Args:
         path: a safetensors file, or a torch pickle such as a `.ckpt`, of which nothing is run
@@ -45,7 +68,7 @@ def load_single_file(path: str | os.PathLike[str], *, dtype: torch.dtype) -> Dif
 
     Raises:
         CheckpointError: the file is damaged or incomplete, or no base model that imprompt can load
-        UnknownModel: diffusers cannot convert it, for instance because a tensor has a wrong shape
+        UnknownModel: diffusers cannot convert it
     """
     path = Path(path)
     base = require_base(path)
@@ -87,7 +110,9 @@ def build_pipeline(
     """
     index = json.loads((configuration / "model_index.json").read_text())
     with log_errors_only("diffusers", "transformers"):
-        models = {name: _build_model(name, tensors, configuration, path, dtype) for name in _MODELS}
+        models = {
+            name: _build_model(part, name, tensors, configuration, path) for name, part in _MODELS.items()
+        }
         for name in ("text_encoder", "text_encoder_2"):
             if name in index:
                 kind = getattr(transformers, index[name][1])
@@ -96,17 +121,30 @@ def build_pipeline(
 
 
 def _build_model(
-    name: str, tensors: Mapping[str, Tensor], configuration: Path, path: Path, dtype: torch.dtype
+    part: _Part, name: str, tensors: Mapping[str, Tensor], configuration: Path, path: Path
 ) -> nn.Module:
-    kind, prefix, word = _MODELS[name]
-    weights = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    with explain_failure(f"the {word} in {path} cannot be loaded"):
-        model: nn.Module = kind.from_single_file(
-            weights, config=str(configuration), subfolder=name, torch_dtype=dtype, local_files_only=True
-        )
-    _check_complete(model, word, path)
-    _check_nothing_left(model, weights, word, path)
-    return model
+    weights = {key: tensor for key, tensor in tensors.items() if key.startswith(part.prefix)}
+    with explain_failure(f"the {part.word} in {path} cannot be loaded"):
+        with torch.device("meta"):
+            model: Any = part.kind.from_config(part.kind.load_config(configuration / name))
+        converted = part.convert(dict(weights), model.config)
+    _check_weights(model, converted, len(weights), part.word, path)
+    model.load_state_dict(converted, assign=True)
+    return model.eval()
+
+
+def _check_weights(
+    model: nn.Module, converted: Mapping[str, Tensor], count: int, word: str, path: Path
+) -> None:
+    """Compare converted weights with a model's own; each of the `count` in the file has one place in it."""
+    expected = model.state_dict()
+    _check_complete([name for name in expected if converted.get(name) is None], word, path)
+    fault = f"{count} tensors and not {len(expected)}" if count > len(expected) else None
+    for name, tensor in expected.items():
+        if tensor.shape != (given := converted[name]).shape:
+            fault = fault or f"{name} of shape {format_shape(given)} and not {format_shape(tensor)}"
+    if fault:
+        raise CheckpointError(f"{path} is a modified model, whose {word} has {fault}: {BASE_NEEDED}")
 
 
 def _build_text_encoder(
@@ -120,24 +158,15 @@ def _build_text_encoder(
     options: dict[str, Any] = {"config": str(configuration), "subfolder": name, "torch_dtype": dtype}
     with explain_failure(f"the text encoder in {path} cannot be loaded"):
         model = create_diffusers_clip_model_from_ldm(kind, dict(tensors), local_files_only=True, **options)
-    _check_complete(model, "text encoder", path)
+    # A parameter without a weight is still on the meta device.
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    _check_complete(missing, "text encoder", path)
     return model
 
 
-def _check_complete(model: nn.Module, word: str, path: Path) -> None:
-    """Refuse a model with parameters for which there were no weights: they are still on the meta device."""
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+def _check_complete(missing: Sequence[str], word: str, path: Path) -> None:
     if missing:
         raise CheckpointError(
-            f"{path} is incomplete: its {word} lacks {len(missing)} tensors, such as {missing[0]} (diffusers' "
-            "name); get the file again"
-        )
-
-
-def _check_nothing_left(model: nn.Module, weights: Collection[str], word: str, path: Path) -> None:
-    """Refuse weights that the model has no place for; each weight of the original layout has one place."""
-    expected = len(model.state_dict())
-    if len(weights) > expected:
-        raise CheckpointError(
-            f"{path} is a modified model: its {word} has {len(weights)} tensors, not {expected}; {BASE_NEEDED}"
+            f"{path} is incomplete: its {word} lacks {len(missing)} tensors, such as {missing[0]} "
+            "(diffusers' name); get the file again"
         )
