@@ -166,7 +166,7 @@ def read_settings(model: str, part: str) -> Settings:
         UnknownModel: it is not there, or not JSON
         CheckpointError: a single file is no base model
     """
-    if Path(model).is_file():
+    if part and Path(model).is_file():
         return read_configuration(Path(model), part)
     name = str(Path(part, "config.json")) if part else "config.json"
     with explain_failure(f"{model}: {name} cannot be read"):

@@ -46,7 +46,8 @@ def write_configuration(base: BaseVariant, folder: Path) -> None:
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
         _write(configuration, folder / name / file)
     for name, file in _name_texts(base.family).items():
-        # OpenCLIP pads with zeros, which is the token "!" (mlfoundations/open_clip, tokenizer.py).
+        # OpenCLIP pads with zeros, the token "!" (mlfoundations/open_clip, tokenizer.py). As in the published
+        # folders, transformers then reads a "!" in a text as padding too.
         padding = "!" if file.startswith(_OPENCLIP) else None
         write_tokenizer(folder / name.replace("text_encoder", "tokenizer"), padding=padding)
     _write(_index(base, parts), folder / "model_index.json")
