@@ -4,6 +4,7 @@ docs/base-models.md has the table of it, which a test compares with what is test
 """
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +26,13 @@ import tiny
 from hub_server import Hub, serve_hub
 from imprompt import ImageEmbeddings, save_adapter
 from imprompt.errors import ConfigError, UnknownModel
-from imprompt.generation import repository
+from imprompt.generation import pairing, repository
 from imprompt.generation.job import Job, parse_job
 from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
 from imprompt.generation.repository import fetch_base
 from imprompt.generation.run import run_job
+from imprompt.generation.single_file import loading
+from ldm_layout import write_single_file
 from lora_files import write_lora
 
 REAL_NAMES = {
@@ -39,7 +42,7 @@ REAL_NAMES = {
     "SD1.5 inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
     "SDXL inpainting": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
 }
-WAYS = ("folder", "hub", "hub, offline", "hub, fp16 variant")
+WAYS = ("single file", "folder", "hub", "hub, offline", "hub, fp16 variant")
 
 
 def nine_channels(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -82,6 +85,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family, name in REAL_NAMES.items():
         pipe, folder = BUILD[family](), root / name
         pipe.save_pretrained(folder)
+        write_single_file(pipe, folder / "single.safetensors")
         pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
         save_adapter(tiny.adapter(pipe.unet.float()), folder / "adapter.safetensors")
         write_lora(folder, pipe.unet)
@@ -116,6 +120,20 @@ def job_of(shelf: Path, family: str, base: str, **more: Any) -> Job:
     )
 
 
+def take_configuration_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a tiny single file have the configuration of `folder`, as none of the package's has its size."""
+
+    def write(base: object, target: Path) -> None:
+        for file in folder.rglob("*"):
+            if file.suffix in (".json", ".txt"):
+                (target / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target / file.relative_to(folder))
+
+    monkeypatch.setattr(loading, "write_configuration", write)
+    for module in (loading, pairing):
+        monkeypatch.setattr(module, "require_base", lambda path: SimpleNamespace(family=None))
+
+
 def draw(job: Job) -> np.ndarray:
     return np.asarray(next(run_job(job)).picture).astype(int)
 
@@ -129,7 +147,10 @@ def test_a_base_loads_and_draws(
     name = REAL_NAMES[family]
     loras = {"loras": str(shelf / name / "lora-0.safetensors")} if with_lora else {}
     variant = {"variant": "fp16", "dtype": "float32"} if "fp16" in way else {}
-    base = str(shelf / name) if way == "folder" else name
+    base = {"folder": str(shelf / name), "single file": str(shelf / name / "single.safetensors")}.get(
+        way, name
+    )
+    take_configuration_of(shelf / name, monkeypatch)
     job = job_of(shelf, family, base, **loras, **variant)
     if way == "hub, offline":
         draw(job)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import tiny
 from imprompt import ImageEmbeddings, Reference, save_adapter
-from imprompt.errors import ConfigError, MissingExtra, UnknownModel
+from imprompt.errors import CheckpointError, ConfigError, MissingExtra, UnknownModel
 from imprompt.generation import models
 from imprompt.generation.base_parts import apply_base_options, choose_device, offload_base
 from imprompt.generation.generate import generate_each
@@ -22,6 +22,7 @@ from imprompt.generation.job.base_options import BaseOptions
 from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
 from imprompt.generation.models import load_pipeline
 from imprompt.generation.settings import Settings
+from ldm_layout import convert_vae
 from lora_files import write_lora
 
 PROMPT = "a cat"
@@ -105,6 +106,22 @@ def test_another_autoencoder_decodes(tmp_path: Path) -> None:
     expected.vae = tiny.autoencoder(seed=9)
     ours = with_options(tiny.sd_pipeline(), vae=str(tmp_path / "vae"))
     np.testing.assert_array_equal(draw(ours), draw(expected))
+
+
+@pytest.mark.parametrize("is_original", [False, True])
+def test_an_autoencoder_from_a_file_decodes(tmp_path: Path, is_original: bool) -> None:
+    other = tiny.autoencoder(seed=9)
+    save_file(convert_vae(other) if is_original else other.state_dict(), tmp_path / "vae.safetensors")
+    expected: Any = tiny.sd_pipeline()
+    expected.vae = other
+    ours = with_options(tiny.sd_pipeline(), vae=str(tmp_path / "vae.safetensors"))
+    np.testing.assert_array_equal(draw(ours), draw(expected))
+
+
+def test_another_file_is_no_autoencoder(tmp_path: Path) -> None:
+    file = write_lora(tmp_path, tiny.sd_unet(seed=2))
+    with pytest.raises(CheckpointError, match=r"lora-0\.safetensors"):
+        with_options(tiny.sd_pipeline(), vae=str(file))
 
 
 def test_an_autoencoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:

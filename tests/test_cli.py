@@ -279,7 +279,7 @@ def test_inspect_explains_jobs_embeddings_and_folders(imprompt: Imprompt, toy: T
     [
         ("lora_unet_down_blocks_0.lora_down.weight", "a LoRA"),
         ("unet.down_blocks.0.attn1.to_q.lora_A.weight", "a LoRA"),
-        ("model.diffusion_model.input_blocks.0.weight", "a whole base model in one file"),
+        ("model.diffusion_model.input_blocks.0.weight", "the U-Net of a base model"),
         ("vision_model.embeddings.class_embedding", "an image encoder"),
         ("controlnet_cond_embedding.conv_in.weight", "a ControlNet"),
         ("down_blocks.0.resnets.0.conv1.weight", "the U-Net of a base model"),

@@ -2,7 +2,7 @@
 
     ImpromptError                   the message is one sentence: the problem and its remedy
     ├── ImageError                  a picture cannot be read, or is too large
-    ├── CheckpointError             a file cannot be read, is no adapter, or holds a wrong tensor
+    ├── CheckpointError             a file cannot be read, is of another kind, or holds a wrong tensor
     ├── AdapterMismatch             an adapter does not fit this base model or this image encoder
     ├── InvalidReference            a setting of a reference is impossible (scale, no picture, ...)
     ├── AmbiguousBatch              references cannot be assigned to the batch in exactly one way
@@ -28,7 +28,7 @@ class ImageError(ImpromptError):
 
 
 class CheckpointError(ImpromptError):
-    """An adapter file cannot be read, is no adapter, or holds a wrong tensor (the message names it)."""
+    """A file of tensors cannot be read, is of another kind, or holds a wrong tensor (it is named)."""
 
 
 class AdapterMismatch(ImpromptError):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -43,16 +43,34 @@ def read_tensors(path: Path) -> TensorFile:
         CheckpointError: the file is missing, empty or truncated, is of another kind, or exceeds one of the
             limits in `checkpoint.bounds`
     """
-    head = _read_head(path)
-    if not head:
-        raise CheckpointError(f"{path} is empty")
-    if other := _recognize_other_file(path):
-        raise CheckpointError(f"{path} is {other}")
-    # A safetensors file starts with the length of its header, which may look like the old pickle's start.
-    if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
-        check_archive(path)
-        return TensorFile(_collect_unique(_flatten(_find_weights(_unpickle(path)), path), path), {}, "pickle")
-    return _read_safetensors(path)
+    if _is_pickle(path):
+        weights = _find_weights(_unpickle(path))
+        return TensorFile(_collect_unique(_flatten(weights, path), path), {}, "pickle")
+    # A copy, because unaligned tensors of a mapped file give other last bits and do not outlive it.
+    return _read_safetensors(path, lambda name, tensor: tensor.clone())
+
+
+def take_tensors(path: Path, take: Callable[[str, Tensor], Tensor | None]) -> TensorFile:
+    """Read a file of any size tensor by tensor, so that only what is taken is in memory.
+
+    Values that are no tensors, such as the step counts of trainers, are left out.
+
+    Args:
+        path: a safetensors file or a torch pickle
+        take: is called with each name and tensor; returns what the result holds under this name, which is a
+            copy, a conversion or a tensor on the meta device, or None for nothing. The tensor that it gets is
+            mapped from the file and must not be kept.
+
+    Raises:
+        CheckpointError: as `read_tensors`
+    """
+    if not _is_pickle(path):
+        return _read_safetensors(path, take)
+    weights = _find_weights(_unpickle(path, mmap=_read_head(path).startswith(_ZIP)))
+    named = _flatten(weights, path, only_tensors=False)
+    taken = ((name, take(name, tensor)) for name, tensor in named)
+    kept = ((name, tensor) for name, tensor in taken if tensor is not None)
+    return TensorFile(_collect_unique(kept, path), {}, "pickle")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -87,6 +105,20 @@ def _order_metadata(path: Path) -> None:
             file.write(text.ljust(length))
 
 
+def _is_pickle(path: Path) -> bool:
+    """Tell a torch pickle from a safetensors file; refuse files of other kinds, and archives that grow."""
+    head = _read_head(path)
+    if not head:
+        raise CheckpointError(f"{path} is empty")
+    if other := _recognize_other_file(path):
+        raise CheckpointError(f"{path} is {other}")
+    # A safetensors file starts with the length of its header, which may look like the old pickle's start.
+    if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
+        check_archive(path)
+        return True
+    return False
+
+
 def _read_head(path: Path) -> bytes:
     if fault := find_file_fault(path):
         raise CheckpointError(fault)
@@ -105,6 +137,8 @@ def _recognize_other_file(path: Path) -> str | None:
     """Say what a file is that was downloaded instead of an adapter, and what to do; None for other files."""
     with path.open("rb") as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(b"gguf"):
+        return "a GGUF file of quantized weights, which imprompt does not read: use a .safetensors file"
     if start.startswith(b"version https://git-lfs"):
         return (
             "a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download the file"
@@ -114,14 +148,14 @@ def _recognize_other_file(path: Path) -> str | None:
     return None
 
 
-def _read_safetensors(path: Path) -> TensorFile:
+def _read_safetensors(path: Path, take: Callable[[str, Tensor], Tensor | None]) -> TensorFile:
     try:
         if fault := find_header_fault(path):
             raise CheckpointError(fault)
         with safetensors.safe_open(path, framework="pt") as file:
             names = check_names(file.keys(), path)
-            # A copy, because unaligned tensors of a mapped file give other last bits and do not outlive it.
-            tensors = {name: file.get_tensor(name).clone() for name in names}
+            taken = ((name, take(name, file.get_tensor(name))) for name in names)
+            tensors = {name: tensor for name, tensor in taken if tensor is not None}
             return TensorFile(tensors, dict(file.metadata() or {}), "safetensors")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -129,12 +163,12 @@ def _read_safetensors(path: Path) -> TensorFile:
         ) from error
 
 
-def _unpickle(path: Path) -> object:
+def _unpickle(path: Path, *, mmap: bool = False) -> object:
     try:
         with warnings.catch_warnings(
             action="ignore"
         ):  # torch warns of pickles of other protocols, which fail anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors, perhaps code; it was refused, and nothing in it was run"
@@ -149,8 +183,11 @@ def _find_weights(value: object) -> object:
     return next((weights for weights in candidates if isinstance(weights, Mapping) and weights), value)
 
 
-def _flatten(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor with its dotted name, in order; refuse a dictionary that contains itself."""
+def _flatten(value: object, path: Path, *, only_tensors: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor with its dotted name, in order; refuse a dictionary that contains itself.
+
+    Other values are refused, or with `only_tensors=False` left out.
+    """
     pending, visited = [("", value, 0)], 0
     while pending:
         name, value, depth = pending.pop()
@@ -165,7 +202,7 @@ def _flatten(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
         elif isinstance(value, Mapping):
             inner = [(f"{name}.{key}" if name else str(key), one, depth + 1) for key, one in value.items()]
             pending += reversed(inner)
-        else:
+        elif only_tensors:
             raise CheckpointError(
                 f"{path} is no adapter: {shorten(name) or 'it'} is a {type(value).__name__}, not a tensor"
             )

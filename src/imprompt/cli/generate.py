@@ -155,8 +155,9 @@ def generate(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Base model: mini, mini:STYLE, a folder in diffusers' format, or a hub id. Default: the one "
-            "that fits --adapter, or mini.",
+            help="Base model: mini, mini:STYLE, a folder in diffusers' format, a hub id, or a single file "
+            "(.safetensors, .ckpt) of Stable Diffusion 1.5, 2.x or SDXL. Default: the one that fits "
+            "--adapter, or mini.",
             rich_help_panel=MODELS,
         ),
     ] = None,

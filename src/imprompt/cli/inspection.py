@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from imprompt.checkpoint import describe
-from imprompt.checkpoint.files import read_tensors
 from imprompt.cli.pictures import read_picture_facts
 from imprompt.errors import CheckpointError
 from imprompt.generation.job import EMBEDDINGS_SUFFIX, Job, has_settings, read_settings
+from imprompt.generation.single_file import recognize_checkpoint
 from imprompt.inputs.image import is_picture
 from imprompt.runtime.files import find_file_fault
 
@@ -20,37 +20,6 @@ class Inspection(NamedTuple):
 
     facts: Mapping[str, Any]
     problems: Sequence[str] = ()
-
-
-_OTHER_KINDS = {
-    "a LoRA, not an image-prompt adapter; load it with pipe.load_lora_weights": (
-        "lora_unet_",
-        "lora_te",
-        ".lora_A.",
-        ".lora_B.",
-        ".lora.up.",
-        ".lora.down.",
-        "_lora.up.",
-        "_lora.down.",
-        ".lora_up.",
-        ".lora_down.",
-    ),
-    "a whole base model in one file, not an image-prompt adapter": ("model.diffusion_model.",),
-    "a ControlNet, not an image-prompt adapter; give its folder to --control-model": (
-        "control_model.",
-        "controlnet_cond_embedding.",
-        "controlnet_down_blocks.",
-    ),
-    "an image encoder, not an image-prompt adapter; give its folder to --image-encoder": (
-        "vision_model.",
-        "visual.",
-    ),
-    "the U-Net of a base model, not an image-prompt adapter": ("down_blocks.0.resnets.", "input_blocks.0."),
-    "an autoencoder, not an image-prompt adapter": ("decoder.conv_in.", "first_stage_model."),
-    "a text encoder, not an image-prompt adapter": ("text_model.",),
-    "a textual inversion, not an image-prompt adapter": ("emb_params", "clip_l", "clip_g"),
-}
-"""What another file of tensors may be → parts of its tensors' names, the most specific first."""
 
 
 def inspect_file(file: Path) -> Inspection:
@@ -83,19 +52,14 @@ def _inspect_folder(folder: Path) -> Inspection:
 
 
 def _inspect_tensors(file: Path) -> Inspection:
+    found = recognize_checkpoint(file)
+    if found.role in ("base", "other"):
+        facts: dict[str, Any] = {"kind": found.name, "parameters": found.parameters}
+        facts |= dataclasses.asdict(found.base) if found.base else {}
+        problem = f"it is {found.name}, not an image-prompt adapter: {found.use}"
+        return Inspection(facts | {"metadata": found.metadata}, [problem])
     description = describe(file)
-    if description.variant is None and (other := _recognize_other_kind(read_tensors(file).tensors)):
-        facts = {"kind": other.partition(",")[0], "parameters": description.parameters}
-        return Inspection(facts | {"metadata": description.metadata}, [f"it is {other}"])
     return Inspection({**dataclasses.asdict(description), "limit": description.limit}, description.problems)
-
-
-def _recognize_other_kind(names: Iterable[str]) -> str | None:
-    names = list(names)
-    for kind, parts in _OTHER_KINDS.items():
-        if any(part in name for name in names for part in parts):
-            return kind
-    return None
 
 
 def _read_head(file: Path) -> bytes:

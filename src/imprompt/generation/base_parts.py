@@ -17,7 +17,8 @@ from torch import Tensor
 from imprompt.errors import ConfigError, MissingExtra, UnknownModel
 from imprompt.generation.job.base_options import BaseOptions, JobEmbedding, JobLora, Offload
 from imprompt.generation.job.samplers import SAMPLERS
-from imprompt.runtime.foreign_models import explain_failure, parse_source
+from imprompt.generation.single_file import load_autoencoder_file
+from imprompt.runtime.foreign_models import explain_failure, ignore_own_deprecations, parse_source
 from imprompt.runtime.hub import fetch_file
 
 _SEVERAL = ".safetensors, .bin, .pt or .ckpt"
@@ -63,15 +64,14 @@ def load_autoencoder(name: str, pipe: Any) -> AutoencoderKL:
     """Load another autoencoder for a base, from a folder in diffusers' format, a file, or the hub.
 
     Raises:
-        UnknownModel: it cannot be read
+        UnknownModel, CheckpointError: it cannot be read
         ConfigError: its latents have another number of channels than the base's
     """
+    if Path(name).is_file():
+        return load_autoencoder_file(name, pipe.vae).to(pipe.device)
     source = parse_source(name)
-    with explain_failure(f"the autoencoder {name} cannot be loaded"):
-        if Path(name).is_file():
-            vae: Any = AutoencoderKL.from_single_file(name, torch_dtype=pipe.dtype)
-        else:
-            vae = AutoencoderKL.from_pretrained(source.name, torch_dtype=pipe.dtype, **source.options)
+    with explain_failure(f"the autoencoder {name} cannot be loaded"), ignore_own_deprecations():
+        vae: Any = AutoencoderKL.from_pretrained(source.name, torch_dtype=pipe.dtype, **source.options)
     given, wanted = vae.config.latent_channels, pipe.unet.config.out_channels
     if given != wanted:
         raise ConfigError(f"the autoencoder {name} has {given} latent channels; this base has {wanted}")

@@ -19,6 +19,7 @@ from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.repository import fetch_base
 from imprompt.generation.settings import Settings
+from imprompt.generation.single_file import load_single_file
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.foreign_models import (
     explain_failure,
@@ -42,18 +43,28 @@ def load_pipeline(
 
     Args:
         name: "mini" (the embedded model), "mini:STYLE" (the same, fine-tuned on one style of drawing), a
-            folder in diffusers' format, or a hub id owner/name
+            folder in diffusers' format, a hub id owner/name, or a single file (`.safetensors` or `.ckpt`) of
+            Stable Diffusion 1.5, 2.x or SDXL in the layout of the original code
         device: by default the first GPU, or the CPU if there is none
         dtype: number format; by default float16 on a GPU, float32 on the CPU
+        variant: variant of the files in a folder or on the hub, such as "fp16"
+        revision: branch, tag or commit of a repository on the hub
 
     Raises:
         UnknownModel: the model is not on this machine, and cannot be downloaded
+        CheckpointError: a single file is damaged, or is another kind of file
+        ConfigError: `variant` or `revision` for the embedded model or a single file, which have none
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    is_file = find_name_fault(name) is None and Path(name).is_file()
+    if is_embedded(name) or is_file:
+        _refuse_options(name, variant=variant, revision=revision)
     if is_embedded(name):
         style = name.partition(":")[2] or None
         return mini.pipeline(style=style, dtype=dtype).to(device)
+    if is_file:
+        return load_single_file(name, dtype=dtype).to(device)
     _check_name("base model", name, "model_index.json")
     source: str | Path = name
     if not Path(name).exists():
@@ -64,6 +75,15 @@ def load_pipeline(
             source, dtype=dtype, variant=variant, revision=revision
         )
         return pipe.to(device)
+
+
+def _refuse_options(name: str, **options: str | None) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} {value!r} has no effect on the base {name}: leave it out; only folders and "
+                "repositories of the hub have any"
+            )
 
 
 def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:

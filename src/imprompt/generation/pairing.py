@@ -13,6 +13,7 @@ from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.checkpoint.published import PUBLISHED
 from imprompt.errors import AdapterMismatch, ConfigError, UnknownModel
 from imprompt.generation.job import Job
+from imprompt.generation.single_file import require_base
 from imprompt.runtime.foreign_models import is_embedded, is_hub_id
 from imprompt.runtime.hub import fetch_file
 
@@ -104,10 +105,13 @@ def recognize_base(name: str, revision: str | None = None) -> str | None:
     """Return the family of a base by its U-Net's configuration; None if it is no well-known one.
 
     Raises:
-        UnknownModel: there is no such base, or it has no U-Net
+        UnknownModel: its configuration cannot be read
+        CheckpointError: a single file that is damaged, or no base
     """
     if is_embedded(name):
         return "mini"
+    if Path(name).is_file():
+        return require_base(Path(name)).family
     config = _find_config(name, revision)
     if config is None:
         return None

@@ -100,6 +100,7 @@ def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[
             raise ConfigError(f"a seed must be 0 to {_MAX_SEED}, not {seed}")
     _check_size(pipe, settings.size)
     _check_images(settings)
+    _check_mask(pipe, settings)
 
 
 def _check_guidance(pipe: DiffusionPipeline, settings: Settings) -> None:
@@ -162,6 +163,16 @@ def _check_images(settings: Settings) -> None:
         raise ConfigError(
             f"strength {settings.effective_strength} of {settings.steps} steps is less than one step; "
             "give more of either"
+        )
+
+
+def _check_mask(pipe: Any, settings: Settings) -> None:
+    """Refuse to use an inpainting model without a mask; its U-Net reads latents twice, and the mask."""
+    channels, latents = pipe.unet.config.in_channels, pipe.unet.config.out_channels
+    if channels == 2 * latents + 1 and settings.inpaint is None:
+        raise ConfigError(
+            "this base is an inpainting model: give a picture (init_image) and a mask (inpaint), or choose "
+            "another base"
         )
 
 

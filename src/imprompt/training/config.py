@@ -33,7 +33,7 @@ class BaseSettings(ClosedSettings):
     """The frozen base model."""
 
     model: str = "mini"
-    """"mini", "mini:STYLE", a folder in diffusers' format, or a hub id."""
+    """"mini", "mini:STYLE", a folder in diffusers' format, a hub id, or a single file of Stable Diffusion."""
     image_encoder: str = "known"
     """A folder or "owner/name:subfolder"; "known" means that of the preset or of the embedded model."""
 

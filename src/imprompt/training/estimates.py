@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt import mini
 from imprompt.errors import UnknownModel
+from imprompt.generation.single_file import read_configuration
 from imprompt.runtime.foreign_models import explain_failure, is_embedded, log_errors_only, parse_source
 from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
@@ -159,9 +160,14 @@ def measure_speed(device: torch.device | str = "cpu") -> float:
 def read_settings(model: str, part: str) -> Settings:
     """Read the config.json of a part of the embedded model, of a folder, or of a hub repository.
 
+    For a base model in a single file, return what diffusers' folder of this base would have.
+
     Raises:
         UnknownModel: it is not there, or not JSON
+        CheckpointError: a single file is no base model
     """
+    if part and Path(model).is_file():
+        return read_configuration(Path(model), part)
     name = str(Path(part, "config.json")) if part else "config.json"
     with explain_failure(f"{model}: {name} cannot be read"):
         if is_embedded(model):

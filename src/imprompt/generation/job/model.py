@@ -44,7 +44,8 @@ class Job(BaseOptions):
     negative_prompt: Text = ""
     references: Annotated[tuple[JobReference, ...], BeforeValidator(as_tuple), Field(min_length=1)]
     base: Name | None = None
-    """"mini", a folder in diffusers' format, or a hub id; by default the usual base for the adapter."""
+    """"mini", a folder in diffusers' format, a hub id, or a file of Stable Diffusion 1.5, 2.x or SDXL; by
+    default the usual base for the adapter."""
     adapter: Name | None = None
     """"mini", "mini-plus", a short name (`imprompt variants`), a file, or owner/name:file on the hub; by
     default the usual adapter for the base. Without either it is "mini"."""
