@@ -339,7 +339,8 @@ def test_a_base_from_a_file_draws_as_its_pipeline(of_wide: SimpleNamespace) -> N
 
 
 def test_a_file_has_no_variant_and_no_revision(wide: SimpleNamespace) -> None:
-    for option in ({"variant": "fp16"}, {"revision": "main"}):
+    options: list[dict[str, Any]] = [{"variant": "fp16"}, {"revision": "main"}]
+    for option in options:
         with pytest.raises(
             ConfigError, match=rf"{next(iter(option))} .* has no effect on the base .*safetensors"
         ):
