@@ -8,8 +8,8 @@ import typer
 
 from imprompt.cli.terminal import import_with_extra
 from imprompt.errors import ConfigError
+from imprompt.runtime.files import resolve_in_cache
 from imprompt.runtime.output import check_output, save_picture
-from imprompt.runtime.settings import resolve_in_cache
 
 app = typer.Typer(
     help="Draw reference characters, or rebuild the embedded model from public packages.",
