@@ -34,7 +34,7 @@ class Device(NamedTuple):
 
 
 def describe_installation() -> dict[str, str]:
-    """Return what a bug report needs: versions, the default device, and the number formats, by their names."""
+    """Return, by name, what a bug report needs: versions, the default device, the number formats."""
     device = find_device()
     pictures, training = ("float16", "bf16, or fp32 on older GPUs")
     if device.kind == "cpu":
@@ -88,14 +88,12 @@ def write_precision(precision: str, speedup: float) -> None:
 
 
 def read_precision() -> str | None:
-    """Return the recorded format and its gain; None if there is no record of this processor and this torch."""
+    """Return the recorded format and its gain; None without a record of this processor and this torch."""
     try:
         record = json.loads(resolve_in_cache(_RECORD).read_text(encoding="utf-8"))
         if not _identify_machine().items() <= record.items():
             return None
-        return (
-            f"{record['precision']} (bfloat16 was measured at {record['speedup']} times the speed of float32)"
-        )
+        return f"{record['precision']} (bfloat16 is {record['speedup']} times as fast as float32)"
     except (OSError, ValueError, KeyError, AttributeError):
         return None
 
