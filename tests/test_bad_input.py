@@ -17,7 +17,7 @@ from PIL import Image
 
 import tiny
 from conftest import Result, ToyModel
-from imprompt.runtime.output import save_picture
+from imprompt.runtime.picture_files import save_picture
 
 Imprompt = Callable[..., Result]
 

@@ -32,7 +32,7 @@ from imprompt.generation.job import DEFAULT_STEPS, read_settings
 from imprompt.generation.models import load_pipeline, make_control_image
 from imprompt.generation.settings import Control, Settings
 from imprompt.reference import Reference
-from imprompt.runtime.output import save_picture
+from imprompt.runtime.picture_files import save_picture
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from imprompt.generation.job import Job as Job
     from imprompt.generation.job import save_job as save_job
     from imprompt.generation.run import run_job as run_job
-    from imprompt.runtime.output import save_picture as save_picture
+    from imprompt.runtime.picture_files import save_picture as save_picture
 
     # Models
     from imprompt.generation.models import load_pipeline as load_pipeline

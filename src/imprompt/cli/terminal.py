@@ -148,9 +148,15 @@ def import_with_extra(module: str, extra: str) -> ModuleType:
         raise MissingExtra(error.name, extra) from error
 
 
-def print_written(path: Path) -> None:
-    """Report that a file was written."""
-    typer.echo(f"wrote {join_lines(str(path))}")
+def print_written(path: Path, source: str | None = None) -> None:
+    """Report that a file was written, and from which reference if there are many."""
+    origin = "" if source is None else f" from {join_lines(source)}"
+    typer.echo(f"wrote {join_lines(str(path))}{origin}")
+
+
+def print_note(text: str) -> None:
+    """Print a line on standard error about something that a user may not expect, and that is no error."""
+    typer.echo(f"imprompt: {join_lines(text)}", err=True)
 
 
 def join_lines(text: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
 from imprompt.inputs.encoder import Input
-from imprompt.runtime.files import find_file_fault, find_header_fault
+from imprompt.runtime.files import find_file_fault, find_header_fault, shorten
 from imprompt.runtime.output import check_output, write_atomically
 from imprompt.runtime.settings import normalize_spelling
 
@@ -42,7 +42,7 @@ _AXES: dict[Input, str] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageEmbeddings:
     """Encoded pictures, as an adapter's projection takes them.
 
@@ -68,6 +68,12 @@ class ImageEmbeddings:
             raise InvalidReference(
                 f"metadata cannot be named {reserved[0]!r}; the file format uses it itself"
             )
+
+    def __repr__(self) -> str:
+        """Name the inputs with their shapes and the metadata, not hundreds of numbers."""
+        shapes = [f"{name} {' × '.join(map(str, tensor.shape))}" for name, tensor in self.inputs.items()]
+        facts = [f"{key} {shorten(text)!r}" for key, text in self.metadata.items()]
+        return f"ImageEmbeddings({', '.join(shapes + facts)})"
 
     @property
     def images(self) -> int:

@@ -1,9 +1,12 @@
 """The parts of a job: image prompts and ControlNets, with files in place of pictures."""
 
+import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from PIL import Image
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -14,11 +17,17 @@ from pydantic import (
 
 from imprompt.attention.layer_weights import Convention
 from imprompt.checkpoint import EMBEDDED
-from imprompt.errors import InvalidReference
-from imprompt.generation.job.limits import MAX_PICTURES, MAX_SIDE, MAX_STEPS, find_text_fault
+from imprompt.errors import ImageError, InvalidReference
+from imprompt.generation.job.limits import (
+    MAX_PICTURE_BYTES,
+    MAX_PICTURES,
+    MAX_SIDE,
+    MAX_STEPS,
+    find_text_fault,
+)
 from imprompt.inputs.crop import CropName, Noise
 from imprompt.inputs.embeddings import Combine, load_embeddings
-from imprompt.inputs.image import load_image
+from imprompt.inputs.image import decode_image, is_url, load_image
 from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.settings import ClosedSettings, normalize_spelling
@@ -26,8 +35,19 @@ from imprompt.runtime.settings import ClosedSettings, normalize_spelling
 EMBEDDINGS_SUFFIX = ".safetensors"
 """The suffix of embedding files; any other file is a picture."""
 
+STANDARD_INPUT = "-"
+"""In place of a picture's path: the picture is read from standard input."""
+
 Move = Callable[[str], str]
 """Translates a path that is read from a file or written into one; passed as the context {"move": ...}."""
+
+
+def _read_file(path: str, info: Any) -> str:
+    if is_url(path):
+        raise ValueError(
+            f"{shorten(path)} is a URL, and imprompt fetches none; download the file and give its path"
+        )
+    return _read_path(path, info)
 
 
 def _read_path(path: str, info: Any) -> str:
@@ -44,7 +64,7 @@ def _read_name(name: str, info: Any) -> str:
 
 def _move_path(path: str, info: Any) -> str:
     move: Move | None = (info.context or {}).get("move")
-    return move(path) if move else path
+    return move(path) if move and path != STANDARD_INPUT else path
 
 
 def _write_name(name: str, info: Any) -> str:
@@ -76,7 +96,7 @@ def _check_images(images: tuple[str, ...]) -> tuple[str, ...]:
 
 Text = Annotated[str, AfterValidator(_check_text)]
 """A text of at most `MAX_PROMPT_CHARACTERS` that contains no half of a surrogate pair."""
-File = Annotated[str, Field(min_length=1), AfterValidator(_read_path), PlainSerializer(_move_path)]
+File = Annotated[str, Field(min_length=1), AfterValidator(_read_file), PlainSerializer(_move_path)]
 """A path; in a file it is relative to that file."""
 Name = Annotated[str, Field(min_length=1), AfterValidator(_read_name), PlainSerializer(_write_name)]
 """A short name, a path, or a hub id."""
@@ -179,11 +199,36 @@ def _load_images(files: Sequence[str]) -> Any:
     """Read pictures, or return the name of an embedding file."""
     embeddings = [file for file in files if file.endswith(EMBEDDINGS_SUFFIX)]
     if not embeddings:
-        pictures = [load_image(file) for file in files]
+        pictures = [_load_image(file) for file in files]
         return pictures if len(pictures) > 1 else pictures[0]
     if len(files) > 1:
         raise InvalidReference(f"{embeddings[0]} holds embeddings; give it alone, as a separate reference")
     return files[0]
+
+
+def _load_image(file: str) -> Image.Image:
+    if file != STANDARD_INPUT:
+        return load_image(file)
+    return decode_image(_read_standard_input(), "standard input")
+
+
+@functools.cache
+def _read_standard_input() -> bytes:
+    """Return all bytes of standard input, which can be read once only.
+
+    Raises:
+        ImageError: it is a terminal, or holds more bytes than a picture has
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ImageError(
+            "'-' stands for standard input, and nothing is piped into it; give a file, or pipe one"
+        )
+    data = sys.stdin.buffer.read(MAX_PICTURE_BYTES + 1)
+    if len(data) > MAX_PICTURE_BYTES:
+        raise ImageError(
+            f"standard input holds more than {MAX_PICTURE_BYTES:,} bytes, too many for a picture"
+        )
+    return data
 
 
 def _load_face(file: str) -> Any:
