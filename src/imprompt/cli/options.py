@@ -211,7 +211,7 @@ def _check_files_of_picture(files: Collection[str], picture: Path) -> None:
                 f"it was then; {again}"
             )
         if located.get(file) not in (None, hash_file(file)):
-            raise ConfigError(f"{picture} was made from another {file} than the one that is here; {again}")
+            raise ConfigError(f"{picture} was made from another {file} than the one here; {again}")
 
 
 def _format_option(name: str) -> str:

@@ -20,12 +20,15 @@ from torch import Tensor
 
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
 from imprompt.inputs.encoder import Input
-from imprompt.runtime.files import find_file_fault, find_header_fault, shorten
+from imprompt.runtime.files import find_file_fault, find_header_fault
 from imprompt.runtime.output import check_output, write_atomically
 from imprompt.runtime.settings import normalize_spelling
 
 Combine = Literal["concat", "average", "add", "subtract", "normalized average", "interpolate"]
 """How several pictures of one reference are combined, see `combine_embeddings`."""
+
+_SHORT_FACT = 60
+"""The most characters of a fact that `repr` shows; the signature of an encoder has more."""
 
 VERSION = "1"
 """The version of the file format."""
@@ -72,7 +75,7 @@ class ImageEmbeddings:
     def __repr__(self) -> str:
         """Name the inputs with their shapes and the metadata, not hundreds of numbers."""
         shapes = [f"{name} {' × '.join(map(str, tensor.shape))}" for name, tensor in self.inputs.items()]
-        facts = [f"{key} {shorten(text)!r}" for key, text in self.metadata.items()]
+        facts = [f"{key} {text!r}" for key, text in self.metadata.items() if len(text) <= _SHORT_FACT]
         return f"ImageEmbeddings({', '.join(shapes + facts)})"
 
     @property
