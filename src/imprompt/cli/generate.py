@@ -219,7 +219,9 @@ def generate(
 
     imprompt generate cat.png --init-image photo.png --inpaint mask.png
 
-    imprompt generate --like out.png --seed 1 --count 4 --output more.png
+    imprompt generate --like out.png --seed 1 --count 4
+
+    imprompt generate photos --prompt "in the rain" --size 512x768 --output rain.jpg
 
     Each picture carries its settings; [bold]imprompt inspect out.png[/bold] shows them.
     """

@@ -1,4 +1,4 @@
-"""What a file is; this imports the library, so the command imports it late."""
+"""What a file is; only files of tensors import torch, so that pictures and jobs are inspected quickly."""
 
 import dataclasses
 import json
@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imprompt.checkpoint import describe
-from imprompt.checkpoint.files import read_tensors
 from imprompt.cli.pictures import read_picture_facts
 from imprompt.errors import CheckpointError
 from imprompt.generation.job import EMBEDDINGS_SUFFIX, Job, has_settings, read_settings
@@ -83,6 +81,9 @@ def _inspect_folder(folder: Path) -> Inspection:
 
 
 def _inspect_tensors(file: Path) -> Inspection:
+    from imprompt.checkpoint import describe
+    from imprompt.checkpoint.files import read_tensors
+
     description = describe(file)
     if description.variant is None and (other := _recognize_other_kind(read_tensors(file).tensors)):
         facts = {"kind": other.partition(",")[0], "parameters": description.parameters}

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,10 @@ from imprompt.errors import MissingExtra
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_WIDEST = 1000
+"""Width of a table that is not printed on a terminal: more than its content, so that no line is broken."""
 
 
 class WrongUsage(TyperException):
@@ -101,16 +106,20 @@ def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with a title over each column."""
+    """Print a table with a title over each column, as wide as the terminal; in a pipe, as wide as it needs.
+
+    Words that are too long for a narrow terminal continue on the next line, and nothing is cut.
+    """
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*titles, box=None)
-    # The first column holds words to be typed, so it is never cut, however narrow the terminal is.
-    table.columns[0].min_width = max(len(row[0]) for row in rows)
+    # The first column holds words to be typed, so it is never broken.
+    table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if is_narrow else _WIDEST).print(table)
 
 
 def _format_lines(name: str, value: Any) -> list[str]:

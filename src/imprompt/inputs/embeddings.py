@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import safetensors
 import safetensors.torch
@@ -19,13 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Combine, Input
 from imprompt.runtime.files import find_file_fault, find_header_fault
 from imprompt.runtime.output import check_output, write_atomically
 from imprompt.runtime.settings import normalize_spelling
-
-Combine = Literal["concat", "average", "add", "subtract", "normalized average", "interpolate"]
-"""How several pictures of one reference are combined, see `combine_embeddings`."""
 
 _SHORT_FACT = 60
 """The most characters of a fact that `repr` shows; the signature of an encoder has more."""

@@ -4,7 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from PIL import Image
 from pydantic import (
@@ -15,8 +15,9 @@ from pydantic import (
     model_validator,
 )
 
+from imprompt.attention.choices import Axis, Scaling
 from imprompt.attention.layer_weights import Convention
-from imprompt.checkpoint import EMBEDDED
+from imprompt.checkpoint.published import EMBEDDED
 from imprompt.errors import ImageError, InvalidReference
 from imprompt.generation.job.limits import (
     MAX_PICTURE_BYTES,
@@ -25,12 +26,13 @@ from imprompt.generation.job.limits import (
     MAX_STEPS,
     find_text_fault,
 )
-from imprompt.inputs.crop import CropName, Noise
-from imprompt.inputs.embeddings import Combine, load_embeddings
+from imprompt.inputs.choices import MAX_IMAGES, Combine, CropName, Noise
 from imprompt.inputs.image import decode_image, is_url, load_image
-from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.settings import ClosedSettings, normalize_spelling
+
+if TYPE_CHECKING:
+    from imprompt.reference import Reference
 
 EMBEDDINGS_SUFFIX = ".safetensors"
 """The suffix of embedding files; any other file is a picture."""
@@ -170,13 +172,15 @@ class JobReference(ClosedSettings):
         """Whether it is an embedding file, not pictures."""
         return any(file.endswith(EMBEDDINGS_SUFFIX) for file in self.images)
 
-    def load(self) -> Reference:
+    def load(self) -> "Reference":
         """Read the files and return the image prompt.
 
         Raises:
             ImageError, CheckpointError: a file that cannot be read
             InvalidReference: settings that do not go together
         """
+        from imprompt.reference import Reference  # it imports torch, and a job alone is read quickly
+
         settings = {name: value for name, value in self if name not in ("images", "adapter")}
         if self.negative is not None:
             settings["negative"] = _load_images(self.negative)
@@ -232,6 +236,8 @@ def _read_standard_input() -> bytes:
 
 
 def _load_face(file: str) -> Any:
+    from imprompt.inputs.embeddings import load_embeddings
+
     inputs = load_embeddings(file).inputs
     if "face_embedding" not in inputs:
         raise InvalidReference(f"{file} holds {', '.join(inputs)}, but no face_embedding")
