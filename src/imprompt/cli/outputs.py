@@ -47,9 +47,11 @@ def choose_outputs(
     if not overwrite:
         return Outputs(find_free_paths(output, number), _find_free(seen), _find_free(save_job))
     outputs = Outputs(number_paths(output, number), seen, save_job)
+    read = {_identify(Path(file)) for file in sources} - {None}
     for path in [*outputs.pictures, *filter(None, (seen, save_job))]:
         check_output(path)
-        _check_no_source(path, sources)
+        if _identify(path) in read:
+            raise OutputError(f"{path} is one of the files to be read; choose another name with --output")
     return outputs
 
 
@@ -62,7 +64,10 @@ def _find_free(path: Path | None) -> Path | None:
     return path and find_free_paths(path)[0]
 
 
-def _check_no_source(path: Path, sources: Sequence[str]) -> None:
-    for file in sources:
-        if path.exists() and Path(file).exists() and path.samefile(file):
-            raise OutputError(f"{path} is one of the files to be read; choose another name with --output")
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file, by whatever name it is given; None if there is none."""
+    try:
+        facts = path.stat()
+    except (OSError, ValueError):  # ValueError: no file can have this name
+        return None
+    return facts.st_dev, facts.st_ino
