@@ -14,6 +14,7 @@ import tiny
 from conftest import ToyModel
 from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.cli.layer_plot import list_layer_names
+from imprompt.cli.terminal import complete_adapter
 from imprompt.errors import UnknownModel
 
 SCRIPT = """
@@ -70,6 +71,15 @@ def test_the_module_is_the_command_and_completes_it() -> None:
         [sys.executable, "-m", "imprompt"], capture_output=True, text=True, env=os.environ | asked
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "generate\n", "")
+
+
+def test_names_of_adapters_and_suites_are_completed() -> None:
+    assert complete_adapter("sd15-faceid-p") == [
+        "sd15-faceid-plus",
+        "sd15-faceid-plusv2",
+        "sd15-faceid-portrait",
+    ]
+    assert complete_adapter("mini") == ["mini", "mini-plus"]
 
 
 # The names of layers without diffusers

@@ -10,6 +10,7 @@ from imprompt.cli.options import build_job, drop_defaults
 from imprompt.cli.outputs import choose_outputs, keep_existing
 from imprompt.cli.references import expand_folder, warn_about_portraits
 from imprompt.cli.terminal import (
+    complete_adapter,
     error_console,
     exit_on_interrupt,
     number_option,
@@ -176,6 +177,7 @@ def generate(
         typer.Option(
             help="Image-prompt adapter: mini, mini-plus, a short name (see `imprompt variants`), a file, or "
             "owner/name:file on the hub. Default: mini.",
+            autocompletion=complete_adapter,
             rich_help_panel=MODELS,
         ),
     ] = None,

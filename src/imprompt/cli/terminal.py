@@ -42,6 +42,13 @@ def number_option(description: str, panel: str | None = None, *names: str) -> An
     return typer.Option(*names, help=description, parser=parse, metavar="<number>", rich_help_panel=panel)
 
 
+def complete_adapter(incomplete: str) -> list[str]:
+    """Return the short names of adapters that begin with a text, for completion in a shell."""
+    from imprompt.checkpoint.published import EMBEDDED, PUBLISHED
+
+    return [name for name in (*EMBEDDED, *PUBLISHED) if name.startswith(incomplete)]
+
+
 @contextlib.contextmanager
 def exit_on_interrupt() -> Iterator[None]:
     """Let Ctrl-C end the process immediately, inside this context.
@@ -111,11 +118,11 @@ def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Words that are too long for a narrow terminal continue on the next line, and nothing is cut.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*titles, box=None)
     # The first column holds words to be typed, so it is never broken.
-    table.columns[0].no_wrap = True
+    columns = [Column(title, overflow="fold", no_wrap=number == 0) for number, title in enumerate(titles)]
+    table = Table(*columns, box=None)
     for row in rows:
         table.add_row(*row)
     is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
