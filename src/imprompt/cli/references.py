@@ -56,10 +56,13 @@ def warn_about_portraits(job: "Job", inputs: "JobInputs") -> None:
 
 
 def _find_portraits(job: "Job", inputs: "JobInputs") -> Iterator[str]:
+    from PIL import Image
+
     for name, group in job.by_adapter.items():
         for described, reference in zip(group, inputs.references[name], strict=True):
             for file, picture in zip(described.images, reference.pictures, strict=False):
-                if reference.crop == "center" and picture.height > LONGEST_PORTRAIT * picture.width:
+                is_cut = reference.crop == "center" and isinstance(picture, Image.Image)
+                if is_cut and picture.height > LONGEST_PORTRAIT * picture.width:
                     yield file
 
 

@@ -136,7 +136,7 @@ def _describe_pictures(
 def _list_arguments(references: References) -> Sequence[Any]:
     """Return the arguments of `ImagePromptAdapter.use`: one image prompt becomes a list of one."""
     several = isinstance(references, Sequence) and not isinstance(references, str | bytes)
-    return references if several else [references]
+    return cast(Sequence[Any], references) if several else [references]
 
 
 def _check_adapter(adapter: object) -> None:
