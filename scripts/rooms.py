@@ -36,8 +36,9 @@ def read_rooms() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def room_of(path: Path, source: Path) -> str:
-    """Return the room that a file belongs to: its first folder, or its own name."""
-    return path.relative_to(source).parts[0].removesuffix(".py")
+    """Return the room that a file belongs to: its first folder or its own name; `__main__` is of the cli."""
+    name = path.relative_to(source).parts[0].removesuffix(".py")
+    return "cli" if name == "__main__" else name
 
 
 def imported_modules(path: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 import tiny
 from conftest import Result, ToyModel
-from imprompt.runtime.output import save_picture
+from imprompt.runtime.picture_files import save_picture
 
 Imprompt = Callable[..., Result]
 
@@ -80,7 +80,17 @@ BAD: dict[str, tuple[str, int, str]] = {
         1,
         f"giant.png has 30000 × 30000 pixels; the limit is {LIMIT} in all, make it smaller",
     ),
-    "a folder": ("folder.png", 1, "folder.png is a folder, not a picture"),
+    "an empty folder": (
+        "folder.png",
+        1,
+        "the folder folder.png contains no pictures; give a picture, or a folder of them",
+    ),
+    "two folders": ("folder.png folder.png", 2, "folder.png and folder.png are folders; give one folder *"),
+    "a URL": (
+        "https://example.com/cat.png",
+        1,
+        "references[0].images[0]: https://example.com/cat.png is a URL, and imprompt fetches none; *",
+    ),
     "an adapter as a picture": (
         "{toy.adapter}",
         1,
@@ -132,7 +142,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a missing output folder": (
         "cat.png --output none/out.png",
         1,
-        "none/out.png cannot be written: there is no folder none; create it first",
+        "none/out.png cannot be written: there is no folder none; create it first: mkdir -p none",
     ),
     "a folder as output": (
         "cat.png --output folder.png",
@@ -142,19 +152,34 @@ BAD: dict[str, tuple[str, int, str]] = {
     "a device as output": (
         "cat.png --output /dev/null",
         1,
-        "/dev/null cannot be written: its name must end in .png",
+        "/dev/null cannot be written: its name must end in .png or .jpg or .jpeg or .webp",
     ),
-    "an output that is no PNG": (
-        "cat.png --output out.jpg",
+    "an output of another format": (
+        "cat.png --output out.gif",
         1,
-        "out.jpg cannot be written: its name must end in .png",
+        "out.gif cannot be written: its name must end in .png or .jpg or .jpeg or .webp",
     ),
     "the reference as output": (
-        "cat.png --output cat.png",
+        "cat.png --output cat.png --overwrite",
         1,
         "cat.png is one of the files to be read; choose another name with --output",
     ),
     "a size between": ("cat.png --size 13", 1, "size must be a multiple of 8 pixels on this base, not 13"),
+    "a size that is none": (
+        "cat.png --size 64by96",
+        2,
+        "--size takes 512 or 512x768 (width x height), not '64by96' (see imprompt generate --help)",
+    ),
+    "a width without a height": (
+        "cat.png --width 64",
+        1,
+        "width and height belong together; give both, or size",
+    ),
+    "a size and a width": (
+        "cat.png --size 64 --width 64",
+        2,
+        "--size sets width and height at once; leave out --width (see imprompt generate --help)",
+    ),
     "too many steps": (
         "cat.png --steps 1001",
         1,
@@ -185,7 +210,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "an option beside a job": (
         "--job x.toml --scale 1",
         2,
-        "--job can only be combined with --output, --seed and --count, not with *",
+        "--job can only be combined with --output, --overwrite, --seed and --count, not with *",
     ),
     "a control model alone": (
         "cat.png --control-model mini",
@@ -246,7 +271,8 @@ def test_a_missing_output_folder_is_found_before_any_work(imprompt: Imprompt) ->
 
 def test_the_first_numbered_name_that_cannot_be_written_stops_all(imprompt: Imprompt, toy: ToyModel) -> None:
     Path("x-1.png").mkdir()
-    result = imprompt("generate", "cat.png", "--count", "2", "--output", "x.png", *toy.options)
+    words = "--count", "2", "--output", "x.png", "--overwrite"
+    result = imprompt("generate", "cat.png", *words, *toy.options)
     assert_one_line(result, 1, "x-1.png cannot be written: it exists and is not a file")
     assert not Path("x-0.png").exists()
 

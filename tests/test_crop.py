@@ -11,15 +11,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from imprompt.errors import InvalidReference
-from imprompt.inputs.crop import (
-    Crop,
-    Noise,
-    check_crop,
-    encoder_pixels,
-    encoder_view,
-    noise_image,
-    split_into_tiles,
-)
+from imprompt.inputs.choices import Noise
+from imprompt.inputs.crop import Crop, check_crop, encoder_pixels, encoder_view, noise_image, split_into_tiles
 from imprompt.inputs.encoder import CLIP_MEAN, CLIP_STD
 
 WINDOWS = {"center": (0.5, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "left": (0, 0.5), "right": (1, 0.5)}

@@ -59,8 +59,11 @@ def test_other_python_blocks_name_what_exists(document: str, code: str) -> None:
 
 
 @pytest.mark.parametrize(("document", "line"), [c for c in commands() if c[1].startswith("imprompt ")])
-def test_imprompt_commands_run(document: str, line: str, elsewhere: Path) -> None:
+def test_imprompt_commands_run_and_print_no_noise(
+    document: str, line: str, elsewhere: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(shlex.split(line)[1:]) == 0
+    assert [said for said in capfd.readouterr().err.splitlines() if not said.startswith("imprompt: ")] == []
 
 
 @pytest.mark.parametrize(("document", "line"), [c for c in commands() if not c[1].startswith("imprompt ")])

@@ -15,8 +15,9 @@ from torch import Tensor
 import tiny
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
-from imprompt.inputs.embeddings import Combine, ImageEmbeddings, combine_embeddings, load_embeddings
-from imprompt.inputs.encoder import ImageEncoder, Input
+from imprompt.inputs.choices import Combine, Input
+from imprompt.inputs.embeddings import ImageEmbeddings, combine_embeddings, load_embeddings
+from imprompt.inputs.encoder import ImageEncoder
 
 seeds = st.integers(0, 2**31)
 counts = st.integers(1, 5)

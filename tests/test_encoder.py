@@ -10,8 +10,9 @@ from PIL import Image
 
 import tiny
 from imprompt.errors import AdapterMismatch, UnknownModel
+from imprompt.inputs.choices import Input
 from imprompt.inputs.crop import encoder_view
-from imprompt.inputs.encoder import CLIP_MEAN, ImageEncoder, Input, load_image_encoder
+from imprompt.inputs.encoder import CLIP_MEAN, ImageEncoder, load_image_encoder
 
 
 @pytest.fixture

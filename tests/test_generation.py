@@ -32,7 +32,7 @@ from imprompt.generation.job import DEFAULT_STEPS, read_settings
 from imprompt.generation.models import load_pipeline, make_control_image
 from imprompt.generation.settings import Control, Settings
 from imprompt.reference import Reference
-from imprompt.runtime.output import save_picture
+from imprompt.runtime.picture_files import save_picture
 
 
 @pytest.fixture(scope="module")
@@ -379,18 +379,20 @@ def test_settings_come_back_from_a_picture(tmp_path: Path) -> None:
 
 
 def test_a_picture_without_settings_is_said_to_be_one(tmp_path: Path) -> None:
-    tiny.picture().save(tmp_path / "x.png")
+    for suffix in ("png", "jpg", "webp"):
+        tiny.picture().save(tmp_path / f"x.{suffix}")
+        with pytest.raises(ImageError, match=f"x.{suffix} holds no settings of imprompt"):
+            read_settings(tmp_path / f"x.{suffix}")
     (tmp_path / "y.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    for name in ("x.png", "y.png"):
-        with pytest.raises(ImageError, match=f"{name} holds no settings of imprompt"):
-            read_settings(tmp_path / name)
+    with pytest.raises(ImageError, match=r"y.png is truncated or damaged"):
+        read_settings(tmp_path / "y.png")
     with pytest.raises(ImageError, match="no such file"):
         read_settings(tmp_path / "z.png")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a/out.png", "there is no folder"), ("out.jpg", "must end in .png"), ("out", ".png")],
+    [("a/out.png", "there is no folder"), ("out.gif", "must end in .png"), ("out", ".png")],
 )
 def test_places_where_no_picture_can_be_written(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(OutputError, match=message):

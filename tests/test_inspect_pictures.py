@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import tiny
 from conftest import Result
-from imprompt.runtime.output import SETTINGS_KEY, save_picture
+from imprompt.runtime.picture_files import SETTINGS_KEY, save_picture
 
 Imprompt = Callable[..., Result]
 PARAMETERS = "a cat, <lora:x:1>\nNegative prompt: rain\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5"

@@ -20,7 +20,7 @@ from imprompt.generation.job import (
     save_job,
 )
 from imprompt.reference import Reference
-from imprompt.runtime.output import save_picture
+from imprompt.runtime.picture_files import save_picture
 
 FULL: dict[str, Any] = {
     "prompt": ["a cat", 'say "λ"\n'],

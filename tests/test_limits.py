@@ -25,10 +25,11 @@ from imprompt.errors import (
 from imprompt.generation.job import Job, parse_job, read_settings
 from imprompt.generation.models import load_controlnet, load_pipeline
 from imprompt.generation.settings import Settings, build_call_arguments, check_settings
+from imprompt.inputs.choices import MAX_IMAGES
 from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.inputs.encoder import load_image_encoder
 from imprompt.inputs.image import load_image
-from imprompt.reference import MAX_IMAGES, Reference
+from imprompt.reference import Reference
 from imprompt.runtime.files import MAX_NAME_BYTES, MAX_PATH_BYTES, find_file_fault, find_name_fault
 from imprompt.runtime.output import check_output
 from imprompt.runtime.settings import read_toml, replace_setting

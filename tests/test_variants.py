@@ -25,8 +25,8 @@ import tiny_pipelines
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import PUBLISHED
 from imprompt.checkpoint.published import describe_encoder
+from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import Input
 from imprompt.projection import FacePlusProjection
 from imprompt.reference import Reference
 

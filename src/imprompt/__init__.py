@@ -9,14 +9,13 @@ Names are imported when they are first used: `import imprompt` alone is quick an
 """
 # ruff: noqa: I001
 
-import ast
-import importlib
 import importlib.metadata
 import operator
 import sys
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from imprompt.runtime.lazy_names import import_lazy_name, read_lazy_names
 
 if TYPE_CHECKING:
     # Adapter
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from imprompt.generation.job import Job as Job
     from imprompt.generation.job import save_job as save_job
     from imprompt.generation.run import run_job as run_job
-    from imprompt.runtime.output import save_picture as save_picture
+    from imprompt.runtime.picture_files import save_picture as save_picture
 
     # Models
     from imprompt.generation.models import load_pipeline as load_pipeline
@@ -68,15 +67,7 @@ if TYPE_CHECKING:
     from imprompt.errors import UnknownModel as UnknownModel
 
 
-def _read_modules() -> dict[str, str]:
-    """Return each public name and its module: the imports for type checkers above are the only list."""
-    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: str(node.module) for node in imports for alias in node.names}
-
-
-_MODULES = _read_modules()
+_MODULES = read_lazy_names(__file__)
 _DEPRECATED = {"load_base": "load_pipeline", "load_job": "Job.from_toml", "read_job": "Job.from_image"}
 
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -88,12 +79,8 @@ def __getattr__(name: str) -> Any:
         message = f"imprompt.{name} is deprecated; use imprompt.{_DEPRECATED[name]}"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         value = operator.attrgetter(_DEPRECATED[name])(sys.modules[__name__])
-    elif name not in _MODULES:
-        raise AttributeError(f"module 'imprompt' has no attribute {name!r}")
-    elif _MODULES[name] == __name__:
-        value = importlib.import_module(f"imprompt.{name}")
     else:
-        value = getattr(importlib.import_module(_MODULES[name]), name)
+        value = import_lazy_name(__name__, _MODULES, name)
     globals()[name] = value
     return value
 

@@ -7,28 +7,21 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from imprompt.attention.choices import Axis, Scaling
 from imprompt.attention.layer_weights import Convention, Layers
 from imprompt.errors import InvalidReference
-from imprompt.inputs.crop import Crop, Noise, check_crop, check_noise
-from imprompt.inputs.embeddings import Combine, ImageEmbeddings, load_embeddings
+from imprompt.inputs.choices import MAX_IMAGES, Combine, Noise
+from imprompt.inputs.crop import Crop, check_crop, check_noise
+from imprompt.inputs.embeddings import ImageEmbeddings, load_embeddings
 from imprompt.inputs.image import ImagePrompt, load_image
 from imprompt.runtime.settings import normalize_spelling
-
-Scaling = Literal["value", "key and value", "key and mean value"]
-"""What λ multiplies, see `Reference.scaling`."""
-
-Axis = Literal["steps", "noise"]
-"""What `Reference.start` and `Reference.end` are fractions of."""
-
-MAX_IMAGES = 1000
-"""The most pictures of one reference: each has 4 or more tokens in every layer."""
 
 Pictures = ImagePrompt | Sequence[ImagePrompt]
 Mask = ImagePrompt | Tensor

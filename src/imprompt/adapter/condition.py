@@ -19,7 +19,7 @@ from imprompt.attention.layer_weights import LayerWeights, layer_weights
 from imprompt.attention.pipeline_state import Moment
 from imprompt.attention.processor import KeyValue, split_heads
 from imprompt.errors import AttachmentError, InvalidReference
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Input
 from imprompt.reference import Reference
 
 FULL_WIDTH = 1280

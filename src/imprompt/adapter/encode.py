@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
+from imprompt.inputs.choices import Input
 from imprompt.inputs.crop import Crop, encoder_view, noise_image, split_into_tiles
 from imprompt.inputs.embeddings import ImageEmbeddings, combine_embeddings
-from imprompt.inputs.encoder import ImageEncoder, Input
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.inputs.faces import Face, FaceEmbedder
 from imprompt.inputs.image import ImagePrompt, load_image
 from imprompt.reference import Reference, check_no_pixels, list_pictures

@@ -28,21 +28,16 @@ from imprompt.adapter.encode import (
 )
 from imprompt.attention.attachment import ActiveReferences, Attachment
 from imprompt.attention.batch import BatchPlan, LayerInputs
+from imprompt.attention.choices import LoraShapes, Place
 from imprompt.attention.diffusers_internals import Branches
 from imprompt.attention.layers import UNet, find_cross_attention_layers, read_layer_shapes
 from imprompt.attention.pipeline_state import Clock
-from imprompt.attention.processor import (
-    ImageTerm,
-    KeyValue,
-    LoraTerm,
-    Place,
-    get_text_projections,
-    split_heads,
-)
-from imprompt.attention.weights import ImageKeyValue, LoraShapes, LowRank, list_lora_shapes
+from imprompt.attention.processor import ImageTerm, KeyValue, LoraTerm, get_text_projections, split_heads
+from imprompt.attention.weights import ImageKeyValue, LowRank, list_lora_shapes
 from imprompt.errors import AdapterMismatch, AttachmentError
+from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import ImageEncoder, Input
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.inputs.faces import FaceEmbedder
 from imprompt.projection import FacePlusProjection, ImageProjection
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imprompt.attention.choices import Place
 from imprompt.attention.diffusers_internals import Branches, PipelineCall, find_running_call
 from imprompt.attention.pipeline_state import (
     Clock,
@@ -23,7 +24,7 @@ from imprompt.attention.pipeline_state import (
     find_picture_box,
     read_branches,
 )
-from imprompt.attention.processor import ImageTerm, KeyValue, LoraTerm, Place
+from imprompt.attention.processor import ImageTerm, KeyValue, LoraTerm
 from imprompt.errors import AmbiguousBatch, InvalidReference
 
 

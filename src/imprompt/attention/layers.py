@@ -7,6 +7,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
 
+from imprompt.attention.choices import FAMILIES
 from imprompt.errors import AdapterMismatch
 
 UNet = UNet2DConditionModel | UNetMotionModel
@@ -14,9 +15,6 @@ UNet = UNet2DConditionModel | UNetMotionModel
 
 Shapes = Mapping[int, tuple[int, int]]
 """Official layer number → (context_dim, inner_dim)."""
-
-FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL", (7, 192): "mini"}
-"""(number of cross-attention layers, width of the text embeddings) of the well-known bases."""
 
 
 def find_attention_layers(unet: UNet) -> dict[int, tuple[str, Attention]]:

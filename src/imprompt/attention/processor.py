@@ -13,7 +13,7 @@ output matrices of the base (never for W'_k, W'_v).
 
 from collections.abc import Callable, Sequence
 from threading import get_ident
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.attention_processor import (
@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imprompt.attention.choices import Place
 from imprompt.errors import AmbiguousBatch, AttachmentError
 
 
@@ -44,10 +45,6 @@ class ImageTerm(NamedTuple):
     key: Tensor
     value: Tensor
     weight: Tensor | None = None
-
-
-Place = Literal["q", "k", "v", "out"]
-"""The four matrices of an attention layer."""
 
 
 class LoraTerm(NamedTuple):

@@ -1,15 +1,11 @@
 """The trained matrices of one attention layer."""
 
-from collections.abc import Mapping
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from imprompt.attention.choices import LoraShapes
 from imprompt.attention.layers import UNet, find_attention_layers
-from imprompt.attention.processor import KeyValue, Place
-
-LoraShapes = Mapping[Place, tuple[int, int, int]]
-"""Matrix of an attention layer → (in, out, rank) of its LoRA."""
+from imprompt.attention.processor import KeyValue
 
 
 class ImageKeyValue(nn.Module):

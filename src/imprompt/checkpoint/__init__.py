@@ -14,13 +14,30 @@ its tensors, never by its name.
     names         official names ↔ those of ImagePromptAdapter
     published     the table of published adapters
     loading, saving
+
+Names are imported when they are first used, because the table and the files' headers need no torch.
 """
 
-from imprompt.checkpoint.loading import EncoderLike, find_embedded_part, load_adapter, load_embedded_adapter
-from imprompt.checkpoint.names import from_official, to_official
-from imprompt.checkpoint.published import EMBEDDED, EMBEDDED_WEIGHTS, ENCODERS, PUBLISHED, PublishedAdapter
-from imprompt.checkpoint.recognize import Description, describe
-from imprompt.checkpoint.saving import convert_adapter, save_adapter
+from typing import TYPE_CHECKING, Any
+
+from imprompt.runtime.lazy_names import import_lazy_name, read_lazy_names
+
+if TYPE_CHECKING:
+    from imprompt.checkpoint.loading import EncoderLike as EncoderLike
+    from imprompt.checkpoint.loading import find_embedded_part as find_embedded_part
+    from imprompt.checkpoint.loading import load_adapter as load_adapter
+    from imprompt.checkpoint.loading import load_embedded_adapter as load_embedded_adapter
+    from imprompt.checkpoint.names import from_official as from_official
+    from imprompt.checkpoint.names import to_official as to_official
+    from imprompt.checkpoint.published import EMBEDDED as EMBEDDED
+    from imprompt.checkpoint.published import EMBEDDED_WEIGHTS as EMBEDDED_WEIGHTS
+    from imprompt.checkpoint.published import ENCODERS as ENCODERS
+    from imprompt.checkpoint.published import PUBLISHED as PUBLISHED
+    from imprompt.checkpoint.published import PublishedAdapter as PublishedAdapter
+    from imprompt.checkpoint.recognize import Description as Description
+    from imprompt.checkpoint.recognize import describe as describe
+    from imprompt.checkpoint.saving import convert_adapter as convert_adapter
+    from imprompt.checkpoint.saving import save_adapter as save_adapter
 
 __all__ = [
     "EMBEDDED",
@@ -39,3 +56,10 @@ __all__ = [
     "save_adapter",
     "to_official",
 ]
+
+_MODULES = read_lazy_names(__file__)
+
+
+def __getattr__(name: str) -> Any:
+    value = globals()[name] = import_lazy_name(__name__, _MODULES, name)
+    return value

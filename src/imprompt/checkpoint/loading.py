@@ -26,7 +26,8 @@ from imprompt.checkpoint.published import (
 from imprompt.checkpoint.recognize import Description, RecognizedFile, read_lora_shapes, recognize
 from imprompt.checkpoint.saving import check_sound
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
-from imprompt.inputs.encoder import ImageEncoder, Input, describe_unconditional, load_image_encoder
+from imprompt.inputs.choices import Input
+from imprompt.inputs.encoder import ImageEncoder, describe_unconditional, load_image_encoder
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.hub import fetch_file
 

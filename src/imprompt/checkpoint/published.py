@@ -8,7 +8,7 @@ Kwai-Kolors/Kolors, `ipadapter/`. No file was downloaded. `note` states what cou
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Input
 
 
 class PublishedAdapter(NamedTuple):

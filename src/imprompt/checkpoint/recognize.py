@@ -14,9 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from imprompt.attention.layers import FAMILIES
-from imprompt.attention.processor import Place
-from imprompt.attention.weights import LoraShapes
+from imprompt.attention.choices import FAMILIES, LoraShapes, Place
 from imprompt.checkpoint.files import TensorFile, read_tensors
 from imprompt.checkpoint.layouts import Layout, convert_layout
 from imprompt.checkpoint.projections import (
@@ -28,7 +26,7 @@ from imprompt.checkpoint.projections import (
     format_shape,
 )
 from imprompt.checkpoint.published import describe_encoder
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Input
 from imprompt.projection import ImageProjection
 
 Tensors = Mapping[str, Tensor]

@@ -1,10 +1,10 @@
 """The command line: a thin shell over the library.
 
 A known error is one line on standard error and exit code 1. Wrong usage gives 2, and Ctrl-C gives 130.
+Scripts depend on these codes: docs/command-line.md states them.
 Nothing heavy is imported before a command needs it, so that `imprompt --help` is quick.
 """
 
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Image prompts for diffusion models.",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for part in (generate, files, train, evaluate):
@@ -31,10 +31,13 @@ for part in (generate, files, train, evaluate):
 app.add_typer(mini.app, name="mini")
 
 
-def print_version(wanted: bool) -> bool:
-    """Print the version of imprompt and exit, if that is wanted; return `wanted` otherwise."""
+def print_versions(wanted: bool) -> bool:
+    """Print versions, device and precision and exit, if that is wanted; return `wanted` otherwise."""
     if wanted:
-        typer.echo(f"imprompt {importlib.metadata.version('imprompt')}")
+        from imprompt.runtime.machine import describe_installation
+
+        for name, value in describe_installation().items():
+            typer.echo(f"{name}{':' if name in ('device', 'precision') else ''} {value}")
         raise typer.Exit
     return wanted
 
@@ -43,7 +46,12 @@ def print_version(wanted: bool) -> bool:
 def accept_version(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
+        typer.Option(
+            "--version",
+            callback=print_versions,
+            is_eager=True,
+            help="Print the versions of imprompt and its libraries, the device and the precision, and exit.",
+        ),
     ] = False,
 ) -> None:
     """Image prompts for diffusion models."""

@@ -54,6 +54,7 @@ def evaluate(
             help="mini: held-out characters on the embedded model; figures: the paper's figures in "
             "miniature; study: every mechanism of image prompting on one base; coco: the paper's Table 1; "
             "dreambench: subjects in scenes.",
+            autocompletion=lambda: [*_SUITES],
             show_default=False,
         ),
     ],

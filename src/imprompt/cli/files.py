@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imprompt.cli.outputs import keep_existing
 from imprompt.cli.terminal import exit_on_interrupt, print_facts, print_rows, print_written
-from imprompt.errors import CheckpointError
+from imprompt.errors import CheckpointError, OutputError
 from imprompt.runtime.output import check_output
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def convert(
     destination: Annotated[
         Path, typer.Argument(help="File to write: .safetensors or .bin.", show_default=False)
     ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write an adapter file in the official layout; repair training checkpoints.
 
@@ -64,6 +66,8 @@ def convert(
     imprompt convert ip-adapter_sd15.bin ip-adapter_sd15.safetensors
     """
     check_output(destination, ".safetensors", ".bin")
+    if destination.exists() and not overwrite:
+        raise OutputError(f"{destination} exists; choose another name, or give --overwrite to replace it")
 
     with exit_on_interrupt():
         from imprompt.checkpoint import convert_adapter
@@ -105,7 +109,15 @@ def layers(
     convention: Annotated[
         str, typer.Option(help="Convention that defines the mode: comfy, invoke or instantstyle.")
     ] = "comfy",
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("layers.png"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="File to write: .png, .jpg or .webp. If it is there, the next free number is taken."
+        ),
+    ] = Path("layers.png"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file, instead of taking a free name.")
+    ] = False,
 ) -> None:
     """Draw the U-Net layers on which a mode lets a reference act.
 
@@ -113,13 +125,12 @@ def layers(
 
     imprompt layers "strong style" --base sdxl
     """
-    check_output(output, ".png")
-
     with exit_on_interrupt():
-        from imprompt.cli.layer_plot import plot_mode
-        from imprompt.runtime.output import write_atomically
+        from imprompt.runtime.picture_files import FORMATS, save_picture
 
-    picture = plot_mode(mode, base, convention)
-    with write_atomically(output) as part:
-        picture.save(part, format="PNG")
+        check_output(output, *FORMATS)
+        from imprompt.cli.layer_plot import plot_mode
+
+    output = keep_existing(output, overwrite=overwrite)
+    save_picture(plot_mode(mode, base, convention), output)
     print_written(output)

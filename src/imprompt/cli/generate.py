@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imprompt.cli.options import build_job, drop_defaults
+from imprompt.cli.outputs import choose_outputs, keep_existing
+from imprompt.cli.references import expand_folder, warn_about_portraits
 from imprompt.cli.terminal import (
+    complete_adapter,
     error_console,
     exit_on_interrupt,
     number_option,
@@ -15,8 +18,6 @@ from imprompt.cli.terminal import (
     progress_bar,
     quiet_libraries,
 )
-from imprompt.errors import OutputError
-from imprompt.runtime.output import check_output, write_atomically
 
 if TYPE_CHECKING:
     from imprompt.generation.job import Job
@@ -39,7 +40,9 @@ def generate(
     reference: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Image prompts: pictures or embedding files. Several act together.", show_default=False
+            help="Image prompts: pictures or embedding files. Several act together. '-' is standard input; "
+            "a folder stands for each of its pictures in turn.",
+            show_default=False,
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text prompt.")] = None,
@@ -56,12 +59,24 @@ def generate(
         typer.Option(min=1, help="Number of pictures; their seeds count up from --seed. Default: 1."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=8, help="Width and height in pixels. Default: those of the base.")
+        str | None,
+        typer.Option(
+            metavar="<size>",
+            help="Width and height in pixels: 512x768, or one number for both. Default: those of the base.",
+        ),
     ] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="Width in pixels, with --height.")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="Height in pixels, with --width.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="PNG file to write; several are out-0.png, out-1.png, ... Default: out.png."),
+        typer.Option(
+            help="File to write: .png, .jpg or .webp; several are out-0.png, out-1.png, ... If a file is "
+            "there, the next free number is taken. Default: out.png."
+        ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files, instead of taking free names.")
+    ] = False,
     view: Annotated[
         bool,
         typer.Option(
@@ -166,6 +181,7 @@ def generate(
         typer.Option(
             help="Image-prompt adapter: mini, mini-plus, a short name (see `imprompt variants`), a file, or "
             "owner/name:file on the hub. Default: the one that fits --base, or mini.",
+            autocompletion=complete_adapter,
             rich_help_panel=MODELS,
         ),
     ] = None,
@@ -312,43 +328,30 @@ def generate(
 
     imprompt generate cat.png --adapter sd15 --lora style.safetensors:0.7 --scheduler dpm++_2m_karras
 
-    imprompt generate --like out.png --seed 1 --count 4 --output more.png
+    imprompt generate --like out.png --seed 1 --count 4
+
+    imprompt generate photos --prompt "in the rain" --size 512x768 --output rain.jpg
 
     Each picture carries its settings; [bold]imprompt inspect out.png[/bold] shows them.
     """
     options = drop_defaults(locals())
     with exit_on_interrupt():
-        request = build_job(options)
-        settings_file = like or job
-        sources = [*request.files, *([str(settings_file)] if settings_file else [])]
-        _check_outputs(request, sources, view=view, save_job=save_job)
+        requests = [build_job(one) for one in expand_folder(options)]
+        sources = [file for request in requests for file in request.files]
+        sources += [str(file) for file in (like, job) if file is not None]
+        outputs = choose_outputs(requests, sources, view=view, save_job=save_job, overwrite=overwrite)
         from imprompt.generation import run
         from imprompt.generation.pairing import pair_models
 
-        request = pair_models(request)
-        inputs = run.read_inputs(request)
-    models = _load_models(request)
-    _generate_pictures(request, inputs, models)
-    if view:
-        _write_encoder_views(inputs, models, _view_path(request))
-    if save_job is not None:
-        _write_job(request, save_job)
-
-
-def _check_outputs(job: "Job", sources: Sequence[str], *, view: bool, save_job: Path | None) -> None:
-    """Refuse, before any work, outputs that cannot be written or would overwrite one of the sources."""
-    for path in [*job.outputs, *([_view_path(job)] if view else [])]:
-        check_output(path, ".png")
-        for file in sources:
-            if path.exists() and Path(file).exists() and path.samefile(file):
-                raise OutputError(f"{path} is one of the files to be read; choose another name with --output")
-    if save_job is not None:
-        check_output(save_job, ".toml")
-
-
-def _view_path(job: "Job") -> Path:
-    output = Path(job.output)
-    return output.with_stem(f"{output.stem}-seen")
+        requests = [pair_models(request) for request in requests]
+        inputs = run.read_inputs(requests[0])
+    warn_about_portraits(requests[0], inputs)
+    models = _load_models(requests[0])
+    _generate_pictures(requests, inputs, models, outputs.pictures, overwrite=overwrite)
+    if outputs.view is not None:
+        _write_encoder_views(inputs, models, keep_existing(outputs.view, overwrite=overwrite))
+    if outputs.job is not None:
+        _write_job(requests[0], keep_existing(outputs.job, overwrite=overwrite))
 
 
 def _load_models(job: "Job") -> "JobModels":
@@ -359,24 +362,46 @@ def _load_models(job: "Job") -> "JobModels":
         return load_models(job)
 
 
-def _generate_pictures(job: "Job", inputs: "JobInputs", models: "JobModels") -> None:
-    from imprompt.generation.job import collect_settings
+def _generate_pictures(
+    jobs: Sequence["Job"],
+    first_inputs: "JobInputs",
+    models: "JobModels",
+    paths: Sequence[Path],
+    *,
+    overwrite: bool,
+) -> None:
+    """Generate the pictures of all jobs, which differ in their references only, and write each at once."""
+    from imprompt.generation.job import collect_settings, remember_files
     from imprompt.generation.run import run_job
-    from imprompt.runtime.output import save_picture
+    from imprompt.runtime.picture_files import save_picture
 
-    with progress_bar(inputs.count_steps(job)) as advance:
-        results = run_job(job, inputs, models, on_step=advance)
-        for path, (picture, single_job) in zip(job.outputs, results, strict=True):
-            save_picture(picture, path, collect_settings(single_job, path))
-            print_written(path)
+    free_paths = iter(paths)
+    shared = set.intersection(*({*job.files} for job in jobs))
+    with progress_bar(len(jobs) * first_inputs.count_steps(jobs[0])) as advance:
+        for number, job in enumerate(jobs):
+            remember_files(job.files)
+            # The files of a folder are read one by one, because a thousand decoded pictures fill the memory.
+            inputs = first_inputs if number == 0 else _read_inputs(job)
+            source = next((file for file in job.files if file not in shared), None)
+            for picture, single_job in run_job(job, inputs, models, on_step=advance):
+                path = keep_existing(next(free_paths), overwrite=overwrite)
+                save_picture(picture, path, collect_settings(single_job, path))
+                print_written(path, source)
+
+
+def _read_inputs(job: "Job") -> "JobInputs":
+    from imprompt.generation.run import read_inputs
+
+    inputs = read_inputs(job)
+    warn_about_portraits(job, inputs)
+    return inputs
 
 
 def _write_encoder_views(inputs: "JobInputs", models: "JobModels", path: Path) -> None:
     from imprompt.generation.run import draw_encoder_views
+    from imprompt.runtime.picture_files import save_picture
 
-    views = draw_encoder_views(inputs, models)
-    with write_atomically(path) as part:
-        views.save(part, format="PNG")
+    save_picture(draw_encoder_views(inputs, models), path)
     print_written(path)
 
 

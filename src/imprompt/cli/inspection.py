@@ -1,4 +1,4 @@
-"""What a file is; this imports the library, so the command imports it late."""
+"""What a file is; only files of tensors import torch, so that pictures and jobs are inspected quickly."""
 
 import dataclasses
 import json
@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imprompt.checkpoint import describe
 from imprompt.cli.pictures import read_picture_facts
 from imprompt.errors import CheckpointError
 from imprompt.generation.job import EMBEDDINGS_SUFFIX, Job, has_settings, read_settings
-from imprompt.generation.single_file import recognize_checkpoint
 from imprompt.inputs.image import is_picture
 from imprompt.runtime.files import find_file_fault
 
@@ -52,6 +50,9 @@ def _inspect_folder(folder: Path) -> Inspection:
 
 
 def _inspect_tensors(file: Path) -> Inspection:
+    from imprompt.checkpoint import describe
+    from imprompt.generation.single_file import recognize_checkpoint
+
     found = recognize_checkpoint(file)
     if found.role in ("base", "other"):
         facts: dict[str, Any] = {"kind": found.name, "parameters": found.parameters}

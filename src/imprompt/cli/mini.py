@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from imprompt.cli.outputs import keep_existing
 from imprompt.cli.terminal import import_with_extra
 from imprompt.errors import ConfigError
-from imprompt.runtime.output import check_output, save_picture
-from imprompt.runtime.settings import resolve_in_cache
+from imprompt.runtime.files import resolve_in_cache
+from imprompt.runtime.output import check_output
 
 app = typer.Typer(
     help="Draw reference characters, or rebuild the embedded model from public packages.",
@@ -19,7 +20,12 @@ app = typer.Typer(
 
 @app.command()
 def draw(
-    output: Annotated[Path, typer.Argument(help="PNG file to write.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="File to write: .png, .jpg or .webp. If it is there, the next free number is taken."
+        ),
+    ],
     style: Annotated[
         str | None,
         typer.Option(
@@ -45,6 +51,9 @@ def draw(
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same picture. Default: a random one.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file, instead of taking a free name.")
+    ] = False,
 ) -> None:
     """Draw a character that no model was trained on, as a reference to try.
 
@@ -63,7 +72,10 @@ def draw(
     characters, drawing = (
         import_with_extra(f"imprompt.lab.making.{name}", "draw") for name in ("characters", "drawing")
     )
-    check_output(output, ".png")
+    from imprompt.runtime.picture_files import FORMATS, save_picture
+
+    check_output(output, *FORMATS)
+    output = keep_existing(output, overwrite=overwrite)
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     words = {attribute: word for attribute, word in attributes.items() if word is not None}
     character = characters.find_character(words, random.Random(seed), style)

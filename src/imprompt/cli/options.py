@@ -1,6 +1,6 @@
 """The options of `imprompt generate`, turned into a job."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ _JOB_OPTIONS = (
     "steps",
     "seed",
     "count",
-    "size",
+    "width",
+    "height",
     "init_image",
     "strength",
     "inpaint",
@@ -66,6 +67,18 @@ def drop_defaults(parameters: Mapping[str, Any]) -> Options:
     }
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse "512x768" into width and height, and "512" into both.
+
+    Raises:
+        WrongUsage: another text
+    """
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isascii() and side.strip().isdigit() for side in sides):
+        raise WrongUsage(f"--size takes 512 or 512x768 (width x height), not {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
 def build_job(options: Options) -> "Job":
     """Build the job: from a job file, from the settings of a picture (--like), or from the options alone.
 
@@ -86,17 +99,20 @@ def build_job(options: Options) -> "Job":
 def _repeat_picture(options: Options) -> "Job":
     from imprompt.generation.job import Job, parse_job
 
-    before = Job.from_image(options["like"]).model_dump(mode="json", exclude_defaults=True)
-    job = parse_job(_collect_values(options, before))
-    _check_files_exist(job, options["like"])
+    before = Job.from_image(options["like"])
+    job = parse_job(_collect_values(options, before.model_dump(mode="json", exclude_defaults=True)))
+    given = {
+        str(one) for value in options.values() for one in (value if isinstance(value, list) else [value])
+    }
+    _check_files_of_picture({*before.files} & {*job.files} - given, options["like"])
     return job
 
 
 def _load_job_file(options: Options) -> "Job":
-    others = [name for name in options if name not in (*_OPTIONS_WITH_JOB, "job")]
+    others = [name for name in options if name not in (*_OPTIONS_WITH_JOB, "job", "overwrite")]
     if others:
         raise WrongUsage(
-            "--job can only be combined with --output, --seed and --count, not with "
+            "--job can only be combined with --output, --overwrite, --seed and --count, not with "
             f"{_format_option(others[0])}"
         )
     from imprompt.generation.job import Job, parse_job
@@ -112,7 +128,9 @@ def _collect_values(options: Options, before: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the job: the earlier ones, overridden by the options."""
     values = before | {name: options[name] for name in _JOB_OPTIONS if name in options}
     if "size" in options:
-        values = {name: value for name, value in values.items() if name not in ("width", "height")}
+        if other := [name for name in ("width", "height") if name in options]:
+            raise WrongUsage(f"--size sets width and height at once; leave out --{other[0]}")
+        values["width"], values["height"] = parse_size(options["size"])
     if "output" in options:
         values["output"] = str(options["output"])
     values["references"] = _collect_references(options, before.get("references", []))
@@ -192,13 +210,21 @@ def _parse_crop(crop: str) -> object:
         return crop
 
 
-def _check_files_exist(job: "Job", picture: object) -> None:
-    for file in job.files:
+def _check_files_of_picture(files: Collection[str], picture: Path) -> None:
+    """Refuse files from which a picture was made, if they are missing or changed."""
+    from imprompt.generation.job import STANDARD_INPUT, hash_file, locate_file, read_hashes, read_settings
+
+    hashes = read_hashes(read_settings(picture))
+    located = {locate_file(picture, file, digest): digest for file, digest in hashes.items()}
+    again = f"pass it again: imprompt generate PICTURE --like {picture}"
+    for file in sorted({*files} - {STANDARD_INPUT}):
         if not Path(file).exists():
             raise ConfigError(
-                f"{picture} was made from {file}, which is neither in its folder nor in this one; pass it "
-                f"again: imprompt generate PICTURE --like {picture}"
+                f"{picture} was made from {file}, which is neither in its folder, nor in this one, nor where "
+                f"it was then; {again}"
             )
+        if located.get(file) not in (None, hash_file(file)):
+            raise ConfigError(f"{picture} was made from another {file} than the one here; {again}")
 
 
 def _format_option(name: str) -> str:

@@ -10,12 +10,10 @@ from PIL import Image
 
 from imprompt.inputs.image import load_image, open_image
 from imprompt.runtime.files import shorten
+from imprompt.runtime.picture_files import read_parameters
 
 VISIBLE_LINES = 40
 """Lines of another program's text that are shown; the rest is counted."""
-
-_EXIF, _USER_COMMENT = 0x8769, 0x9286
-"""Tags under which JPEG and WebP files hold a text (EXIF 2.3)."""
 
 
 def read_picture_facts(file: Path) -> dict[str, Any]:
@@ -40,20 +38,12 @@ def read_picture_facts(file: Path) -> dict[str, Any]:
 
 def _read_web_ui(picture: Image.Image) -> dict[str, Any]:
     """Return the "parameters" that A1111's web UI and its descendants write, line by line."""
-    text = picture.info.get("parameters") or _read_user_comment(picture)
-    if not isinstance(text, str) or not text.strip():
+    text = read_parameters(picture)
+    if not text.strip():
         return {}
     lines = [shorten(line) for line in text.splitlines() if line.strip()]
     more = [f"... and {len(lines) - VISIBLE_LINES} more lines"] if len(lines) > VISIBLE_LINES else []
     return {"parameters_of_A1111": [*lines[:VISIBLE_LINES], *more]}
-
-
-def _read_user_comment(picture: Image.Image) -> str:
-    comment = picture.getexif().get_ifd(_EXIF).get(_USER_COMMENT)
-    if not isinstance(comment, bytes) or not comment.startswith(b"UNICODE\0"):
-        return ""
-    # The standard leaves the order of the bytes open; the web UI writes the high one first.
-    return comment.removeprefix(b"UNICODE\0").decode("utf-16-be", errors="replace")
 
 
 def _read_comfyui(info: Mapping[Any, Any]) -> dict[str, Any]:

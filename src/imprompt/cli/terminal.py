@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,10 @@ from imprompt.errors import MissingExtra
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_WIDEST = 1000
+"""Width of a table that is not printed on a terminal: more than its content, so that no line is broken."""
 
 
 class WrongUsage(TyperException):
@@ -35,6 +40,13 @@ def number_option(description: str, panel: str | None = None, *names: str) -> An
             raise typer.BadParameter(f"{text!r} is not a number") from None
 
     return typer.Option(*names, help=description, parser=parse, metavar="<number>", rich_help_panel=panel)
+
+
+def complete_adapter(incomplete: str) -> list[str]:
+    """Return the short names of adapters that begin with a text, for completion in a shell."""
+    from imprompt.checkpoint.published import EMBEDDED, PUBLISHED
+
+    return [name for name in (*EMBEDDED, *PUBLISHED) if name.startswith(incomplete)]
 
 
 @contextlib.contextmanager
@@ -101,16 +113,20 @@ def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with a title over each column."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print a table with a title over each column, as wide as the terminal; in a pipe, as wide as it needs.
 
-    table = Table(*titles, box=None)
-    # The first column holds words to be typed, so it is never cut, however narrow the terminal is.
-    table.columns[0].min_width = max(len(row[0]) for row in rows)
+    Words that are too long for a narrow terminal continue on the next line, and nothing is cut.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    # The first column holds words to be typed, so it is never broken.
+    columns = [Column(title, overflow="fold", no_wrap=number == 0) for number, title in enumerate(titles)]
+    table = Table(*columns, box=None)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if is_narrow else _WIDEST).print(table)
 
 
 def _format_lines(name: str, value: Any) -> list[str]:
@@ -148,9 +164,15 @@ def import_with_extra(module: str, extra: str) -> ModuleType:
         raise MissingExtra(error.name, extra) from error
 
 
-def print_written(path: Path) -> None:
-    """Report that a file was written."""
-    typer.echo(f"wrote {join_lines(str(path))}")
+def print_written(path: Path, source: str | None = None) -> None:
+    """Report that a file was written, and from which reference if there are many."""
+    origin = "" if source is None else f" from {join_lines(source)}"
+    typer.echo(f"wrote {join_lines(str(path))}{origin}")
+
+
+def print_note(text: str) -> None:
+    """Print a line on standard error about something that a user may not expect, and that is no error."""
+    typer.echo(f"imprompt: {join_lines(text)}", err=True)
 
 
 def join_lines(text: str) -> str:

@@ -57,7 +57,7 @@ def train(
 
     imprompt train cats.toml --resume latest
 
-    torchrun --nproc-per-node 8 -m imprompt.cli train cats.toml
+    torchrun --nproc-per-node 8 -m imprompt train cats.toml
 
     imprompt generate cat.png --base mini --adapter runs/cats/adapter.safetensors
     """

@@ -6,7 +6,7 @@ product depends on its size.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -14,9 +14,11 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
-from imprompt.adapter.encode import ReferenceLike
+from imprompt.adapter.encode import ReferenceLike, to_reference
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.diffusers_internals import report_four_input_channels
+from imprompt.errors import ConfigError
+from imprompt.generation.description import add_description
 from imprompt.generation.guidance import build_step_arguments
 from imprompt.generation.job import DEFAULT_STEPS
 from imprompt.generation.models import derive_pipeline
@@ -24,8 +26,8 @@ from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.generation.prompts import build_prompt_arguments
 from imprompt.generation.settings import Settings, build_call_arguments, check_settings
 
-References = Sequence[ReferenceLike | list[ReferenceLike]]
-"""Image prompts that act together; see `ImagePromptAdapter.use`."""
+References = ReferenceLike | Sequence[ReferenceLike | list[ReferenceLike]]
+"""One image prompt, or several that act together; see `ImagePromptAdapter.use`."""
 
 AdapterReferences = Sequence[tuple[ImagePromptAdapter, References]]
 """Adapters with the references that each uses; all act together."""
@@ -40,37 +42,47 @@ def generate(
     negative_prompt: str = "",
     guidance_scale: float | int = 7.5,
     steps: int | None = None,
-    seeds: Sequence[int] = (0,),
-    size: int | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> list[Image.Image]:
     """Generate a picture for each seed from all references, and leave the pipeline as it was.
+
+    Each picture carries its settings in `Image.info`. `imprompt.save_picture` writes them into the file;
+    PIL's own `save` drops them.
 
     For several adapters, a picture to start from, inpainting and ControlNets: `generate_each`.
 
     Args:
         pipe: any diffusers text-to-image pipeline with a U-Net, to which this adapter is not attached
         adapter: an adapter that fits it
-        references: image prompts; each is a `Reference` (with its own settings) or simply a picture
+        references: an image prompt, or several in a list; each is a `Reference` (with its own settings) or
+            simply a picture: a file, a PIL picture or an array
         prompt: the text prompt; "" leaves everything to the image prompts
         negative_prompt: the text of what to avoid
         guidance_scale: w of classifier-free guidance; at most 1 turns guidance off
         steps: denoising steps, by default DEFAULT_STEPS
-        seeds: from 0 to 2**63 - 1; the same seed gives the same picture on the same machine
-        size: width and height in pixels, a multiple of 8; by default the base's own
+        seed: from 0 to 2**63 - 1, by default 0; the same seed gives the same picture on the same machine
+        seeds: several seeds, in place of `seed`
+        size: width and height in pixels, multiples of 8: (width, height), or one number for both; by default
+            the base's own
 
     Raises:
-        ConfigError: a setting that this base cannot honor
+        ConfigError: a setting of a wrong type, or that this base cannot honor
         AttachmentError, AdapterMismatch: see `ImagePromptAdapter.attach`
         InvalidReference, ImageError: see `ImagePromptAdapter.use`
         OutputError: a picture that the base's safety checker painted black, or that is not finite
     """
+    if seed is not None and seeds is not None:
+        raise ConfigError(f"seed={seed!r} and seeds={seeds!r} exclude each other; give one of them")
     settings = Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
         steps=DEFAULT_STEPS if steps is None else steps,
-        size=None if size is None else (size, size),
+        size=(size, size) if isinstance(size, int) else size,
     )
+    seeds = [0 if seed is None else seed] if seeds is None else seeds
     return list(generate_each(pipe, [(adapter, references)], settings, seeds=seeds))
 
 
@@ -95,6 +107,8 @@ def generate_each(
     Raises:
         ImpromptError: as `generate`; those about references come with the first picture.
     """
+    for adapter, _ in prompted:
+        _check_adapter(adapter)
     check_settings(pipe, settings, seeds)
     called = derive_pipeline(pipe, settings)
     parameters = inspect.signature(type(called).__call__).parameters
@@ -102,7 +116,36 @@ def generate_each(
     arguments |= build_step_arguments(called, settings, on_step)
     if "height" not in parameters:  # Image-to-image takes the size from the picture.
         del arguments["width"], arguments["height"]
-    return _generate_pictures(cast(Callable[..., Any], called), prompted, arguments, seeds)
+    pictures = _generate_pictures(cast(Callable[..., Any], called), prompted, arguments, seeds)
+    return _describe_pictures(pictures, pipe, prompted, settings, seeds)
+
+
+def _describe_pictures(
+    pictures: Iterable[Image.Image],
+    pipe: DiffusionPipeline,
+    prompted: AdapterReferences,
+    settings: Settings,
+    seeds: Sequence[int],
+) -> Iterator[Image.Image]:
+    """Yield the pictures with their settings in `Image.info`."""
+    arguments = [argument for _, references in prompted for argument in _list_arguments(references)]
+    references = [to_reference(one) for argument in arguments for one in _list_arguments(argument)]
+    for seed, picture in zip(seeds, pictures, strict=True):
+        add_description(picture, pipe, references, settings, seed)
+        yield picture
+
+
+def _list_arguments(references: References) -> Sequence[Any]:
+    """Return the arguments of `ImagePromptAdapter.use`: one image prompt becomes a list of one."""
+    several = isinstance(references, Sequence) and not isinstance(references, str | bytes)
+    return cast(Sequence[Any], references) if several else [references]
+
+
+def _check_adapter(adapter: object) -> None:
+    if not isinstance(adapter, ImagePromptAdapter):
+        raise ConfigError(
+            f"the adapter must be an ImagePromptAdapter, not {adapter!r:.80}; imprompt.load_adapter loads one"
+        )
 
 
 def _generate_pictures(
@@ -111,7 +154,7 @@ def _generate_pictures(
     with ExitStack() as attached:
         for adapter, references in prompted:
             attached.enter_context(adapter.attach(call))
-            attached.enter_context(adapter.use(*references))
+            attached.enter_context(adapter.use(*_list_arguments(references)))
         for seed in seeds:
             # On the CPU, so that a seed is the same noise on every device.
             generator = torch.Generator("cpu").manual_seed(seed)

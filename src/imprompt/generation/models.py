@@ -6,11 +6,6 @@ from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
-from diffusers.pipelines.auto_pipeline import (
-    AutoPipelineForImage2Image,
-    AutoPipelineForInpainting,
-    AutoPipelineForText2Image,
-)
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
@@ -66,6 +61,9 @@ def load_pipeline(
     if is_file:
         return load_single_file(name, dtype=dtype).to(device)
     _check_name("base model", name, "model_index.json")
+    # It imports every pipeline of diffusers, which the embedded model does not need.
+    from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
+
     source: str | Path = name
     if not Path(name).exists():
         fetched = fetch_base(name, variant=variant, revision=revision, prefers_half=dtype == torch.float16)
@@ -127,12 +125,14 @@ def derive_pipeline(pipe: DiffusionPipeline, settings: Settings) -> DiffusionPip
 
 
 def _choose_pipeline(settings: Settings) -> tuple[Any, str]:
+    from diffusers.pipelines import auto_pipeline  # imported late as in load_pipeline
+
     with_control = " with a ControlNet" if settings.controls else ""
     if settings.init_image is None:
-        return AutoPipelineForText2Image, f"text-to-image{with_control}"
+        return auto_pipeline.AutoPipelineForText2Image, f"text-to-image{with_control}"
     if settings.inpaint is None:
-        return AutoPipelineForImage2Image, f"image-to-image{with_control}"
-    return AutoPipelineForInpainting, f"inpainting{with_control}"
+        return auto_pipeline.AutoPipelineForImage2Image, f"image-to-image{with_control}"
+    return auto_pipeline.AutoPipelineForInpainting, f"inpainting{with_control}"
 
 
 def _check_controls(pipe: Any, models: Sequence[ControlNetModel]) -> None:

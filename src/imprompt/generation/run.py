@@ -1,7 +1,9 @@
 """Run a job: read its files, load its models, generate its pictures."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,13 +18,14 @@ from imprompt.errors import ConfigError
 from imprompt.generation import models as model_loading
 from imprompt.generation.base_parts import apply_base_options, choose_device, offload_base
 from imprompt.generation.generate import generate_each
-from imprompt.generation.job import Job, JobControl
+from imprompt.generation.job import Job, JobControl, collect_settings
 from imprompt.generation.models import load_controlnet, make_control_image
 from imprompt.generation.pairing import pair_models
 from imprompt.generation.settings import Control, Settings, check_proportions
 from imprompt.inputs.faces import InsightFaceEmbedder
 from imprompt.inputs.image import load_image
 from imprompt.reference import Reference
+from imprompt.runtime.picture_files import SETTINGS_KEY
 
 _GAP = 8
 
@@ -52,7 +55,7 @@ class JobModels:
 
 
 class JobResult(NamedTuple):
-    """A generated picture, and the job that makes only this one."""
+    """A generated picture with its settings in `Image.info`, and the job that makes only this one."""
 
     picture: Image.Image
     job: Job
@@ -154,7 +157,9 @@ def run_job(
         settings = replace(inputs.settings, prompt=prompt, controls=controls)
         pictures = generate_each(models.pipe, prompted, settings, seeds=job.seeds, on_step=on_step)
         for seed, picture in zip(job.seeds, pictures, strict=True):
-            yield JobResult(picture, _job_of_picture(job, prompt, seed, picture))
+            single_job = _job_of_picture(job, prompt, seed, picture)
+            picture.info[SETTINGS_KEY] = json.dumps(collect_settings(single_job, Path(job.output)))
+            yield JobResult(picture, single_job)
 
 
 def draw_encoder_views(inputs: JobInputs, models: JobModels) -> Image.Image:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -86,6 +87,7 @@ def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[
     Raises:
         ConfigError: the first such setting
     """
+    _check_types(settings, seeds)
     for name in ("prompt", "negative_prompt"):
         if fault := find_text_fault(getattr(settings, name)):
             raise ConfigError(f"{name}: {fault}")
@@ -101,6 +103,27 @@ def check_settings(pipe: DiffusionPipeline, settings: Settings, seeds: Sequence[
     _check_size(pipe, settings.size)
     _check_images(settings)
     _check_mask(pipe, settings)
+
+
+def _check_types(settings: Settings, seeds: object) -> None:
+    """Refuse values of wrong types here, because a pipeline would fail with a sentence about its inside."""
+    for name in ("prompt", "negative_prompt"):
+        if not isinstance(text := getattr(settings, name), str):
+            raise ConfigError(f"{name} must be one text, not {text!r:.80}; generate once for each text")
+    for name, kind, wanted in (("guidance_scale", Real, "a number"), ("steps", Integral, "a whole number")):
+        if not isinstance(value := getattr(settings, name), kind) or isinstance(value, bool):
+            raise ConfigError(f"{name} must be {wanted}, not {value!r:.80}")
+    if settings.size is not None and not _is_whole(settings.size, length=2):
+        raise ConfigError(f"size must be one whole number or (width, height), not {settings.size!r:.80}")
+    if not _is_whole(seeds):
+        raise ConfigError(f"seeds must be a list of whole numbers, not {seeds!r:.80}")
+
+
+def _is_whole(values: object, length: int | None = None) -> bool:
+    """Whether this is a sequence of whole numbers, of this length if one is given."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or length not in (None, len(values)):
+        return False
+    return all(isinstance(value, Integral) and not isinstance(value, bool) for value in values)
 
 
 def _check_guidance(pipe: DiffusionPipeline, settings: Settings) -> None:

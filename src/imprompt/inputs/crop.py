@@ -15,7 +15,7 @@ picture is its "center". The spelling "centre" is also accepted.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,14 +24,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt.errors import InvalidReference
+from imprompt.inputs.choices import CropName, Noise
 from imprompt.runtime.settings import normalize_spelling
 
-CropName = Literal["center", "top", "bottom", "left", "right", "pad", "stretch", "tiles"]
 Crop = CropName | tuple[float | int, float | int]
 """A name, or the position (x, y) of the crop window, each from 0 to 1."""
-
-Noise = Literal["fade", "dissolve", "gaussian", "shuffle"]
-"""A kind of noise that `noise_image` adds to a picture."""
 
 LONGEST_TILED = 4
 """The largest ratio of longer to shorter side of a picture that is cut into tiles."""

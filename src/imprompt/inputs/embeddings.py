@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import safetensors
 import safetensors.torch
@@ -19,13 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imprompt.errors import AdapterMismatch, CheckpointError, InvalidReference, OutputError
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Combine, Input
 from imprompt.runtime.files import find_file_fault, find_header_fault
 from imprompt.runtime.output import check_output, write_atomically
 from imprompt.runtime.settings import normalize_spelling
 
-Combine = Literal["concat", "average", "add", "subtract", "normalized average", "interpolate"]
-"""How several pictures of one reference are combined, see `combine_embeddings`."""
+_SHORT_FACT = 60
+"""The most characters of a fact that `repr` shows; the signature of an encoder has more."""
 
 VERSION = "1"
 """The version of the file format."""
@@ -42,7 +42,7 @@ _AXES: dict[Input, str] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageEmbeddings:
     """Encoded pictures, as an adapter's projection takes them.
 
@@ -68,6 +68,12 @@ class ImageEmbeddings:
             raise InvalidReference(
                 f"metadata cannot be named {reserved[0]!r}; the file format uses it itself"
             )
+
+    def __repr__(self) -> str:
+        """Name the inputs with their shapes and the metadata, not hundreds of numbers."""
+        shapes = [f"{name} {' × '.join(map(str, tensor.shape))}" for name, tensor in self.inputs.items()]
+        facts = [f"{key} {text!r}" for key, text in self.metadata.items() if len(text) <= _SHORT_FACT]
+        return f"ImageEmbeddings({', '.join(shapes + facts)})"
 
     @property
     def images(self) -> int:

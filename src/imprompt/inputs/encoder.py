@@ -3,7 +3,6 @@
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from imprompt.errors import AdapterMismatch, UnknownModel
+from imprompt.inputs.choices import Input
 from imprompt.inputs.crop import Crop, encoder_pixels
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.foreign_models import explain_failure, parse_source
@@ -26,10 +26,6 @@ _FILES = ("config.json", _PREPROCESSOR, "model.safetensors")
 """Files of an image encoder; a repository of the hub may lack some."""
 
 RGB = tuple[float, float, float]
-
-Input = Literal["image_embedding", "image_features", "face_embedding"]
-"""An input of a projection: a picture's projected embedding "d", its features "patches d" (hidden states,
-class token first), or the embedding "d" of the face in it, which a face model computes."""
 
 
 def describe_unconditional(takes: Collection[Input]) -> str:

@@ -61,7 +61,7 @@ def load_image(source: ImagePrompt, background: tuple[int, int, int] = (255, 255
     Raises:
         ImageError: the file is missing, empty, damaged or of an unknown format, or has more than MAX_PIXELS
     """
-    if isinstance(source, str) and _URL.match(source):
+    if isinstance(source, str) and is_url(source):
         raise ImageError(
             f"{source} is a URL, and imprompt fetches no URLs: save the picture and pass its file"
         )
@@ -73,6 +73,11 @@ def load_image(source: ImagePrompt, background: tuple[int, int, int] = (255, 255
     if isinstance(source, str | os.PathLike):
         return _load_file(Path(source), background)
     raise ImageError(f"an image prompt is a path, a PIL picture or an array, not {type(source).__name__}")
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is the address of a picture on the network, or a picture in an address, and no path."""
+    return _URL.match(text) is not None
 
 
 def _check_open(picture: Image.Image) -> None:

@@ -66,6 +66,8 @@ def pipeline(
     )
     if style is not None:
         fine_tune(pipe, style, weights)
+    # Under this key diffusers keeps the name from which a pipeline was loaded; pictures state it.
+    pipe.register_to_config(_name_or_path="mini" if style is None else f"mini:{style}")
     return pipe
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Input
 
 
 class ImageProjection(nn.Module):

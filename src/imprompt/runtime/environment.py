@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from imprompt.runtime.machine import name_processor
+
 PACKAGES = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 """The packages whose versions are stored with a result."""
 
@@ -22,7 +24,7 @@ def describe_environment() -> dict[str, Any]:
 
     facts = {
         "command": _format_command(sys.argv),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _name_processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else name_processor(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -47,16 +49,6 @@ def _shorten_path(word: str) -> str:
         return word
     here = Path.cwd()
     return key + separator + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
-
-
-def _name_processor() -> str:
-    """Return the model name of the processor if the system states it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} logical cores" if names else platform.processor() or platform.machine()
 
 
 def _find_commit(folder: Path) -> str:

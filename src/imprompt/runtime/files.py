@@ -84,3 +84,11 @@ def find_header_fault(path: Path) -> str | None:
     if not MAX_HEADER_BYTES < length <= path.stat().st_size:
         return None
     return f"{path} has a header of {length:,} bytes; the limit is {MAX_HEADER_BYTES:,}"
+
+
+def resolve_in_cache(folder: str) -> Path:
+    """Return the folder of a recipe: unchanged if it begins with `/` or `.`, else a folder in the cache."""
+    if folder.startswith(("/", ".")):
+        return Path(folder)
+    cache = os.environ.get("IMPROMPT_CACHE")
+    return (Path(cache) if cache else Path.home() / ".cache" / "imprompt") / folder

@@ -1,22 +1,16 @@
 """Results on disk: a file is written completely or not at all."""
 
 import contextlib
-import json
 import os
+import re
 import secrets
+import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from imprompt.errors import OutputError
 from imprompt.runtime.files import find_name_fault, shorten
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-SETTINGS_KEY = "imprompt"
-"""Keyword of the PNG text chunk that holds a picture's settings as JSON."""
 
 
 def check_output(path: Path, *suffixes: str) -> None:
@@ -28,14 +22,41 @@ def check_output(path: Path, *suffixes: str) -> None:
     """
     if fault := find_name_fault(path):
         raise OutputError(f"{shorten(str(path))} cannot be written: {fault}")
-    if suffixes and path.suffix not in suffixes:
+    if suffixes and path.suffix.lower() not in suffixes:
         raise OutputError(f"{path} cannot be written: its name must end in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
+        command = f"mkdir -p {shlex.quote(str(path.parent))}"
+        raise OutputError(
+            f"{path} cannot be written: there is no folder {path.parent}; create it first: {command}"
+        )
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} cannot be written: it exists and is not a file")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path} cannot be written: the folder {path.parent} is read-only for you")
+
+
+def number_paths(path: Path, count: int, first: int = 0) -> list[Path]:
+    """Return the path itself for one file, and out-0.png, out-1.png, ... for several, from `first` on."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{first + i}") for i in range(count)]
+
+
+def find_free_paths(path: Path, count: int = 1) -> list[Path]:
+    """Return the paths of `count` new files, so that no existing file is overwritten.
+
+    One file is `path` itself if that is free. Otherwise, and for several files, numbers are added to the
+    name: out-0.png, out-1.png, ... They go on after the highest number that is there already.
+
+    Args:
+        path: "out.png" for the names above
+        count: at least 1
+    """
+    if count == 1 and not os.path.lexists(path):
+        return [path]
+    numbered = re.compile(rf"{re.escape(path.stem)}-(\d{{1,9}}){re.escape(path.suffix)}")
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    numbers = [int(match[1]) for name in names if (match := numbered.fullmatch(name))]
+    first = max(numbers, default=0 if count == 1 else -1) + 1
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(first, first + count)]
 
 
 def make_folder(folder: Path) -> Path:
@@ -93,24 +114,3 @@ def write_if_changed(path: Path, data: bytes) -> None:
             return
     with write_atomically(path) as part:
         part.write_bytes(data)
-
-
-def save_picture(picture: "Image.Image", path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-    """Write a picture and its settings as PNG, atomically.
-
-    Args:
-        picture: the picture
-        path: its name must end in .png
-        settings: values that JSON can represent; `imprompt.generation.job.read_settings` reads them
-
-    Raises:
-        OutputError: the suffix is another one, the folder is missing, or the disk is full
-    """
-    from PIL.PngImagePlugin import PngInfo  # imported late, so that commands start quickly
-
-    path = Path(path)
-    check_output(path, ".png")
-    text = PngInfo()
-    text.add_text(SETTINGS_KEY, json.dumps(settings))
-    with write_atomically(path) as part:
-        picture.save(part, format="PNG", pnginfo=text)

@@ -1,6 +1,5 @@
 """Settings of a TOML file: typed and closed. An unknown key is an error that suggests a similar one."""
 
-import os
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -267,11 +266,3 @@ def list_keys(kind: type[BaseModel], group: str = "") -> Iterator[tuple[str, str
         for inner in (field.annotation, *get_args(field.annotation)):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 yield from list_keys(inner, f"{group}{name}.")
-
-
-def resolve_in_cache(folder: str) -> Path:
-    """Return the folder of a recipe: unchanged if it begins with `/` or `.`, else a folder in the cache."""
-    if folder.startswith(("/", ".")):
-        return Path(folder)
-    cache = os.environ.get("IMPROMPT_CACHE")
-    return (Path(cache) if cache else Path.home() / ".cache" / "imprompt") / folder

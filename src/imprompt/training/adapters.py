@@ -13,7 +13,7 @@ from torch import nn
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError, OutputError
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Input
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Input
 from imprompt.training.batch_order import BatchOrder, mix_bits
 from imprompt.training.config import LossSettings
 

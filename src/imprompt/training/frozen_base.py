@@ -20,8 +20,9 @@ from imprompt.checkpoint import find_embedded_part
 from imprompt.errors import AdapterMismatch, ConfigError
 from imprompt.generation.models import load_pipeline
 from imprompt.generation.pipeline_call import remove_safety_checker
+from imprompt.inputs.choices import Input
 from imprompt.inputs.crop import Crop
-from imprompt.inputs.encoder import ImageEncoder, Input, load_image_encoder
+from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.runtime.foreign_models import is_embedded, log_errors_only
 from imprompt.runtime.precision import Precision, resolve_precision
 from imprompt.training.config import TrainingConfig, Variant

@@ -22,7 +22,8 @@ from PIL import Image
 from imprompt.errors import ConfigError
 from imprompt.evaluation.suites.tasks import Task
 from imprompt.runtime.faults import write_faults
-from imprompt.runtime.output import make_folder, remove_stale_parts, save_picture, write_atomically
+from imprompt.runtime.output import make_folder, remove_stale_parts, write_atomically
+from imprompt.runtime.picture_files import save_picture
 
 
 @dataclass(frozen=True)

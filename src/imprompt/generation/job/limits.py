@@ -17,6 +17,9 @@ MAX_STEPS = 10_000
 MAX_PICTURES = 10_000
 """The most pictures of one job: prompts times count."""
 
+MAX_PICTURE_BYTES = 256 * 1024 * 1024
+"""The most bytes that are read from standard input: those of the largest picture without compression."""
+
 MAX_REFERENCES = 256
 """The most image prompts of one job; each is computed in every layer at every step."""
 

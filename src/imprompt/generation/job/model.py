@@ -16,7 +16,8 @@ from imprompt.generation.job.limits import (
     find_settings_fault,
     find_size_fault,
 )
-from imprompt.generation.job.pictures import read_settings, upgrade_settings
+from imprompt.generation.job.located_files import locate_file
+from imprompt.generation.job.pictures import read_hashes, read_settings, upgrade_settings
 from imprompt.generation.job.reference import (
     Count,
     File,
@@ -31,6 +32,7 @@ from imprompt.generation.job.reference import (
     Text,
     as_tuple,
 )
+from imprompt.runtime.output import number_paths
 from imprompt.runtime.settings import explain_fault, read_toml
 
 
@@ -116,20 +118,21 @@ class Job(BaseOptions):
     def from_image(cls, picture: str | os.PathLike[str]) -> "Job":
         """Return the job that made a picture of imprompt, to be changed and run again.
 
-        Files are looked for in the picture's folder, then in the working directory; whether they exist is not
-        checked.
+        Files are looked for in the picture's folder, in the working directory, and where they were when this
+        machine made the picture; whether they exist is not checked.
 
         Raises:
             ImageError: the picture does not exist, or contains no settings of imprompt
             ConfigError: settings that this version does not know
         """
         path = Path(picture)
+        settings = read_settings(path)
+        hashes = read_hashes(settings)
 
         def find(file: str) -> str:
-            local = path.parent / file
-            return str(local) if local.exists() else file
+            return locate_file(path, file, hashes.get(file))
 
-        return parse_job(upgrade_settings(read_settings(path)), f"{path}: ", find)
+        return parse_job(upgrade_settings(settings), f"{path}: ", find)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -149,8 +152,7 @@ class Job(BaseOptions):
     @property
     def outputs(self) -> list[Path]:
         """The paths of the pictures: `output`, or out-0.png and so on for several."""
-        output, number = Path(self.output), len(self.prompts) * self.count
-        return [output] if number == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(number)]
+        return number_paths(Path(self.output), len(self.prompts) * self.count)
 
     @property
     def files(self) -> list[str]:

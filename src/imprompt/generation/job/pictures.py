@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL.PngImagePlugin import PngImageFile
-
 from imprompt.errors import ImageError
-from imprompt.runtime.files import find_file_fault
-from imprompt.runtime.output import SETTINGS_KEY
+from imprompt.inputs.image import open_image
+from imprompt.runtime.picture_files import read_settings_text
 
-_NOT_OF_THE_JOB = {"versions"}
+_NOT_OF_THE_JOB = {"hashes", "versions"}
 
 
 def has_settings(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a picture with settings of imprompt, which may be damaged."""
     try:
-        with PngImageFile(Path(path)) as picture:  # pyright: ignore[reportArgumentType]
-            return SETTINGS_KEY in picture.info
-    except Exception:  # as in read_settings
+        return _read_text(Path(path)) is not None
+    except ImageError:
         return False
 
 
@@ -30,18 +27,26 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ImageError: no such picture, or one that was not written by imprompt
     """
-    if fault := find_file_fault(path):
-        raise ImageError(fault)
+    text = _read_text(Path(path))
     try:
-        with PngImageFile(Path(path)) as picture:  # pyright: ignore[reportArgumentType]
-            settings = json.loads(picture.info[SETTINGS_KEY])
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
-    except Exception as error:  # a hostile file may make a decoder fail in any way
+        settings = json.loads(text or "")
+    except (ValueError, RecursionError) as error:
         raise ImageError(f"{path} holds no settings of imprompt") from error
     if not isinstance(settings, dict):
         raise ImageError(f"{path} holds no settings of imprompt")
     return settings
+
+
+def _read_text(path: Path) -> str | None:
+    with open_image(path) as picture:
+        return read_settings_text(picture)
+
+
+def read_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return file → hash of its content, from the settings in a picture; empty for early pictures."""
+    hashes = settings.get("hashes")
+    pairs = hashes.items() if isinstance(hashes, dict) else ()
+    return {file: digest for file, digest in pairs if isinstance(digest, str)}
 
 
 def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """The parts of a job: image prompts and ControlNets, with files in place of pictures."""
 
+import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from PIL import Image
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -12,22 +15,41 @@ from pydantic import (
     model_validator,
 )
 
+from imprompt.attention.choices import Axis, Scaling
 from imprompt.attention.layer_weights import Convention
-from imprompt.checkpoint import EMBEDDED
-from imprompt.errors import InvalidReference
-from imprompt.generation.job.limits import MAX_PICTURES, MAX_SIDE, MAX_STEPS, find_text_fault
-from imprompt.inputs.crop import CropName, Noise
-from imprompt.inputs.embeddings import Combine, load_embeddings
-from imprompt.inputs.image import load_image
-from imprompt.reference import MAX_IMAGES, Axis, Reference, Scaling
+from imprompt.checkpoint.published import EMBEDDED
+from imprompt.errors import ImageError, InvalidReference
+from imprompt.generation.job.limits import (
+    MAX_PICTURE_BYTES,
+    MAX_PICTURES,
+    MAX_SIDE,
+    MAX_STEPS,
+    find_text_fault,
+)
+from imprompt.inputs.choices import MAX_IMAGES, Combine, CropName, Noise
+from imprompt.inputs.image import decode_image, is_url, load_image
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.settings import ClosedSettings, normalize_spelling
+
+if TYPE_CHECKING:
+    from imprompt.reference import Reference
 
 EMBEDDINGS_SUFFIX = ".safetensors"
 """The suffix of embedding files; any other file is a picture."""
 
+STANDARD_INPUT = "-"
+"""In place of a picture's path: the picture is read from standard input."""
+
 Move = Callable[[str], str]
 """Translates a path that is read from a file or written into one; passed as the context {"move": ...}."""
+
+
+def _read_file(path: str, info: Any) -> str:
+    if is_url(path):
+        raise ValueError(
+            f"{shorten(path)} is a URL, and imprompt fetches none; download the file and give its path"
+        )
+    return _read_path(path, info)
 
 
 def _read_path(path: str, info: Any) -> str:
@@ -44,7 +66,7 @@ def _read_name(name: str, info: Any) -> str:
 
 def _move_path(path: str, info: Any) -> str:
     move: Move | None = (info.context or {}).get("move")
-    return move(path) if move else path
+    return move(path) if move and path != STANDARD_INPUT else path
 
 
 def _write_name(name: str, info: Any) -> str:
@@ -76,7 +98,7 @@ def _check_images(images: tuple[str, ...]) -> tuple[str, ...]:
 
 Text = Annotated[str, AfterValidator(_check_text)]
 """A text of at most `MAX_PROMPT_CHARACTERS` that contains no half of a surrogate pair."""
-File = Annotated[str, Field(min_length=1), AfterValidator(_read_path), PlainSerializer(_move_path)]
+File = Annotated[str, Field(min_length=1), AfterValidator(_read_file), PlainSerializer(_move_path)]
 """A path; in a file it is relative to that file."""
 Name = Annotated[str, Field(min_length=1), AfterValidator(_read_name), PlainSerializer(_write_name)]
 """A short name, a path, or a hub id."""
@@ -150,13 +172,15 @@ class JobReference(ClosedSettings):
         """Whether it is an embedding file, not pictures."""
         return any(file.endswith(EMBEDDINGS_SUFFIX) for file in self.images)
 
-    def load(self) -> Reference:
+    def load(self) -> "Reference":
         """Read the files and return the image prompt.
 
         Raises:
             ImageError, CheckpointError: a file that cannot be read
             InvalidReference: settings that do not go together
         """
+        from imprompt.reference import Reference  # it imports torch, and a job alone is read quickly
+
         settings = {name: value for name, value in self if name not in ("images", "adapter")}
         if self.negative is not None:
             settings["negative"] = _load_images(self.negative)
@@ -179,14 +203,41 @@ def _load_images(files: Sequence[str]) -> Any:
     """Read pictures, or return the name of an embedding file."""
     embeddings = [file for file in files if file.endswith(EMBEDDINGS_SUFFIX)]
     if not embeddings:
-        pictures = [load_image(file) for file in files]
+        pictures = [_load_image(file) for file in files]
         return pictures if len(pictures) > 1 else pictures[0]
     if len(files) > 1:
         raise InvalidReference(f"{embeddings[0]} holds embeddings; give it alone, as a separate reference")
     return files[0]
 
 
+def _load_image(file: str) -> Image.Image:
+    if file != STANDARD_INPUT:
+        return load_image(file)
+    return decode_image(_read_standard_input(), "standard input")
+
+
+@functools.cache
+def _read_standard_input() -> bytes:
+    """Return all bytes of standard input, which can be read once only.
+
+    Raises:
+        ImageError: it is a terminal, or holds more bytes than a picture has
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ImageError(
+            "'-' stands for standard input, and nothing is piped into it; give a file, or pipe one"
+        )
+    data = sys.stdin.buffer.read(MAX_PICTURE_BYTES + 1)
+    if len(data) > MAX_PICTURE_BYTES:
+        raise ImageError(
+            f"standard input holds more than {MAX_PICTURE_BYTES:,} bytes, too many for a picture"
+        )
+    return data
+
+
 def _load_face(file: str) -> Any:
+    from imprompt.inputs.embeddings import load_embeddings
+
     inputs = load_embeddings(file).inputs
     if "face_embedding" not in inputs:
         raise InvalidReference(f"{file} holds {', '.join(inputs)}, but no face_embedding")

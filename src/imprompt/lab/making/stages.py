@@ -24,7 +24,7 @@ from imprompt.lab.making.recipe import (
     StageRecipe,
     StyleRecipe,
 )
-from imprompt.runtime.settings import resolve_in_cache
+from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.loop import Run
 
 

@@ -25,7 +25,7 @@ from imprompt.lab.making.labels import LABELS
 from imprompt.lab.suite.images import SuiteSettings
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.report import Interval
-from imprompt.runtime.settings import resolve_in_cache
+from imprompt.runtime.files import resolve_in_cache
 
 SCALES = (0.0, 0.5, 1.0)
 """λ without text."""

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Input
 from imprompt.training.cache.folder import CacheFolder, Manifest
 from imprompt.training.cache.shards import Shard
 from imprompt.training.cache.split import split_rows

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imprompt.errors import DataError, ImageError
+from imprompt.inputs.choices import Input
 from imprompt.inputs.crop import encoder_view
-from imprompt.inputs.encoder import Input
 from imprompt.inputs.image import decode_image
 from imprompt.runtime.foreign_models import log_errors_only
 from imprompt.runtime.threads import compute_on_one_thread

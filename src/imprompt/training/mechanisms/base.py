@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt.errors import AdapterMismatch, CheckpointError
+from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import Input
 
 Inputs = Mapping[Input, Tensor]
 

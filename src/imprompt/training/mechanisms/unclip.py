@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from imprompt.errors import AmbiguousBatch
 from imprompt.generation.pipeline_call import call_pipeline
+from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import Input
 from imprompt.training.mechanisms.base import Denoise, Inputs, predict
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imprompt.generation.pipeline_call import make_generators
+from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import Input, strip_folders
+from imprompt.inputs.encoder import strip_folders
 from imprompt.runtime.precision import Precision
 from imprompt.training.batches import Draws, PromptBatch, make_fixed_batch
 from imprompt.training.config import TrainingConfig

@@ -30,7 +30,7 @@ from imprompt.lab.making.objectives.stage import StageObjective
 from imprompt.lab.making.recipe import BaseRecipe, ControlRecipe, StyleRecipe
 from imprompt.lab.making.tokenizer import train_tokenizer
 from imprompt.mini import PatchAutoencoder, assemble
-from imprompt.runtime.settings import resolve_in_cache
+from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.sheets import picture_grid
 
 LOOK = 512

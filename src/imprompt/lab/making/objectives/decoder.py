@@ -18,7 +18,7 @@ from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.objectives.stage import StageObjective
 from imprompt.lab.making.recipe import CodecRecipe, DecoderRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.runtime.settings import resolve_in_cache
+from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.sheets import picture_grid
 
 LOOK = 256

@@ -25,7 +25,7 @@ from imprompt.lab.making.labels import attribute_loss, measure_accuracies, to_la
 from imprompt.lab.making.objectives.stage import StageObjective
 from imprompt.lab.making.recipe import EncoderRecipe, JudgeRecipe
 from imprompt.mini.autoencoder import PatchAutoencoder
-from imprompt.runtime.settings import resolve_in_cache
+from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.sheets import picture_grid
 
 THUMBNAIL = 24

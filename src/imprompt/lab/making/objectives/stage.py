@@ -9,7 +9,7 @@ from torch import Tensor
 from imprompt.lab.making.batches import DrawingBatch, to_pixels
 from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.recipe import StageRecipe
-from imprompt.runtime.settings import resolve_in_cache
+from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.objectives.objective import Objective
 
 

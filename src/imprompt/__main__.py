@@ -1,4 +1,4 @@
-"""`python -m imprompt.cli` is `imprompt`."""
+"""`python -m imprompt` is `imprompt`."""
 
 import sys
 
