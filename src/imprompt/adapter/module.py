@@ -288,7 +288,7 @@ class ImagePromptAdapter(nn.Module):
         like = torch.empty(0, device=weight.device, dtype=dtype)
         conditionings = [
             compute_conditioning(
-                group, [next(encoded) for _ in group], attachment, self._compute_keys_values, like
+                group, [next(encoded) for _ in group], attachment, self.compute_keys_values, like
             )
             for group in groups
         ]
@@ -299,7 +299,7 @@ class ImagePromptAdapter(nn.Module):
             attachment.target,
             branches=branches,
             clock=clock,
-            loras=self._lora_terms(find_lora_scale(groups)) if self.lora else {},
+            loras=self.lora_terms(find_lora_scale(groups)) if self.lora else {},
             is_static=attachment.is_compiled,
         )
         return attachment.activate(plan)
@@ -328,7 +328,7 @@ class ImagePromptAdapter(nn.Module):
     def _make_encoder(self, target: object) -> ReferenceEncoder:
         return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
 
-    def _compute_keys_values(
+    def compute_keys_values(
         self, inputs: ProjectionInputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
     ) -> dict[int, KeyValue]:
         """Compute K' and V' in the inputs' number format, even where the adapter's own is narrower."""
@@ -341,7 +341,8 @@ class ImagePromptAdapter(nn.Module):
         }
         return torch.func.functional_call(self, weights, (inputs, layers, face_scale))
 
-    def _lora_terms(self, scale: Tensor) -> dict[int, LoraTerm]:
+    def lora_terms(self, scale: Float[Tensor, "..."]) -> dict[int, LoraTerm]:
+        """Return the adapter's LoRA of each layer that has one, with this strength."""
         return {int(number): LoraTerm(self.low_rank(int(number)), scale) for number in self.lora}
 
     # Training
@@ -373,9 +374,7 @@ class ImagePromptAdapter(nn.Module):
             number: (ImageTerm(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value))),)
             for number, (key, value) in self(inputs).items()
         }
-        loras = self._lora_terms(
-            torch.ones(count_images(inputs), 1, 1, device=next(self.parameters()).device)
-        )
+        loras = self.lora_terms(torch.ones(count_images(inputs), 1, 1, device=next(self.parameters()).device))
         return attachment.activate(
             {number: LayerInputs(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
         )

@@ -314,6 +314,11 @@ def check_supported(name: str, attn: Attention) -> None:
             Stable Diffusion uses
     """
     kind = type(attn.processor)
+    if kind.__name__.startswith("IPAdapter"):
+        raise AttachmentError(
+            f"diffusers' own IP-Adapter is loaded on this U-Net ({name} has the attention processor "
+            f"{kind.__name__}); call pipe.unload_ip_adapter() first"
+        )
     if kind not in (AttnProcessor2_0, DecoupledAttention, *PLAIN_PROCESSORS):
         raise AttachmentError(
             f"{name} has the attention processor {kind.__name__}, which is not supported; "

@@ -16,7 +16,13 @@ its tensors, never by its name.
     loading, saving
 """
 
-from imprompt.checkpoint.loading import EncoderLike, find_embedded_part, load_adapter, load_embedded_adapter
+from imprompt.checkpoint.loading import (
+    EncoderLike,
+    build_adapter,
+    find_embedded_part,
+    load_adapter,
+    load_embedded_adapter,
+)
 from imprompt.checkpoint.names import from_official, to_official
 from imprompt.checkpoint.published import EMBEDDED, EMBEDDED_WEIGHTS, ENCODERS, PUBLISHED, PublishedAdapter
 from imprompt.checkpoint.recognize import Description, describe
@@ -30,6 +36,7 @@ __all__ = [
     "Description",
     "EncoderLike",
     "PublishedAdapter",
+    "build_adapter",
     "convert_adapter",
     "describe",
     "find_embedded_part",

@@ -51,8 +51,21 @@ def read_tensors(path: Path) -> TensorFile:
     # A safetensors file starts with the length of its header, which may look like the old pickle's start.
     if head.startswith(_ZIP) or (head.startswith(_OLD_PICKLE) and head[8:] != b"{"):
         check_archive(path)
-        return TensorFile(_collect_unique(_flatten(_find_weights(_unpickle(path)), path), path), {}, "pickle")
+        return TensorFile(flatten_tensors(_find_weights(_unpickle(path)), path), {}, "pickle")
     return _read_safetensors(path)
+
+
+def flatten_tensors(tensors: object, path: Path | str) -> dict[str, Tensor]:
+    """Return the tensors of nested dictionaries under flat dotted names.
+
+    Args:
+        tensors: the dictionaries
+        path: what messages call them
+
+    Raises:
+        CheckpointError: anything else is in them, or too much
+    """
+    return _collect_unique(_flatten(tensors, path), path)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -149,7 +162,7 @@ def _find_weights(value: object) -> object:
     return next((weights for weights in candidates if isinstance(weights, Mapping) and weights), value)
 
 
-def _flatten(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
+def _flatten(value: object, path: Path | str) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor with its dotted name, in order; refuse a dictionary that contains itself."""
     pending, visited = [("", value, 0)], 0
     while pending:
@@ -171,7 +184,7 @@ def _flatten(value: object, path: Path) -> Iterator[tuple[str, Tensor]]:
             )
 
 
-def _collect_unique(named: Iterator[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
+def _collect_unique(named: Iterator[tuple[str, Tensor]], path: Path | str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in named:
         check_names([name], path)
