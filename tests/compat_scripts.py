@@ -69,15 +69,20 @@ def by_imprompt(pipe: Any, script: Script) -> Tensor:
         compat.disable(pipe)
 
 
-def assert_script_is_unchanged(
-    make: Callable[[], Any], script: Script, *, base: Script | None = latents
-) -> None:
-    """Compare both, and the picture without an image prompt, from which they must differ."""
+def assert_unchanged(make: Callable[[], Any], script: Script) -> Tensor:
+    """Compare both on pipelines of their own; return the latents."""
     theirs, ours = by_diffusers(make(), script), by_imprompt(make(), script)
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= TOLERANCE
-    if base is not None:
-        assert (ours - base(make())).abs().max() > 1000 * TOLERANCE
+    assert_close(ours, theirs)
+    return ours
+
+
+def assert_close(ours: Tensor, expected: Tensor) -> None:
+    assert ours.shape == expected.shape
+    assert (ours - expected).abs().max() <= TOLERANCE
+
+
+def assert_differ(ours: Tensor, other: Tensor) -> None:
+    assert (ours - other).abs().max() > 1000 * TOLERANCE
 
 
 def stack(embeddings: Tensor, guided: bool = True) -> Tensor:

@@ -39,7 +39,7 @@ from imprompt.attention.processor import (
     get_text_projections,
     split_heads,
 )
-from imprompt.attention.weights import ImageKeyValue, LoraShapes, LowRank, list_lora_shapes
+from imprompt.attention.weights import ImageKeyValue, LoraShapes, LowRank, list_lora_shapes, read_weight
 from imprompt.errors import AdapterMismatch, AttachmentError
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import ImageEncoder, Input
@@ -113,7 +113,8 @@ class ImagePromptAdapter(nn.Module):
             lora_rank: the rank of a LoRA for every attention layer, which is zero at first; 0 for none
 
         Raises:
-            AdapterMismatch: the U-Net has no cross-attention, or one with tokens of another width
+            AdapterMismatch: the U-Net has no cross-attention, or one with tokens of another width, or is
+                quantized
         """
         layers = find_cross_attention_layers(unet)
         if not layers:
@@ -123,9 +124,10 @@ class ImagePromptAdapter(nn.Module):
             adapter = cls(projection, read_layer_shapes(layers), loras).float().to(unet.device)
         with torch.no_grad():
             for number, (_, attn) in layers.items():
-                to_k, to_v = get_text_projections(attn)
-                adapter.key_value(number).to_key.weight.copy_(to_k.weight)
-                adapter.key_value(number).to_value.weight.copy_(to_v.weight)
+                made = adapter.key_value(number)
+                own = zip((made.to_key.weight, made.to_value.weight), get_text_projections(attn), strict=True)
+                for weight, linear in own:
+                    weight.copy_(read_weight(linear, weight.shape))
         return adapter
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -247,8 +247,8 @@ def _compute_image_output(attn: Attention, hidden_states: Tensor, terms: Sequenc
     """Return what the image prompts add to the layer's output: W_out Σ_r ..., without the bias."""
     query = split_heads(attn.to_q(hidden_states), attn.heads)
     to_out, dropout = cast(nn.ModuleList, attn.to_out)
-    output = to_out(merge_heads(_add_image_attention(torch.zeros_like(query), query, terms)))
-    return dropout(output if to_out.bias is None else output - to_out.bias)
+    image = merge_heads(_add_image_attention(torch.zeros_like(query), query, terms))
+    return dropout(to_out(image) - to_out(torch.zeros_like(image[:1, :1])))  # Quantized layers hide the bias.
 
 
 def _text_key_value(

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from imprompt.attention.layers import UNet, find_attention_layers
 from imprompt.attention.processor import KeyValue, Place
+from imprompt.errors import AdapterMismatch
 
 LoraShapes = Mapping[Place, tuple[int, int, int]]
 """Matrix of an attention layer → (in, out, rank) of its LoRA."""
@@ -35,6 +37,21 @@ class LowRank(nn.Module):
         # The initialization of diffusers' LoRALinearLayer, with which FaceID was trained.
         nn.init.normal_(self.down.weight, std=1 / rank)
         nn.init.zeros_(self.up.weight)
+
+
+def read_weight(linear: nn.Module, shape: torch.Size) -> Tensor:
+    """Return the matrix of a linear layer of the base, "out in", also if a LoRA is around it.
+
+    Raises:
+        AdapterMismatch: the layer is quantized, so its weight is no such matrix
+    """
+    weight = linear.weight
+    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == shape:
+        return weight
+    raise AdapterMismatch(
+        f"new matrices for the image start as copies of the base's, but {type(linear).__name__} has no plain "
+        "weight; make the adapter from the base before it is quantized"
+    )
 
 
 def list_lora_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:
