@@ -3,7 +3,7 @@
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -342,7 +342,7 @@ def blocks(section: str, counts: dict[str, int]) -> st.SearchStrategy[Any]:
 )
 def test_a_dictionary_means_what_it_means_in_diffusers(scale: dict[str, Any]) -> None:
     names = {number: name for number, (name, _) in find_cross_attention_layers(XL).items()}
-    (expected,) = _maybe_expand_lora_scales(XL, [scale], default_scale=0.0)
+    (expected,) = cast(Any, _maybe_expand_lora_scales(XL, [scale], default_scale=0.0))
     read = read_scale(scale, names)
     for number, name in names.items():
         (value,) = [value for prefix, value in expected.items() if name.startswith(prefix)]

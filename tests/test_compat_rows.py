@@ -136,7 +136,7 @@ def test_faceid_plus_without_features_says_where_they_belong(pipe: Any) -> None:
 
 
 def test_a_denoiser_that_is_called_by_hand_has_a_row_for_each_of_its_batch(pipe: Any) -> None:
-    call = tiny.unet_input(pipe.unet, batch=2)
+    call: dict[str, Any] = tiny.unet_input(pipe.unet, batch=2)
     with torch.no_grad():
         both = pipe.unet(**call, added_cond_kwargs={"image_embeds": [torch.stack([FIRST, SECOND])]}).sample
         one = {name: value[1:] for name, value in call.items()}

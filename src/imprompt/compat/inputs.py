@@ -106,7 +106,7 @@ def _name_inputs(
 ) -> dict[Input, Tensor]:
     """Return the projection's inputs, "batch images ...", in float32 where the adapter is."""
     names: list[Input] = list(adapter.projection.takes)
-    values = {names[0]: prompt.embeddings}
+    values: dict[Input, Tensor] = {names[0]: prompt.embeddings}
     if len(names) > 1:
         if prompt.features is None:
             raise AdapterMismatch(
@@ -162,13 +162,12 @@ def _make_terms(
 
 def _expand_term(term: ImageTerm, heads: int, batch: DenoiserBatch) -> ImageTerm:
     """Split the heads of a term, and repeat its rows for the frames of a video."""
-    parts = split_heads(term.key, heads), split_heads(term.value, heads), term.weight
-    return ImageTerm(
-        *(
-            None if x is None else x.to(batch.device, batch.dtype).repeat_interleave(batch.frames, 0)
-            for x in parts
-        )
-    )
+
+    def expand(x: Tensor) -> Tensor:
+        return x.to(batch.device, batch.dtype).repeat_interleave(batch.frames, 0)
+
+    weight = None if term.weight is None else expand(term.weight)
+    return ImageTerm(expand(split_heads(term.key, heads)), expand(split_heads(term.value, heads)), weight)
 
 
 def _resize_masks(
@@ -184,8 +183,8 @@ def _resize_masks(
     """
     grids: dict[int, Tensor] = {}
     for level in {attachment.levels[layer] for layer in layers}:
-        size = tuple(-(-side // 2**level) for side in batch.size)
-        grids[level] = F.interpolate(masks.float(), size, mode="bicubic").flatten(2)
+        size = [-(-side // 2**level) for side in batch.size]
+        grids[level] = F.interpolate(masks.float(), size, mode="bicubic").flatten(2)  # pyright: ignore[reportCallIssue]
     return grids
 
 
