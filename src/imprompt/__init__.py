@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from imprompt.inputs.encoder import load_image_encoder as load_image_encoder
     from imprompt.inputs.encoder import ImageEncoder as ImageEncoder
     from imprompt import mini as mini
+    from imprompt import compat as compat
 
     # Errors
     from imprompt.errors import ImpromptError as ImpromptError

@@ -32,8 +32,14 @@ from imprompt.attention.choices import LoraShapes, Place
 from imprompt.attention.diffusers_internals import Branches
 from imprompt.attention.layers import UNet, find_cross_attention_layers, read_layer_shapes
 from imprompt.attention.pipeline_state import Clock
-from imprompt.attention.processor import ImageTerm, KeyValue, LoraTerm, get_text_projections, split_heads
-from imprompt.attention.weights import ImageKeyValue, LowRank, list_lora_shapes
+from imprompt.attention.processor import (
+    ImageTerm,
+    KeyValue,
+    LoraTerm,
+    get_text_projections,
+    split_heads,
+)
+from imprompt.attention.weights import ImageKeyValue, LowRank, list_lora_shapes, read_weight
 from imprompt.errors import AdapterMismatch, AttachmentError
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
@@ -108,7 +114,8 @@ class ImagePromptAdapter(nn.Module):
             lora_rank: the rank of a LoRA for every attention layer, which is zero at first; 0 for none
 
         Raises:
-            AdapterMismatch: the U-Net has no cross-attention, or one with tokens of another width
+            AdapterMismatch: the U-Net has no cross-attention, or one with tokens of another width, or is
+                quantized
         """
         layers = find_cross_attention_layers(unet)
         if not layers:
@@ -118,9 +125,10 @@ class ImagePromptAdapter(nn.Module):
             adapter = cls(projection, read_layer_shapes(layers), loras).float().to(unet.device)
         with torch.no_grad():
             for number, (_, attn) in layers.items():
-                to_k, to_v = get_text_projections(attn)
-                adapter.key_value(number).to_key.weight.copy_(to_k.weight)
-                adapter.key_value(number).to_value.weight.copy_(to_v.weight)
+                made = adapter.key_value(number)
+                own = zip((made.to_key.weight, made.to_value.weight), get_text_projections(attn), strict=True)
+                for weight, linear in own:
+                    weight.copy_(read_weight(linear, weight.shape))
         return adapter
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -283,7 +291,7 @@ class ImagePromptAdapter(nn.Module):
         like = torch.empty(0, device=weight.device, dtype=dtype)
         conditionings = [
             compute_conditioning(
-                group, [next(encoded) for _ in group], attachment, self._compute_keys_values, like
+                group, [next(encoded) for _ in group], attachment, self.compute_keys_values, like
             )
             for group in groups
         ]
@@ -294,7 +302,7 @@ class ImagePromptAdapter(nn.Module):
             attachment.target,
             branches=branches,
             clock=clock,
-            loras=self._lora_terms(find_lora_scale(groups)) if self.lora else {},
+            loras=self.lora_terms(find_lora_scale(groups)) if self.lora else {},
             is_static=attachment.is_compiled,
         )
         return attachment.activate(plan)
@@ -323,7 +331,7 @@ class ImagePromptAdapter(nn.Module):
     def _make_encoder(self, target: object) -> ReferenceEncoder:
         return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
 
-    def _compute_keys_values(
+    def compute_keys_values(
         self, inputs: ProjectionInputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
     ) -> dict[int, KeyValue]:
         """Compute K' and V' in the inputs' number format, even where the adapter's own is narrower."""
@@ -336,7 +344,8 @@ class ImagePromptAdapter(nn.Module):
         }
         return torch.func.functional_call(self, weights, (inputs, layers, face_scale))
 
-    def _lora_terms(self, scale: Tensor) -> dict[int, LoraTerm]:
+    def lora_terms(self, scale: Float[Tensor, "..."]) -> dict[int, LoraTerm]:
+        """Return the adapter's LoRA of each layer that has one, with this strength."""
         return {int(number): LoraTerm(self.low_rank(int(number)), scale) for number in self.lora}
 
     # Training
@@ -368,9 +377,7 @@ class ImagePromptAdapter(nn.Module):
             number: (ImageTerm(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value))),)
             for number, (key, value) in self(inputs).items()
         }
-        loras = self._lora_terms(
-            torch.ones(count_images(inputs), 1, 1, device=next(self.parameters()).device)
-        )
+        loras = self.lora_terms(torch.ones(count_images(inputs), 1, 1, device=next(self.parameters()).device))
         return attachment.activate(
             {number: LayerInputs(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
         )

@@ -27,8 +27,12 @@ from imprompt.attention.diffusers_internals import (
 from imprompt.attention.hooks import (
     Owner,
     add_hook,
-    block_ip_adapter_methods,
     check_layers_ran,
+)
+from imprompt.attention.ip_adapter_calls import (
+    block_ip_adapter_calls,
+    block_ip_adapter_methods,
+    unblock_ip_adapter_calls,
     unblock_ip_adapter_methods,
 )
 from imprompt.attention.layers import (
@@ -95,8 +99,8 @@ class Attachment:
 
     def __init__(self, target: object, shapes: Shapes, lora_layers: Collection[int] = ()) -> None:
         self.target = target
-        self.unet = _get_unet(target)
-        self._denoiser = _get_denoiser(target)
+        self.unet = get_unet(target)
+        self._denoiser = get_denoiser(target)
         crossing = find_cross_attention_layers(self.unet)
         check_fit(shapes, read_layer_shapes(crossing))
         self.names = {layer: name for layer, (name, _) in crossing.items()}
@@ -115,6 +119,7 @@ class Attachment:
         self._lock = threading.RLock()  # Held while the stacks change, never during a forward pass.
         self.processors = {layer: _install(attn, self._owner) for layer, attn in self.layers.items()}
         block_ip_adapter_methods(target, self._owner)
+        block_ip_adapter_calls(self.unet, self._owner)
         self._other_pipelines = weakref.WeakSet[object]()
         self.is_attached = True
 
@@ -135,7 +140,7 @@ class Attachment:
     @property
     def is_compiled(self) -> bool:
         """Whether the denoiser goes through torch.compile."""
-        return is_compiled(_get_denoiser(self.target))
+        return is_compiled(get_denoiser(self.target))
 
     @property
     def has_open_ended_references(self) -> bool:
@@ -190,6 +195,7 @@ class Attachment:
         self._unhook()
         for pipeline in (self.target, *self._other_pipelines):
             unblock_ip_adapter_methods(pipeline, self._owner)
+        unblock_ip_adapter_calls(self.unet, self._owner)
         for layer, processor in self.processors.items():
             attn = self.layers[layer]
             if processor.remove_owner(self._owner) and attn.processor is processor:
@@ -220,12 +226,12 @@ class Attachment:
         Raises:
             AttachmentError: it has another one
         """
-        module = _get_denoiser(self.target)
-        if module is not self._denoiser and _get_unet(self.target) is not self.unet:
+        module = get_denoiser(self.target)
+        if module is not self._denoiser and get_unet(self.target) is not self.unet:
             raise AttachmentError("the pipeline has another U-Net than before; detach, then attach again")
 
     def _check_compiled(self) -> None:
-        module = _get_denoiser(self.target)
+        module = get_denoiser(self.target)
         parts = (get_compiled_call(part) is not None for part in module.modules())
         if self._callers and (self.is_compiled or any(parts)):
             raise AttachmentError(
@@ -238,7 +244,7 @@ class Attachment:
         needs_hook = any(isinstance(caller.stack[-1].source, BatchPlan) for caller in self._callers)
         if needs_hook != (self._unhook is not _do_nothing):
             self._unhook()
-            self._unhook = add_hook(_get_denoiser(self.target), self._owner) if needs_hook else _do_nothing
+            self._unhook = add_hook(get_denoiser(self.target), self._owner) if needs_hook else _do_nothing
         if not self._callers:
             for processor in self.processors.values():
                 processor.clear_terms(self._owner)
@@ -257,7 +263,9 @@ class Attachment:
             processor.set_terms(self._owner, *inputs.get(layer, LayerInputs()))
             processor.state.is_split = layer in parts
 
-    def before_forward(self, sample: Tensor, timestep: Tensor | float | int, text: Tensor) -> None:
+    def before_forward(
+        self, sample: Tensor, timestep: Tensor | float | int, text: Tensor, options: object = None
+    ) -> None:
         """Give the layers this caller's image prompts for the batch that the denoiser is about to process.
 
         Raises:
@@ -275,6 +283,10 @@ class Attachment:
             inputs = source.expand(sample, timestep, text)
             if source.other_pipeline is not None:
                 self._refuse_in(source.other_pipeline())
+        self.set_inputs(inputs)
+
+    def set_inputs(self, inputs: Mapping[int, LayerInputs]) -> None:
+        """Give the layers what acts in this thread's next forward pass, a row for each row of the batch."""
         if inputs is not self._forward.inputs:
             self._set_inputs(inputs)
         if self._forward.has_parts:
@@ -323,16 +335,25 @@ class ActiveReferences:
             self.attachment.check_unet()  # A new U-Net would not call the hook, so would not be noticed.
 
 
-def _get_denoiser(target: object) -> nn.Module:
-    """Return the module that is called at every step: the U-Net, or the compiled module around it."""
+def get_denoiser(target: object) -> nn.Module:
+    """Return the module that is called at every step: the U-Net, or the compiled module around it.
+
+    Raises:
+        AttachmentError: the pipeline has none
+    """
     module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
     if not isinstance(module, nn.Module):
         raise AttachmentError(f"{type(target).__name__} has no U-Net to attach to")
     return module
 
 
-def _get_unet(target: object) -> UNet:
-    module = _get_denoiser(target)
+def get_unet(target: object) -> UNet:
+    """Return the U-Net of a pipeline, or the one inside a compiled module.
+
+    Raises:
+        AttachmentError: there is none that an adapter can be attached to
+    """
+    module = get_denoiser(target)
     unet = unwrap_compiled(module)
     if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
         kinds = " and ".join(kind.__name__ for kind in get_args(UNet))

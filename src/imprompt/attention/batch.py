@@ -141,7 +141,7 @@ class BatchPlan:
         """
         call = find_running_call(self.unet, self.target)
         if call is not None and call.pipeline is not self.target:
-            check_no_other_prompt(call)
+            check_no_other_prompt(call, self.unet)
             self.other_pipeline = weakref.ref(call.pipeline)
         if self.clock is not None:
             self.clock.call = call
@@ -158,9 +158,9 @@ class BatchPlan:
         rows = self._rows(sample, text, call)
         size = sample.shape[-2], sample.shape[-1]
         if all(area is None for conditioning in self.conditionings for area in conditioning.areas):
-            return BatchLayout(rows, size, *_device_and_dtype(sample))
+            return BatchLayout(rows, size, *find_device_and_dtype(sample))
         check_whole(call, size)
-        return BatchLayout(rows, size, *_device_and_dtype(sample), find_picture_box(call))
+        return BatchLayout(rows, size, *find_device_and_dtype(sample), find_picture_box(call))
 
     def _rows(self, sample: Tensor, text: Tensor, call: PipelineCall | None) -> BatchRows:
         branches = self.branches or read_branches(call, self.target)
@@ -192,12 +192,9 @@ class BatchPlan:
             )
             for layer in layers
         }
-        _check_finite(inputs, dtype)
+        check_finite(inputs, dtype)
         for layer, (pairs, scale) in self.loras.items():
-            low_rank: dict[Place, tuple[Tensor, Tensor]] = {
-                place: (down.to(device, dtype), up.to(device, dtype)) for place, (down, up) in pairs.items()
-            }
-            lora = LoraTerm(low_rank, rows.expand(scale)[:, None, None].to(device, dtype))
+            lora = convert_lora(LoraTerm(pairs, rows.expand(scale)[:, None, None]), device, dtype)
             inputs[layer] = inputs.get(layer, LayerInputs())._replace(lora=lora)
         return inputs
 
@@ -301,7 +298,15 @@ def _expand_rows(conditioning: Conditioning, layer: int, batch: BatchLayout) -> 
     return KeyValue(*(batch.rows.expand(*half).to(batch.device, batch.dtype) for half in halves))
 
 
-def _check_finite(inputs: Mapping[int, LayerInputs], dtype: torch.dtype) -> None:
+def convert_lora(lora: LoraTerm, device: torch.device, dtype: torch.dtype) -> LoraTerm:
+    """Move a LoRA to a device, and convert it to a number format."""
+    pairs: dict[Place, tuple[Tensor, Tensor]] = {
+        place: (down.to(device, dtype), up.to(device, dtype)) for place, (down, up) in lora.pairs.items()
+    }
+    return LoraTerm(pairs, lora.scale.to(device, dtype))
+
+
+def check_finite(inputs: Mapping[int, LayerInputs], dtype: torch.dtype) -> None:
     """Refuse values beyond what the number format holds (65504 in float16): the picture would be NaN."""
     terms = [(layer, term) for layer, one in inputs.items() for term in one.terms]
     if not terms:
@@ -347,7 +352,8 @@ def _mean_weights(cells: int, start: float, end: float, parts: int) -> Float[Ten
     return overlaps.clamp(min=0) / (bounds[1:] - bounds[:-1])[:, None]
 
 
-def _device_and_dtype(sample: Tensor) -> tuple[torch.device, torch.dtype]:
+def find_device_and_dtype(sample: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the number format in which a denoiser computes with these latents."""
     kind = sample.device.type
     autocast = torch.is_autocast_enabled(kind)
     return sample.device, torch.get_autocast_dtype(kind) if autocast else sample.dtype

@@ -46,7 +46,7 @@ In each of them `do_classifier_free_guidance` tells how the batch is stacked, an
 with a loop of its own is not.
 """
 
-_BETWEEN = ("torch.", "imprompt.attention.")
+_BETWEEN = ("torch.", "imprompt.attention.", "imprompt.compat.")
 """Modules between a sampling loop and `find_running_call` on the stack; they contain no sampling loop."""
 
 
@@ -83,6 +83,17 @@ class PipelineCall(NamedTuple):
         if not self.is_known or not isinstance(each, int) or not isinstance(prompts, int):
             return None
         return prompts * each
+
+    @property
+    def prompts(self) -> int | None:
+        """The number of prompts; None if it cannot be found."""
+        prompts = self.variables.get("batch_size")
+        return prompts if self.is_known and isinstance(prompts, int) else None
+
+    @property
+    def image_embeddings(self) -> list[Tensor] | None:
+        """The embeddings that the call has prepared for diffusers' own IP-Adapter."""
+        return self.variables.get("image_embeds") if self.has_image_prompt else None
 
     @property
     def latents_size(self) -> tuple[int, int] | None:
@@ -241,6 +252,36 @@ def find_split_layers(unet: nn.Module, layers: Mapping[int, nn.Module]) -> Colle
     splits = (module for module in unet.modules() if isinstance(module, SplitInferenceModule))
     inside = {id(part) for split in splits for part in split.modules()}
     return {layer for layer, attn in layers.items() if id(attn) in inside}
+
+
+# diffusers' own IP-Adapter
+
+
+def has_own_ip_adapter(unet: Any) -> bool:
+    """Whether diffusers' own IP-Adapter is loaded on a U-Net."""
+    return unet.config.encoder_hid_dim_type == "ip_image_proj"
+
+
+@contextmanager
+def receive_ip_adapters(unet: nn.Module, receive: Callable[[Any], None]) -> Iterator[None]:
+    """Give the tensors that `load_ip_adapter` has read to a function, in place of the U-Net.
+
+    Each element of what it gets is {"image_proj": ..., "ip_adapter": ...}. No LoRA is loaded.
+    """
+
+    def receive_weights(state_dicts: Any, **_: object) -> None:
+        receive(state_dicts if isinstance(state_dicts, list) else [state_dicts])
+
+    def find_no_loras(*_: object) -> dict[int, Any]:
+        return {}
+
+    methods = {"_load_ip_adapter_weights": receive_weights, "_load_ip_adapter_loras": find_no_loras}
+    vars(unet).update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del vars(unet)[name]
 
 
 # torch.compile

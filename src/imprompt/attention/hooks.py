@@ -9,7 +9,6 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from imprompt.attention.diffusers_internals import get_compiled_call, set_compiled_call, unwrap_compiled
-from imprompt.attention.pipeline_state import TAKES_NO_PICTURE
 from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError
 
@@ -18,8 +17,9 @@ class Owner:
     """A weak reference to an attachment, held by layers and hooks so that they do not keep it alive.
 
     Args:
-        attachment: its `before_forward(sample, timestep, text)` is called before every forward pass, and its
-            `after_forward()` after it, if the denoiser is not compiled
+        attachment: its `before_forward(sample, timestep, text, options)` is called before every forward pass,
+            with all keyword arguments as options, and its `after_forward()` after it, if the denoiser is not
+            compiled
     """
 
     def __init__(self, attachment: Any) -> None:
@@ -29,7 +29,7 @@ class Owner:
 def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
     """Notify an owner's attachment of every call of a denoiser; return a function that removes the hook."""
 
-    def before(called: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+    def before(called: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
         attachment = owner.attachment()
         if called is not module or attachment is None:  # A copy of the denoiser has a copy of the hook.
             return
@@ -37,9 +37,9 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
         names = ("sample", "timestep", "encoder_hidden_states")
         inputs = *args[:3], *(kwargs[name] for name in names[len(args) :])
         if torch.compiler.is_compiling():
-            _before_outside_graph(attachment, *inputs)
+            _before_outside_graph(attachment, *inputs, kwargs)
         else:
-            attachment.before_forward(*inputs)
+            attachment.before_forward(*inputs, kwargs)
 
     def after(called: nn.Module, *_: object) -> None:
         attachment = owner.attachment()
@@ -62,7 +62,7 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
         return remove
 
     # module.compile() would compile hooks too, so the compiled call itself is wrapped.
-    def call(*args: Tensor, **kwargs: Tensor) -> object:
+    def call(*args: Tensor, **kwargs: Any) -> object:
         before(module, args, kwargs)
         return compiled(*args, **kwargs)
 
@@ -114,46 +114,3 @@ def _describe_replacement(attn: Attention) -> str:
     if forward is not None:
         return f"{getattr(forward, '__qualname__', repr(forward))} has taken the place of its forward"
     return "it was not run"
-
-
-class Refusal:
-    """A replacement for a method of diffusers' own IP-Adapter that raises while an adapter is attached.
-
-    Args:
-        advice: what the message says to do instead
-    """
-
-    def __init__(self, advice: str) -> None:
-        self.advice = advice
-        self.owners: list[object] = []
-
-    def __call__(self, *_: object, **__: object) -> None:
-        """Refuse the call, whatever its arguments."""
-        raise AttachmentError(f"an adapter of imprompt is attached to this pipeline: {self.advice}")
-
-
-_REFUSED = {
-    "set_ip_adapter_scale": (
-        "set_ip_adapter_scale has no effect on it; use adapter.use(imprompt.Reference(picture, scale=...))"
-    ),
-    "prepare_ip_adapter_image_embeds": TAKES_NO_PICTURE,
-}
-
-
-def block_ip_adapter_methods(target: object, owner: object) -> None:
-    """Make the methods of diffusers' own IP-Adapter raise, where they would have no effect or fail."""
-    for name, advice in _REFUSED.items():
-        if not isinstance(target, nn.Module) and hasattr(type(target), name):
-            refusal = vars(target).setdefault(name, Refusal(advice))
-            if isinstance(refusal, Refusal):
-                refusal.owners.append(owner)
-
-
-def unblock_ip_adapter_methods(target: object, owner: object) -> None:
-    """Undo `block_ip_adapter_methods`, once no other owner needs it."""
-    for name in _REFUSED:
-        refusal = None if isinstance(target, nn.Module) else getattr(target, "__dict__", {}).get(name)
-        if isinstance(refusal, Refusal) and owner in refusal.owners:
-            refusal.owners.remove(owner)
-            if not refusal.owners:
-                del vars(target)[name]

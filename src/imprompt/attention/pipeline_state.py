@@ -15,6 +15,7 @@ from imprompt.attention.diffusers_internals import (
     get_timesteps,
     list_branches,
 )
+from imprompt.attention.ip_adapter_calls import TAKES_NO_PICTURE, find_provider
 from imprompt.errors import AmbiguousBatch, AttachmentError
 
 
@@ -65,17 +66,13 @@ def check_rows(call: PipelineCall, branches: Branches, rows: int) -> None:
         )
 
 
-TAKES_NO_PICTURE = "it takes no ip_adapter_image and no ip_adapter_image_embeds; use adapter.use(picture)"
-"""The advice where a pipeline with an attached adapter gets an image prompt for diffusers' own IP-Adapter."""
-
-
-def check_no_other_prompt(call: PipelineCall) -> None:
-    """Refuse image prompts for diffusers' own IP-Adapter, which have no effect.
+def check_no_other_prompt(call: PipelineCall, unet: nn.Module) -> None:
+    """Refuse image prompts for diffusers' own IP-Adapter, if they have no effect.
 
     Raises:
         AttachmentError: the call has one
     """
-    if call.has_image_prompt:
+    if call.has_image_prompt and find_provider(unet) is None:
         raise AttachmentError(
             f"an adapter of imprompt is attached to the U-Net of this {type(call.pipeline).__name__}: "
             f"{TAKES_NO_PICTURE}"

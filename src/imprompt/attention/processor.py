@@ -244,8 +244,8 @@ def _compute_image_output(attn: Attention, hidden_states: Tensor, terms: Sequenc
     """Return what the image prompts add to the layer's output: W_out Σ_r ..., without the bias."""
     query = split_heads(attn.to_q(hidden_states), attn.heads)
     to_out, dropout = cast(nn.ModuleList, attn.to_out)
-    output = to_out(merge_heads(_add_image_attention(torch.zeros_like(query), query, terms)))
-    return dropout(output if to_out.bias is None else output - to_out.bias)
+    image = merge_heads(_add_image_attention(torch.zeros_like(query), query, terms))
+    return dropout(to_out(image) - to_out(torch.zeros_like(image[:1, :1])))  # Quantized layers hide the bias.
 
 
 def _text_key_value(
@@ -311,6 +311,11 @@ def check_supported(name: str, attn: Attention) -> None:
             Stable Diffusion uses
     """
     kind = type(attn.processor)
+    if kind.__name__.startswith("IPAdapter"):
+        raise AttachmentError(
+            f"diffusers' own IP-Adapter is loaded on this U-Net ({name} has the attention processor "
+            f"{kind.__name__}); call pipe.unload_ip_adapter() first"
+        )
     if kind not in (AttnProcessor2_0, DecoupledAttention, *PLAIN_PROCESSORS):
         raise AttachmentError(
             f"{name} has the attention processor {kind.__name__}, which is not supported; "

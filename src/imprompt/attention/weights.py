@@ -1,11 +1,13 @@
 """The trained matrices of one attention layer."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from imprompt.attention.choices import LoraShapes
 from imprompt.attention.layers import UNet, find_attention_layers
 from imprompt.attention.processor import KeyValue
+from imprompt.errors import AdapterMismatch
 
 
 class ImageKeyValue(nn.Module):
@@ -31,6 +33,21 @@ class LowRank(nn.Module):
         # The initialization of diffusers' LoRALinearLayer, with which FaceID was trained.
         nn.init.normal_(self.down.weight, std=1 / rank)
         nn.init.zeros_(self.up.weight)
+
+
+def read_weight(linear: nn.Module, shape: torch.Size) -> Tensor:
+    """Return the matrix of a linear layer of the base, "out in", also if a LoRA is around it.
+
+    Raises:
+        AdapterMismatch: the layer is quantized, so its weight is no such matrix
+    """
+    weight = linear.weight
+    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == shape:
+        return weight
+    raise AdapterMismatch(
+        f"new matrices for the image start as copies of the base's, but {type(linear).__name__} has no plain "
+        "weight; make the adapter from the base before it is quantized"
+    )
 
 
 def list_lora_shapes(unet: UNet, rank: int) -> dict[int, LoraShapes]:

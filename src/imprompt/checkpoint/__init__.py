@@ -24,6 +24,7 @@ from imprompt.runtime.lazy_names import import_lazy_name, read_lazy_names
 
 if TYPE_CHECKING:
     from imprompt.checkpoint.loading import EncoderLike as EncoderLike
+    from imprompt.checkpoint.loading import build_adapter as build_adapter
     from imprompt.checkpoint.loading import find_embedded_part as find_embedded_part
     from imprompt.checkpoint.loading import load_adapter as load_adapter
     from imprompt.checkpoint.loading import load_embedded_adapter as load_embedded_adapter
@@ -47,6 +48,7 @@ __all__ = [
     "Description",
     "EncoderLike",
     "PublishedAdapter",
+    "build_adapter",
     "convert_adapter",
     "describe",
     "find_embedded_part",

@@ -29,7 +29,7 @@ MAX_UNPACKING = 1.1
 _SLACK = 1024 * 1024
 
 
-def check_names(names: Iterable[str], path: Path) -> list[str]:
+def check_names(names: Iterable[str], path: Path | str) -> list[str]:
     """Return the names of a file's tensors, unless they are too many or too long.
 
     Raises:

@@ -73,6 +73,19 @@ def take_tensors(path: Path, take: Callable[[str, Tensor], Tensor | None]) -> Te
     return TensorFile(_collect_unique(kept, path), {}, "pickle")
 
 
+def flatten_tensors(tensors: object, path: Path | str) -> dict[str, Tensor]:
+    """Return the tensors of nested dictionaries under flat dotted names.
+
+    Args:
+        tensors: the dictionaries
+        path: what messages call them
+
+    Raises:
+        CheckpointError: anything else is in them, or too much
+    """
+    return _collect_unique(_flatten(tensors, path), path)
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write tensors of the official layout as `.safetensors` (flat, with metadata) or `.bin` (nested,
     without).
@@ -183,7 +196,7 @@ def _find_weights(value: object) -> object:
     return next((weights for weights in candidates if isinstance(weights, Mapping) and weights), value)
 
 
-def _flatten(value: object, path: Path, *, only_tensors: bool = True) -> Iterator[tuple[str, Tensor]]:
+def _flatten(value: object, path: Path | str, *, only_tensors: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor with its dotted name, in order; refuse a dictionary that contains itself.
 
     Other values are refused, or with `only_tensors=False` left out.
@@ -208,7 +221,7 @@ def _flatten(value: object, path: Path, *, only_tensors: bool = True) -> Iterato
             )
 
 
-def _collect_unique(named: Iterator[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
+def _collect_unique(named: Iterator[tuple[str, Tensor]], path: Path | str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in named:
         check_names([name], path)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.checkpoint.files import read_tensors
+from imprompt.checkpoint.files import TensorFile, flatten_tensors, read_tensors
 from imprompt.checkpoint.names import from_official
 from imprompt.checkpoint.projections import Version, build_projection
 from imprompt.checkpoint.published import (
@@ -139,8 +139,30 @@ def _locate(source: str) -> _Source:
     )
 
 
+def build_adapter(
+    tensors: Mapping[str, object], *, name: str, face_plus_version: Literal[1, 2] | None = None
+) -> ImagePromptAdapter:
+    """Build an adapter from tensors, without an image encoder.
+
+    Args:
+        tensors: of any layout, under flat dotted names or in nested dictionaries, as `torch.load` returns
+        name: what messages call them
+        face_plus_version: as in `load_adapter`
+
+    Raises:
+        CheckpointError: there are other things than tensors, or wrong tensors, as in `load_adapter`
+    """
+    file = TensorFile(flatten_tensors(tensors, name), {}, "tensors")
+    return _build_checked(file, _Source(Path(name), None), face_plus_version)[0]
+
+
 def _load_file(source: _Source, requested: Version | None) -> tuple[ImagePromptAdapter, Description]:
-    file = read_tensors(source.path)
+    return _build_checked(read_tensors(source.path), source, requested)
+
+
+def _build_checked(
+    file: TensorFile, source: _Source, requested: Version | None
+) -> tuple[ImagePromptAdapter, Description]:
     recognized = recognize(file)
     description = recognized.description
     check_sound(source.path, description)

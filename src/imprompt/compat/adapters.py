@@ -1,0 +1,293 @@
+"""The adapters of one U-Net that `load_ip_adapter` has loaded."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.embeddings import ImageProjection
+from torch import Tensor, nn
+
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.batch import LayerInputs, find_device_and_dtype
+from imprompt.attention.diffusers_internals import Branches, find_running_call
+from imprompt.attention.hooks import Owner, add_hook
+from imprompt.attention.ip_adapter_calls import (
+    Provider,
+    install_projections,
+    remove_unused_projections,
+)
+from imprompt.attention.layers import UNet
+from imprompt.checkpoint import build_adapter
+from imprompt.compat.inputs import AdapterPrompt, DenoiserBatch, compute_inputs, read_masks
+from imprompt.compat.rows import RowLayout, read_layout
+from imprompt.compat.scales import read_scale
+from imprompt.errors import AttachmentError, InvalidReference
+from imprompt.projection import FacePlusProjection
+
+_NOTHING: Mapping[int, LayerInputs] = {}
+
+
+class ProjectionSettings(nn.Module):
+    """What scripts find in `unet.encoder_hid_proj.image_projection_layers`, in place of a projection.
+
+    Attributes:
+        clip_embeds: the image features for FaceID-Plus, "rows images patches feature_dim"
+        shortcut: whether FaceID-Plus is version 2
+        shortcut_scale: strength of its features relative to the face, for version 2
+    """
+
+    clip_embeds: Tensor | None
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.clip_embeds, self.shortcut, self.shortcut_scale = None, False, 1.0
+
+
+class PooledProjectionSettings(ProjectionSettings, ImageProjection):
+    """The same for an adapter that takes the pooled embedding, by which diffusers recognizes it."""
+
+
+class LoadedAdapter:
+    """An adapter on a U-Net.
+
+    Attributes:
+        adapter: its weights
+        attachment: its attachment to the U-Net
+        settings: what scripts may set for FaceID-Plus
+        scales: layer → λ, see `read_scale`
+    """
+
+    def __init__(self, adapter: ImagePromptAdapter, unet: nn.Module) -> None:
+        self.adapter = adapter
+        self.attachment = adapter.attach(unet)
+        is_pooled = "image_embedding" in adapter.projection.takes
+        self.settings = PooledProjectionSettings() if is_pooled else ProjectionSettings()
+        self.scales = read_scale(1.0, self.attachment.names)
+
+    @property
+    def sources(self) -> tuple[object, ...]:
+        """The tensors and containers on which its inputs depend."""
+        return self.settings.clip_embeds, self.scales
+
+    @property
+    def face_scale(self) -> float | None:
+        """The strength of FaceID-Plus's features relative to the face; None for version 1."""
+        return float(self.settings.shortcut_scale) if self.settings.shortcut else None
+
+    def make_prompt(self, embeddings: Tensor, masks: Tensor | None, lora_scale: float) -> AdapterPrompt:
+        """Return what the adapter gets, under the settings as they are now."""
+        projection, face_scale = self.adapter.projection, 1.0
+        if isinstance(projection, FacePlusProjection):
+            projection.version = 1 if self.face_scale is None else 2
+            face_scale = 1.0 if self.face_scale is None else self.face_scale
+        features = self.settings.clip_embeds
+        return AdapterPrompt(embeddings, features, face_scale, masks, self.scales, lora_scale)
+
+
+class CachedInputs(NamedTuple):
+    """The inputs of all adapters for one batch, and everything that they were computed from."""
+
+    settings: tuple[object, ...]
+    """Compared by value."""
+    sources: Sequence[object]
+    """Tensors and containers, compared by identity."""
+    inputs: Sequence[Mapping[int, LayerInputs]]
+
+    def is_for(self, settings: tuple[object, ...], sources: Sequence[object]) -> bool:
+        """Whether they were computed from these."""
+        same_count = len(sources) == len(self.sources)
+        same = same_count and all(a is b for a, b in zip(self.sources, sources, strict=True))
+        return same and settings == self.settings
+
+
+class ThreadState(threading.local):
+    """What a thread has computed last."""
+
+    cached: CachedInputs | None = None
+    embeddings: object = None
+    prepared: Branches | None = None
+    """The branches of guidance when these embeddings came for the first time."""
+
+
+class UNetAdapters(Provider):
+    """The adapters of one U-Net; it reads the image prompt of every call of the U-Net.
+
+    Args:
+        unet: the U-Net
+        denoiser: the module that pipelines call: the U-Net, or the compiled module around it
+    """
+
+    def __init__(self, unet: UNet, denoiser: nn.Module) -> None:
+        self.unet, self.denoiser = unet, denoiser
+        self.adapters: list[LoadedAdapter] = []
+        self._state = ThreadState()
+        install_projections(unet).provider = self
+        self._unhook = add_hook(denoiser, Owner(self))
+
+    @property
+    def image_projection_layers(self) -> Sequence[nn.Module]:
+        """The settings of each adapter, which diffusers' pipelines count.
+
+        Raises:
+            AttachmentError: no adapter is loaded
+        """
+        self._require_adapters()
+        return [one.settings for one in self.adapters]
+
+    def load(self, state_dicts: Sequence[Mapping[str, Any]]) -> None:
+        """Load adapters in place of those that are there.
+
+        Args:
+            state_dicts: the tensors of each, {"image_proj": ..., "ip_adapter": ...}
+
+        Raises:
+            CheckpointError: something else is in them
+            AdapterMismatch: an adapter for another base; those that are there stay
+        """
+        built = [_build(tensors, place) for place, tensors in enumerate(state_dicts)]
+        added: list[LoadedAdapter] = []
+        try:
+            for adapter in built:
+                added.append(LoadedAdapter(adapter.to(self.unet.device), self.denoiser))
+        except Exception:
+            _detach(added)
+            raise
+        self.unload()
+        self.adapters = added
+
+    def unload(self) -> None:
+        """Remove all adapters."""
+        _detach(self.adapters)
+        self.adapters = []
+        self._state = ThreadState()
+
+    def set_scale(self, scale: object) -> None:
+        """Set λ: one for all adapters, or a list with one for each, see `imprompt.compat.scales`.
+
+        Raises:
+            AttachmentError: no adapter is loaded
+            InvalidReference: another number of scales than of adapters, or an impossible one
+        """
+        self._require_adapters()
+        scales = scale if isinstance(scale, list) else [scale] * len(self.adapters)
+        if len(scales) != len(self.adapters):
+            raise InvalidReference(
+                f"set_ip_adapter_scale got {len(scales)} scales for {len(self.adapters)} adapters; give one "
+                "number for all, or a list with one for each"
+            )
+        read = [
+            read_scale(one, loaded.attachment.names)
+            for one, loaded in zip(scales, self.adapters, strict=True)
+        ]
+        for loaded, one in zip(self.adapters, read, strict=True):
+            loaded.scales = one
+
+    def close(self) -> None:
+        """Unload all adapters and leave the U-Net as it was."""
+        self.unload()
+        self._unhook()
+        projections = install_projections(self.unet)
+        projections.provider = None
+        remove_unused_projections(self.unet)
+
+    def before_forward(
+        self, sample: Tensor, timestep: object, text: object, options: Mapping[str, Any]
+    ) -> None:
+        """Give the layers the image prompt of the call that is about to run.
+
+        Raises:
+            AttachmentError, AdapterMismatch, AmbiguousBatch, InvalidReference: as `compute_inputs`, or there
+                is an image prompt but no adapter
+        """
+        embeddings = self._find_embeddings(options)
+        inputs: Sequence[Mapping[int, LayerInputs]] = [_NOTHING] * len(self.adapters)
+        if embeddings is not None:
+            self._check_count(embeddings)
+            inputs = self._find_inputs(sample, embeddings, options.get("cross_attention_kwargs") or {})
+        for loaded, one in zip(self.adapters, inputs, strict=True):
+            loaded.attachment.check_in_place()
+            loaded.attachment.set_inputs(one)
+
+    def after_forward(self) -> None:
+        """Make sure that the image prompts have reached their layers.
+
+        Raises:
+            AttachmentError: one has not
+        """
+        for loaded in self.adapters:
+            loaded.attachment.after_forward()
+
+    def _require_adapters(self) -> None:
+        if not self.adapters:
+            raise AttachmentError(
+                "no IP-Adapter is loaded on this U-Net; call pipe.load_ip_adapter(...) before an image "
+                "prompt or its scale is given"
+            )
+
+    def _check_count(self, embeddings: Sequence[Tensor]) -> None:
+        self._require_adapters()
+        if len(embeddings) != len(self.adapters):
+            raise InvalidReference(
+                f"ip_adapter_image_embeds has {len(embeddings)} tensors for {len(self.adapters)} adapters; "
+                "give a list with one for each"
+            )
+
+    def _find_embeddings(self, options: Mapping[str, Any]) -> list[Tensor] | None:
+        embeddings = (options.get("added_cond_kwargs") or {}).get("image_embeds")
+        if embeddings is not None:
+            return embeddings
+        # InstructPix2Pix prepares embeddings that it is given, and drops them.
+        call = find_running_call(self.unet, self.unet)
+        return None if call is None else call.image_embeddings
+
+    def _find_inputs(
+        self, sample: Tensor, embeddings: Sequence[Tensor], options: Mapping[str, Any]
+    ) -> Sequence[Mapping[int, LayerInputs]]:
+        """Return the inputs of each adapter, which are computed once for each generation."""
+        state = self._state
+        if state.embeddings is not embeddings:
+            state.embeddings, state.prepared = embeddings, None
+        layout = read_layout(find_running_call(self.unet, self.unet), state.prepared)
+        branches = layout and layout.current
+        state.prepared = state.prepared or branches
+        batch = _describe_batch(sample)
+        masks, lora_scale = options.get("ip_adapter_masks"), float(options.get("scale", 1.0))
+        settings = batch, branches, lora_scale, *(one.face_scale for one in self.adapters)
+        sources = [masks, *embeddings, *(source for one in self.adapters for source in one.sources)]
+        if state.cached is None or not state.cached.is_for(settings, sources):
+            each = read_masks(masks, [one.shape[1] for one in embeddings])
+            prompts = [
+                loaded.make_prompt(*pair, lora_scale)
+                for loaded, *pair in zip(self.adapters, embeddings, each, strict=True)
+            ]
+            state.cached = CachedInputs(settings, sources, self._compute(prompts, batch, layout))
+        return state.cached.inputs
+
+    @torch.no_grad()
+    def _compute(
+        self, prompts: Sequence[AdapterPrompt], batch: DenoiserBatch, layout: RowLayout | None
+    ) -> Sequence[Mapping[int, LayerInputs]]:
+        return [
+            compute_inputs(loaded.adapter.to(batch.device), loaded.attachment, prompt, batch, layout)
+            for loaded, prompt in zip(self.adapters, prompts, strict=True)
+        ]
+
+
+def _describe_batch(sample: Tensor) -> DenoiserBatch:
+    frames = sample.shape[2] if sample.ndim == 5 else 1
+    size = sample.shape[-2], sample.shape[-1]
+    return DenoiserBatch(sample.shape[0], frames, size, *find_device_and_dtype(sample))
+
+
+def _build(tensors: Mapping[str, Any], place: int) -> ImagePromptAdapter:
+    is_face_plus = any(str(name).startswith("perceiver_resampler.") for name in tensors.get("image_proj", ()))
+    adapter = build_adapter(
+        tensors, name=f"the IP-Adapter number {place}", face_plus_version=1 if is_face_plus else None
+    )
+    return adapter.requires_grad_(False)
+
+
+def _detach(adapters: Sequence[LoadedAdapter]) -> None:
+    for loaded in adapters:
+        loaded.attachment.detach()
