@@ -444,4 +444,4 @@ def test_edges_reach_the_last_layer_of_the_controlnets_embedding() -> None:
     embedding.conv_out.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].detach()))
     edges = (torch.rand(2, 3, 128, 128) > 0.9).float()
     assert not embedding(edges).any()  # the last layer is zero, so that training begins at the base
-    assert float((received[0][0] - received[0][1]).std()) > 0.1
+    assert float((received[0][0] - received[0][1]).std()) > 0.05

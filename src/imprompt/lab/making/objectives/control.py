@@ -37,6 +37,10 @@ SHOWN = 12
 """The number of held-out pictures whose edges are in the sample grid."""
 
 
+SILU_GAIN = 1.68
+"""1 / √E[silu(x)²] for normal x: what preserves the variance through SiLU."""
+
+
 class ControlObjective(FrozenBaseObjective):
     """The ControlNet with the frozen base."""
 
@@ -125,14 +129,17 @@ def build_controlnet(unet: UNet2DConditionModel, recipe: ControlRecipe) -> Contr
 
 
 def preserve_variance(embedding: nn.Module) -> None:
-    """Initialize the layers of edges so that each output varies as much as its input (He et al. 2015).
+    """Initialize the layers of edges so that each output varies about as much as its input (He et al. 2015).
 
     torch's own initial weights shrink the edges by 10,000 over the nine layers that 128 px need, and the
     ControlNet never learns to read them. The last layer stays zero, as in the paper.
+
+    Args:
+        embedding: a `ControlNetConditioningEmbedding`, whose layers are convolutions with SiLU between them
     """
     *layers, last = (module for module in embedding.modules() if isinstance(module, nn.Conv2d))
     assert not last.weight.any()
     for layer in layers:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.normal_(layer.weight, std=SILU_GAIN / layer.weight[0].numel() ** 0.5)
         assert layer.bias is not None
         nn.init.zeros_(layer.bias)
