@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from imprompt import mini
 from imprompt.adapter.module import ImagePromptAdapter
@@ -27,6 +29,7 @@ from imprompt.lab.making.exporting import export_samples
 from imprompt.lab.making.labels import LABELS, NOT_DRAWN, measure_accuracies, to_labels
 from imprompt.lab.making.lines import INK, PAPER, draw_lines
 from imprompt.lab.making.objectives import base, control, style
+from imprompt.lab.making.objectives.control import preserve_variance
 from imprompt.lab.making.objectives.judge import contrast, damage
 from imprompt.lab.making.recipe import StageRecipe, load_recipe, parse_recipe
 from imprompt.lab.making.shipping import ship
@@ -431,3 +434,14 @@ def test_copies_of_training_drawings_are_told_from_what_is_new(model: Path, data
 
 def test_without_training_drawings_copies_are_unknown(model: Path, tmp_path: Path) -> None:
     assert count_copies(CharacterJudge.load(model / "judge"), [], [], tmp_path) is None
+
+
+def test_edges_reach_the_last_layer_of_the_controlnets_embedding() -> None:
+    torch.manual_seed(0)
+    embedding = ControlNetConditioningEmbedding(160, block_out_channels=(16, 32, 64, 96, 128))
+    preserve_variance(embedding)
+    received: list[Tensor] = []
+    embedding.conv_out.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].detach()))
+    edges = (torch.rand(2, 3, 128, 128) > 0.9).float()
+    assert not embedding(edges).any()  # the last layer is zero, so that training begins at the base
+    assert float((received[0][0] - received[0][1]).std()) > 0.05

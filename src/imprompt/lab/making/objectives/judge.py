@@ -37,12 +37,17 @@ class JudgeObjective(ReadingObjective):
         self.judge = CharacterJudge(network, build_caption_patterns())
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
-        """Return the loss of two views of each drawing: both are read, and each must find the other."""
-        views = damage(self.pixels(batch).repeat(2, 1, 1, 1), batch.make_generator(self.device))
+        """Return the loss of a view of each drawing, and of a second view of the first quarter of them.
+
+        All views are read. Where there are two views of a drawing, each must find the other.
+        """
+        pixels, labels = self.pixels(batch), self.labels[batch.rows].to(self.device)
+        paired = len(pixels) // 4
+        views = damage(torch.cat((pixels, pixels[:paired])), batch.make_generator(self.device))
         features = self.judge.features(views)
-        labels = self.labels[batch.rows].to(self.device).repeat(2, 1)
-        attributes = attribute_loss(self.judge.heads(features), labels)
-        first, second = F.normalize(self.judge.identity(features).float(), dim=-1).chunk(2)
+        attributes = attribute_loss(self.judge.heads(features), torch.cat((labels, labels[:paired])))
+        identity_embeddings = F.normalize(self.judge.identity(features).float(), dim=-1)
+        first, second = identity_embeddings[:paired], identity_embeddings[-paired:]
         identity = contrast(first, second, self.recipe.temperature)
         loss = attributes + self.recipe.identity_weight * identity
         return {"loss": loss, "attributes": attributes, "identity": identity}
