@@ -17,7 +17,6 @@ from torch import Tensor
 from imprompt.errors import ConfigError, MissingExtra, UnknownModel
 from imprompt.generation.job.base_options import BaseOptions, JobEmbedding, JobLora, Offload
 from imprompt.generation.job.samplers import SAMPLERS
-from imprompt.generation.single_file import load_autoencoder_file
 from imprompt.runtime.foreign_models import explain_failure, ignore_own_deprecations, parse_source
 from imprompt.runtime.hub import fetch_file
 
@@ -68,6 +67,9 @@ def load_autoencoder(name: str, pipe: Any) -> AutoencoderKL:
         ConfigError: its latents have another number of channels than the base's
     """
     if Path(name).is_file():
+        # It imports every pipeline of diffusers, which nothing else here needs.
+        from imprompt.generation.single_file import load_autoencoder_file
+
         return load_autoencoder_file(name, pipe.vae).to(pipe.device)
     source = parse_source(name)
     with explain_failure(f"the autoencoder {name} cannot be loaded"), ignore_own_deprecations():

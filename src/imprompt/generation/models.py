@@ -14,7 +14,6 @@ from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.repository import fetch_base
 from imprompt.generation.settings import Settings
-from imprompt.generation.single_file import load_single_file
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.foreign_models import (
     explain_failure,
@@ -59,6 +58,8 @@ def load_pipeline(
         style = name.partition(":")[2] or None
         return mini.pipeline(style=style, dtype=dtype).to(device)
     if is_file:
+        from imprompt.generation.single_file import load_single_file
+
         return load_single_file(name, dtype=dtype).to(device)
     _check_name("base model", name, "model_index.json")
     # It imports every pipeline of diffusers, which the embedded model does not need.
