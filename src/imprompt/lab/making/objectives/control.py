@@ -36,7 +36,6 @@ from imprompt.training.sheets import picture_grid
 SHOWN = 12
 """The number of held-out pictures whose edges are in the sample grid."""
 
-
 SILU_GAIN = 1.68
 """1 / √E[silu(x)²] for normal x: what preserves the variance through SiLU."""
 

@@ -29,7 +29,7 @@ BINOMIAL = tuple(math.comb(6, i) / 64 for i in range(7))
 
 
 class JudgeObjective(ReadingObjective):
-    """A convolutional judge, trained on two damaged views of each drawing."""
+    """A convolutional judge, trained on damaged views of drawings, two of them for a quarter."""
 
     def __init__(self, recipe: JudgeRecipe, output: Path) -> None:
         super().__init__(recipe)
