@@ -135,8 +135,9 @@ def materialize(model: Any) -> Any:
     """Give a model on the meta device random weights, and the buffers of a new one."""
     model.load_state_dict(fill(model.state_dict(), torch.float32), assign=True)
     for module in model.modules():
-        if isinstance(module, nn.Module) and "position_ids" in module._buffers:
-            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
+        positions = module._buffers.get("position_ids") if isinstance(module, nn.Module) else None
+        if positions is not None:
+            module.position_ids = torch.arange(positions.shape[-1])[None]
     return model
 
 

@@ -32,6 +32,7 @@ from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
 from imprompt.generation.repository import fetch_base
 from imprompt.generation.run import run_job
 from imprompt.generation.single_file import loading
+from imprompt.inputs.choices import Input
 from ldm_layout import write_single_file
 from lora_files import write_lora
 
@@ -89,7 +90,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
         save_adapter(tiny.adapter(pipe.unet.float()), folder / "adapter.safetensors")
         write_lora(folder, pipe.unet)
-        embedding = {"image_embedding": tiny.embedding(1)}
+        embedding: dict[Input, torch.Tensor] = {"image_embedding": tiny.embedding(1)}
         ImageEmbeddings(embedding, {"image_embedding": torch.zeros_like(tiny.embedding())}).save(
             folder / "cat.safetensors"
         )
@@ -242,7 +243,7 @@ def test_a_full_disk_is_named_before_the_download(
     shelf: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repository, "_MENTIONED", 1)
-    monkeypatch.setattr(repository.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(UnknownModel, match=r"needs .* and the disk of .* has 0 MB left: make room"):
         fetch_base(REAL_NAMES["SDXL"])
     assert not [line for line in hub.requests if line.endswith(".safetensors")]

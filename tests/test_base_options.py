@@ -302,4 +302,5 @@ def test_the_command_line_changes_a_base_and_repeats_it(
     assert imprompt("generate", "--like", "out.png", "--output", "again.png").code == 0
     job = Job.from_image("again.png")
     assert (job.loras[0].weight, job.scheduler, job.clip_skip, job.tiling) == (0.5, "euler_a", 2, True)
-    np.testing.assert_array_equal(*(np.asarray(Image.open(name)) for name in ("out.png", "again.png")))
+    first, again = (np.asarray(Image.open(name)) for name in ("out.png", "again.png"))
+    np.testing.assert_array_equal(first, again)

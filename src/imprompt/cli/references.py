@@ -61,8 +61,9 @@ def _find_portraits(job: "Job", inputs: "JobInputs") -> Iterator[str]:
     for name, group in job.by_adapter.items():
         for described, reference in zip(group, inputs.references[name], strict=True):
             for file, picture in zip(described.images, reference.pictures, strict=False):
-                is_cut = reference.crop == "center" and isinstance(picture, Image.Image)
-                if is_cut and picture.height > LONGEST_PORTRAIT * picture.width:
+                if reference.crop != "center" or not isinstance(picture, Image.Image):
+                    continue
+                if picture.height > LONGEST_PORTRAIT * picture.width:
                     yield file
 
 

@@ -258,8 +258,8 @@ class UNetAdapters(Provider):
         if state.cached is None or not state.cached.is_for(settings, sources):
             each = read_masks(masks, [one.shape[1] for one in embeddings])
             prompts = [
-                loaded.make_prompt(*pair, lora_scale)
-                for loaded, *pair in zip(self.adapters, embeddings, each, strict=True)
+                loaded.make_prompt(embedding, mask, lora_scale)
+                for loaded, embedding, mask in zip(self.adapters, embeddings, each, strict=True)
             ]
             state.cached = CachedInputs(settings, sources, self._compute(prompts, batch, layout))
         return state.cached.inputs

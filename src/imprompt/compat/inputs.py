@@ -15,7 +15,7 @@ from imprompt.attention.processor import ImageTerm, KeyValue, split_heads
 from imprompt.compat.rows import RowLayout, fit_embeddings, fit_masks
 from imprompt.compat.scales import Scale
 from imprompt.errors import AdapterMismatch, InvalidReference
-from imprompt.inputs.encoder import Input
+from imprompt.inputs.choices import Input
 
 
 class DenoiserBatch(NamedTuple):

@@ -42,14 +42,14 @@ def pair_models(job: Job) -> Job:
         ConfigError: only one of them is given, and no usual counterpart is known
         UnknownModel, CheckpointError: a model that cannot be read
     """
-    if job.base is None:
-        job = job.model_copy(update={"base": _choose_base(job)})
-    assert job.base is not None
-    if job.adapter is None and any(one.adapter is None for one in job.references):
-        job = job.model_copy(update={"adapter": _choose_adapter(job)})
-    family = recognize_base(job.base, job.revision)
+    base = _choose_base(job) if job.base is None else job.base
+    family = recognize_base(base, job.revision)
+    adapter = job.adapter
+    if adapter is None and any(one.adapter is None for one in job.references):
+        adapter = _choose_adapter(base, family)
+    job = job.model_copy(update={"base": base, "adapter": adapter})
     for name in job.by_adapter:
-        _compare_families(name, job.base, family)
+        _compare_families(name, base, family)
     return job
 
 
@@ -65,12 +65,10 @@ def _choose_base(job: Job) -> str:
     return USUAL_BASES[family]
 
 
-def _choose_adapter(job: Job) -> str:
-    assert job.base is not None
-    family = recognize_base(job.base, job.revision)
+def _choose_adapter(base: str, family: str | None) -> str:
     if family not in USUAL_ADAPTERS:
         raise ConfigError(
-            f"the base {job.base} is {family or 'of no known family'}, for which no adapter is known; give "
+            f"the base {base} is {family or 'of no known family'}, for which no adapter is known; give "
             "one with --adapter"
         )
     return USUAL_ADAPTERS[family]

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import cast
 
 import huggingface_hub
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
@@ -102,7 +103,7 @@ def _choose_weights(files: Collection[str], variant: str | None) -> list[str]:
         candidates = {name for name in files if suffix in name}
         usable = variant_compatible_siblings(candidates, variant=variant)[0] if candidates else ()
         if usable:
-            return sorted(map(str, usable))
+            return sorted(map(str, cast(Collection[str], usable)))
     return []
 
 

@@ -106,7 +106,7 @@ def soften(
     share = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
     padded = F.pad(pixels, (3, 3, 3, 3), mode="replicate")
     # Sums of shifted pictures take half the time of a convolution on a CPU.
-    rows = sum(weight * padded[..., i : i + size] for i, weight in enumerate(BINOMIAL))
+    rows = cast(Tensor, sum(weight * padded[..., i : i + size] for i, weight in enumerate(BINOMIAL)))
     blurred = sum(weight * rows[..., i : i + size, :] for i, weight in enumerate(BINOMIAL))
     return pixels.lerp(cast(Tensor, blurred), share)
 
