@@ -409,7 +409,7 @@ def test_an_unknown_adapter(name: str) -> None:
 
 
 def test_the_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(repository: str, file: str) -> str:
+    def offline(repository: str, file: str, revision: str | None) -> str:
         raise LocalEntryNotFoundError(f"cannot reach {repository}\nand much more")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
@@ -423,7 +423,7 @@ def test_a_hub_file_is_loaded(
     adapter: ImagePromptAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_adapter(adapter, tmp_path / "a.safetensors")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file: str(tmp_path / file))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file, **_: str(tmp_path / file))
     assert load_adapter("owner/name:a.safetensors").shapes == adapter.shapes
 
 
@@ -490,7 +490,7 @@ def test_published_widths_bring_their_known_encoder(
 def test_a_short_name_fetches_its_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def offline(repository: str, file: str) -> str:
+    def offline(repository: str, file: str, revision: str | None) -> str:
         asked.append((repository, file))
         raise LocalEntryNotFoundError("offline")
 
@@ -513,7 +513,7 @@ def test_a_published_face_adapter_has_its_version(
 ) -> None:
     file = tmp_path / "file.bin"
     save_adapter(adapter_files.adapter(tiny.sd_unet(), "faceid-plus"), file)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file_name: str(file))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file_name, **_: str(file))
     published = PUBLISHED[name]
     for source in (name, f"{published.repository}:{published.file}"):
         projection = load_adapter(source, image_encoder=None).projection

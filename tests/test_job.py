@@ -109,7 +109,7 @@ def test_a_name_is_a_path_only_if_something_is_there(folder: Path) -> None:
     job = Job.from_toml("sub/job.toml")
     assert (job.base, job.adapter) == ("sub/base", "owner/name:file")
     Path("job.toml").write_text('references = ["cat.png"]')
-    assert Job.from_toml("job.toml").base == "mini"
+    assert Job.from_toml("job.toml").base is None
 
 
 # What a picture tells
@@ -200,7 +200,7 @@ def test_outputs_are_numbered_over_prompts_and_seeds() -> None:
 
 def test_references_are_grouped_by_adapter() -> None:
     references = ["a.png", {"images": "b.png", "adapter": "other"}, "c.png"]
-    groups = parse_job({"references": references}).by_adapter
+    groups = parse_job({"references": references, "adapter": "mini"}).by_adapter
     assert {name: [one.images[0] for one in group] for name, group in groups.items()} == {
         "mini": ["a.png", "c.png"],
         "other": ["b.png"],

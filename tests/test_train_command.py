@@ -74,6 +74,7 @@ def test_presets_are_listed(imprompt: Command) -> None:
     result = imprompt("train", "--presets")
     assert result.code == 0
     assert re.search(r"sd15-faceid-plusv2\s+faceid-plusv2", result.output)
+    assert "sdxl: stabilityai/stable-diffusion-xl-base-1.0" in result.output
 
 
 def test_check_looks_at_the_data_and_trains_nothing(imprompt: Command, home: Path, tmp_path: Path) -> None:

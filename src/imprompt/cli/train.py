@@ -88,10 +88,14 @@ def print_presets() -> None:
     """Print every preset with the settings in which they differ."""
     presets = import_with_extra("imprompt.training.presets", "train").PRESETS
     config = import_with_extra("imprompt.training.config", "train")
-    rows = []
+    rows, bases = [], {}
     for name in presets:
         full = config.parse_config({"preset": name, "output": "-"}, name)
         size = f"{full.data.size} px{', buckets' if full.data.buckets else ''}"
         steps = f"{full.training.steps:,} × {full.training.batch_size}"
-        rows.append((name, full.adapter.variant, str(full.adapter.tokens), size, steps, full.base.model))
-    print_rows(("preset", "variant", "tokens", "pictures", "steps × batch", "base"), rows)
+        rows.append((name, full.adapter.variant, str(full.adapter.tokens), size, steps))
+        bases[name.partition("-")[0]] = full.base.model
+    print_rows(("preset", "variant", "tokens", "pictures", "steps × batch"), rows)
+    print("Base models:")
+    for family, base in bases.items():
+        print(f"  {family}: {base}")

@@ -37,6 +37,7 @@ SLOWEST = 1024
 _CHUNK = 1 << 16
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REASONS = {
+    "HFValidationError": "there is no such folder, and repositories of the hub are named owner/name",
     "RepositoryNotFoundError": "the hub has no such repository, or it is private: log in to the hub",
     "GatedRepoError": "its owner must grant you access: request it on its page, then log in to the hub",
     "EntryNotFoundError": "the repository has no such file",
