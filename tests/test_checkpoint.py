@@ -423,7 +423,9 @@ def test_a_hub_file_is_loaded(
     adapter: ImagePromptAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_adapter(adapter, tmp_path / "a.safetensors")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file, **_: str(tmp_path / file))
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repository, file, **_: str(tmp_path / file)
+    )
     assert load_adapter("owner/name:a.safetensors").shapes == adapter.shapes
 
 

@@ -45,6 +45,14 @@ def said(found: surveying.Survey) -> str:
 
 
 @pytest.mark.usefixtures("quick")
+def test_few_pictures_are_answered_with_the_preset_that_starts_from_a_trained_adapter(tmp_path: Path) -> None:
+    source = data_sets.write_folder(tmp_path, count=6)
+    assert 'preset = "mini-fine-tune"' in survey_data(config(source)).estimates["advice"]
+    started = config(source, adapter={"start": "mini"})
+    assert "advice" not in survey_data(started).estimates
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_survey_counts_what_is_there(tmp_path: Path) -> None:
     source = data_sets.write_folder(tmp_path, count=6)
     (tmp_path / "000000.txt").write_text("")

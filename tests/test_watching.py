@@ -328,6 +328,34 @@ def test_the_verdict_follows_the_gap(tmp_path: Path, gaps: list[float], trend: s
     assert words in verdict.sentence
 
 
+def test_the_verdict_on_two_held_out_pictures_ranks_no_adapters(tmp_path: Path) -> None:
+    figures = {
+        "held-out loss": [0.25],
+        "gap to shuffled": [0.01],
+        "held-out samples": [2],
+        "gap's standard error": [0.02],
+    }
+    sentence = judge_adapter(read_history(run_folder(tmp_path / "cats", figures))).sentence
+    assert "2 held-out samples)" in sentence
+    assert "±" not in sentence
+    assert "do not rank adapters: compare the pictures" in sentence
+
+
+def test_the_verdict_has_an_interval_and_the_similarity_of_the_pictures(tmp_path: Path) -> None:
+    figures = {
+        "held-out loss": [0.25],
+        "gap to shuffled": [0.01],
+        "held-out samples": [64],
+        "gap's standard error": [0.001],
+        "similarity to reference": [0.934],
+        "similarity to a shuffled reference": [0.044],
+    }
+    sentence = judge_adapter(read_history(run_folder(tmp_path / "cats", figures))).sentence
+    assert "64 held-out samples, ± 0.00196" in sentence
+    assert "a similarity of 0.93 to their reference and 0.04 to another one" in sentence
+    assert "rank" not in sentence
+
+
 # The page
 
 

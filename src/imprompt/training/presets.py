@@ -3,6 +3,9 @@
 The paper (Ye et al. 2023, section 4.1) uses AdamW, learning rate 1e-4, weight decay 0.01, a center crop of
 512 px, batch 64, and drops image, text and both with a probability of 5 % each. It mentions neither averaged
 weights nor a schedule, and the presets of its bases have none.
+
+Presets that end in "-fine-tune" start from the adapter that the rest of their name names. They are for few
+pictures, on which new weights would learn little.
 """
 
 import difflib
@@ -60,6 +63,21 @@ _MINI: Settings = {
     },
 }
 
+_FINE_TUNE: Settings = {
+    "data": {"held_out": 0.2},
+    "training": {
+        "steps": 1000,
+        "batch_size": 8,
+        "learning_rate": 1e-5,
+        "warmup_steps": 50,
+        "cooldown_steps": 200,
+        "log_every": 10,
+        "save_every": 100,
+        "check_every": 50,
+        "sample_every": 100,
+    },
+}
+
 
 def merge_settings(settings: Settings, over: Settings) -> dict[str, Any]:
     """Override settings with others, group by group."""
@@ -81,7 +99,11 @@ def _merge(*layers: Settings) -> Settings:
     return merged
 
 
-PRESETS: Mapping[str, Settings] = {
+def _fine_tune(name: str, preset: Settings) -> Settings:
+    return _merge(preset, {"adapter": {"start": name}}, _FINE_TUNE)
+
+
+_FROM_NEW_WEIGHTS: Mapping[str, Settings] = {
     "mini": _MINI,
     "mini-plus": _merge(_MINI, {"adapter": {"variant": "plus", "tokens": 16}}),
     "sd15": _merge(_PAPER, _SD15, _VIT_H),
@@ -92,6 +114,13 @@ PRESETS: Mapping[str, Settings] = {
     "sdxl": _merge(_PAPER, _SDXL, _VIT_BIGG),
     "sdxl-plus": _merge(_PAPER, _SDXL, _VIT_H, _PLUS),
     "sdxl-faceid": _merge(_PAPER, _SDXL, _FACE),
+}
+PRESETS: Mapping[str, Settings] = {
+    **_FROM_NEW_WEIGHTS,
+    **{
+        f"{name}-fine-tune": _fine_tune(name, _FROM_NEW_WEIGHTS[name])
+        for name in ("mini", "mini-plus", "sd15", "sd15-plus", "sdxl", "sdxl-plus")
+    },
 }
 """Short name of a base and a variant → settings; `imprompt train --presets` prints them."""
 

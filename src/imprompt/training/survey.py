@@ -24,6 +24,7 @@ from imprompt.training.estimates import (
     measure_speed,
     read_shapes,
 )
+from imprompt.training.presets import PRESETS
 from imprompt.training.samples import Part, Sample, Unreadable, open_source
 from imprompt.training.targets import Size, make_mask, plan_crop
 
@@ -31,6 +32,9 @@ MAX_EXAMINED = 20_000
 """Largest number of samples to examine; of more, evenly spread parts are read."""
 
 PART_SIZE = 256
+FEW = 1_000
+"""Fewer samples than these do not train new weights; a trained adapter is the better start."""
+
 MAX_NAMED_FAULTS = 10
 """Number of damaged samples that are named."""
 
@@ -161,6 +165,8 @@ def _estimates(config: TrainingConfig, result: Survey) -> Iterator[tuple[str, st
         "training",
         f"{training.steps:,} steps of {training.batch_size} samples: {samples / usable:.3g} times the data",
     )
+    if usable < FEW and not config.adapter.start:
+        yield "advice", _advise_start(config.preset)
     try:
         shapes = read_shapes(config)
         work = count_work(config, shapes)
@@ -173,6 +179,13 @@ def _estimates(config: TrainingConfig, result: Survey) -> Iterator[tuple[str, st
     per_sample = estimate_sample_bytes(config, shapes, references=per_target)
     yield "cache", f"{size_in_words(per_sample * usable)}: {size_in_words(per_sample)} a sample"
     yield from _work_in_words(config, work)
+
+
+def _advise_start(preset: str) -> str:
+    """Say how to start from a trained adapter, because the samples are few."""
+    name = f"{preset}-fine-tune"
+    start = f'preset = "{name}"' if name in PRESETS else "adapter.start"
+    return f"fewer than {FEW:,} samples train new weights badly; start from a trained adapter ({start})"
 
 
 def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, str]]:

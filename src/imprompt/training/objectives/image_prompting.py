@@ -163,20 +163,22 @@ class ImagePromptObjective(Objective):
         """Return the loss by noise level, and its gaps to shuffled and to no references."""
         batches = [move_batch(batch, self.base.device) for batch in self.held_out_batches()]
         levels = [round(share * len(self.noising.signal)) for share in BANDS]
-        with_text_losses = {t: self.held_out_error(batches, t, with_text=True) for t in levels}
+        with_text_losses = {t: self.held_out_errors(batches, t, with_text=True).mean().item() for t in levels}
         reference_batches = {"true": batches, "shuffled": shuffle_references(batches), "none": batches}
-        without_text_losses = {
-            which: sum(
-                self.held_out_error(some, t, with_text=False, with_image=which != "none") for t in levels
-            )
-            / len(levels)
+        errors = {
+            which: torch.stack(
+                [self.held_out_errors(some, t, with_text=False, with_image=which != "none") for t in levels]
+            ).mean(0)
             for which, some in reference_batches.items()
         }
+        gaps = errors["shuffled"] - errors["true"]
         return {
             "held-out loss": sum(with_text_losses.values()) / len(with_text_losses),
             **{f"held-out loss at {t}": value for t, value in with_text_losses.items()},
-            "gap to shuffled": without_text_losses["shuffled"] - without_text_losses["true"],
-            "gap to none": without_text_losses["none"] - without_text_losses["true"],
+            "gap to shuffled": gaps.mean().item(),
+            "gap to none": (errors["none"] - errors["true"]).mean().item(),
+            "held-out samples": len(gaps),
+            **({"gap's standard error": (gaps.var() / len(gaps)).sqrt().item()} if len(gaps) > 1 else {}),
         }
 
     def held_out_batches(self) -> list[PromptBatch]:
@@ -188,19 +190,19 @@ class ImagePromptObjective(Objective):
         cut = [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
         return [make_fixed_batch(self.samples, rows) for rows in cut]
 
-    def held_out_error(
+    def held_out_errors(
         self, batches: Sequence[PromptBatch], level: int, *, with_text: bool, with_image: bool = True
-    ) -> float:
-        """Return the held-out error at one noise level."""
-        total = torch.zeros((), device=self.base.device)
+    ) -> Float[Tensor, " samples"]:
+        """Return the error of each held-out sample at one noise level, on the CPU, in float64."""
+        errors: list[Tensor] = []
         for batch in batches:
             every = torch.ones(len(batch.moments), dtype=torch.bool, device=self.base.device)
             text = self.text_of(batch, dropped=~every if with_text else every)
             times = torch.full((len(every),), level, device=self.base.device)
             inputs = self.inputs_of(batch, dropped=~every if with_image else every)
             with self.mechanism.condition_on(inputs) as denoise:
-                total += self.mean_errors(denoise, batch, text, times).sum()
-        return float(total) / sum(len(batch.moments) for batch in batches)
+                errors.append(self.mean_errors(denoise, batch, text, times))
+        return torch.cat(errors).double().cpu()
 
     @torch.no_grad()
     def draw_and_measure(self) -> tuple[Image.Image, dict[str, float]]:

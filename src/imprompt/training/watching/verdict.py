@@ -1,8 +1,9 @@
-"""Whether the adapter reads its reference, in one sentence, by the gap to a shuffled reference.
+"""Whether the adapter reads its reference, in words, by the gap to a shuffled reference.
 
 The gap is the held-out loss with another sample's reference minus that with the true one, without text. An
 adapter that ignores its reference has no gap, however low its loss; so the gap is the first figure to look
-at.
+at. On few samples it ranks no adapters: a visibly worse one may have the larger gap. So the verdict names
+their number, the 95 % interval (1.96 standard errors), and how similar the pictures are to their references.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ _NOTHING = 0.005
 _CHANGE = 0.05
 """The gap moves if its last quarter differs from the quarter before by this share of the larger of them."""
 
+FEW = 10
+"""Fewer held-out samples than these give no interval, and the gap compares no adapters."""
+
 _LOOKS = 4
 """Least number of evaluations that show a trend."""
 
@@ -27,7 +31,7 @@ Trend = Literal["unknown", "none", "early", "rising", "level", "falling"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict: `trend` for programs, `sentence` for people; `share` is gap over held-out loss."""
+    """The verdict: `trend` for programs, sentences for people; `share` is gap over held-out loss."""
 
     trend: Trend
     sentence: str
@@ -35,18 +39,43 @@ class Verdict:
 
 
 def judge_adapter(history: History) -> Verdict:
-    """Judge the run by the present gap to a shuffled reference."""
+    """Judge the run by the present gap to a shuffled reference and the similarity of its pictures."""
     gaps = [value for _, value in history.finite(GAP)]
     loss = history.last("held-out loss")
     if not gaps or not loss:
         return Verdict("unknown", "There is no verdict yet: the held-out samples have not been evaluated.")
     share = gaps[-1] / loss
-    change = f"a shuffled reference {_changes(gaps[-1])} ({_percent(share)} of the held-out loss)"
+    certainty = _describe_certainty(history)
+    change = f"a shuffled reference {_changes(gaps[-1])} ({_percent(share)} of the held-out loss{certainty})"
+    more = _describe_similarity(history) + _warn_of_few(history)
     if share < _NOTHING:
-        return Verdict("none", f"The adapter does not read its reference: {change}.", share)
+        return Verdict("none", f"The adapter does not read its reference: {change}.{more}", share)
     trend = _trend(gaps)
     ending = (_AT_THE_END if history.is_finished else _SO_FAR)[trend]
-    return Verdict(trend, f"The adapter reads its reference: {change}{ending}", share)
+    return Verdict(trend, f"The adapter reads its reference: {change}{ending}{more}", share)
+
+
+def _describe_certainty(history: History) -> str:
+    """Return the number of held-out samples and, unless they are few, half the 95 % interval of the gap."""
+    count, error = history.last("held-out samples"), history.last("gap's standard error")
+    if count is None:
+        return ""  # a run of an earlier version
+    interval = f", ± {format_value(1.96 * error)}" if error is not None and count >= FEW else ""
+    return f"; {count:,.0f} held-out samples{interval}"
+
+
+def _describe_similarity(history: History) -> str:
+    like, other = (history.last(f"similarity to {what}") for what in ("reference", "a shuffled reference"))
+    if like is None or other is None:
+        return ""
+    return f" Its pictures have a similarity of {like:.2f} to their reference and {other:.2f} to another one."
+
+
+def _warn_of_few(history: History) -> str:
+    count = history.last("held-out samples")
+    if count is None or count >= FEW:
+        return ""
+    return " So few held-out samples do not rank adapters: compare the pictures."
 
 
 _SO_FAR: dict[Trend, str] = {
