@@ -15,13 +15,14 @@ import tiny
 from imprompt import ImageEmbeddings, Reference, save_adapter
 from imprompt.errors import CheckpointError, ConfigError, MissingExtra, UnknownModel
 from imprompt.generation import models
-from imprompt.generation.base_parts import apply_base_options, choose_device, offload_base
+from imprompt.generation.base_parts import apply_base_options, offload_base
 from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, parse_job, save_job
 from imprompt.generation.job.base_options import BaseOptions
 from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
 from imprompt.generation.models import load_pipeline
 from imprompt.generation.settings import Settings
+from imprompt.runtime.devices import choose_device
 from ldm_layout import convert_vae
 from lora_files import write_lora
 

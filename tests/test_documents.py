@@ -4,6 +4,7 @@ A block of Python after a comment that begins "<!-- not run" is only compiled. L
 by one, a `shell` block runs in order (see test_training_documents.py), and a `text` block does not run.
 """
 
+import json
 import os
 import pkgutil
 import re
@@ -49,6 +50,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("document", "code"), blocks("python"))
 def test_python_blocks_run(document: str, code: str, elsewhere: Path) -> None:
     exec(compile(code, document, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "docs")
+    cells = json.loads(Path("tour.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
 
 
 @pytest.mark.parametrize(("document", "code"), blocks("python", runs=False))

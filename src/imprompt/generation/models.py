@@ -14,6 +14,7 @@ from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.repository import fetch_base
 from imprompt.generation.settings import Settings
+from imprompt.runtime.devices import choose_device
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.foreign_models import (
     explain_failure,
@@ -39,7 +40,7 @@ def load_pipeline(
         name: "mini" (the embedded model), "mini:STYLE" (the same, fine-tuned on one style of drawing), a
             folder in diffusers' format, a hub id owner/name, or a single file (`.safetensors` or `.ckpt`) of
             Stable Diffusion 1.5, 2.x or SDXL in the layout of the original code
-        device: by default the first GPU, or the CPU if there is none
+        device: by default the first GPU (cuda, xpu or mps), or the CPU if there is none
         dtype: number format; by default float16 on a GPU, float32 on the CPU
         variant: variant of the files in a folder or on the hub, such as "fp16"
         revision: branch, tag or commit of a repository on the hub
@@ -49,7 +50,7 @@ def load_pipeline(
         CheckpointError: a single file is damaged, or is another kind of file
         ConfigError: `variant` or `revision` for the embedded model or a single file, which have none
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     is_file = find_name_fault(name) is None and Path(name).is_file()
     if is_embedded(name) or is_file:

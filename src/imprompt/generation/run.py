@@ -16,7 +16,7 @@ from imprompt.attention.diffusers_internals import get_execution_device
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError
 from imprompt.generation import models as model_loading
-from imprompt.generation.base_parts import apply_base_options, choose_device, offload_base
+from imprompt.generation.base_parts import apply_base_options, offload_base
 from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, JobControl, collect_settings
 from imprompt.generation.models import load_controlnet, make_control_image
@@ -25,6 +25,7 @@ from imprompt.generation.settings import Control, Settings, check_proportions
 from imprompt.inputs.faces import InsightFaceEmbedder
 from imprompt.inputs.image import load_image
 from imprompt.reference import Reference
+from imprompt.runtime.devices import choose_device
 from imprompt.runtime.picture_files import SETTINGS_KEY
 
 _GAP = 8

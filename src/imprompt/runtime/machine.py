@@ -28,7 +28,7 @@ class Device(NamedTuple):
     """The device on which `imprompt.load_pipeline` puts a model by default."""
 
     kind: str
-    """ "cuda" or "cpu", as torch calls it."""
+    """ "cuda", "mps" or "cpu", as torch calls it."""
     name: str
     """The model of the processor or of the first GPU."""
 
@@ -55,6 +55,8 @@ def find_device() -> Device:
         return Device("cuda", name)
     if build.get("hip") and Path("/dev/kfd").exists():
         return Device("cuda", "an AMD GPU")
+    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+        return Device("mps", "an Apple GPU")
     return Device("cpu", name_processor())
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer
 from imprompt import mini
 from imprompt.errors import ImageError, ImpromptError
 from imprompt.inputs.image import decode_image
+from imprompt.runtime.devices import choose_device
 from imprompt.runtime.foreign_models import is_embedded
 from imprompt.training.config import FACES, TrainingConfig
 from imprompt.training.estimates import (
@@ -190,7 +190,7 @@ def _advise_start(preset: str) -> str:
 
 def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, str]]:
     """Describe memory and time on the device of this machine."""
-    training, device = config.training, "cuda" if torch.cuda.is_available() else "cpu"
+    training, device = config.training, choose_device().type
     memory = size_in_words(estimate_memory(config, work, on_cpu=device == "cpu"))
     less = "; less with gradient checkpointing" if training.gradient_checkpointing else ""
     yield (

@@ -12,6 +12,7 @@ from imprompt.evaluation.judges.image import load_image_judge
 from imprompt.evaluation.judges.judge import Judge
 from imprompt.evaluation.settings import JudgingSettings
 from imprompt.inputs.encoder import ImageEncoder
+from imprompt.runtime.devices import choose_device
 
 EMBEDDED = "mini"
 
@@ -72,7 +73,7 @@ def load_judges(settings: JudgingSettings, conditioning: nn.Module | None) -> li
     Raises:
         UnknownModel: a judge cannot be found
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     embedded = settings.clip == EMBEDDED
     first = load_judge(mini.WEIGHTS / "judge") if embedded else load_clip_judge(settings.clip)
     judges = [first, *(load_image_judge(name) for name in settings.image)]

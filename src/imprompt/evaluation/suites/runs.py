@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from imprompt.evaluation.judges import LoadedJudge, load_judges
 from imprompt.evaluation.methods import METHODS, load_conditioning_encoder
 from imprompt.evaluation.settings import BenchmarkSettings, MethodSettings
@@ -13,6 +11,7 @@ from imprompt.evaluation.suites.drawing import DrawingJob, draw_all
 from imprompt.evaluation.suites.folder import BenchmarkFolder
 from imprompt.evaluation.suites.tasks import Task
 from imprompt.report import Report, to_plain, write_report, write_scores
+from imprompt.runtime.devices import choose_device
 from imprompt.runtime.progress import show_progress
 
 PARALLELISM_KEYS = ("workers", "engine")
@@ -42,7 +41,7 @@ def generate_images_and_load_judges(
         ConfigError, DataError, UnknownModel, MissingExtra: see `draw_all`, `load_judges`
     """
     judges = load_judges(options.judging, load_conditioning_encoder(options.method))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device().type
     folder.begin(collect_image_settings(options, suite, device))
     job = DrawingJob(options.method, options.drawing, folder, device)
     with show_progress("drawing", len(tasks)) as advance:

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from imprompt.errors import ConfigError
 from imprompt.lab.making.batches import DrawingBatch, iterate_batches
 from imprompt.lab.making.objectives.base import BaseObjective
@@ -24,6 +22,7 @@ from imprompt.lab.making.recipe import (
     StageRecipe,
     StyleRecipe,
 )
+from imprompt.runtime.devices import choose_device
 from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.loop import Run
 
@@ -50,7 +49,7 @@ def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path:
 def build_run(recipe: StageRecipe, output: Path) -> Run:
     """Build a part's run, at its beginning."""
     objective = build_objective(recipe, output)
-    objective.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    objective.to(choose_device())
     count = len(objective.drawings)
 
     def feed(steps: range) -> Iterator[list[DrawingBatch]]:

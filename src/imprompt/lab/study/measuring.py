@@ -42,6 +42,7 @@ from imprompt.lab.suite.scoring import (
 )
 from imprompt.lab.suite.structure import draw_line_pictures, measure_edge_gaps, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject, sample_gallery, sample_subjects, select_suitable
+from imprompt.runtime.devices import choose_device
 from imprompt.training.mechanisms import Mechanism, load_mechanism
 
 BASE_ALONE = "no image prompt"
@@ -174,7 +175,7 @@ def load_study_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[
     trains_base = run is not None and run.trains_base
     style = study.settings.style if base == STYLE else None
     pipe: Any = mini.pipeline(style=None if trains_base else style, weights=study.weights)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(choose_device())
     mechanism = None if run is None else load_mechanism(run.path, pipe)
     if style is not None and trains_base:
         mini.fine_tune(pipe, style, study.weights)

@@ -52,6 +52,7 @@ from imprompt.lab.suite.subjects import (
     select_suitable,
 )
 from imprompt.report import Interval, to_plain, write_report, write_scores
+from imprompt.runtime.devices import choose_device
 from imprompt.runtime.output import make_folder
 from imprompt.runtime.progress import show_progress
 
@@ -94,7 +95,7 @@ def evaluate_mini(
 def load_models(weights: Path | None, adapter: str = "mini") -> SuiteModels:
     """Load the base, an adapter and the judge, as for `evaluate_mini`, on a GPU if there is one."""
     folder = mini.WEIGHTS if weights is None else weights
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     own = adapter in EMBEDDED
     measured = mini.adapter(adapter, weights=folder) if own else load_adapter(adapter).float()
     name = adapter if own else Path(adapter).name
