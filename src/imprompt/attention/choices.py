@@ -17,3 +17,6 @@ LoraShapes = Mapping[Place, tuple[int, int, int]]
 
 FAMILIES = {(16, 768): "SD1.5", (16, 1024): "SD2.x", (70, 2048): "SDXL", (7, 192): "mini"}
 """(number of cross-attention layers, width of the text embeddings) of the well-known bases."""
+
+FAMILY_OF_WIDTH = {width: family for (_, width), family in FAMILIES.items()}
+"""Width of the text embeddings → family, of the well-known bases."""

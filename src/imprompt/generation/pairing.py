@@ -9,6 +9,7 @@ both                     their families are compared
 import json
 from pathlib import Path
 
+from imprompt.attention.choices import FAMILY_OF_WIDTH
 from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.checkpoint.published import PUBLISHED
 from imprompt.errors import AdapterMismatch, ConfigError, UnknownModel
@@ -27,9 +28,6 @@ USUAL_BASES = {
 
 USUAL_ADAPTERS = {"mini": "mini", "SD1.5": "sd15", "SDXL": "sdxl", "Kolors": "kolors-plus"}
 """Family → the adapter that is used if only the base is given."""
-
-_WIDTHS = {192: "mini", 768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}
-"""Width of the text embeddings → family, of the well-known bases."""
 
 
 def pair_models(job: Job) -> Job:
@@ -118,7 +116,7 @@ def recognize_base(name: str, revision: str | None = None) -> str | None:
         width, text_width = values["cross_attention_dim"], values.get("encoder_hid_dim")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnknownModel(f"{config} cannot be read as the configuration of a U-Net") from error
-    return "Kolors" if text_width == 4096 else _WIDTHS.get(width)
+    return "Kolors" if text_width == 4096 else FAMILY_OF_WIDTH.get(width)
 
 
 def _find_config(name: str, revision: str | None) -> Path | None:
