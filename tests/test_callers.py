@@ -188,14 +188,14 @@ def test_a_cell_of_a_notebook_run_again_makes_the_same_picture(pipe: Any) -> Non
     assert not any(isinstance(one, DecoupledAttention) for one in pipe.unet.attn_processors.values())
 
 
-def test_a_thousand_adapters_attached_and_forgotten_leave_no_term(pipe: Any) -> None:
+def test_two_hundred_adapters_attached_and_forgotten_leave_no_term(pipe: Any) -> None:
     arguments: Any = tiny.unet_input(pipe.unet)
     with torch.no_grad():
         base = pipe.unet(**arguments).sample
     before = {name: id(one) for name, one in pipe.unet.attn_processors.items()}
     gc.disable()  # reference counts alone must do
     try:
-        for time in range(1000):
+        for time in range(200):
             adapter = tiny.adapter(pipe.unet)
             adapter.attach(pipe.unet)
             adapter.references(embedding("a"))

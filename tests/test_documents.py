@@ -4,6 +4,7 @@ A block of Python after a comment that begins "<!-- not run" is only compiled. L
 by one, a `shell` block runs in order (see test_training_documents.py), and a `text` block does not run.
 """
 
+import functools
 import json
 import os
 import pkgutil
@@ -55,6 +56,7 @@ def test_python_blocks_run(document: str, code: str, elsewhere: Path) -> None:
 @pytest.mark.slow
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "docs")
+    monkeypatch.setattr(imprompt, "generate", functools.partial(imprompt.generate, steps=4))
     cells = json.loads(Path("tour.ipynb").read_text())["cells"]
     names: dict[str, object] = {}
     for cell in (cell for cell in cells if cell["cell_type"] == "code"):

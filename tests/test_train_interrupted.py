@@ -22,7 +22,7 @@ from imprompt.training.config import parse_config
 from imprompt.training.loop import Run
 from imprompt.training.objectives import image_prompting
 
-KILLS = 20
+KILLS = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +77,7 @@ def digest(run: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_twelve_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_path: Path) -> None:
     """Kill -9 at random moments and inside saves: the adapter ends the same to the bit."""
     rng = random.Random(0)
     seconds = training_processes.seconds_of(training_processes.train, elsewhere(settings, tmp_path / "timed"))

@@ -26,7 +26,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def _is_here(device: torch.device) -> bool:
-    if device.type == "cpu":
+    if device.type not in _ACCELERATORS:  # the CPU, and "meta", which computes nothing
         return device.index in (None, 0)
     module = getattr(torch, device.type, None)
     return bool(module) and module.is_available() and (device.index or 0) < module.device_count()
