@@ -57,6 +57,11 @@ def test_no_room_reaches_itself_through_another() -> None:
     assert rooms.circles({("a", "b"), ("b", "c"), ("c", "a")}) == [("a", "b"), ("a", "c"), ("b", "c")]
 
 
+def test_no_two_classes_have_one_name_and_no_name_begins_with_a_participle() -> None:
+    assert rooms.double_classes(rooms.SOURCE) == {}
+    assert rooms.participle_names(rooms.SOURCE) == []
+
+
 def test_contributing_lists_the_rooms_in_their_order() -> None:
     assert rooms.rooms_block() in (rooms.ROOT / "CONTRIBUTING.md").read_text()
 

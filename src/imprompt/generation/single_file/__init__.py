@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from imprompt.generation.single_file.configuration import read_configuration as read_configuration
     from imprompt.generation.single_file.loading import load_autoencoder_file as load_autoencoder_file
     from imprompt.generation.single_file.loading import load_single_file as load_single_file
-    from imprompt.generation.single_file.recognition import Checkpoint as Checkpoint
+    from imprompt.generation.single_file.recognition import SingleFile as SingleFile
     from imprompt.generation.single_file.recognition import recognize_checkpoint as recognize_checkpoint
     from imprompt.generation.single_file.recognition import require_base as require_base
 
 __all__ = [
-    "Checkpoint",
+    "SingleFile",
     "load_autoencoder_file",
     "load_single_file",
     "read_configuration",

@@ -25,7 +25,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from imprompt.generation.single_file.kinds import BASE_NEEDED, Kind
+from imprompt.generation.single_file.kinds import BASE_NEEDED, FileKind
 
 Tensors = Mapping[str, Tensor]
 Family = Literal["SD1.5", "SD2.x", "SDXL"]
@@ -98,7 +98,7 @@ def _original_name(name: str) -> str:
     return name
 
 
-def find_base(tensors: Tensors) -> BaseVariant | Kind | None:
+def find_base(tensors: Tensors) -> BaseVariant | FileKind | None:
     """Return the base in a file; for a related model or an incomplete file its kind; None for another file.
 
     Args:
@@ -110,11 +110,11 @@ def find_base(tensors: Tensors) -> BaseVariant | Kind | None:
         return None
     width, channels = unet[text_key].shape[-1], first.shape[1]
     if related := _find_related_model(tensors, unet, width, channels):
-        return Kind(related, BASE_NEEDED)
+        return FileKind(related, BASE_NEEDED)
     family = _FAMILIES[width]
     if missing := _find_missing_parts(tensors, family):
         title = f"{TITLES[family]} without {missing}"
-        return Kind(title, "use a file that holds them, or a folder in diffusers' format")
+        return FileKind(title, "use a file that holds them, or a folder in diffusers' format")
     predicts_v = channels == 4 and _predicts_v(tensors, family)
     return BaseVariant(
         family=family,

@@ -23,7 +23,7 @@ _BASE_BESIDE = "and the base with --base"
 _WHOLE_BASE = "use a file with U-Net, autoencoder and text encoder, or a folder in diffusers' format"
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """What a file is.
 
     Attributes:
@@ -38,27 +38,29 @@ class Kind(NamedTuple):
 class Rule(NamedTuple):
     """A kind, and the pattern that one of the names in its files contains; ^ and $ mark a name's ends."""
 
-    kind: Kind
+    kind: FileKind
     pattern: str
 
 
 def _transformer(name: str, pattern: str) -> Rule:
     """Return the rule of a model whose denoiser is no U-Net; a prefix may precede `pattern` in its names."""
-    kind = Kind(name, f"image prompts need a base with a U-Net: {BASE_NEEDED}")
+    kind = FileKind(name, f"image prompts need a base with a U-Net: {BASE_NEEDED}")
     return Rule(kind, rf"^(model\.diffusion_model\.|net\.|transformer\.|model\.)?({pattern})")
 
 
-_IMAGE_EMBEDDINGS = Kind(
+_IMAGE_EMBEDDINGS = FileKind(
     "a file of image embeddings", "give it as the reference in place of a picture, and the base with --base"
 )
-_INVERSION = Kind("a textual inversion", f"give it with --embedding, {_BASE_BESIDE}")
-_LORA = Kind("a LoRA", f"give it with --lora, {_BASE_BESIDE}")
-_CONTROLNET = Kind("a ControlNet", f"give its folder with --control-model, {_BASE_BESIDE}")
-_CONTROL_LORA = Kind("a Control-LoRA", "use the whole ControlNet, as a folder with --control-model")
-_T2I_ADAPTER = Kind("a T2I-Adapter", "use it in Python, in one of diffusers' adapter pipelines")
-_MOTION = Kind("a motion module of AnimateDiff", "use it in Python, in an AnimateDiff pipeline of diffusers")
-_EMA_ONLY = Kind("a file of averaged (EMA) weights only", "use the file that its training script exports")
-_UPSCALER = Kind("an upscaler of pictures", BASE_NEEDED)
+_INVERSION = FileKind("a textual inversion", f"give it with --embedding, {_BASE_BESIDE}")
+_LORA = FileKind("a LoRA", f"give it with --lora, {_BASE_BESIDE}")
+_CONTROLNET = FileKind("a ControlNet", f"give its folder with --control-model, {_BASE_BESIDE}")
+_CONTROL_LORA = FileKind("a Control-LoRA", "use the whole ControlNet, as a folder with --control-model")
+_T2I_ADAPTER = FileKind("a T2I-Adapter", "use it in Python, in one of diffusers' adapter pipelines")
+_MOTION = FileKind(
+    "a motion module of AnimateDiff", "use it in Python, in an AnimateDiff pipeline of diffusers"
+)
+_EMA_ONLY = FileKind("a file of averaged (EMA) weights only", "use the file that its training script exports")
+_UPSCALER = FileKind("an upscaler of pictures", BASE_NEEDED)
 
 RULES = (
     Rule(_IMAGE_EMBEDDINGS, r"^inputs\.(image_embedding|image_features|face_embedding)$"),
@@ -97,16 +99,16 @@ RULES = (
 )
 """Kinds that are no part of a base model that imprompt knows. The first rule that matches a name decides."""
 
-_QUANTIZED = Kind("a quantized model", "use a file of float16, bfloat16 or float32 weights")
+_QUANTIZED = FileKind("a quantized model", "use a file of float16, bfloat16 or float32 weights")
 _QUANTIZED_NAME = re.compile(
     r"\.(absmax|quant_map|nested_absmax|SCB|qweight|qzeros|scale_weight|weight_scale|comfy_quant)$|"
     r"\.quant_state\.|^scaled_fp8$|bitsandbytes__"
 )
 
-_UNET = Kind("the U-Net of a base model", _WHOLE_BASE)
-_IMAGE_ENCODER = Kind("an image encoder", f"give its folder with --image-encoder, {_BASE_BESIDE}")
-_AUTOENCODER = Kind("an autoencoder", f"give it with --vae, {_BASE_BESIDE}")
-_TEXT_ENCODER = Kind("a text encoder", _WHOLE_BASE)
+_UNET = FileKind("the U-Net of a base model", _WHOLE_BASE)
+_IMAGE_ENCODER = FileKind("an image encoder", f"give its folder with --image-encoder, {_BASE_BESIDE}")
+_AUTOENCODER = FileKind("an autoencoder", f"give it with --vae, {_BASE_BESIDE}")
+_TEXT_ENCODER = FileKind("a text encoder", _WHOLE_BASE)
 
 PARTS = (
     Rule(_UNET, r"^(unet\.)?down_blocks\.0\.resnets\.|(^|\.)input_blocks\.0\."),
@@ -127,7 +129,7 @@ PARTS = (
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
 
 
-def find_kind(tensors: Tensors) -> Kind | None:
+def find_kind(tensors: Tensors) -> FileKind | None:
     """Return what the file is that holds these tensors; None if it is none of the kinds in this module."""
     if kind := _find_rule(RULES, tensors):
         return kind
@@ -144,7 +146,7 @@ def is_quantized(tensors: Tensors) -> bool:
     )
 
 
-def _find_rule(rules: Sequence[Rule], tensors: Tensors) -> Kind | None:
+def _find_rule(rules: Sequence[Rule], tensors: Tensors) -> FileKind | None:
     for rule in rules:
         pattern = re.compile(rule.pattern)
         if any(pattern.search(name) for name in tensors):

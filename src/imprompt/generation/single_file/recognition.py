@@ -18,17 +18,17 @@ from imprompt.generation.single_file.bases import (
     find_base,
     use_original_names,
 )
-from imprompt.generation.single_file.kinds import BASE_NEEDED, Kind, find_kind, is_quantized
+from imprompt.generation.single_file.kinds import BASE_NEEDED, FileKind, find_kind, is_quantized
 from imprompt.runtime.files import shorten
 
 Role = Literal["base", "adapter", "other", "unknown"]
 
 _ADAPTER_NAME = re.compile(r"image_proj|to_[kv]_ip|ip_adapter")
-_ADAPTER = Kind("an image-prompt adapter", "give it with --adapter, and the base with --base")
+_ADAPTER = FileKind("an image-prompt adapter", "give it with --adapter, and the base with --base")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class SingleFile:
     """What a file of tensors is."""
 
     role: Role
@@ -45,7 +45,7 @@ class Checkpoint:
     """Metadata of a safetensors file."""
 
 
-def recognize_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def recognize_checkpoint(path: str | os.PathLike[str]) -> SingleFile:
     """Return what a file of tensors is, from the names, shapes and number formats of its tensors.
 
     Args:
@@ -57,7 +57,7 @@ def recognize_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return recognize_tensors(take_tensors(Path(path), _take_header))
 
 
-def recognize_tensors(file: TensorFile) -> Checkpoint:
+def recognize_tensors(file: TensorFile) -> SingleFile:
     """Return what the file is that holds these tensors; see `find_base` for the one whose values count."""
     tensors = file.tensors
     facts: dict[str, Any] = {
@@ -65,13 +65,13 @@ def recognize_tensors(file: TensorFile) -> Checkpoint:
         "metadata": file.metadata,
     }
     if _is_adapter(file):
-        return Checkpoint(role="adapter", name=_ADAPTER.name, use=_ADAPTER.use, **facts)
+        return SingleFile(role="adapter", name=_ADAPTER.name, use=_ADAPTER.use, **facts)
     base = find_base(use_original_names(tensors))
     if isinstance(base, BaseVariant) and not is_quantized(tensors):
-        return Checkpoint(role="base", name=base.name, use="give it with --base", base=base, **facts)
-    kind = base if isinstance(base, Kind) else find_kind(tensors)
+        return SingleFile(role="base", name=base.name, use="give it with --base", base=base, **facts)
+    kind = base if isinstance(base, FileKind) else find_kind(tensors)
     name, use = kind or _describe_unknown(tensors)
-    return Checkpoint(role="other" if kind else "unknown", name=name, use=use, **facts)
+    return SingleFile(role="other" if kind else "unknown", name=name, use=use, **facts)
 
 
 def require_base(path: Path) -> BaseVariant:
@@ -95,7 +95,7 @@ def _is_adapter(file: TensorFile) -> bool:
     return has_name and recognize(file).description.variant is not None
 
 
-def _describe_unknown(tensors: Mapping[str, Tensor]) -> Kind:
+def _describe_unknown(tensors: Mapping[str, Tensor]) -> FileKind:
     first = min(tensors, default=None)
     what = f"unknown tensors, the first of them {shorten(first)!r}" if first else "no tensors"
-    return Kind(f"a file with {what}", BASE_NEEDED)
+    return FileKind(f"a file with {what}", BASE_NEEDED)
