@@ -14,7 +14,6 @@ It needs 4 GB of disk and about 6 GB of memory. The pictures are noise.
 """
 
 import argparse
-import inspect
 import resource
 import subprocess
 import sys
@@ -38,7 +37,6 @@ from imprompt import load_adapter, load_pipeline
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import save_adapter
 from imprompt.checkpoint.files import TensorFile
-from imprompt.cli.generate import generate
 from imprompt.generation.single_file.bases import BaseVariant
 from imprompt.generation.single_file.configuration import compose_configuration
 from imprompt.generation.single_file.recognition import recognize_tensors
@@ -145,12 +143,9 @@ def run_command(files: SimpleNamespace, steps: int, size: int, dtype: str) -> No
     """Run `imprompt generate` in a process of its own, and print what it took."""
     words = ["generate", files.picture, "--base", files.base, "--adapter", files.adapter]
     words += ["--image-encoder", files.encoder, "--steps", steps, "--size", size, "--output", files.output]
-    if "dtype" in inspect.signature(generate).parameters:
-        words += ["--dtype", dtype]
-    else:
-        dtype = "the default number format"
+    words += ["--dtype", dtype]
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "imprompt.cli", *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "imprompt", *map(str, words)], check=True)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # Linux counts in KiB
     print(
