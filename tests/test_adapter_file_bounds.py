@@ -236,6 +236,7 @@ USES: dict[str, Callable[[Path], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_made_to_take_for_ever_is_refused(tmp_path: Path, case: str, use: str) -> None:

@@ -318,6 +318,7 @@ def live_objects() -> tuple[int, int]:
     return len(objects), sum(issubclass(type(one), Tensor) for one in objects)
 
 
+@pytest.mark.slow
 def test_four_hundred_attachments_leave_nothing_behind(
     pipe: Any, adapter: ImagePromptAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,7 @@ def test_a_cell_of_a_notebook_run_again_makes_the_same_picture(pipe: Any) -> Non
     assert not any(isinstance(one, DecoupledAttention) for one in pipe.unet.attn_processors.values())
 
 
+@pytest.mark.slow
 def test_two_hundred_adapters_attached_and_forgotten_leave_no_term(pipe: Any) -> None:
     arguments: Any = tiny.unet_input(pipe.unet)
     with torch.no_grad():

@@ -244,6 +244,7 @@ def test_the_ground_lies_behind_everything() -> None:
     assert tuple(pixels(red)[0, 0]) == (0xE3, 0x4B, 0x4B)
 
 
+@pytest.mark.slow
 def test_pink_hair_is_the_same_pink_in_every_style_that_has_hair() -> None:
     pink = np.array([0xF4, 0x88, 0xB4])
     for style in HUMAN:

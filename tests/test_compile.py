@@ -80,6 +80,7 @@ def test_a_compiled_pipeline_makes_one_graph_for_all_references_and_prompts(
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_anew_over_a_hundred_random_changes() -> None:
     """λ, layers, mask, steps, prompt, picture: all of them are data, none of them is code."""
     pipe, counter, rng = tiny.sd_pipeline(), CompileCounter(), random.Random(0)
@@ -173,6 +174,7 @@ def test_a_bare_compiled_unet_is_attached_to_as_it_is() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_compiling_a_bare_unet_while_references_act_breaks_the_graph_but_not_the_picture() -> None:
     unet = tiny.sd_unet()
     adapter, call = tiny.adapter(unet), tiny.unet_input(unet)
@@ -194,6 +196,7 @@ def trained(unet: UNet2DConditionModel, adapter: ImagePromptAdapter, seed: int) 
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
+@pytest.mark.slow
 def test_training_through_a_compiled_unet_makes_one_graph_and_the_same_gradients() -> None:
     unet = tiny.sd_unet().requires_grad_(False)
     adapter = tiny.adapter(unet).requires_grad_(True)

@@ -79,6 +79,7 @@ def test_attention_slicing_changes_nothing(case: Case) -> None:
         it.pipe.disable_attention_slicing()
 
 
+@pytest.mark.slow
 @cells("compiled")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_compiling_changes_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ def ray() -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_shards_are_the_same_bytes_and_a_killed_task_loses_only_its_part(
     tmp_path: Path, toy: ToyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +54,7 @@ def test_shards_are_the_same_bytes_and_a_killed_task_loses_only_its_part(
     assert len(read) == 3
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_one_process(tmp_path: Path, toy: ToyModel) -> None:
     stand_in, config = make_stand_in(tmp_path / "stand-in", toy), tmp_path / "empty.toml"
     config.touch()

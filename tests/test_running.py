@@ -95,6 +95,7 @@ def schedulers() -> list[Any]:
     return [kind for kind in found if isinstance(kind, type) and issubclass(kind, SchedulerMixin)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_scheduler_of_diffusers_goes_through_each_of_the_users_steps(moments: list[Moment]) -> None:
     tried: list[str] = []

@@ -49,6 +49,7 @@ def some_samples() -> list[EncodedSample]:
     return samples
 
 
+@pytest.mark.slow
 def test_three_layouts_give_the_same_features_and_the_same_first_fifty_losses(tmp_path: Path) -> None:
     seen = []
     for layout, inner in SOURCES.items():
@@ -212,6 +213,7 @@ def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_we
 # Learning
 
 
+@pytest.mark.slow
 def test_eight_pictures_are_learnt_and_the_true_reference_comes_to_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
