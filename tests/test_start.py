@@ -1,5 +1,7 @@
 """How commands start: quickly, because they import only what they use, and without a word of libraries."""
 
+import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -14,7 +16,7 @@ import tiny
 from conftest import ToyModel
 from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.cli.layer_plot import list_layer_names
-from imprompt.cli.terminal import complete_adapter
+from imprompt.cli.terminal import complete_adapter, pause_garbage_collection
 from imprompt.errors import UnknownModel
 
 SCRIPT = """
@@ -113,3 +115,17 @@ def test_a_damaged_configuration_is_one_sentence(content: str, folder: Path) -> 
     (folder / "unet" / "config.json").write_text(content)
     with pytest.raises(UnknownModel, match=r"config.json"):
         list_layer_names(str(folder))
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_garbage_collection_pauses_and_is_what_it_was_afterwards(was_enabled: bool) -> None:
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with contextlib.suppress(ZeroDivisionError), pause_garbage_collection():
+            assert not gc.isenabled()
+            _ = 1 / 0
+        assert gc.isenabled() == was_enabled
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        gc.enable()

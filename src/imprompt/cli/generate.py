@@ -14,6 +14,7 @@ from imprompt.cli.terminal import (
     error_console,
     exit_on_interrupt,
     number_option,
+    pause_garbage_collection,
     print_written,
     progress_bar,
     quiet_libraries,
@@ -340,8 +341,9 @@ def generate(
         sources = [file for request in requests for file in request.files]
         sources += [str(file) for file in (like, job) if file is not None]
         outputs = choose_outputs(requests, sources, view=view, save_job=save_job, overwrite=overwrite)
-        from imprompt.generation import run
-        from imprompt.generation.pairing import pair_models
+        with pause_garbage_collection():
+            from imprompt.generation import run
+            from imprompt.generation.pairing import pair_models
 
         requests = [pair_models(request) for request in requests]
         inputs = run.read_inputs(requests[0])
@@ -358,7 +360,11 @@ def _load_models(job: "Job") -> "JobModels":
     from imprompt.generation.run import load_models
 
     quiet_libraries()
-    with exit_on_interrupt(), error_console().status("loading the models"):
+    with (
+        exit_on_interrupt(),
+        error_console().status("loading the models"),
+        pause_garbage_collection(),
+    ):
         return load_models(job)
 
 
