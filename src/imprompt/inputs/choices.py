@@ -5,9 +5,10 @@ They are in a module that does not import torch, so that jobs and pictures are r
 
 from typing import Literal
 
-Input = Literal["image_embedding", "image_features", "face_embedding"]
+Input = Literal["image_embedding", "image_features", "image_pixels", "face_embedding"]
 """An input of a projection: a picture's projected embedding "d", its features "patches d" (hidden states,
-class token first), or the embedding "d" of the face in it, which a face model computes."""
+class token first), the normalized pixels "3 size size" that an image encoder sees, or the embedding "d" of
+the face in it, which a face model computes. No published adapter takes pixels."""
 
 CropName = Literal["center", "top", "bottom", "left", "right", "pad", "stretch", "tiles"]
 """The part of a picture that an encoder sees, see `imprompt.inputs.crop`."""

@@ -38,6 +38,7 @@ _OPPOSITE = (
 _AXES: dict[Input, str] = {
     "image_embedding": "images d",
     "image_features": "images patches d",
+    "image_pixels": "images 3 size size",
     "face_embedding": "images d",
 }
 

@@ -145,15 +145,16 @@ class ImageEncoder:
         outputs = {
             "image_embedding": lambda: output.image_embeds,
             "image_features": lambda: output.hidden_states[-2],
+            "image_pixels": lambda: pixels.to(self.device, self.dtype),
         }
         return {name: outputs[name]() for name in names}
 
     def blank(self, name: Input) -> Float[Tensor, "..."]:
         """Return "no image", which stands for a dropped image and is the negative branch of guidance.
 
-        For image_embedding these are zeros, "d". For image_features these are the features "patches d" of
-        normalized pixels that are all zero: a picture in CLIP's mean color, not black. The official code and
-        diffusers have the same rule.
+        For image_embedding these are zeros, "d", and for image_pixels zeros, "3 size size". For
+        image_features these are the features "patches d" of normalized pixels that are all zero: a picture in
+        CLIP's mean color, not black. The official code and diffusers have the same rule.
 
         Raises:
             AdapterMismatch: the name is that of a face embedding, which no image encoder computes
@@ -167,6 +168,8 @@ class ImageEncoder:
     def _compute_blank(self, name: Input) -> Tensor:
         if name == "image_embedding":
             return torch.zeros(self.embedding_dim, device=self.device, dtype=self.dtype)
+        if name == "image_pixels":
+            return torch.zeros(3, self.image_size, self.image_size, device=self.device, dtype=self.dtype)
         with torch.inference_mode(False):  # training uses the cached tensor later
             return self.features(torch.zeros(1, 3, self.image_size, self.image_size))[0]
 

@@ -32,16 +32,22 @@ from imprompt.runtime.settings import find_setting
 from imprompt.training.batch_order import BatchOrder
 from imprompt.training.batches import PromptBatch, PromptBatches, make_loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
-from imprompt.training.config import AdapterSettings, TrainingConfig, Variant
-from imprompt.training.frozen_base import TAKES, FrozenBase, hash_weights, load_frozen_base
+from imprompt.training.config import TAKES, AdapterSettings, TrainingConfig, Variant
+from imprompt.training.frozen_base import FrozenBase, hash_weights, load_frozen_base
 from imprompt.training.integrity import read_json, write_json
 from imprompt.training.loop import Run
 from imprompt.training.mechanisms import (
     MECHANISMS,
     DecoupledMechanism,
     Mechanism,
+    PriorDecoderMechanism,
+    ShuffledControlMechanism,
+    StyleAdapterMechanism,
+    StyleProjection,
     TimeProjection,
     UnclipMechanism,
+    build_controlnet,
+    build_prior_decoder,
     time_embedding_width,
 )
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
@@ -246,7 +252,7 @@ def build_mechanism(config: TrainingConfig, base: FrozenBase) -> Mechanism:
         return DecoupledMechanism(load_start_adapter(config, base).to(base.device), base.pipe)
     if adapter.mechanism != "decoupled":
         mechanism_class: Any = MECHANISMS[adapter.mechanism]
-        return mechanism_class(build_token_projection(config, base).to(base.device), base.pipe)
+        return mechanism_class(build_compared_modules(config, base).to(base.device), base.pipe)
     projection = build_projection(config, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
@@ -254,17 +260,25 @@ def build_mechanism(config: TrainingConfig, base: FrozenBase) -> Mechanism:
     return DecoupledMechanism(new_adapter, base.pipe)
 
 
-def build_token_projection(config: TrainingConfig, base: FrozenBase) -> nn.Module:
-    """Build the new projection of a mechanism that exists for comparison."""
-    adapter, random = config.adapter, torch.Generator().manual_seed(config.training.seed)
-    embedding_dim = encoder_widths(base).get("image_embedding", 0)
-    if adapter.mechanism == UnclipMechanism.name:
-        return TimeProjection(embedding_dim, time_embedding_width(base.unet))
+def build_compared_modules(config: TrainingConfig, base: FrozenBase) -> nn.Module:
+    """Build the new modules of a mechanism that exists for comparison."""
+    adapter, seed = config.adapter, config.training.seed
+    random, widths = torch.Generator().manual_seed(seed), encoder_widths(base)
+    embedding_dim, context_dim = widths.get("image_embedding", 0), int(base.unet.config.cross_attention_dim)
+    if adapter.mechanism == ShuffledControlMechanism.name:
+        return build_controlnet(base.pipe, seed)
+    if adapter.mechanism == StyleAdapterMechanism.name:
+        return StyleProjection(widths.get("image_features", 0), context_dim, generator=random)
     if adapter.hidden:
-        context_dim = int(base.unet.config.cross_attention_dim)
         sizes = embedding_dim, context_dim, adapter.tokens
         return HiddenProjection(*sizes, hidden=adapter.hidden, generator=random)
-    return build_projection(config, base)
+    time = TimeProjection(embedding_dim, time_embedding_width(base.unet))
+    if adapter.mechanism == UnclipMechanism.name:
+        return time
+    projection = build_projection(config, base)
+    if adapter.mechanism == PriorDecoderMechanism.name:
+        return build_prior_decoder(projection, time, base.pipe, seed=seed)
+    return projection
 
 
 def load_start_adapter(config: TrainingConfig, base: FrozenBase) -> ImagePromptAdapter:

@@ -72,7 +72,7 @@ class PromptBatch(NamedTuple):
     draws: Draws
 
 
-INPUTS: tuple[Input, ...] = ("image_embedding", "image_features", "face_embedding")
+INPUTS: tuple[Input, ...] = ("image_embedding", "image_features", "image_pixels", "face_embedding")
 TEXTS = ("text_embeddings", "pooled_text")
 
 

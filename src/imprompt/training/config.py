@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from imprompt.errors import ConfigError
+from imprompt.inputs.choices import Input
 from imprompt.runtime.settings import ClosedSettings, explain_fault, normalize_spelling, read_toml
 from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.presets import PRESETS, find_preset, merge_settings
@@ -24,9 +25,28 @@ from imprompt.training.settings import LoopSettings
 from imprompt.training.synonyms import counterpart
 
 Variant = Literal["base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2"]
-MechanismName = Literal["decoupled", "concatenated", "replaced", "unclip", "two-stream"]
+MechanismName = Literal[
+    "decoupled",
+    "concatenated",
+    "replaced",
+    "unclip",
+    "two-stream",
+    "style-adapter",
+    "shuffled-control",
+    "prior-decoder",
+]
 
 FACES = ("faceid", "faceid-plus", "faceid-plusv2")
+
+TAKES: dict[Variant, tuple[Input, ...]] = {
+    "base": ("image_embedding",),
+    "plus": ("image_features",),
+    "full-face": ("image_features",),
+    "faceid": ("face_embedding",),
+    "faceid-plus": ("face_embedding", "image_features"),
+    "faceid-plusv2": ("face_embedding", "image_features"),
+}
+"""The inputs of each variant's projection."""
 
 
 class BaseSettings(ClosedSettings):
@@ -49,7 +69,7 @@ class AdapterSettings(ClosedSettings):
         default="decoupled", validation_alias=AliasChoices("mechanism", "injection")
     )
     """How the image prompt reaches the base: see `imprompt.training.mechanisms`. All but the first exist for
-    comparison. "replaced", "unclip" and "two-stream" train the whole U-Net too."""
+    comparison. "replaced", "unclip", "two-stream" and "prior-decoder" train the whole U-Net too."""
     hidden: int = Field(default=0, ge=0)
     """Width of a hidden layer in the projection of "concatenated"; 0 means none, as in the paper."""
     lora_rank: int = Field(default=0, ge=0)
@@ -216,6 +236,13 @@ class TrainingConfig(ClosedSettings):
     def trains_base(self) -> bool:
         """Whether the U-Net's own weights are trained too."""
         return MECHANISMS[self.adapter.mechanism].trains_base
+
+    @property
+    def takes(self) -> tuple[Input, ...]:
+        """What the adapter reads of a picture."""
+        if self.adapter.mechanism == "decoupled":
+            return TAKES[self.adapter.variant]
+        return MECHANISMS[self.adapter.mechanism].takes
 
     @property
     def cache_folder(self) -> Path:

@@ -23,7 +23,7 @@ from imprompt.generation.single_file import read_configuration
 from imprompt.runtime.foreign_models import explain_failure, is_embedded, log_errors_only, parse_source
 from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen_base import DTYPES, TAKES, choose_frozen_precision
+from imprompt.training.frozen_base import DTYPES, choose_frozen_precision
 
 FACE_DIM = 512
 """Width of a face embedding (InsightFace)."""
@@ -179,11 +179,13 @@ def read_settings(model: str, part: str) -> Settings:
 
 def _inputs(config: TrainingConfig) -> int:
     """Return how many numbers the encoders compute for one reference."""
-    takes = TAKES[config.adapter.variant]
+    takes = config.takes
     faces = FACE_DIM if "face_embedding" in takes else 0
     if set(takes) == {"face_embedding"}:
         return faces
     encoder = _encoder_settings(config)
+    if "image_pixels" in takes:
+        return 3 * encoder["image_size"] ** 2
     if "image_embedding" in takes:
         return faces + encoder["projection_dim"]
     patches = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1

@@ -25,19 +25,9 @@ from imprompt.inputs.crop import Crop
 from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.runtime.foreign_models import is_embedded, log_errors_only
 from imprompt.runtime.precision import Precision, resolve_precision
-from imprompt.training.config import TrainingConfig, Variant
+from imprompt.training.config import TrainingConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-TAKES: dict[Variant, tuple[Input, ...]] = {
-    "base": ("image_embedding",),
-    "plus": ("image_features",),
-    "full-face": ("image_features",),
-    "faceid": ("face_embedding",),
-    "faceid-plus": ("face_embedding", "image_features"),
-    "faceid-plusv2": ("face_embedding", "image_features"),
-}
-"""The inputs of each variant's projection."""
 
 
 class FrozenBase:

@@ -25,7 +25,7 @@ from imprompt.inputs.image import decode_image
 from imprompt.runtime.foreign_models import log_errors_only
 from imprompt.runtime.threads import compute_on_one_thread
 from imprompt.training.config import TrainingConfig
-from imprompt.training.frozen_base import DTYPES, TAKES, FrozenBase
+from imprompt.training.frozen_base import DTYPES, FrozenBase
 from imprompt.training.samples import Sample, Unreadable
 from imprompt.training.targets import make_mask, make_target
 
@@ -71,7 +71,7 @@ class CacheRecipe(NamedTuple):
 
 def make_recipe(config: TrainingConfig, frozen: FrozenBase) -> CacheRecipe:
     """Collect the encoders' fingerprints and the settings of cropping."""
-    data, takes = config.data, TAKES[config.adapter.variant]
+    data, takes = config.data, config.takes
     encoders = dict(frozen.fingerprints())
     if set(takes) == {"face_embedding"}:
         del encoders["image_encoder"]
@@ -95,7 +95,7 @@ def make_recipe(config: TrainingConfig, frozen: FrozenBase) -> CacheRecipe:
 
 def encode_blanks(config: TrainingConfig, frozen: FrozenBase) -> dict[Input, Tensor]:
     """Encode what replaces a dropped image, in float32; of faces only the data know the width."""
-    names: list[Input] = [name for name in TAKES[config.adapter.variant] if name != "face_embedding"]
+    names: list[Input] = [name for name in config.takes if name != "face_embedding"]
     return {name: frozen.blank(name).float().cpu().contiguous() for name in names}
 
 
@@ -171,7 +171,7 @@ class RowEncoder:
     def __init__(self, frozen: FrozenBase, config: TrainingConfig) -> None:
         self.frozen, self.config = frozen, config
         self._dtype = DTYPES[config.cache.precision]
-        self._takes = TAKES[config.adapter.variant]
+        self._takes = config.takes
 
     def encode(self, samples: Iterable[Sample]) -> list[CacheRow | Unreadable]:
         """Encode samples, in order; images that cannot be decoded become `Unreadable`, in their place.

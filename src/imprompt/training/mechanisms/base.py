@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ class Mechanism:
 
     Attributes:
         name: name in configurations and files
+        takes: what it reads of a picture; of a decoupled adapter its projection says it
         trains_base: whether the U-Net's own weights are trained too
         works_with_text: whether a text prompt can act together with the image prompt
         trained: the module with all trained weights
@@ -31,6 +33,7 @@ class Mechanism:
     """
 
     name: ClassVar[str]
+    takes: ClassVar[tuple[Input, ...]] = ("image_embedding",)
     trains_base: ClassVar[bool] = False
     works_with_text: ClassVar[bool] = True
 
@@ -40,6 +43,16 @@ class Mechanism:
     def condition_on(self, inputs: Inputs) -> contextlib.AbstractContextManager[Denoise]:
         """Yield the U-Net conditioned on image prompts, "batch 1 ..."; call `backward` inside."""
         raise NotImplementedError
+
+    def more_loss(
+        self,
+        inputs: Inputs,
+        text: Float[Tensor, "batch length width"],
+        uniform: Float[Tensor, " batch"],
+        noise: Float[Tensor, "batch ..."],
+    ) -> Tensor | float:
+        """Return a loss of its own, added to the base's; `uniform` and `noise` are its random numbers."""
+        return 0.0
 
     def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]

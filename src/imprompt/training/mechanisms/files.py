@@ -14,8 +14,11 @@ from imprompt.projection import HiddenProjection, LinearProjection
 from imprompt.training.mechanisms.base import Mechanism
 from imprompt.training.mechanisms.concatenated import ConcatenatedMechanism
 from imprompt.training.mechanisms.decoupled import DecoupledMechanism
+from imprompt.training.mechanisms.prior_decoder import TIME_PREFIX, PriorDecoderMechanism, build_prior_decoder
 from imprompt.training.mechanisms.projection import PREFIX
 from imprompt.training.mechanisms.replaced import ReplacedMechanism
+from imprompt.training.mechanisms.shuffled_control import ShuffledControlMechanism, build_controlnet
+from imprompt.training.mechanisms.style_adapter import StyleAdapterMechanism, StyleProjection
 from imprompt.training.mechanisms.two_stream import TwoStreamMechanism
 from imprompt.training.mechanisms.unclip import TimeProjection, UnclipMechanism, time_embedding_width
 
@@ -27,6 +30,9 @@ MECHANISMS: Mapping[str, type[Mechanism]] = {
         ReplacedMechanism,
         UnclipMechanism,
         TwoStreamMechanism,
+        StyleAdapterMechanism,
+        ShuffledControlMechanism,
+        PriorDecoderMechanism,
     )
 }
 """Every mechanism by its name."""
@@ -61,9 +67,8 @@ def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
         raise CheckpointError(f"{path} is of a mechanism {name!r}; those known are: {', '.join(MECHANISMS)}")
     if name == DecoupledMechanism.name:
         return DecoupledMechanism(load_adapter(path, image_encoder=None).float().to(pipe.device), pipe)
-    projection = _projection(path, file.tensors, name, pipe)
     mechanism_class: Any = MECHANISMS[name]
-    mechanism: Mechanism = mechanism_class(projection.to(pipe.device), pipe)
+    mechanism: Mechanism = mechanism_class(_trained(path, file.tensors, name, pipe).to(pipe.device), pipe)
     try:
         mechanism.restore(path)
     except CheckpointError:
@@ -72,12 +77,28 @@ def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
     return mechanism
 
 
+def _trained(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any) -> nn.Module:
+    """Return modules of the file's sizes, whose weights are still to be read."""
+    if name == ShuffledControlMechanism.name:
+        return build_controlnet(pipe)
+    if name == PriorDecoderMechanism.name:
+        tokens = _projection(path, tensors, name, pipe)
+        time_weight = tensors.get(f"{TIME_PREFIX}proj.weight")
+        if time_weight is None:
+            raise CheckpointError(f"{path} says that it is {name}, but has no {TIME_PREFIX}: it is damaged")
+        return build_prior_decoder(tokens, TimeProjection(time_weight.shape[1], time_weight.shape[0]), pipe)
+    return _projection(path, tensors, name, pipe)
+
+
 def _projection(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any) -> nn.Module:
     """Return a projection as wide as the file's."""
     first = f"{PREFIX}proj.weight" if f"{PREFIX}proj.weight" in tensors else f"{PREFIX}proj.0.weight"
     if first not in tensors or tensors[first].ndim != 2:
         raise CheckpointError(f"{path} says that it is {name}, but has no {PREFIX}proj.weight: it is damaged")
     outputs, embedding_dim = tensors[first].shape
+    if name == StyleAdapterMechanism.name:
+        _check_width(path, "text embedding", outputs, int(pipe.unet.config.cross_attention_dim))
+        return StyleProjection(embedding_dim, outputs)
     if name == UnclipMechanism.name:
         _check_width(path, "time embedding", outputs, time_embedding_width(pipe.unet))
         return TimeProjection(embedding_dim, outputs)

@@ -40,7 +40,7 @@ class ProjectedMechanism(Mechanism):
 
     def project(self, inputs: Inputs) -> Tensor:
         """Project one image prompt per sample, "batch 1 ..."."""
-        return self.projection(inputs["image_embedding"][:, 0])
+        return self.projection(inputs[self.takes[0]][:, 0])
 
     def project_both_branches(
         self, pipe: Any, images: Sequence[ImageEmbeddings], call: Mapping[str, Any], scale: float | int = 1
@@ -51,17 +51,27 @@ class ProjectedMechanism(Mechanism):
             AdapterMismatch: the pipeline has another U-Net
             InvalidReference: a prompt has no image prompt of its own, or asks for several images
         """
+        positive, negative = self.stack_branches(pipe, images, call)
+        return self.projection(scale * positive), self.projection(negative)
+
+    def stack_branches(
+        self, pipe: Any, images: Sequence[ImageEmbeddings], call: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Stack one image prompt per prompt, and blank ones for guidance.
+
+        Raises:
+            AdapterMismatch, InvalidReference: as `project_both_branches`
+        """
         self.check_pipeline(pipe)
         _check_counts(images, call)
-        positive = self._stack([one.inputs for one in images])
-        negative = self._stack([one.blank for one in images])
-        return self.projection(scale * positive), self.projection(negative)
+        return self._stack([one.inputs for one in images]), self._stack([one.blank for one in images])
 
     def _stack(self, sides: Sequence[Inputs]) -> Tensor:
         """Stack one image embedding per prompt, the first of several, in the projection's format."""
+        axes = 2 if self.takes[0] == "image_features" else 1
         like = next(self.projection.parameters())
-        each = [side["image_embedding"] for side in sides]
-        return torch.stack([one.to(like).reshape(-1, one.shape[-1])[0] for one in each])
+        each = [side[self.takes[0]].to(like) for side in sides]
+        return torch.stack([one.reshape(-1, *one.shape[-axes:])[0] for one in each])
 
 
 def _check_counts(images: Sequence[ImageEmbeddings], call: Mapping[str, Any]) -> None:

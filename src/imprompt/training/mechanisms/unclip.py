@@ -51,7 +51,7 @@ class UnclipMechanism(FineTunedMechanism):
     @contextlib.contextmanager
     def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
         """Add the image to the time embedding, which every residual block reads."""
-        with self._add_to_time(self.project(inputs)):
+        with add_to_time(self.unet, self.project(inputs)):
             yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
     @torch.no_grad()
@@ -59,29 +59,38 @@ class UnclipMechanism(FineTunedMechanism):
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]
     ) -> list[Image.Image]:
         """Generate with image embeddings times `scale`, 0 being no image; a ControlNet gets none."""
-        with self._add_to_time(*self.project_both_branches(pipe, images, call, scale)):
+        with add_to_time(self.unet, *self.project_both_branches(pipe, images, call, scale)):
             return call_pipeline(pipe, call)
 
-    @contextlib.contextmanager
-    def _add_to_time(self, positive: Tensor, negative: Tensor | None = None) -> Iterator[None]:
-        """Add tensors to the time embedding: one per sample, or guidance's negative half first."""
-        rows = {len(positive): positive}
-        if negative is not None:
-            rows[2 * len(positive)] = torch.cat([negative, positive])
 
-        def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            if len(output) not in rows:
-                raise AmbiguousBatch(
-                    f"the U-Net is given {len(output)} samples; {len(positive)} image prompts fit on "
-                    f"{' or '.join(map(str, rows))}"
-                )
-            return output + rows[len(output)].to(output)
+@contextlib.contextmanager
+def add_to_time(
+    unet: Any,
+    positive: Float[Tensor, "batch time_dim"],
+    negative: Float[Tensor, "batch time_dim"] | None = None,
+) -> Iterator[None]:
+    """Add tensors to a U-Net's time embedding: one per sample, or guidance's negative half first.
 
-        hook = self.unet.time_embedding.register_forward_hook(add)
-        try:
-            yield
-        finally:
-            hook.remove()
+    Raises:
+        AmbiguousBatch: the U-Net is called with another number of samples
+    """
+    rows = {len(positive): positive}
+    if negative is not None:
+        rows[2 * len(positive)] = torch.cat([negative, positive])
+
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if len(output) not in rows:
+            raise AmbiguousBatch(
+                f"the U-Net is given {len(output)} samples; {len(positive)} image prompts fit on "
+                f"{' or '.join(map(str, rows))}"
+            )
+        return output + rows[len(output)].to(output)
+
+    hook = unet.time_embedding.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def time_embedding_width(unet: Any) -> int:

@@ -102,7 +102,9 @@ class ImagePromptObjective(Objective):
         times = self.noising.times(batch.draws.uniform, batch.draws.normal)
         with self.mechanism.condition_on(inputs) as denoise:
             mean_errors = self.mean_errors(denoise, batch, text, times)
-            loss = (mean_errors * self.noising.weights(times)).mean()
+            base_loss = (mean_errors * self.noising.weights(times)).mean()
+            states, draws = text["text_embeddings"], batch.draws
+            loss = base_loss + self.mechanism.more_loss(inputs, states, draws.uniform, draws.noise)
             backward(loss)
         return {"loss": loss}
 

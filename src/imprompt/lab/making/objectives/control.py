@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from jaxtyping import Float
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from imprompt.lab.making.batches import DrawingBatch
 from imprompt.lab.making.objectives.base import (
@@ -31,13 +31,11 @@ from imprompt.lab.making.objectives.base import (
 )
 from imprompt.lab.making.recipe import ControlRecipe
 from imprompt.mini.edges import compute_edges
+from imprompt.training.mechanisms.shuffled_control import preserve_variance
 from imprompt.training.sheets import picture_grid
 
 SHOWN = 12
 """The number of held-out pictures whose edges are in the sample grid."""
-
-SILU_GAIN = 1.68
-"""1 / √E[silu(x)²] for normal x: what preserves the variance through SiLU."""
 
 
 class ControlObjective(FrozenBaseObjective):
@@ -125,20 +123,3 @@ def build_controlnet(unet: UNet2DConditionModel, recipe: ControlRecipe) -> Contr
     controlnet.load_state_dict(whole.state_dict(), strict=False)
     preserve_variance(controlnet.controlnet_cond_embedding)
     return controlnet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def preserve_variance(embedding: nn.Module) -> None:
-    """Initialize the layers of edges so that each output varies about as much as its input (He et al. 2015).
-
-    torch's own initial weights shrink the edges by 10,000 over the nine layers that 128 px need, and the
-    ControlNet never learns to read them. The last layer stays zero, as in the paper.
-
-    Args:
-        embedding: a `ControlNetConditioningEmbedding`, whose layers are convolutions with SiLU between them
-    """
-    *layers, last = (module for module in embedding.modules() if isinstance(module, nn.Conv2d))
-    assert not last.weight.any()
-    for layer in layers:
-        nn.init.normal_(layer.weight, std=SILU_GAIN / layer.weight[0].numel() ** 0.5)
-        assert layer.bias is not None
-        nn.init.zeros_(layer.bias)
