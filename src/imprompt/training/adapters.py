@@ -50,6 +50,8 @@ from imprompt.training.mechanisms import (
     build_prior_decoder,
     time_embedding_width,
 )
+from imprompt.training.objectives.cached_latents import LatentObjective
+from imprompt.training.objectives.few_steps import FewStepObjective
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.ranks import broadcast_from_main, join_processes
 from imprompt.training.samples import Unreadable
@@ -98,7 +100,8 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
 
 def list_frozen_modules(config: TrainingConfig, base: FrozenBase) -> list[nn.Module]:
     """Return every module that the run must leave unchanged."""
-    return [one for one in base.modules if one is not base.unet or not config.trains_base]
+    changes = config.trains_base or config.distills
+    return [one for one in base.modules if one is not base.unet or not changes]
 
 
 def build_cache_only(config: TrainingConfig) -> str:
@@ -196,7 +199,7 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
     processes, mechanism = join_processes(), build_mechanism(config, base)
     with processes.main_process_first():  # one builds the cache, the others find it there
         samples = open_samples(config, base)
-    objective = ImagePromptObjective(config, base, mechanism, samples)
+    objective = build_objective(config, base, mechanism, samples)
     training = config.training
     if processes.device.type == "cpu" and training.precision == "auto":
         objective.precision = broadcast_from_main(find_fastest_precision())
@@ -228,6 +231,17 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
     return run
 
 
+def build_objective(
+    config: TrainingConfig, base: FrozenBase, mechanism: Mechanism | None, samples: Any
+) -> LatentObjective:
+    """Build the loss of an adapter, or of a LoRA for few steps."""
+    if config.distills:
+        assert mechanism is None or isinstance(mechanism, DecoupledMechanism)
+        return FewStepObjective(config, base, mechanism, samples)
+    assert mechanism is not None
+    return ImagePromptObjective(config, base, mechanism, samples)
+
+
 def describe_skipped(skipped: Sequence[Unreadable]) -> list[str]:
     """Return a sentence for each of the first unusable samples, and one for all others."""
     sentences = [f"left out: {one.name}: {one.reason}" for one in skipped[:MAX_NAMED]]
@@ -241,15 +255,20 @@ MAX_NAMED = 20
 """Number of unusable samples that the log names."""
 
 
-def build_mechanism(config: TrainingConfig, base: FrozenBase) -> Mechanism:
-    """Build what is trained, with new weights or from a file, in float32 on the base's device.
+def build_mechanism(config: TrainingConfig, base: FrozenBase) -> Mechanism | None:
+    """Build the adapter, with new weights or from a file, in float32 on the base's device.
+
+    A run that distills has one only if `adapter.start` names it, and leaves it unchanged.
 
     Raises:
         ConfigError: the file has another variant, number of tokens, or width
     """
     adapter = config.adapter
     if adapter.start:
-        return DecoupledMechanism(load_start_adapter(config, base).to(base.device), base.pipe)
+        started = load_start_adapter(config, base).to(base.device)
+        return DecoupledMechanism(started.requires_grad_(not config.distills), base.pipe)
+    if config.distills:
+        return None
     if adapter.mechanism != "decoupled":
         mechanism_class: Any = MECHANISMS[adapter.mechanism]
         return mechanism_class(build_compared_modules(config, base).to(base.device), base.pipe)

@@ -171,6 +171,27 @@ class LossSettings(ClosedSettings):
         return self
 
 
+class DistillationSettings(ClosedSettings):
+    """A LoRA with which the base needs few steps, trained in place of an adapter (LCM-LoRA)."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of the LoRA; 0 means that an adapter is trained."""
+    guidance_min: float = Field(default=5.0, ge=1)
+    """Smallest guidance scale that is distilled; each sample has one between the two, drawn uniformly."""
+    guidance_max: float = Field(default=15.0, ge=1)
+    """Largest guidance scale that is distilled."""
+    solver_steps: int = Field(default=50, ge=2)
+    """Number of DDIM steps of the base that the LoRA learns to skip; diffusers' LCMScheduler assumes 50."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "DistillationSettings":
+        if self.guidance_min > self.guidance_max:
+            raise ValueError(
+                f"guidance_min {self.guidance_min:g} is larger than guidance_max {self.guidance_max:g}"
+            )
+        return self
+
+
 class AdapterLoop(LoopSettings):
     """Settings of the training loop and of the optimizer."""
 
@@ -222,6 +243,7 @@ class TrainingConfig(ClosedSettings):
     data: DataSettings = DataSettings()
     cache: CacheSettings = CacheSettings()
     loss: LossSettings = LossSettings()
+    distillation: DistillationSettings = DistillationSettings()
     training: AdapterLoop
     watch: WatchSettings = WatchSettings()
 
@@ -238,8 +260,15 @@ class TrainingConfig(ClosedSettings):
         return MECHANISMS[self.adapter.mechanism].trains_base
 
     @property
+    def distills(self) -> bool:
+        """Whether the run trains a LoRA for few steps."""
+        return self.distillation.rank > 0
+
+    @property
     def takes(self) -> tuple[Input, ...]:
-        """What the adapter reads of a picture."""
+        """What the adapter reads of a picture; nothing if there is none."""
+        if self.distills and not self.adapter.start:
+            return ()
         if self.adapter.mechanism == "decoupled":
             return TAKES[self.adapter.variant]
         return MECHANISMS[self.adapter.mechanism].takes
@@ -275,6 +304,10 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
             config.trains_base and training.precision not in ("auto", "fp32"),
             f'adapter.mechanism "{adapter.mechanism}" trains the U-Net: training.precision must be '
             f'"fp32", not "{training.precision}"',
+        ),
+        (
+            config.distills and adapter.mechanism != "decoupled",
+            f'distillation.rank goes with adapter.mechanism "decoupled", not with "{adapter.mechanism}"',
         ),
         (
             adapter.lora_rank > 0 and adapter.variant not in FACES,

@@ -5,7 +5,8 @@ The paper (Ye et al. 2023, section 4.1) uses AdamW, learning rate 1e-4, weight d
 weights nor a schedule, and the presets of its bases have none.
 
 Presets that end in "-fine-tune" start from the adapter that the rest of their name names. They are for few
-pictures, on which new weights would learn little.
+pictures, on which new weights would learn little. Presets that end in "-lcm" train a LoRA with which the base
+needs few steps.
 """
 
 import difflib
@@ -103,6 +104,39 @@ def _fine_tune(name: str, preset: Settings) -> Settings:
     return _merge(preset, {"adapter": {"start": name}}, _FINE_TUNE)
 
 
+_LCM: Settings = {
+    "distillation": {"rank": 64},
+    "loss": {"image_drop": 0.0, "text_drop": 0.0, "both_drop": 0.0},
+    "training": {
+        "steps": 4000,
+        "batch_size": 96,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "warmup_steps": 100,
+        "cooldown_steps": 1000,
+        "ema_decay": 0.95,
+        "save_every": 250,
+        "sample_every": 500,
+    },
+}
+"""As in diffusers' `train_lcm_distill_lora_sd_wds.py`, with averaged weights and a cool-down."""
+_MINI_LCM: Settings = {
+    "adapter": {"start": "mini"},
+    "distillation": {"rank": 16, "guidance_min": 3.0, "guidance_max": 3.0},
+    "loss": {"image_drop": 0.3, "text_drop": 0.3, "both_drop": 0.0, "timesteps": "uniform"},
+    "training": {
+        "steps": 1500,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "warmup_steps": 50,
+        "cooldown_steps": 600,
+        "ema_decay": 0.99,
+        "sample_every": 250,
+        "check_every": 250,
+    },
+    "watch": {"guidance_scale": 3.0},
+}
+
 _FROM_NEW_WEIGHTS: Mapping[str, Settings] = {
     "mini": _MINI,
     "mini-plus": _merge(_MINI, {"adapter": {"variant": "plus", "tokens": 16}}),
@@ -121,6 +155,9 @@ PRESETS: Mapping[str, Settings] = {
         f"{name}-fine-tune": _fine_tune(name, _FROM_NEW_WEIGHTS[name])
         for name in ("mini", "mini-plus", "sd15", "sd15-plus", "sdxl", "sdxl-plus")
     },
+    "mini-lcm": _merge(_MINI, _LCM, _MINI_LCM),
+    "sd15-lcm": _merge(_PAPER, _SD15, _LCM),
+    "sdxl-lcm": _merge(_PAPER, _SDXL, _LCM),
 }
 """Short name of a base and a variant → settings; `imprompt train --presets` prints them."""
 

@@ -26,3 +26,8 @@ def as_picture(pixels: Tensor) -> Image.Image:
     """Convert a tensor of shape (3, height, width) in [-1, 1] to an image."""
     values = (pixels.detach().cpu().clamp(-1, 1).permute(1, 2, 0) + 1) * 127.5
     return Image.fromarray(values.round().numpy().astype(np.uint8))
+
+
+def thumbnails_to_images(thumbnails: Tensor) -> list[Image.Image]:
+    """Convert thumbnails, uint8 "images height width 3", to images."""
+    return [Image.fromarray(picture.numpy()) for picture in thumbnails]

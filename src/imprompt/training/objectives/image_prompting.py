@@ -7,7 +7,6 @@ a zero embedding before the projection, or for features those of a gray image. T
 uses the same blank; the file names it (`unconditional`).
 """
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,36 +16,25 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imprompt.generation.pipeline_call import make_generators
-from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import strip_folders
-from imprompt.runtime.precision import Precision
-from imprompt.training.batches import Draws, PromptBatch, make_fixed_batch
+from imprompt.training.batches import PromptBatch
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.mechanisms import Mechanism
-from imprompt.training.noising import Noising
-from imprompt.training.objectives.objective import Objective
-from imprompt.training.sheets import picture_grid
+from imprompt.training.objectives.cached_latents import LatentObjective, move_batch
+from imprompt.training.sheets import picture_grid, thumbnails_to_images
 from imprompt.training.similarity import SimilarityJudge
 
 ADAPTER_FILE = "adapter.safetensors"
-
-OWN = "own"
-"""The prompt that means a sample's own caption."""
-
-MOST_UNFUSED = 1024
-"""Largest number of latent pixels for which a CPU uses unfused attention, which holds all attention
-weights."""
 
 BANDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which the held-out loss is measured, as shares of the schedule."""
 
 
-class ImagePromptObjective(Objective):
+class ImagePromptObjective(LatentObjective):
     """The loss of an adapter on a frozen base.
 
     Args:
@@ -54,26 +42,14 @@ class ImagePromptObjective(Objective):
         base: the frozen models
         mechanism: what is trained, attached to the base
         samples: the cached samples
-
-    Attributes:
-        precision: format of the U-Net's matrix products on a CPU; K' and V' of image prompts are float32
     """
 
     restores = True
 
     def __init__(self, config: TrainingConfig, base: FrozenBase, mechanism: Mechanism, samples: Any) -> None:
-        super().__init__()
-        self.config, self.base, self.mechanism, self.samples = config, base, mechanism, samples
-        self.trained = mechanism.trained
-        self.precision: Precision = "fp32"
-        self.steps_taken: Callable[[], int] = lambda: 0
-        self.noising = Noising(base.scheduler, config.loss, base.device)
-        self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
+        super().__init__(config, base, samples)
+        self.mechanism, self.trained = mechanism, mechanism.trained
         self.judge = SimilarityJudge(config.watch.judge, base.image_encoder, base.device)
-        self.empty_text = {name: value[0] for name, value in base.encode_text([""]).items()}
-        if config.training.gradient_checkpointing:
-            base.unet.enable_gradient_checkpointing()
-            base.unet.train()  # diffusers checkpoints in training mode only; there is no dropout in it
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the projection, the layers, and the base's weights where they train."""
@@ -124,40 +100,6 @@ class ImagePromptObjective(Objective):
         looked_at = batch.mask.expand_as(squares)
         return (squares * looked_at).sum(dim=(1, 2, 3)) / looked_at.sum(dim=(1, 2, 3)).clamp(min=1)
 
-    def fast_products(
-        self, noisy_latents: Float[Tensor, "batch channels height width"]
-    ) -> contextlib.AbstractContextManager[Any]:
-        """Return how a CPU denoises: in `precision`, without fused attention, slow there.
-
-        On GPUs the frozen models have their format, and fused attention is the fast one.
-        """
-        context = contextlib.ExitStack()
-        if self.base.device.type != "cpu":
-            return context
-        # A checkpointed block is computed once more outside of this, where it must be computed the same way.
-        recomputes = self.config.training.gradient_checkpointing
-        if noisy_latents.shape[-2:].numel() <= MOST_UNFUSED and not recomputes:
-            context.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if self.precision == "bf16":
-            context.enter_context(torch.autocast("cpu", torch.bfloat16))
-        return context
-
-    def text_of(self, batch: PromptBatch, dropped: Tensor) -> dict[str, Tensor]:
-        """Return the text embeddings of a batch, replaced by those of "" where text is dropped."""
-        texts = batch.text or self.base.encode_text(batch.captions)
-        return {
-            name: torch.where(per_sample(dropped, value), self.empty_text[name], value).to(self.base.dtype)
-            for name, value in ((name, value.to(self.empty_text[name])) for name, value in texts.items())
-        }
-
-    def inputs_of(self, batch: PromptBatch, dropped: Tensor) -> dict[Input, Tensor]:
-        """Return the projection's inputs in float32, blank where the image is dropped."""
-        inputs: dict[Input, Tensor] = {}
-        for name, blank in self.blanks.items():
-            value = batch.inputs[name].float()
-            inputs[name] = torch.where(per_sample(dropped, value), blank.float(), value)
-        return inputs
-
     # Evaluation
 
     @torch.no_grad()
@@ -182,15 +124,6 @@ class ImagePromptObjective(Objective):
             "held-out samples": len(gaps),
             **({"gap's standard error": (gaps.var() / len(gaps)).sqrt().item()} if len(gaps) > 1 else {}),
         }
-
-    def held_out_batches(self) -> list[PromptBatch]:
-        """Return the held-out samples with fixed noise, in batches of one shape."""
-        size = max(2, self.config.training.batch_size // self.config.training.passes)
-        shapes: dict[tuple[int, int], list[int]] = {}
-        for row in self.samples.held_out.tolist():
-            shapes.setdefault(self.samples.bucket(row), []).append(row)
-        cut = [rows[i : i + size] for rows in shapes.values() for i in range(0, len(rows), size)]
-        return [make_fixed_batch(self.samples, rows) for rows in cut]
 
     def held_out_errors(
         self, batches: Sequence[PromptBatch], level: int, *, with_text: bool, with_image: bool = True
@@ -225,16 +158,6 @@ class ImagePromptObjective(Objective):
         return picture_grid(
             [[one.resize((side, side)) for one in row] for row in sheet], zoom=max(1, 128 // side)
         ), figures
-
-    def prompts(self, prompt: str, rows: Sequence[int]) -> list[str]:
-        """Return a prompt for each sample: the same one, or its own caption."""
-        return [self.samples.caption(row) if prompt == OWN else prompt for row in rows]
-
-    def embeddings(self, row: int) -> ImageEmbeddings:
-        """Return the first reference of a sample as the pipeline takes it."""
-        tensors = self.samples.row(row)
-        inputs: dict[Input, Tensor] = {name: tensors[name][:1].float() for name in self.blanks}
-        return ImageEmbeddings(inputs, {name: blank.cpu().float() for name, blank in self.blanks.items()})
 
     def generate(
         self, images: Sequence[ImageEmbeddings], prompts: list[str], scale: float | int
@@ -280,11 +203,6 @@ class ImagePromptObjective(Objective):
         }
 
 
-def thumbnails_to_images(thumbnails: Tensor) -> list[Image.Image]:
-    """Convert thumbnails, uint8 "images height width 3", to images."""
-    return [Image.fromarray(picture.numpy()) for picture in thumbnails]
-
-
 def shuffle_references(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
     """Give each sample the reference of the one before it, across batches too."""
 
@@ -298,21 +216,3 @@ def shuffle_references(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
         batch._replace(inputs=shift_inputs(before, batch))
         for before, batch in zip(befores, batches, strict=True)
     ]
-
-
-def per_sample(dropped: Tensor, value: Tensor) -> Tensor:
-    """Reshape one boolean per sample to the axes of `value`."""
-    return dropped.reshape(-1, *(1,) * (value.ndim - 1))
-
-
-def move_batch(batch: PromptBatch, device: torch.device) -> PromptBatch:
-    """Move a batch to the device; from pinned memory this does not wait."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, dict):
-            return {name: move(inner) for name, inner in value.items()}
-        return Draws(*map(move, value)) if isinstance(value, Draws) else value
-
-    return PromptBatch(*map(move, batch))
