@@ -109,7 +109,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         counts = {"training": 24, "combinations": 6, "parts": 6, "styles": 6}
         dataset.build_data(folder / "data", counts, size=SIZE)  # pyright: ignore[reportArgumentType]
     common = {"data": str(folder / "data"), "output": str(folder), "steps": 1, "batch_size": 8}
-    for stage in ORDER:
+    for stage in (one for one in ORDER if one != "recognizer"):
         recipe = parse_recipe({**common, "stage": stage, **SMALL[stage]}, "test")
         if isinstance(recipe, CodecRecipe):
             fit_codec(recipe, folder)

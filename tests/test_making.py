@@ -21,19 +21,21 @@ from imprompt.checkpoint import save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import load_image_encoder
+from imprompt.inputs.recognizer import CharacterEmbedder, CharacterRecognizer
 from imprompt.lab.making.batches import iterate_batches, to_pixels
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
-from imprompt.lab.making.dataset import Drawings, build_data
+from imprompt.lab.making.dataset import PEOPLE, Drawings, build_data, build_people
 from imprompt.lab.making.exporting import export_samples
 from imprompt.lab.making.labels import LABELS, NOT_DRAWN, measure_accuracies, to_labels
 from imprompt.lab.making.lines import INK, PAPER, draw_lines
 from imprompt.lab.making.objectives import base, control, style
-from imprompt.lab.making.objectives.control import preserve_variance
 from imprompt.lab.making.objectives.judge import contrast, damage
+from imprompt.lab.making.objectives.recognizer import contrast_with_margin
 from imprompt.lab.making.recipe import StageRecipe, load_recipe, parse_recipe
 from imprompt.lab.making.shipping import ship
 from imprompt.lab.making.stages import train_stage
+from imprompt.lab.making.views import IDENTITY, LEAST_STYLES, VIEWS
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.lab.suite.against import compare_scores, load_earlier_report, read_scores
 from imprompt.lab.suite.images import SMALL as SMALL_SUITE
@@ -45,6 +47,7 @@ from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subject
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.projection import LinearProjection, PatchProjection, ResamplerProjection
 from imprompt.training.config import DataSettings
+from imprompt.training.mechanisms.shuffled_control import preserve_variance
 from imprompt.training.samples import open_source
 
 SIZE = 32
@@ -54,6 +57,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "base": {"widths": (16, 32), "heads": 2, "text_width": 64, "text_layers": 1},
     "encoder": {"width": 64, "layers": 1, "patch_size": 8, "embedding_dim": 32},
     "judge": {"widths": (8, 16), "depths": (1, 1)},
+    "recognizer": {"widths": (8, 16), "depths": (1, 1), "embedding_dim": 8},
     "control": {"embedding_widths": (4, 4, 4, 4)},
     "style": {"rank": 2},
 }
@@ -64,6 +68,7 @@ ORDER = tuple(SMALL)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "characters"
     build_data(folder, {"training": 40, "combinations": 12, "parts": 12, "styles": 12}, size=SIZE)
+    build_people(folder, {"training": 8, "combinations": 5}, size=SIZE)
     return folder
 
 
@@ -99,6 +104,34 @@ def test_drawings_come_back_with_their_characters(data: Path) -> None:
     assert len(drawings) == len(drawings.characters) == 40
     assert not any(character.is_held_out for character in drawings.characters)
     assert all(character.is_held_out for character in Drawings(data, "parts").characters)
+
+
+def test_people_come_in_views_that_share_what_makes_a_person(data: Path) -> None:
+    views = Drawings(data / PEOPLE, "training")
+    assert len(views) == 8 * VIEWS
+    for start in range(0, len(views), VIEWS):
+        person = views.characters[start : start + VIEWS]
+        assert len({view.style for view in person}) >= LEAST_STYLES
+        assert not any(view.is_held_out for view in person)
+        for name in IDENTITY:
+            assert len({view.attributes[name] for view in person if name in view.attributes}) <= 1
+    assert all(view.is_held_out for view in Drawings(data / PEOPLE, "combinations").characters)
+
+
+def test_a_right_pair_needs_a_smaller_angle_by_the_margin() -> None:
+    views = torch.eye(4)
+    assert contrast_with_margin(views, views, 16, 0.0) < contrast_with_margin(views, views, 16, 0.5)
+    assert contrast_with_margin(views, views.roll(1, 0), 16, 0.2) > 10
+
+
+def test_a_recognizer_comes_back_and_embeds_pictures_of_any_size(model: Path) -> None:
+    embedder = CharacterEmbedder(CharacterRecognizer.load(model / "recognizer"))
+    face = embedder(Image.new("RGB", (50, 70), "red"))
+    assert face.embedding.shape == (8,)
+    assert face.embedding.norm() == pytest.approx(1, abs=1e-5)
+    assert face.crop.size == (50, 70)
+    with pytest.raises(UnknownModel, match="there is no recognizer in"):
+        CharacterRecognizer.load(model)
 
 
 def test_a_split_that_is_there_is_not_drawn_again(data: Path) -> None:

@@ -25,17 +25,25 @@ from imprompt.training.mechanisms import (
     ConcatenatedMechanism,
     DecoupledMechanism,
     Mechanism,
+    PriorDecoderMechanism,
     ReplacedMechanism,
+    ShuffledControlMechanism,
+    StyleAdapterMechanism,
+    StyleProjection,
     TimeProjection,
     TwoStreamMechanism,
     UnclipMechanism,
+    build_controlnet,
+    build_prior_decoder,
     load_mechanism,
     read_metadata,
     time_embedding_width,
 )
+from imprompt.training.mechanisms.shuffled_control import shuffle_pixels
 
 Make = Callable[[Any], Mechanism]
 KINDS = [*MECHANISMS, "concatenated, hidden"]
+FEATURES = 16
 TRAINING = [name for name in MECHANISMS if MECHANISMS[name].trains_base]
 
 
@@ -53,20 +61,44 @@ def made(kind: str, pipe: Any) -> Mechanism:
         sizes = tiny.EMBEDDING_DIM, tiny.SD_CONTEXT, 3
         hidden = HiddenProjection(*sizes, hidden=5, generator=torch.Generator().manual_seed(1))
         return ConcatenatedMechanism(hidden, pipe)
+    random = torch.Generator().manual_seed(2)
+    if kind == "style-adapter":
+        return StyleAdapterMechanism(StyleProjection(FEATURES, tiny.SD_CONTEXT, generator=random), pipe)
+    if kind == "shuffled-control":
+        controlnet = build_controlnet(pipe)
+        for parameter in controlnet.parameters():
+            nn.init.normal_(parameter, std=0.3, generator=random)
+        return ShuffledControlMechanism(controlnet, pipe)
+    added = TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet))
+    nn.init.normal_(added.proj.weight, std=0.5, generator=random)
     if kind == "unclip":
-        added = TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet))
-        nn.init.normal_(added.proj.weight, std=0.5, generator=torch.Generator().manual_seed(2))
         return UnclipMechanism(added, pipe)
+    if kind == "prior-decoder":
+        parts = build_prior_decoder(projection(), added, pipe)
+        for parameter in parts["prior"].parameters():
+            nn.init.normal_(parameter, std=0.3, generator=random)
+        return PriorDecoderMechanism(parts, pipe)
     kind_of: Any = MECHANISMS[kind]
     return kind_of(projection(), pipe)
 
 
-def images(*seeds: int) -> list[ImageEmbeddings]:
-    blank = torch.zeros(tiny.EMBEDDING_DIM)
-    return [
-        ImageEmbeddings({"image_embedding": tiny.embedding(1, seed=seed)}, {"image_embedding": blank})
+def inputs_of(*seeds: int) -> dict[Any, Tensor]:
+    """All that a mechanism may read of one picture each, "batch 1 ..."."""
+    rows = [
+        {
+            "image_embedding": tiny.embedding(1, seed=seed),
+            "image_features": tiny_bases.numbers(1, 5, FEATURES, seed=seed),
+            "image_pixels": tiny_bases.numbers(1, 3, 16, 16, seed=seed),
+        }
         for seed in seeds
     ]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def images(mechanism: Mechanism, *seeds: int) -> list[ImageEmbeddings]:
+    each: list[Any] = [{name: inputs_of(seed)[name][0] for name in mechanism.takes} for seed in seeds]
+    blanks: list[Any] = [{name: torch.zeros_like(value[0]) for name, value in one.items()} for one in each]
+    return [ImageEmbeddings(one, blank) for one, blank in zip(each, blanks, strict=True)]
 
 
 def call(*prompts: str, seeds: int = 0, **more: Any) -> dict[str, Any]:
@@ -79,7 +111,7 @@ def call(*prompts: str, seeds: int = 0, **more: Any) -> dict[str, Any]:
 
 
 def drawn(mechanism: Mechanism, pipe: Any, *seeds: int, scale: float = 1.0, text: str = "") -> np.ndarray:
-    return pixels(mechanism.generate(pipe, images(*seeds), scale, call(*[text] * len(seeds))))
+    return pixels(mechanism.generate(pipe, images(mechanism, *seeds), scale, call(*[text] * len(seeds))))
 
 
 def pixels(pictures: list[Image.Image]) -> np.ndarray:
@@ -137,7 +169,7 @@ def test_the_text_acts_beside_the_image_where_it_is_said_to(kind: str, pipe: Any
 def test_unclip_begins_as_the_base_bit_for_bit(pipe: Any) -> None:
     base = plain(pipe, "a cat", "")
     mechanism = UnclipMechanism(TimeProjection(tiny.EMBEDDING_DIM, time_embedding_width(pipe.unet)), pipe)
-    pictures = mechanism.generate(pipe, images(1, 2), 1.0, call("a cat", ""))
+    pictures = mechanism.generate(pipe, images(mechanism, 1, 2), 1.0, call("a cat", ""))
     assert np.array_equal(pixels(pictures), base)
 
 
@@ -150,6 +182,63 @@ def test_without_a_share_two_streams_are_the_text_alone(pipe: Any) -> None:
 def test_scale_zero_is_no_image(kind: str, pipe: Any) -> None:
     mechanism = made(kind, pipe)
     assert np.array_equal(drawn(mechanism, pipe, 1, scale=0.0), drawn(mechanism, pipe, 2, scale=0.0))
+
+
+def test_a_shuffled_picture_has_the_same_colors_in_other_places() -> None:
+    halves = torch.cat([torch.full((1, 3, 32, 16), -0.8), torch.full((1, 3, 32, 16), 0.6)], dim=3)
+    shuffled = shuffle_pixels(halves)
+    assert torch.equal(shuffle_pixels(halves), shuffled)
+    assert not torch.equal(shuffled, halves)
+    assert -0.81 < shuffled.min() < shuffled.max() < 0.61
+    assert not shuffle_pixels(torch.zeros(1, 3, 32, 32)).any()
+
+
+def test_a_blank_picture_leaves_a_shuffled_control_out(pipe: Any) -> None:
+    mechanism = made("shuffled-control", pipe)
+    given: dict[str, Any] = tiny.unet_input(pipe.unet)
+    with torch.no_grad():
+        alone = pipe.unet(**given).sample
+        with mechanism.condition_on({"image_pixels": torch.zeros(2, 1, 3, 16, 16)}):
+            assert torch.equal(pipe.unet(**given).sample, alone)
+        with mechanism.condition_on(inputs_of(1, 2)):
+            assert not torch.equal(pipe.unet(**given).sample, alone)
+
+
+def test_the_pictures_place_does_not_matter_to_a_shuffled_control(pipe: Any) -> None:
+    """Its outputs are means over all positions, so each channel changes by one number."""
+    mechanism: Any = made("shuffled-control", pipe)
+    given: dict[str, Any] = tiny.unet_input(pipe.unet)
+    with torch.no_grad():
+        down, middle = mechanism._residuals(inputs_of(1, 2)["image_pixels"][:, 0], given, 1.0)
+    assert all(one.shape[-2:] == (1, 1) for one in [*down, middle])
+
+
+def test_the_prior_learns_the_embedding_of_a_text(pipe: Any) -> None:
+    """One text, one image embedding: the prior's loss falls, and what it imagines is that direction."""
+    mechanism: Any = made("prior-decoder", pipe)
+    inputs = inputs_of(3)
+    with torch.no_grad():
+        text = pipe.encode_prompt(["a cat"], pipe.device, 1, False)[0]
+    prior = mechanism.projection["prior"].requires_grad_(True)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=3e-3)
+    loss = torch.tensor(torch.inf)
+    for step in range(150):
+        uniform, noise = torch.rand(1), tiny_bases.numbers(1, tiny.EMBEDDING_DIM, seed=step)
+        loss = mechanism.more_loss(inputs, text, uniform, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+    with torch.no_grad():
+        sides = {"prompt_embeds": text, "negative_prompt_embeds": text}
+        imagined = mechanism._imagine(sides, inputs["image_embedding"][:, 0], call("a cat"))
+    assert torch.cosine_similarity(imagined, inputs["image_embedding"][:, 0]) > 0.9
+
+
+def test_at_scale_zero_the_decoder_follows_what_the_prior_makes_of_the_text(pipe: Any) -> None:
+    mechanism = made("prior-decoder", pipe)
+    with_image = drawn(mechanism, pipe, 1, scale=1.0, text="a cat")
+    assert np.abs(drawn(mechanism, pipe, 1, scale=0.0, text="a cat") - with_image).max() > 1
 
 
 def test_two_streams_are_the_mean_of_two_attentions(pipe: Any) -> None:
@@ -172,11 +261,13 @@ def test_gradients_reach_exactly_what_is_said_to_be_trained(kind: str, pipe: Any
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.requires_grad_(False)
     mechanism = made(kind, pipe)
-    inputs: Any = {"image_embedding": tiny.embedding(2, 1, seed=1)}
+    inputs = inputs_of(1, 2)
     given: dict[str, Any] = tiny.unet_input(pipe.unet)
     with mechanism.condition_on(inputs) as denoise:
         made_of = denoise(given["sample"], given["timestep"], given["encoder_hidden_states"], None)
-        made_of.square().sum().backward()
+        text, noise = given["encoder_hidden_states"], given["sample"]
+        more = mechanism.more_loss(inputs, text, torch.tensor([0.2, 0.7]), noise)
+        (made_of.square().sum() + more).backward()
     assert [n for n, p in mechanism.trained.named_parameters() if p.grad is None or not p.grad.any()] == []
     learning = {id(p) for p in mechanism.trained.parameters()}
     in_base = [id(p) in learning for p in pipe.unet.parameters()]
@@ -188,16 +279,15 @@ def test_gradients_reach_exactly_what_is_said_to_be_trained(kind: str, pipe: Any
 def test_training_and_drawing_see_the_same(kind: str, pipe: Any) -> None:
     """One step of one sample without guidance, by the pipeline and by hand."""
     mechanism, seen = made(kind, pipe), []
-    embedding = tiny.embedding(1, seed=1)
     hook = pipe.unet.register_forward_hook(
         lambda module, args, kwargs, output: seen.append((args, kwargs, output)), with_kwargs=True
     )
     more = call("a cat", guidance_scale=1.0) | {"num_inference_steps": 1}
-    mechanism.generate(pipe, images(1), 1.0, more)
+    mechanism.generate(pipe, images(mechanism, 1), 1.0, more)
     hook.remove()
     (args, _, output), *_ = seen
     text = pipe.encode_prompt(["a cat"], pipe.device, 1, False)[0]
-    with torch.no_grad(), mechanism.condition_on({"image_embedding": embedding[:, None]}) as denoise:
+    with torch.no_grad(), mechanism.condition_on(inputs_of(1)) as denoise:
         by_hand = denoise(args[0], torch.tensor([int(args[1])]), text, None)
     assert torch.allclose(by_hand, output[0], atol=1e-5)
 
@@ -270,7 +360,7 @@ def test_an_error_on_the_way_leaves_no_hook(kind: str, pipe: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mechanism.generate(pipe, images(1), 1.0, call("", callback_on_step_end=fail))
+        mechanism.generate(pipe, images(mechanism, 1), 1.0, call("", callback_on_step_end=fail))
     mechanism.detach()
     assert_same_state(before, state_of(pipe))
 
@@ -287,7 +377,7 @@ def test_every_mechanism_works_beside_a_controlnet(kind: str, pipe: Any) -> None
 
     def both(strength: float) -> np.ndarray:
         more = call("", "", image=[edges, edges], controlnet_conditioning_scale=strength)
-        return pixels(mechanism.generate(controlled, images(1, 2), 1.0, more))
+        return pixels(mechanism.generate(controlled, images(mechanism, 1, 2), 1.0, more))
 
     without = both(0.0)
     assert np.abs(without - drawn(mechanism, pipe, 1, 2)).max() <= 1
@@ -309,17 +399,17 @@ def test_a_base_that_reads_a_pooled_text_is_refused(kind: str) -> None:
         made(kind, tiny.xl_pipeline())
 
 
-@pytest.mark.parametrize("kind", ["concatenated", *TRAINING])
+@pytest.mark.parametrize("kind", ["concatenated", "style-adapter", *TRAINING])
 def test_image_prompts_that_are_not_as_many_as_prompts_are_refused(kind: str, pipe: Any) -> None:
     mechanism = made(kind, pipe)
     with pytest.raises(InvalidReference, match="2 image prompts need as many prompts"):
-        mechanism.generate(pipe, images(1, 2), 1.0, call(""))
+        mechanism.generate(pipe, images(mechanism, 1, 2), 1.0, call(""))
 
 
-@pytest.mark.parametrize("kind", ["unclip", "two-stream"])
+@pytest.mark.parametrize("kind", ["unclip", "two-stream", "prior-decoder", "shuffled-control"])
 def test_a_batch_of_another_size_is_refused(kind: str, pipe: Any) -> None:
     with (
-        made(kind, pipe).condition_on({"image_embedding": tiny.embedding(2, 1)}),
+        made(kind, pipe).condition_on(inputs_of(1, 2)),
         pytest.raises(AmbiguousBatch),
     ):
         pipe.unet(**tiny.unet_input(pipe.unet, batch=3))

@@ -109,6 +109,10 @@ def build_data(
             min=1, help="Number of drawings to train on; each held-out split gets up to 2,000 more."
         ),
     ] = 100_000,
+    people: Annotated[
+        int,
+        typer.Option(min=0, help="Number of people to draw in six views each, for the recognizer; 0: none."),
+    ] = 0,
     size: Annotated[int, typer.Option(min=8, help="Width and height of a picture in pixels.")] = 128,
 ) -> None:
     """Draw the characters that the embedded model is trained on (five minutes on two cores)."""
@@ -117,6 +121,9 @@ def build_data(
     held_out = min(count, 2_000)
     counts = {"training": count, "combinations": held_out, "parts": held_out, "styles": held_out}
     dataset.build_data(folder, counts, size=size)
+    if people:
+        dataset.build_people(folder, {"training": people, "combinations": 200}, size=size)
+        typer.echo(f"wrote {people + 200:,} people in six views each to {folder / 'people'}")
     typer.echo(f"wrote {sum(counts.values()):,} drawings to {folder}")
 
 
@@ -148,7 +155,7 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            help="Stage: codec, decoder, base, encoder, judge, control or style; or the file of a recipe.",
+            help="Stage: codec, decoder, base, encoder, judge, recognizer, control, style; or a recipe.",
             show_default=False,
         ),
     ],

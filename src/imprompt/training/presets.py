@@ -127,10 +127,10 @@ _MINI_LCM: Settings = {
     "training": {
         "steps": 1500,
         "batch_size": 32,
-        "learning_rate": 1e-3,
+        "learning_rate": 1e-4,
         "warmup_steps": 50,
         "cooldown_steps": 600,
-        "ema_decay": 0.99,
+        "ema_decay": 0.98,
         "sample_every": 250,
         "check_every": 250,
     },

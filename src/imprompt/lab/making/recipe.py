@@ -85,6 +85,20 @@ class JudgeRecipe(StageRecipe):
     identity_weight: float = Field(0.3, ge=0)
 
 
+class RecognizerRecipe(StageRecipe):
+    """The recognizer: a convolutional network that knows a character again in every style."""
+
+    stage: Literal["recognizer"]
+    widths: tuple[int, ...] = (32, 64, 128)
+    depths: tuple[int, ...] = (1, 2, 3)
+    patch_size: int = Field(4, ge=1)
+    embedding_dim: int = Field(128, ge=1)
+    scale: float = Field(16.0, gt=0)
+    """s of ArcFace, which multiplies the cosines."""
+    margin: float = Field(0.2, ge=0)
+    """m of ArcFace, in radians."""
+
+
 class ControlRecipe(StageRecipe):
     """The ControlNet of edges, with the frozen base."""
 
@@ -103,7 +117,14 @@ class StyleRecipe(StageRecipe):
 
 
 AnyRecipe = Annotated[
-    CodecRecipe | DecoderRecipe | BaseRecipe | EncoderRecipe | JudgeRecipe | ControlRecipe | StyleRecipe,
+    CodecRecipe
+    | DecoderRecipe
+    | BaseRecipe
+    | EncoderRecipe
+    | JudgeRecipe
+    | RecognizerRecipe
+    | ControlRecipe
+    | StyleRecipe,
     Field(discriminator="stage"),
 ]
 

@@ -11,6 +11,7 @@ from imprompt.lab.making.objectives.control import ControlObjective
 from imprompt.lab.making.objectives.decoder import DecoderObjective, fit_codec
 from imprompt.lab.making.objectives.encoder import EncoderObjective
 from imprompt.lab.making.objectives.judge import JudgeObjective
+from imprompt.lab.making.objectives.recognizer import RecognizerObjective
 from imprompt.lab.making.objectives.style import StyleObjective
 from imprompt.lab.making.recipe import (
     BaseRecipe,
@@ -19,6 +20,7 @@ from imprompt.lab.making.recipe import (
     DecoderRecipe,
     EncoderRecipe,
     JudgeRecipe,
+    RecognizerRecipe,
     StageRecipe,
     StyleRecipe,
 )
@@ -50,7 +52,7 @@ def build_run(recipe: StageRecipe, output: Path) -> Run:
     """Build a part's run, at its beginning."""
     objective = build_objective(recipe, output)
     objective.to(choose_device())
-    count = len(objective.drawings)
+    count = objective.count
 
     def feed(steps: range) -> Iterator[list[DrawingBatch]]:
         return iterate_batches(count, recipe.batch_size, recipe.seed, steps)
@@ -69,6 +71,7 @@ OBJECTIVES: Mapping[type[StageRecipe], Callable[[Any, Path], Any]] = {
     BaseRecipe: BaseObjective,
     EncoderRecipe: EncoderObjective,
     JudgeRecipe: JudgeObjective,
+    RecognizerRecipe: RecognizerObjective,
     ControlRecipe: ControlObjective,
     StyleRecipe: StyleObjective,
 }

@@ -1,7 +1,7 @@
 """Measure one run: image prompt alone, with texts, with another's edges, on a fine-tuned base."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,9 @@ from imprompt import mini
 from imprompt.checkpoint import find_embedded_part
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.generation.pipeline_call import call_pipeline
+from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import load_image_encoder
+from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.lab.making.drawing import draw
 from imprompt.lab.study.runs import RunResult, StudyRun, StudyScore
 from imprompt.lab.study.settings import (
@@ -72,13 +73,20 @@ class Study:
         return sample_subjects("combinations", self.settings.subjects)
 
     @cached_property
-    def embeddings(self) -> list[ImageEmbeddings]:
-        """The embeddings of the subjects' drawings, by the encoder that all runs were trained with."""
-        encoder = load_image_encoder(find_embedded_part(self.weights / "image_encoder"))
-        blank = encoder.blank("image_embedding").float()
-        pixels = encoder.pixels([subject.picture for subject in self.subjects])
-        rows = encoder.encode(pixels).float().split(1)
-        return [ImageEmbeddings({"image_embedding": row}, {"image_embedding": blank}) for row in rows]
+    def encoder(self) -> ImageEncoder:
+        """The encoder that all runs were trained with."""
+        return load_image_encoder(find_embedded_part(self.weights / "image_encoder"))
+
+    @torch.no_grad()
+    def encode(self, subjects: Sequence[Subject], takes: Collection[Input]) -> list[ImageEmbeddings]:
+        """Encode the subjects' drawings, each as the inputs that a mechanism takes."""
+        pixels = self.encoder.pixels([subject.picture for subject in subjects])
+        inputs = self.encoder.inputs(pixels, takes)
+        blanks = {name: self.encoder.blank(name).float() for name in takes}
+        return [
+            ImageEmbeddings({name: value[row : row + 1].float() for name, value in inputs.items()}, blanks)
+            for row in range(len(subjects))
+        ]
 
     @cached_property
     def identities(self) -> Float[Tensor, "subjects identity"]:
@@ -195,7 +203,7 @@ def generate_task(
     def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
         if mechanism is None:
             return call_pipeline(pipe, arguments)
-        embeddings = [study.embeddings[subject.number] for subject in subjects[rows]]
+        embeddings = study.encode(subjects[rows], mechanism.takes)
         return mechanism.generate(pipe, embeddings, task.scale, arguments)
 
     inputs = {"image": study.controls} if task.condition == CONTROL else {}

@@ -23,13 +23,13 @@ ADAPTER_FILE, CONFIG_FILE = "adapter.safetensors", "config.json"
 RESULT_FILE, PICTURES_FILE = "study.json", "study.npz"
 """The stored scores of a run and its images, in the folder of its adapter."""
 
-VERSION = 3
+VERSION = 4
 """The version of the measurement; after a change everything is measured again."""
 
 COMPARED_SETTINGS = (
-    "training.steps", "training.batch_size", "training.learning_rate", "data.source", "base.model", "loss",
+    "training.steps", "training.batch_size", "data.source", "base.model", "loss",
 )  # fmt: skip
-"""Settings that runs to be compared should share."""
+"""Settings that runs to be compared should share; each mechanism has its own best learning rate."""
 
 MODEL_PARTS = ("base", "image_encoder", "judge", "control", "styles")
 """Folders of the embedded model that results depend on."""

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.projection import ImageProjection
 from imprompt.training.mechanisms.base import Denoise, Inputs, predict
 from imprompt.training.mechanisms.projection import ProjectedMechanism
 from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, drop_prompts, text_embeddings
@@ -20,13 +19,13 @@ class ConcatenatedMechanism(ProjectedMechanism):
     """output = Attn(Q, [K, K_i], [V, V_i]); the projection alone is trained.
 
     Args:
-        projection: image embedding → image tokens
+        projection: image embedding, or whatever it `takes`, → image tokens
         pipe: the base's pipeline, which stays unchanged
     """
 
     name = "concatenated"
 
-    def __init__(self, projection: ImageProjection, pipe: Any) -> None:
+    def __init__(self, projection: nn.Module, pipe: Any) -> None:
         self.trained = self.projection = projection
         self.unet = pipe.unet
 

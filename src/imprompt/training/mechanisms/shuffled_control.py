@@ -56,7 +56,7 @@ class ShuffledControlMechanism(Mechanism):
 
     def __init__(self, controlnet: Any, pipe: Any) -> None:
         self.trained = self.controlnet = controlnet
-        self.unet = pipe.unet
+        self.unet, self.shrink = pipe.unet, int(pipe.vae_scale_factor)
 
     @contextlib.contextmanager
     def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
@@ -93,11 +93,12 @@ class ShuffledControlMechanism(Mechanism):
                     f"{' or '.join(map(str, rows))}"
                 )
             down, middle = self._residuals(rows[len(named["sample"])], named, scale)
-            others = named.pop("down_block_additional_residuals", None) or [0] * len(down)
-            other_middle = named.pop("mid_block_additional_residual", 0)
-            summed = tuple(one + other for one, other in zip(down, others, strict=True))
-            extra = {"mid_block_additional_residual": middle + other_middle}
-            return (), {**named, **extra, "down_block_additional_residuals": summed}
+            others = kwargs.get("down_block_additional_residuals") or [0] * len(down)
+            summed = {
+                "down_block_additional_residuals": [a + b for a, b in zip(down, others, strict=True)],
+                "mid_block_additional_residual": middle + kwargs.get("mid_block_additional_residual", 0),
+            }
+            return args, kwargs | summed
 
         hook = self.unet.register_forward_pre_hook(add, with_kwargs=True)
         try:
@@ -110,11 +111,12 @@ class ShuffledControlMechanism(Mechanism):
     ) -> tuple[list[Tensor], Tensor]:
         """Return C's outputs, zero for a blank picture."""
         shown = scale * (pixels != 0).flatten(1).any(dim=1).to(call["sample"]).view(-1, 1, 1, 1)
+        size = tuple(self.shrink * side for side in call["sample"].shape[-2:])
         down, middle = self.controlnet(
             call["sample"],
             call["timestep"],
             call["encoder_hidden_states"],
-            controlnet_cond=pixels.to(call["sample"]),
+            controlnet_cond=F.interpolate(pixels.to(call["sample"]), size=size, mode="bilinear"),
             added_cond_kwargs=call.get("added_cond_kwargs"),
             return_dict=False,
         )

@@ -73,11 +73,7 @@ class FewStepObjective(LatentObjective):
         self, config: TrainingConfig, base: FrozenBase, mechanism: DecoupledMechanism | None, samples: Any
     ) -> None:
         super().__init__(config, base, samples)
-        if self.noising.prediction == "flow":
-            raise ConfigError(
-                f"{config.base.model} is trained on flow matching; distillation is for diffusion bases "
-                "(Stable Diffusion 1, 2 and XL)"
-            )
+        check_prediction(self.noising.prediction, config.base.model)
         self.mechanism, rank = mechanism, config.distillation.rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
@@ -233,6 +229,19 @@ class FewStepObjective(LatentObjective):
     def export(self, output: Path) -> None:
         """Write the finished LoRA."""
         self.save(output)
+
+
+def check_prediction(prediction: str, model: str) -> None:
+    """Refuse a base that is trained on flow matching.
+
+    Raises:
+        ConfigError: see above
+    """
+    if prediction == "flow":
+        raise ConfigError(
+            f"{model} is trained on flow matching; distillation.rank is for diffusion bases (Stable "
+            "Diffusion 1, 2 and XL): set it to 0"
+        )
 
 
 @contextlib.contextmanager

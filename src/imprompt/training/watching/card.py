@@ -37,7 +37,7 @@ def write_card(folder: Path) -> Path:
     """
     history = read_history(folder)
     if history.adapter_file is None:
-        raise TrainingError(f"{folder} has no adapter.safetensors; a model card is written of a finished run")
+        raise TrainingError(f"{folder} has no {history.file_name}; a model card is written of a finished run")
     path = folder / CARD_FILE
     with write_atomically(path) as part:
         part.write_text(build_card(history), encoding="utf-8")
@@ -46,7 +46,12 @@ def write_card(folder: Path) -> Path:
 
 def build_card(history: History) -> str:
     """Return the card as Markdown."""
-    sections = [
+    sections = _lora_sections(history) if history.distills else _adapter_sections(history)
+    return "\n\n".join(sections) + "\n"
+
+
+def _adapter_sections(history: History) -> list[str]:
+    return [
         _header(history),
         f"# {history.name}: an image-prompt adapter\n\n{_what(history)}",
         f"## Use it with imprompt\n\n{_with_imprompt(history)}",
@@ -57,7 +62,37 @@ def build_card(history: History) -> str:
         f"## Limits\n\n{_limits(history)}",
         f"## Cost and versions\n\n{_cost(history)}",
     ]
-    return "\n\n".join(sections) + "\n"
+
+
+def _lora_sections(history: History) -> list[str]:
+    size, count = _size(history)
+    model, start = history.setting("base.model", "mini"), history.setting("adapter.start")
+    about = (
+        f"A LoRA with which `{model}` needs four to eight steps, by consistency distillation (LCM-LoRA, Luo "
+        f"et al. 2023, [arXiv:2311.05556](https://arxiv.org/abs/2311.05556)); {count:,} parameters, "
+        f"{size / 1e6:.1f} MB. Sample with diffusers’ `LCMScheduler` at a guidance scale of 1."
+        f"{f' The image prompts of `{start}` were distilled too.' if start else ''}"
+    )
+    options = model_options(history)
+    options[options.index("--lora") + 1] = history.file_name
+    command = shlex.join(["imprompt", "generate", "reference.png", *options])
+    diffusers = _code(
+        "python",
+        "from diffusers import LCMScheduler",
+        "",
+        'pipe.load_lora_weights(".")',
+        "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)",
+        'image = pipe("a prompt", num_inference_steps=4, guidance_scale=1.0).images[0]',
+    )
+    return [
+        _header(history),
+        f"# {history.name}: a LoRA for few steps\n\n{about}",
+        f"## Use it with imprompt\n\n{_code('text', command)}",
+        f"## Use it with diffusers\n\n{diffusers}",
+        f"## Training data\n\n{_data(history)}",
+        f"## Recipe\n\n{_recipe(history)}",
+        f"## Cost and versions\n\n{_cost(history)}",
+    ]
 
 
 def _header(history: History) -> str:
@@ -65,7 +100,7 @@ def _header(history: History) -> str:
     lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
     if (model := _hub_id(history.setting("base.model", ""))) is not None:
         lines.append(f"base_model: {model}")
-    tags = ("ip-adapter", "image-prompt", "imprompt")
+    tags = ("lora", "lcm", "imprompt") if history.distills else ("ip-adapter", "image-prompt", "imprompt")
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 

@@ -25,11 +25,12 @@ def is_decoupled(history: History) -> bool:
 
 
 def model_options(history: History) -> list[str]:
-    """Return the options of `imprompt generate` for the run's base, image encoder and adapter."""
+    """Return the options of `imprompt generate` for the run's base, image encoder, and adapter or LoRA."""
     base, encoder = history.setting("base.model", "mini"), history.setting("base.image_encoder", "known")
     options = [] if base == "mini" else ["--base", base]
     options += [] if encoder == "known" else ["--image-encoder", encoder]
     if history.newest_adapter is None:
         return options
     where = history.newest_adapter.relative_to(history.folder)
-    return [*options, "--adapter", f"{history.setting('output', history.name)}/{where.as_posix()}"]
+    file = f"{history.setting('output', history.name)}/{where.as_posix()}"
+    return [*options, "--lora", file, "--fast", "lcm"] if history.distills else [*options, "--adapter", file]

@@ -70,15 +70,25 @@ class History:
         return self.adapter_file is not None and self.step >= (self.total_steps or 0) > 0
 
     @property
+    def distills(self) -> bool:
+        """Whether the run trains a LoRA for few steps in place of an adapter."""
+        return self.setting("distillation.rank", 0) > 0
+
+    @property
+    def file_name(self) -> str:
+        """The name of the adapter's file, or of the LoRA's."""
+        return "pytorch_lora_weights.safetensors" if self.distills else "adapter.safetensors"
+
+    @property
     def adapter_file(self) -> Path | None:
-        """The finished adapter, if it exists."""
-        path = self.folder / "adapter.safetensors"
+        """The finished adapter or LoRA, if it exists."""
+        path = self.folder / self.file_name
         return path if path.exists() else None
 
     @property
     def newest_adapter(self) -> Path | None:
-        """The finished adapter, or that of the last checkpoint, if one exists."""
-        checkpoints = sorted((self.folder / "checkpoints").glob("[0-9]*/adapter.safetensors"))
+        """The finished adapter or LoRA, or that of the last checkpoint, if one exists."""
+        checkpoints = sorted((self.folder / "checkpoints").glob(f"[0-9]*/{self.file_name}"))
         return self.adapter_file or (checkpoints[-1] if checkpoints else None)
 
     def setting(self, key: str, otherwise: Any = None) -> Any:

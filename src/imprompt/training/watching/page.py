@@ -29,7 +29,7 @@ from imprompt.training.watching.commands import generate_command, resume_command
 from imprompt.training.watching.curves import build_charts
 from imprompt.training.watching.grids import SampleGrid, describe_grid, embed_grids
 from imprompt.training.watching.history import Event, History, format_duration, read_history
-from imprompt.training.watching.verdict import GAP, Verdict, judge_adapter
+from imprompt.training.watching.verdict import GAP, Verdict, judge_run
 
 PAGE_FILE = "index.html"
 SMALL_PAGE_FILE = "index-small.html"
@@ -60,7 +60,7 @@ def write_page(folder: Path, *, small: bool = False) -> Path:
 
 def build_page(history: History, grids: list[SampleGrid]) -> str:
     """Return the page as HTML."""
-    verdict, total = judge_adapter(history), history.total_steps
+    verdict, total = judge_run(history), history.total_steps
     sections = [
         _samples(grids, history),
         Section("Curves", blocks=build_charts(history)),
@@ -88,6 +88,8 @@ def _about(history: History) -> str:
     variant, model = history.setting("adapter.variant"), history.setting("base.model")
     if not variant or not model:
         return "Image-prompt adapter"
+    if history.distills:
+        return f"LoRA of rank {history.setting('distillation.rank')} for few steps, on {model}"
     tokens = history.setting("adapter.tokens")
     return f"Image-prompt adapter “{variant}”, {tokens} tokens, on {model}"
 
@@ -180,7 +182,7 @@ def _commands(history: History) -> Section:
     if not history.is_finished:
         blocks.append(Code(resume_command(history), "Continue the run."))
     if command := generate_command(history):
-        blocks.append(Code(command, "Generate with the adapter."))
+        blocks.append(Code(command, "Generate with it."))
     return Section("Commands", blocks=blocks)
 
 

@@ -38,6 +38,15 @@ class Verdict:
     share: float | None = None
 
 
+def judge_run(history: History) -> Verdict:
+    """Judge an adapter by its gap; of a LoRA for few steps only the pictures tell."""
+    if not history.distills:
+        return judge_adapter(history)
+    return Verdict(
+        "unknown", "A LoRA for few steps: compare the rows of its sample grid with the base's own."
+    )
+
+
 def judge_adapter(history: History) -> Verdict:
     """Judge the run by the present gap to a shuffled reference and the similarity of its pictures."""
     gaps = [value for _, value in history.finite(GAP)]

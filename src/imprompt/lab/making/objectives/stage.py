@@ -29,6 +29,11 @@ class StageObjective(Objective):
         self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
 
     @property
+    def count(self) -> int:
+        """The number of rows from which batches are made."""
+        return len(self.drawings)
+
+    @property
     def device(self) -> torch.device:
         """The device of the trained parameters."""
         return next(self.parameters()).device
