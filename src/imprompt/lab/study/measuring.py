@@ -82,7 +82,7 @@ class Study:
         """Encode the subjects' drawings, each as the inputs that a mechanism takes."""
         pixels = self.encoder.pixels([subject.picture for subject in subjects])
         inputs = self.encoder.inputs(pixels, takes)
-        blanks = {name: self.encoder.blank(name).float() for name in takes}
+        blanks: dict[Input, Tensor] = {name: self.encoder.blank(name).float() for name in takes}
         return [
             ImageEmbeddings({name: value[row : row + 1].float() for name, value in inputs.items()}, blanks)
             for row in range(len(subjects))
