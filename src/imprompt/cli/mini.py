@@ -136,6 +136,13 @@ def export(
     count: Annotated[int, typer.Option(min=1, help="Number of samples to train on.")] = 60_000,
     held_out: Annotated[int, typer.Option(min=1, help="Number of samples of held-out combinations.")] = 500,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
+    recognizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of a recognizer, or a name in the cache: references are other views of the same "
+            "person, with face embeddings, for the presets mini-face and mini-face-plus."
+        ),
+    ] = None,
 ) -> None:
     """Draw characters with captions and references for `imprompt train`.
 
@@ -144,9 +151,15 @@ def export(
     [bold]Example[/bold]
 
     imprompt mini export characters
+
+    imprompt mini export people --recognizer mini-128/recognizer
     """
     exporting = import_with_extra("imprompt.lab.making.exporting", "mini")
-    exporting.export_samples(output, layout=layout, count=count, held_out=held_out, seed=seed)
+    if recognizer is None:
+        exporting.export_samples(output, layout=layout, count=count, held_out=held_out, seed=seed)
+    else:
+        folder = resolve_in_cache(recognizer)
+        exporting.export_people(output, folder, layout=layout, count=count, held_out=held_out, seed=seed)
     typer.echo(f"wrote {count:,} samples to {output}, {held_out:,} to {output}-held-out")
 
 

@@ -349,10 +349,16 @@ def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjectio
     if adapter.variant == "full-face":
         return PatchProjection(feature_dim, context_dim, adapter.tokens, generator=random)
     if adapter.variant == "faceid":
-        return FaceProjection(context_dim, adapter.tokens, generator=random)
+        return FaceProjection(context_dim, adapter.tokens, embedding_dim=adapter.face_dim, generator=random)
     version = FACE_PLUS_VERSIONS[adapter.variant]
     # A FaceID-Plus perceiver is as wide as the text: its queries are tokens.
     shape = PerceiverShape(width=context_dim, head_dim=math.gcd(context_dim, 64))
     return FacePlusProjection(
-        feature_dim, context_dim, adapter.tokens, version=version, shape=shape, generator=random
+        feature_dim,
+        context_dim,
+        adapter.tokens,
+        version=version,
+        embedding_dim=adapter.face_dim,
+        shape=shape,
+        generator=random,
     )

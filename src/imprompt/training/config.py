@@ -74,6 +74,8 @@ class AdapterSettings(ClosedSettings):
     """Width of a hidden layer in the projection of "concatenated"; 0 means none, as in the paper."""
     lora_rank: int = Field(default=0, ge=0)
     """Rank of a LoRA on every attention layer of the base, as FaceID adapters have it; 0 means none."""
+    face_dim: int = Field(default=512, ge=1)
+    """Width of the face embeddings that the data hold; ArcFace's have 512 numbers."""
     start: str = ""
     """Adapter from which training starts: "mini", "mini-plus", the short name of a published one, a file, or
     "owner/name:file". Empty: new weights."""

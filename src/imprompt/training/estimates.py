@@ -25,7 +25,6 @@ from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import DTYPES, choose_frozen_precision
 
-FACE_DIM = 512
 """Width of a face embedding (InsightFace)."""
 
 BYTES_TRAINED = 16
@@ -180,7 +179,7 @@ def read_settings(model: str, part: str) -> Settings:
 def _inputs(config: TrainingConfig) -> int:
     """Return how many numbers the encoders compute for one reference."""
     takes = config.takes
-    faces = FACE_DIM if "face_embedding" in takes else 0
+    faces = config.adapter.face_dim if "face_embedding" in takes else 0
     if set(takes) == {"face_embedding"}:
         return faces
     encoder = _encoder_settings(config)

@@ -64,6 +64,8 @@ _MINI: Settings = {
     },
 }
 
+_MINI_FACE: Settings = {"adapter": {"tokens": 4, "lora_rank": 4, "face_dim": 128}}
+
 _FINE_TUNE: Settings = {
     "data": {"held_out": 0.2},
     "training": {
@@ -140,6 +142,8 @@ _MINI_LCM: Settings = {
 _FROM_NEW_WEIGHTS: Mapping[str, Settings] = {
     "mini": _MINI,
     "mini-plus": _merge(_MINI, {"adapter": {"variant": "plus", "tokens": 16}}),
+    "mini-face": _merge(_MINI, _MINI_FACE, {"adapter": {"variant": "faceid"}}),
+    "mini-face-plus": _merge(_MINI, _MINI_FACE, {"adapter": {"variant": "faceid-plusv2"}}),
     "sd15": _merge(_PAPER, _SD15, _VIT_H),
     "sd15-plus": _merge(_PAPER, _SD15, _VIT_H, _PLUS),
     "sd15-full-face": _merge(_PAPER, _SD15, _VIT_H, {"adapter": {"variant": "full-face", "tokens": 257}}),

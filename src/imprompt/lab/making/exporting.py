@@ -10,14 +10,16 @@ import io
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.progress import track
 
 from imprompt.errors import ConfigError, OutputError
+from imprompt.inputs.recognizer import CharacterEmbedder, CharacterRecognizer
 from imprompt.lab.making.captions import sample_caption, write_attribute_phrase, write_style_phrase
 from imprompt.lab.making.characters import (
     Character,
@@ -29,6 +31,7 @@ from imprompt.lab.making.characters import (
 )
 from imprompt.lab.making.dataset import BLOCK
 from imprompt.lab.making.drawing import SIZE, draw
+from imprompt.lab.making.views import sample_person
 from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.training.samples.layouts import EncodedSample, Layout, write_samples
 
@@ -42,6 +45,9 @@ CHANGES = {
     "beard": 0.03,
 }
 """The difference between reference and target, with its frequency; "" for none."""
+
+SampleTask = tuple[int, Split, int, int, int]
+"""Seed, split, first place, number of samples, size in pixels."""
 
 UNCAPTIONED_SHARE = 0.5
 """The share without a caption, of the samples that are their own reference."""
@@ -59,6 +65,28 @@ def export_samples(
         ConfigError: there is less than one sample
         MissingExtra: the drawing libraries (`imprompt[draw]`) are not installed
     """
+    write_both(
+        output,
+        lambda split, number: draw_samples(split, number, seed, size),
+        layout=layout,
+        count=count,
+        held_out=held_out,
+    )
+
+
+def write_both(
+    output: Path,
+    draw: Callable[[Split, int], Iterable[EncodedSample]],
+    *,
+    layout: Layout,
+    count: int,
+    held_out: int,
+) -> None:
+    """Write samples for training to `output`, and of unseen combinations to `output`-held-out.
+
+    Raises:
+        OutputError, ConfigError: as `export_samples`
+    """
     if count < 1 or held_out < 1:
         raise ConfigError(f"there must be at least one sample of each kind, not {count} and {held_out}")
     folders = output, output.with_name(f"{output.name}-held-out")
@@ -72,22 +100,69 @@ def export_samples(
             splits: tuple[Split, Split] = "training", "combinations"
             for split, part, number in zip(splits, parts, (count, held_out), strict=True):
                 part.mkdir()
-                write_samples(draw_samples(split, number, seed, size), part, layout)
+                write_samples(draw(split, number), part, layout)
             for part, folder in reversed(list(zip(parts, folders, strict=True))):
                 shutil.move(part, folder)
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
 
 
-def draw_samples(split: Split, count: int, seed: int, size: int = SIZE) -> Iterator[EncodedSample]:
+def export_people(
+    output: Path,
+    recognizer: Path,
+    *,
+    layout: Layout,
+    count: int,
+    held_out: int,
+    seed: int,
+    size: int = SIZE,
+) -> None:
+    """Write samples for face adapters: another view of a person is the reference, and its face is embedded.
+
+    Args:
+        recognizer: folder of the recognizer that embeds faces
+        output, layout, count, held_out, seed, size: as of `export_samples`
+
+    Raises:
+        OutputError, ConfigError, MissingExtra: as `export_samples`
+        UnknownModel: the folder holds no recognizer
+    """
+    embed = CharacterEmbedder(CharacterRecognizer.load(recognizer))
+
+    def draw_people(split: Split, number: int) -> Iterator[EncodedSample]:
+        for sample in draw_samples(split, number, seed, size, draw_people_block):
+            assert sample.reference is not None
+            face = embed(Image.open(io.BytesIO(sample.reference)).convert("RGB"))
+            yield sample._replace(face=face.embedding.numpy())
+
+    write_both(output, draw_people, layout=layout, count=count, held_out=held_out)
+
+
+def draw_samples(
+    split: Split, count: int, seed: int, size: int = SIZE, draw: Callable[[SampleTask], Any] | None = None
+) -> Iterator[EncodedSample]:
     """Yield samples of a split, drawn on all cores, each a pure function of (seed, split, place)."""
     tasks = [(seed, split, start, min(BLOCK, count - start), size) for start in range(0, count, BLOCK)]
     with ProcessPoolExecutor() as pool:
-        for block in track(pool.map(draw_block, tasks), description=split, total=len(tasks)):
+        for block in track(pool.map(draw or draw_block, tasks), description=split, total=len(tasks)):
             yield from block
 
 
-def draw_block(task: tuple[int, Split, int, int, int]) -> list[EncodedSample]:
+def draw_people_block(task: SampleTask) -> list[EncodedSample]:
+    """Draw consecutive samples of people."""
+    seed, split, start, count, size = task
+    rngs = (random.Random(f"{seed}/people/samples/{split}/{place}") for place in range(start, start + count))
+    return [draw_person(rng, split, size) for rng in rngs]
+
+
+def draw_person(rng: random.Random, split: Split, size: int) -> EncodedSample:
+    """Draw two views of a person; the caption is that of the first, the second is the reference."""
+    target, reference, *_ = sample_person(rng, split)
+    caption = sample_caption(target, rng)
+    return EncodedSample(encode_png(draw(target, size)), caption, encode_png(draw(reference, size)))
+
+
+def draw_block(task: SampleTask) -> list[EncodedSample]:
     """Draw consecutive samples."""
     seed, split, start, count, size = task
     rngs = (random.Random(f"{seed}/samples/{split}/{place}") for place in range(start, start + count))

@@ -5,7 +5,8 @@
     webdataset  00000.tar ...: 10,000 samples each of .png, .txt, .json (and .reference.png), named as
                 img2dataset names them
 
-The official script's list has no references; it ignores that key.
+A face embedding is one more file, `.face.npy`, or in the official list the key "face". The official script's
+list has no references and no faces; it ignores these keys.
 """
 
 import io
@@ -13,7 +14,9 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 Layout = Literal["folder", "official", "webdataset"]
 
@@ -22,11 +25,16 @@ TAR_SAMPLES = 10_000
 
 
 class EncodedSample(NamedTuple):
-    """A sample as files hold it; without a `reference` the image itself is the image prompt."""
+    """A sample as files hold it; without a `reference` the image itself is the image prompt.
+
+    Attributes:
+        face: the embedding of the face in the image prompt, "d", float32
+    """
 
     image: bytes
     text: str
     reference: bytes | None
+    face: np.ndarray | None = None
 
 
 def write_samples(samples: Iterable[EncodedSample], folder: Path, layout: Layout) -> None:
@@ -41,15 +49,18 @@ def write_samples(samples: Iterable[EncodedSample], folder: Path, layout: Layout
 def _write_folder(pictures: Iterator[EncodedSample], folder: Path) -> None:
     for number, picture in enumerate(pictures):
         _write_pictures(picture, folder, f"{number:09d}")
+        if picture.face is not None:
+            (folder / f"{number:09d}.face.npy").write_bytes(_encode_array(picture.face))
         (folder / f"{number:09d}.txt").write_text(picture.text, encoding="utf-8")
 
 
 def _write_official(pictures: Iterator[EncodedSample], folder: Path) -> None:
-    rows: list[Mapping[str, str]] = []
+    rows: list[Mapping[str, Any]] = []
     for number, picture in enumerate(pictures):
         names = _write_pictures(picture, folder, f"{number:09d}")
-        reference = {"reference": names[1]} if picture.reference else {}
-        rows.append({"image_file": names[0], "text": picture.text, **reference})
+        more: dict[str, Any] = {"reference": names[1]} if picture.reference else {}
+        more |= {} if picture.face is None else {"face": picture.face.tolist()}
+        rows.append({"image_file": names[0], "text": picture.text, **more})
     (folder / "data.json").write_text(json.dumps(rows, indent=0, ensure_ascii=False), encoding="utf-8")
 
 
@@ -89,6 +100,14 @@ def _members(picture: EncodedSample, key: str) -> Iterator[tuple[str, bytes]]:
     yield "json", json.dumps({"key": key, "caption": picture.text, "status": "success"}).encode()
     if picture.reference:
         yield "reference.png", picture.reference
+    if picture.face is not None:
+        yield "face.npy", _encode_array(picture.face)
+
+
+def _encode_array(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 _WRITERS: Mapping[Layout, Callable[[Iterator[EncodedSample], Path], None]] = {

@@ -18,7 +18,7 @@ class Sample:
         text: the caption
         references: image prompts; none means the target itself
         mask: an encoded grayscale image; the loss ignores black areas
-        face: an embedding of the face in the target, "512", float32
+        face: an embedding of the face in the image prompt, "d" (512 by ArcFace), float32
     """
 
     name: str
