@@ -262,7 +262,7 @@ def test_embeddings_of_many_tensors_are_refused(tmp_path: Path, count: int) -> N
     text = json.dumps(more | header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     with pytest.raises(
-        CheckpointError, match=r"holds .* tensors; image embeddings have at most 6|has a header of"
+        CheckpointError, match=r"holds .* tensors; image embeddings have at most 8|has a header of"
     ):
         load_embeddings(path)
 

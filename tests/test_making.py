@@ -1,5 +1,6 @@
 """The embedded model's parts, trained for two steps on a few drawings; and the suite that measures them."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ from imprompt.lab.making.batches import iterate_batches, to_pixels
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.dataset import PEOPLE, Drawings, build_data, build_people
-from imprompt.lab.making.exporting import export_samples
+from imprompt.lab.making.exporting import export_people, export_samples
 from imprompt.lab.making.labels import LABELS, NOT_DRAWN, measure_accuracies, to_labels
 from imprompt.lab.making.lines import INK, PAPER, draw_lines
 from imprompt.lab.making.objectives import base, control, style
@@ -49,6 +50,7 @@ from imprompt.projection import LinearProjection, PatchProjection, ResamplerProj
 from imprompt.training.config import DataSettings
 from imprompt.training.mechanisms.shuffled_control import preserve_variance
 from imprompt.training.samples import open_source
+from imprompt.training.samples.layouts import Layout
 
 SIZE = 32
 SMALL: dict[str, dict[str, Any]] = {
@@ -166,6 +168,25 @@ def test_exported_samples_are_read_by_the_trainer(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == 20
     assert len(list((tmp_path / "made-held-out").glob("*.txt"))) == 3
     assert list((tmp_path / "made").glob("*.reference.png"))
+
+
+@pytest.mark.parametrize("layout", ["folder", "official", "webdataset"])
+def test_exported_people_have_another_view_as_reference_and_its_face(
+    model: Path, tmp_path: Path, layout: Layout
+) -> None:
+    counts = {"count": 4, "held_out": 2, "seed": 0}
+    export_people(tmp_path / "people", model / "recognizer", layout=layout, **counts, size=SIZE)
+    source = tmp_path / "people"
+    place = {"folder": source, "official": source / "data.json", "webdataset": source / "*.tar"}[layout]
+    samples: list[Any] = [
+        sample for part in open_source(str(place), DataSettings(), 8) for sample in part.samples()
+    ]
+    assert len(samples) == 4
+    embedder = CharacterEmbedder(CharacterRecognizer.load(model / "recognizer"))
+    for sample in samples:
+        (reference,) = sample.references
+        face = embedder(Image.open(io.BytesIO(reference)).convert("RGB")).embedding
+        assert np.allclose(sample.face, face.numpy(), atol=1e-6)
 
 
 # Parts

@@ -110,7 +110,7 @@ def test_a_wrong_setting_is_named(changes: dict[str, Any], message: str) -> None
 
 
 def test_a_preset_must_be_named() -> None:
-    with pytest.raises(ConfigError, match="preset is missing; the presets are: mini, mini-plus, sd15"):
+    with pytest.raises(ConfigError, match="preset is missing; the presets are: mini, mini-plus, mini-face"):
         parse_config({"output": "x"}, "cats.toml")
 
 

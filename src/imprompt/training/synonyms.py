@@ -63,9 +63,9 @@ _NONE: Mapping[str, str] = {
     "checkpoints and samples are counted in steps: training.save_every, training.sample_every": (
         "save_every_n_epochs save_n_epoch_ratio save_last_n_epochs sample_every_n_epochs validation_epochs"
     ),
-    "an image-prompt adapter is no LoRA; adapter.lora_rank is there for the face variants": (
+    "an image-prompt adapter is no LoRA; adapter.lora_rank is for faces, distillation.rank for few steps": (
         "network_dim network_alpha network_module network_args network_dropout network_train_unet_only "
-        "network_train_text_encoder_only rank lora_alpha dim_from_weights scale_weight_norms"
+        "network_train_text_encoder_only lora_alpha dim_from_weights scale_weight_norms"
     ),
     "captions are taken as they stand; reorder their words in the files": (
         "shuffle_caption keep_tokens keep_tokens_separator caption_separator caption_tag_dropout_rate "

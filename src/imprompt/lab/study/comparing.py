@@ -40,6 +40,7 @@ class StudyMeasure(NamedTuple):
 
 
 KEPT = StudyMeasure("attributes kept", ALONE, lambda score: score.kept)
+SIMILARITY = StudyMeasure("similarity", ALONE, lambda score: score.similarity, percent=False)
 FOUND = StudyMeasure("found first", ALONE, lambda score: score.rank == 0)
 DIVERSITY = StudyMeasure("diversity", ALONE, lambda score: score.diversity, percent=False)
 TEXT_FOLLOWED = StudyMeasure("text followed", TEXT, lambda score: score.asked)
@@ -50,7 +51,7 @@ LINES = StudyMeasure("line drawing", STYLE, lambda score: score.lines)
 STYLE_KEPT = StudyMeasure("parts kept as line drawing", STYLE, lambda score: score.kept)
 
 MEASURES = (
-    KEPT, FOUND, DIVERSITY, TEXT_FOLLOWED, TEXT_KEPT, EDGES, CONTROL_KEPT, LINES, STYLE_KEPT,
+    KEPT, SIMILARITY, FOUND, DIVERSITY, TEXT_FOLLOWED, TEXT_KEPT, EDGES, CONTROL_KEPT, LINES, STYLE_KEPT,
 )  # fmt: skip
 
 

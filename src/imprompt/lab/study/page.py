@@ -19,6 +19,18 @@ SHOWN = 6
 EQUAL = 0.01
 """Numbers of parameters that differ by no more than this share are equal."""
 
+PUBLISHED = {
+    "decoupled": "IP-Adapter",
+    "concatenated": "simple adapter; Uni-ControlNet’s global control",
+    "style-adapter": "T2I-Adapter (style)",
+    "shuffled-control": "ControlNet Shuffle",
+    "unclip": "SD unCLIP",
+    "replaced": "SD Image Variations",
+    "two-stream": "Versatile Diffusion",
+    "prior-decoder": "Kandinsky 2.1",
+}
+"""Mechanism → the row of the paper's Table 1 that has it."""
+
 Results = Mapping[tuple[str, int], RunResult]
 """(mechanism, seed of training) → result of that run; the base alone is (`BASE_ALONE`, 0)."""
 
@@ -75,10 +87,13 @@ def build_report(study: Study, findings: StudyFindings, results: Results) -> Rep
 def build_main_table(findings: StudyFindings) -> Table:
     """Make the table of every mechanism's figures, after the floor and before the ceiling."""
     sizes = {run.mechanism: run.parameters for run in findings.runs}
+    reusable = {run.mechanism: "no" if run.trains_base else "yes" for run in findings.runs}
     scores = findings.scores
     rows: list[list[Cell]] = [
         [
             name,
+            PUBLISHED.get(name.partition(",")[0], ""),
+            reusable.get(name, "–"),
             f"{sizes[name]:,}" if name in sizes else "–",
             len(scores.list_seeds(name)) if name in sizes else None,
             *(scores.measure_interval(name, measure) for measure in MEASURES),
@@ -86,19 +101,30 @@ def build_main_table(findings: StudyFindings) -> Table:
         for name in scores.mechanisms
     ]
     figures = [Column(one.name, one.percent, 0 if one.percent else 3) for one in MEASURES]
-    columns = ["mechanism", "trained parameters", Column("seeds", digits=0), *figures]
+    columns = [
+        "mechanism",
+        "in the paper",
+        "on custom bases",
+        "trained parameters",
+        Column("seeds", digits=0),
+        *figures,
+    ]
     strong = [place for place, name in enumerate(scores.mechanisms) if name == DECOUPLED]
     return Table(columns, rows, TABLE_NOTE, strong=strong)
 
 
 TABLE_NOTE = (
     f"“{BASE_ALONE}” is the base alone: the floor of what is kept, the ceiling of what text, edges and style "
-    f"can reach. “{DRAWING}” is what a perfect mechanism would draw, and so the judge’s own limit. Kept: the "
-    "share of the reference’s attributes that the judge reads. With another character’s edges only colors "
-    "count, of a line drawing only parts (hairdo, expression, glasses, beard). Edges: correlation with those "
-    "given minus that with others’. Line drawing: the share of pixels between the paper’s color and the "
-    "ink’s; a mechanism that trains the U-Net has the style’s change added to its own weights. Diversity, "
-    "edges and lines are highest where the image prompt is ignored: read them together with what is kept."
+    f"can reach. “{DRAWING}” is what a perfect mechanism would draw, and so the judge’s own limit. On custom "
+    "bases: whether the base’s own weights stay, so that they can be exchanged. Kept: the share of the "
+    "reference’s attributes that the judge reads. Similarity: the cosine of the judge’s embeddings of the "
+    "picture and the reference, in place of CLIP-I. Text followed: the share in which the judge reads what "
+    "the text asks "
+    "for, in place of CLIP-T. With another character’s edges only colors count, of a line drawing only parts "
+    "(hairdo, expression, glasses, beard). Edges: correlation with those given minus that with others’. Line "
+    "drawing: the share of pixels between the paper’s color and the ink’s; a mechanism that trains the U-Net "
+    "has the style’s change added to its own weights. Diversity, edges and lines are highest where the image "
+    "prompt is ignored: read them together with what is kept."
 )
 DIFFERENCES = (
     "On the same characters, with the interval over characters and seeds of training. “Better” and “worse” "
