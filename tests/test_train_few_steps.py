@@ -16,6 +16,7 @@ from few_steps import STEPS, config, frozen, logged, states, write_home
 from imprompt.errors import ConfigError
 from imprompt.training.adapters import build_run, list_frozen_modules
 from imprompt.training.config import parse_config
+from imprompt.training.estimates import read_shapes
 from imprompt.training.frozen_base import FrozenBase, hash_weights
 from imprompt.training.loop import Run
 from imprompt.training.objectives import few_steps
@@ -163,6 +164,10 @@ def test_without_an_adapter_nothing_of_references_is_cached(home: Path) -> None:
     assert objective.config.takes == ()
     assert objective.mechanism is None
     assert batch_of(run).inputs == {}
+    shapes = read_shapes(
+        parse_config({"preset": "mini-lcm", "output": "x", "adapter": {"start": ""}}, "a test")
+    )
+    assert shapes.inputs == 0
 
 
 def test_the_card_tells_how_to_use_the_lora(home: Path) -> None:

@@ -6,7 +6,6 @@ It takes the place that InsightFace has for photographs. recipes/mini-recognizer
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -16,9 +15,13 @@ from torch.nn import functional as F
 from transformers import ConvNextModel
 
 from imprompt.errors import UnknownModel
+from imprompt.inputs.crop import encoder_pixels
 from imprompt.inputs.faces import Face
 
 EMBEDDING_FILE = "embedding.safetensors"
+
+HALF = (0.5, 0.5, 0.5)
+"""Mean and deviation of the network's pixels, which are in [-1, 1]."""
 
 
 class CharacterRecognizer(nn.Module):
@@ -76,6 +79,5 @@ class CharacterEmbedder:
     @torch.no_grad()
     def __call__(self, picture: Image.Image) -> Face:
         """Return the embedding of an upright RGB picture, and the picture as its crop."""
-        fitted = picture.resize((self.size, self.size), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+        pixels = encoder_pixels(picture, self.size, mean=HALF, std=HALF, crop="stretch")
         return Face(self.recognizer(pixels[None])[0], picture)

@@ -276,6 +276,11 @@ class TrainingConfig(ClosedSettings):
         return MECHANISMS[self.adapter.mechanism].takes
 
     @property
+    def needs_encoder(self) -> bool:
+        """Whether an image encoder reads the references; face embeddings come with the data."""
+        return not set(self.takes) <= {"face_embedding"}
+
+    @property
     def cache_folder(self) -> Path:
         """The folder of the cache."""
         return Path(self.cache.folder) if self.cache.folder else Path(self.output).parent / "cache"

@@ -180,7 +180,7 @@ def _inputs(config: TrainingConfig) -> int:
     """Return how many numbers the encoders compute for one reference."""
     takes = config.takes
     faces = config.adapter.face_dim if "face_embedding" in takes else 0
-    if set(takes) == {"face_embedding"}:
+    if not config.needs_encoder:
         return faces
     encoder = _encoder_settings(config)
     if "image_pixels" in takes:

@@ -246,7 +246,7 @@ def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
         return load_image_encoder(base.image_encoder)
     if is_embedded(base.model):
         return load_image_encoder(find_embedded_part(mini.WEIGHTS / "image_encoder"))
-    if set(config.takes) <= {"face_embedding"}:
+    if not config.needs_encoder:
         return None
     raise ConfigError(
         f"base.image_encoder: no encoder is known for {base.model}; name a folder or owner/name[:subfolder]"

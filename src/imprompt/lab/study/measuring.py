@@ -1,8 +1,8 @@
 """Measure one run: image prompt alone, with texts, with another's edges, on a fine-tuned base."""
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Study:
     weights: Path
     settings: StudySettings
     judge: CharacterJudge
+    _encoded: dict[tuple[Input, ...], list[ImageEmbeddings]] = field(default_factory=dict, init=False)
 
     @cached_property
     def subjects(self) -> list[Subject]:
@@ -77,15 +78,20 @@ class Study:
         """The encoder that all runs were trained with."""
         return load_image_encoder(find_embedded_part(self.weights / "image_encoder"))
 
+    def encode(self, takes: tuple[Input, ...]) -> list[ImageEmbeddings]:
+        """Return the subjects' drawings as the inputs that a mechanism takes, encoded once for all runs."""
+        if takes not in self._encoded:
+            self._encoded[takes] = self._encode(takes)
+        return self._encoded[takes]
+
     @torch.no_grad()
-    def encode(self, subjects: Sequence[Subject], takes: Collection[Input]) -> list[ImageEmbeddings]:
-        """Encode the subjects' drawings, each as the inputs that a mechanism takes."""
-        pixels = self.encoder.pixels([subject.picture for subject in subjects])
+    def _encode(self, takes: tuple[Input, ...]) -> list[ImageEmbeddings]:
+        pixels = self.encoder.pixels([subject.picture for subject in self.subjects])
         inputs = self.encoder.inputs(pixels, takes)
         blanks: dict[Input, Tensor] = {name: self.encoder.blank(name).float() for name in takes}
         return [
             ImageEmbeddings({name: value[row : row + 1].float() for name, value in inputs.items()}, blanks)
-            for row in range(len(subjects))
+            for row in range(len(self.subjects))
         ]
 
     @cached_property
@@ -203,7 +209,8 @@ def generate_task(
     def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
         if mechanism is None:
             return call_pipeline(pipe, arguments)
-        embeddings = study.encode(subjects[rows], mechanism.takes)
+        encoded = study.encode(mechanism.takes)
+        embeddings = [encoded[subject.number] for subject in subjects[rows]]
         return mechanism.generate(pipe, embeddings, task.scale, arguments)
 
     inputs = {"image": study.controls} if task.condition == CONTROL else {}

@@ -73,7 +73,7 @@ def make_recipe(config: TrainingConfig, frozen: FrozenBase) -> CacheRecipe:
     """Collect the encoders' fingerprints and the settings of cropping."""
     data, takes = config.data, config.takes
     encoders = dict(frozen.fingerprints())
-    if set(takes) <= {"face_embedding"}:
+    if not config.needs_encoder:
         del encoders["image_encoder"]
     if config.cache.text == "captions":
         del encoders["text_encoder"]
@@ -198,7 +198,7 @@ class RowEncoder:
             if self.config.cache.text == "states":
                 texts.add(place, sample.text, _hash(sample.text.encode()))
             places = [(place, number) for number in range(len(decoded.references))]
-            if not set(self._takes) <= {"face_embedding"}:
+            if self.config.needs_encoder:
                 files = sample.references or [sample.image]
                 for where, picture, file in zip(places, decoded.references, files, strict=True):
                     references.add(where, picture, _hash(file))

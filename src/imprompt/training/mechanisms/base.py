@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from imprompt.errors import AdapterMismatch, CheckpointError
+from imprompt.errors import AdapterMismatch, AmbiguousBatch, CheckpointError
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
 
@@ -106,6 +106,33 @@ class Mechanism:
                 f"this {type(pipe).__name__} has another U-Net than the one that the {self.name} adapter is "
                 "on: make the pipeline of that one's parts"
             )
+
+
+class BranchRows:
+    """Rows for a batch of image prompts, and for both branches of guidance, the negative one first.
+
+    Args:
+        positive: one row for each image prompt
+        negative: the rows of the negative branch; None where only a batch without guidance can come
+    """
+
+    def __init__(self, positive: Tensor, negative: Tensor | None = None) -> None:
+        self.prompts, self._rows = len(positive), {len(positive): positive}
+        if negative is not None:
+            self._rows[2 * len(positive)] = torch.cat([negative, positive])
+
+    def fit(self, samples: int) -> Tensor:
+        """Return the rows for a batch of that many samples.
+
+        Raises:
+            AmbiguousBatch: there are none
+        """
+        if samples not in self._rows:
+            raise AmbiguousBatch(
+                f"the U-Net is given {samples} samples; {self.prompts} image prompts fit on "
+                f"{' or '.join(map(str, self._rows))}"
+            )
+        return self._rows[samples]
 
 
 def predict(unet: Any, noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:

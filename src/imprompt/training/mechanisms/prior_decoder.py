@@ -44,6 +44,7 @@ class PriorDecoderMechanism(FineTunedMechanism):
     """
 
     name = "prior-decoder"
+    projection: Any
 
     def __init__(self, projection: nn.Module, pipe: Any) -> None:
         super().__init__(projection, pipe)
@@ -57,14 +58,13 @@ class PriorDecoderMechanism(FineTunedMechanism):
     @property
     def parts(self) -> dict[str, nn.Module]:
         """Tokens, time projection, prior and U-Net."""
-        parts: Any = self.projection
-        time_and_prior = {TIME_PREFIX: parts["time"], PRIOR_PREFIX: parts["prior"]}
-        return {PREFIX: parts["tokens"], **time_and_prior, "unet.": self.unet}
+        own = {PREFIX: "tokens", TIME_PREFIX: "time", PRIOR_PREFIX: "prior"}
+        return {**super().parts, **{prefix: self.projection[name] for prefix, name in own.items()}}
 
     @contextlib.contextmanager
     def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
         """Append the image tokens to the text, and add the image to the time embedding."""
-        embeddings, parts = inputs["image_embedding"][:, 0], self._parts
+        embeddings, parts = inputs["image_embedding"][:, 0], self.projection
         tokens = parts["tokens"](embeddings)
 
         def denoise(noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
@@ -103,7 +103,7 @@ class PriorDecoderMechanism(FineTunedMechanism):
         if scale != 1 and has_text.any():
             imagined = self._imagine(embeds, positive, call)
             positive = torch.where(has_text[:, None], imagined.lerp(positive, float(scale)), positive)
-        parts = self._parts
+        parts = self.projection
         for name, side in ((POSITIVE, positive), (NEGATIVE, negative)):
             embeds[name] = torch.cat([embeds[name], parts["tokens"](side).to(embeds[name])], dim=1)
         with add_to_time(self.unet, parts["time"](positive), parts["time"](negative)):
@@ -125,12 +125,8 @@ class PriorDecoderMechanism(FineTunedMechanism):
 
     def _predict(self, noisy: Tensor, times: Tensor, text: Tensor) -> Tensor:
         """Predict the direction; the last state of a causal text encoder has read the whole text."""
-        prior, text = self._parts["prior"], text.float()
+        prior, text = self.projection["prior"], text.float()
         return prior(noisy, times, text[:, -1], text).predicted_image_embedding
-
-    @property
-    def _parts(self) -> Any:
-        return self.projection
 
 
 def to_directions(embeddings: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imprompt.checkpoint.files import read_tensors, write_tensors
-from imprompt.errors import AmbiguousBatch
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.training.mechanisms.base import (
+    BranchRows,
     Denoise,
     Inputs,
     Mechanism,
@@ -80,19 +80,14 @@ class ShuffledControlMechanism(Mechanism):
     ) -> Iterator[None]:
         """Add residuals in every call of the U-Net, to those of another ControlNet if there are some."""
         shuffled = shuffle_pixels(pixels)
-        rows = {len(pixels): shuffled, 2 * len(pixels): torch.cat([torch.zeros_like(shuffled), shuffled])}
+        rows = BranchRows(shuffled, torch.zeros_like(shuffled))
 
         def add(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             named = {
                 **dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)),
                 **kwargs,
             }
-            if len(named["sample"]) not in rows:
-                raise AmbiguousBatch(
-                    f"the U-Net is given {len(named['sample'])} samples; {len(pixels)} image prompts fit on "
-                    f"{' or '.join(map(str, rows))}"
-                )
-            down, middle = self._residuals(rows[len(named["sample"])], named, scale)
+            down, middle = self._residuals(rows.fit(len(named["sample"])), named, scale)
             others = kwargs.get("down_block_additional_residuals") or [0] * len(down)
             summed = {
                 "down_block_additional_residuals": [a + b for a, b in zip(down, others, strict=True)],

@@ -9,10 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.attention.layers import find_cross_attention_layers
-from imprompt.errors import AmbiguousBatch
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Denoise, Inputs, predict
+from imprompt.training.mechanisms.base import BranchRows, Denoise, Inputs, predict
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 
 TRAINED_SHARE = 0.5
@@ -46,9 +45,7 @@ class TwoStreamMechanism(FineTunedMechanism):
 
     @contextlib.contextmanager
     def _mix(self, positive: Tensor, share: float | int, negative: Tensor | None = None) -> Iterator[None]:
-        rows = {len(positive): positive}
-        if negative is not None:
-            rows[2 * len(positive)] = torch.cat([negative, positive])
+        rows = BranchRows(positive, negative)
         layers: list[Any] = [attn for _, attn in find_cross_attention_layers(self.unet).values()]
         before = [attn.processor for attn in layers]
         try:
@@ -65,23 +62,18 @@ class TwoStreamProcessor:
 
     Args:
         base: the processor for one context
-        rows: number of samples → their image tokens
+        rows: the image tokens
         share: α, the weight of the image
     """
 
-    def __init__(self, base: Any, rows: Mapping[int, Tensor], share: float | int) -> None:
+    def __init__(self, base: Any, rows: BranchRows, share: float | int) -> None:
         self.base, self.rows, self.share = base, rows, share
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Return (1-α) Attn(text) + α Attn(image)."""
-        if len(hidden_states) not in self.rows:
-            raise AmbiguousBatch(
-                f"the U-Net is given {len(hidden_states)} samples; the image prompts fit on "
-                f"{' or '.join(map(str, self.rows))}"
-            )
-        tokens = self.rows[len(hidden_states)].to(encoder_hidden_states)
+        tokens = self.rows.fit(len(hidden_states)).to(encoder_hidden_states)
         text = self.base(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
         image = self.base(attn, hidden_states, tokens, *args, **kwargs)
         return torch.lerp(text, image, float(self.share))

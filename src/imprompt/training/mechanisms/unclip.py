@@ -9,11 +9,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from imprompt.errors import AmbiguousBatch
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Denoise, Inputs, predict
+from imprompt.training.mechanisms.base import BranchRows, Denoise, Inputs, predict
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 
 
@@ -74,17 +73,10 @@ def add_to_time(
     Raises:
         AmbiguousBatch: the U-Net is called with another number of samples
     """
-    rows = {len(positive): positive}
-    if negative is not None:
-        rows[2 * len(positive)] = torch.cat([negative, positive])
+    rows = BranchRows(positive, negative)
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        if len(output) not in rows:
-            raise AmbiguousBatch(
-                f"the U-Net is given {len(output)} samples; {len(positive)} image prompts fit on "
-                f"{' or '.join(map(str, rows))}"
-            )
-        return output + rows[len(output)].to(output)
+        return output + rows.fit(len(output)).to(output)
 
     hook = unet.time_embedding.register_forward_hook(add)
     try:
