@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,7 @@ def test_every_finished_run_is_measured_and_reported(report: Path, runs: Path) -
         f"{name}-1": name for name in ("decoupled", "concatenated", "replaced", "unclip")
     }
     assert {one["other"] for one in summary["differences"]} == {"concatenated", "replaced", "unclip"}
-    assert all((runs / name / "study.json").is_file() for name in (*summary["runs"], ".base"))
+    assert all((runs / name / "study.json.gz").is_file() for name in (*summary["runs"], ".base"))
     assert re.match(r"With [\d,]+ parameters against [\d,]+, ", summary["verdict"])
     page = (report / "index.html").read_text()
     assert all(f"Figure {number}: " in page for number in (3, 4, 6, 9, 10))
@@ -333,7 +334,7 @@ def test_mechanisms_are_listed_by_what_can_be_said() -> None:
 
 def run(mechanism: str, parameters: int, **changes: Any) -> StudyRun:
     metadata = {"injection": mechanism, "parameters": str(parameters)}
-    return StudyRun(Path(mechanism), config(**changes), metadata)
+    return StudyRun(Path(mechanism), config(**changes), metadata, "digest")
 
 
 def test_the_verdict_says_whether_parameters_are_equal() -> None:
@@ -391,19 +392,38 @@ def test_what_is_merely_turned_up_is_not_better_and_what_keeps_more_of_both_is()
 
 
 def test_a_stored_result_comes_back_and_only_for_its_key(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
-    pictures = {"one, scale 1": [Image.fromarray(x) for x in noise[:2]], "other": [Image.fromarray(noise[2])]}
+    """Scores as they were, images nearly so: a page shows them."""
+    colors = {"one, scale 1": ["navy", "white"], "other": ["gold"]}
+    pictures = {name: [Image.new("RGB", (32, 32), one) for one in some] for name, some in colors.items()}
     result = RunResult([score(DECOUPLED, 1, 0, 0.5, edges=0.1, rank=None)], pictures)
     save_result(tmp_path / "run", "key", result)
     again = load_result(tmp_path / "run", "key")
     assert again is not None
     assert again.scores == result.scores
-    assert {name: [one.tobytes() for one in some] for name, some in again.pictures.items()} == {
-        name: [one.tobytes() for one in some] for name, some in pictures.items()
-    }
+    assert {name: len(some) for name, some in again.pictures.items()} == {"one, scale 1": 2, "other": 1}
+    for name, some in again.pictures.items():
+        for one, before in zip(some, pictures[name], strict=True):
+            assert np.abs(np.asarray(one, float) - np.asarray(before, float)).mean() < 10
     assert load_result(tmp_path / "run", "another key") is None
-    (tmp_path / "run" / "study.npz").write_bytes(b"PK damaged")
+    (tmp_path / "run" / "study.webp").write_bytes(b"RIFF damaged")
     assert load_result(tmp_path / "run", "key") is None
+
+
+def test_measured_runs_can_be_compared_after_their_weights_are_deleted(
+    runs: Path, model: Path, report: Path, tmp_path: Path
+) -> None:
+    for place in (path for path in runs.iterdir() if (path / "study.json.gz").is_file()):
+        copytree(place, tmp_path / place.name, ignore=ignore_patterns("*.safetensors"))
+    findings = evaluate_study(runs=tmp_path, output=tmp_path / "again", weights=model, settings=QUICK)
+    summary = json.loads((report / "summary.json").read_text())
+    again = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert again["runs"] == summary["runs"]
+    assert again["differences"] == summary["differences"]
+    assert findings.verdict == summary["verdict"]
+    with pytest.raises(ConfigError, match="its weights have been deleted since: train it again"):
+        evaluate_study(
+            runs=tmp_path, output=tmp_path / "other", weights=model, settings=replace(QUICK, others=2)
+        )
 
 
 def test_a_result_depends_on_adapter_weights_and_settings() -> None:

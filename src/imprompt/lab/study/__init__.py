@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from imprompt import mini
+from imprompt.errors import ConfigError
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.study.comparing import DECOUPLED, MEASURES, Difference, StudyScores
 from imprompt.lab.study.measuring import BASE_ALONE, Study, measure_drawings, measure_run, name_run
@@ -115,22 +116,40 @@ def measure_runs(study: Study, runs: Sequence[StudyRun], folder: Path) -> Result
         study: measures the runs
         runs: in the order of the tables
         folder: of the runs, and of the result of the base alone
+
+    Raises:
+        ConfigError: a run must be measured, but its weights have been deleted
     """
-    weights, everything = hash_weights(study.weights), (None, *runs)
+    weights = hash_weights(study.weights, study.settings.style)
+    everything = (None, *runs)
     results: dict[tuple[str, int], RunResult] = {}
     missing: list[tuple[StudyRun | None, Path, str]] = []
     for run in everything:
         place = folder / BASE_FOLDER if run is None else run.folder
         key = build_result_key("" if run is None else run.digest, weights, study.settings)
         if (stored := load_result(place, key)) is None:
+            check_weights(run)
             missing.append((run, place, key))
         else:
             results[name_run(run)] = stored
     with show_progress("pictures", sum(study.count_pictures(run) for run, _, _ in missing)) as advance:
         for run, place, key in missing:
             results[name_run(run)] = measure_run(study, run, advance)
-            save_result(place, key, results[name_run(run)])
+            save_result(place, key, results[name_run(run)], run)
     return {name_run(run): results[name_run(run)] for run in everything}
+
+
+def check_weights(run: StudyRun | None) -> None:
+    """Refuse to measure a run whose weights have been deleted.
+
+    Raises:
+        ConfigError: they have been deleted
+    """
+    if run is not None and not run.path.is_file():
+        raise ConfigError(
+            f"{run.folder} was measured with other settings or another embedded model, and its weights have "
+            "been deleted since: train it again"
+        )
 
 
 def compare_mechanisms(scores: StudyScores) -> list[Difference]:

@@ -27,6 +27,7 @@ from imprompt.lab.study.settings import (
     CONTROL,
     READ_ATTRIBUTES,
     SCALE,
+    SHOWN,
     STYLE,
     TEXT,
     StudySettings,
@@ -155,7 +156,12 @@ def measure_run(study: Study, run: StudyRun | None, advance: Callable[[int], Non
     for base, some in itertools.groupby(tasks, key=lambda task: task.base):
         pipe, mechanism = load_study_pipeline(study, run, base)
         pictures |= {task.key: generate_task(study, pipe, mechanism, task, advance) for task in some}
-    return RunResult(score_tasks(study, name_run(run), tasks, pictures), pictures)
+    return RunResult(score_tasks(study, name_run(run), tasks, pictures), select_for_page(tasks, pictures))
+
+
+def select_for_page(tasks: Sequence[StudyTask], pictures: Pictures) -> Pictures:
+    """Select the images that the page shows."""
+    return {task.key: pictures[task.key][:SHOWN] for task in tasks if task.is_on_page}
 
 
 def name_run(run: StudyRun | None) -> tuple[str, int]:

@@ -7,14 +7,11 @@ from imprompt.lab.making.captions import write_full_caption
 from imprompt.lab.study.comparing import DECOUPLED, KEPT, MEASURES, Difference, StudyScores, describe_verdicts
 from imprompt.lab.study.measuring import BASE_ALONE, Study
 from imprompt.lab.study.runs import RunResult, StudyRun, list_differences
-from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, STYLE, TEXT, StudyTask
+from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, SHOWN, STYLE, TEXT, StudyTask
 from imprompt.lab.study.tradeoff import AREA, TradeOff, build_tradeoff_section
 from imprompt.lab.suite.scoring import DRAWING
 from imprompt.lab.suite.subjects import CHANGES
 from imprompt.report import Cell, Column, Grid, PictureRow, Report, Section, Table
-
-SHOWN = 6
-"""Number of characters in a grid, which are the first ones."""
 
 EQUAL = 0.01
 """Numbers of parameters that differ by no more than this share are equal."""

@@ -13,6 +13,9 @@ ALONE, TEXT, CONTROL, STYLE = "image prompt alone", "with text", "with edges", "
 SCALE = 1.0
 """The scale of every mechanism's training, and of table 1."""
 
+SHOWN = 6
+"""Number of characters in a grid of the page, which are the first ones."""
+
 READ_ATTRIBUTES: Mapping[str, Collection[str]] = {ALONE: LABELS, TEXT: LABELS, CONTROL: COLORS, STYLE: PARTS}
 """The attributes that count: another's edges leave the colors free, a line drawing has no colors."""
 
@@ -68,6 +71,11 @@ class StudyTask:
     scale: float = SCALE
     text: str = ""
     seed: int = 0
+
+    @property
+    def is_on_page(self) -> bool:
+        """Whether the page has a grid of its images."""
+        return self.scale == SCALE and not self.seed
 
     @property
     def key(self) -> str:
