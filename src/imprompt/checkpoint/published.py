@@ -48,11 +48,13 @@ class EmbeddedAdapter(NamedTuple):
 EMBEDDED = {
     "mini": EmbeddedAdapter("base", "ip-adapter.safetensors"),
     "mini-plus": EmbeddedAdapter("plus", "ip-adapter-plus.safetensors"),
+    "mini-face": EmbeddedAdapter("faceid", "ip-adapter-faceid.safetensors"),
 }
 """Name → embedded adapter."""
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "mini" / "weights"
-"""The embedded model's shipped weights: `base`, `adapter`, `image_encoder`, `styles`, `control`, `judge`."""
+"""The embedded model's shipped weights: `base`, `adapter`, `image_encoder`, `recognizer`, `styles`,
+`control`, `judge`."""
 
 VIT_H = "h94/IP-Adapter:models/image_encoder"
 VIT_BIGG = "h94/IP-Adapter:sdxl_models/image_encoder"
@@ -148,6 +150,7 @@ ENCODERS: dict[tuple[Input, int], Encoder] = {
     ("image_features", 1024): Encoder("CLIP ViT-L/14-336 penultimate features", VIT_L_336),
     ("image_features", 1280): Encoder("CLIP ViT-H/14 penultimate features", VIT_H),
     ("image_features", 1664): Encoder("CLIP ViT-bigG/14 penultimate features", VIT_BIGG),
+    ("face_embedding", 128): Encoder("identity embedding of the embedded model's recognizer"),
     ("face_embedding", 512): Encoder("ArcFace identity embedding"),
 }
 """(input of a projection, width) → the model that makes it."""

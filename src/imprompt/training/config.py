@@ -76,6 +76,8 @@ class AdapterSettings(ClosedSettings):
     """Rank of a LoRA on every attention layer of the base, as FaceID adapters have it; 0 means none."""
     face_dim: int = Field(default=512, ge=1)
     """Width of the face embeddings that the data hold; ArcFace's have 512 numbers."""
+    face_model: Literal["insightface", "mini"] = "insightface"
+    """The model that computed the face embeddings; the adapter file names it."""
     start: str = ""
     """Adapter from which training starts: "mini", "mini-plus", the short name of a published one, a file, or
     "owner/name:file". Empty: new weights."""

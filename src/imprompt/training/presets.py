@@ -64,7 +64,9 @@ _MINI: Settings = {
     },
 }
 
-_MINI_FACE: Settings = {"adapter": {"tokens": 4, "lora_rank": 4, "face_dim": 128}}
+_MINI_FACE: Settings = {
+    "adapter": {"tokens": 4, "lora_rank": 4, "face_dim": 128, "face_model": "mini"},
+}
 
 _FINE_TUNE: Settings = {
     "data": {"held_out": 0.2},

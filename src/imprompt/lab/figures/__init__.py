@@ -3,6 +3,7 @@
     figures.toml    what every figure should show, and the thresholds of its numbers
     panels          the figures: columns of images, and their numbers
     images          unseen characters, and the images of a column
+    people          people in another style, and the search for them
     measures        images → numbers
     figure          numbers → "yes", "partly", "no"
     page            the page with all figures
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from imprompt import mini
 from imprompt.lab.figures.figure import Figure
-from imprompt.lab.figures.images import FigureImages, FigureSettings
+from imprompt.lab.figures.images import FigureImages, FigureSettings, sample_suitable
 from imprompt.lab.figures.page import write_figures
 from imprompt.lab.figures.panels import PANELS, draw_overview
 from imprompt.lab.suite.images import SuiteModels
@@ -67,6 +68,8 @@ def evaluate_figures(
     models = replace(
         models,
         plus=mini.adapter("mini-plus", weights=folder).to(device),
+        face=mini.adapter("mini-face", weights=folder).to(device),
+        few_steps=mini.pipeline(style="few-steps", weights=folder).to(device),
         controlnet=cast(Any, mini.controlnet(weights=folder)).to(device),
         fine_tuned=mini.pipeline(style="lines", weights=folder).to(device),
     )
@@ -83,7 +86,7 @@ def make_figures(models: SuiteModels, settings: FigureSettings, *, output: Path)
         UnknownModel: a part of `models` that a figure needs is None
     """
     # The overview shows this text beside every row.
-    images = FigureImages(models, settings, [CHANGES["red ground"]])
+    images = FigureImages(models, settings, sample_suitable([CHANGES["red ground"]], settings.subjects))
     figures: list[Figure] = []
     with show_progress("figures", len(PANELS)) as advance:
         for panel in PANELS:

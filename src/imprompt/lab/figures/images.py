@@ -50,14 +50,19 @@ class FigureSettings:
 class FigureImages:
     """The models, the characters, and the images that several figures use."""
 
-    def __init__(
-        self, models: SuiteModels, settings: FigureSettings, changes: Sequence[TextChange] = ()
-    ) -> None:
-        self.models, self.settings = models, settings
-        self.subjects = sample_suitable(changes, settings.subjects)
-        self.partners = [sample_partner(subject) for subject in self.subjects]
-        self.drawings = [self.fit(subject.picture) for subject in self.subjects]
-        self.partner_drawings = [self.fit(partner.picture) for partner in self.partners]
+    def __init__(self, models: SuiteModels, settings: FigureSettings, subjects: Sequence[Subject]) -> None:
+        self.models, self.settings, self.subjects = models, settings, subjects
+        self.drawings = [self.fit(subject.picture) for subject in subjects]
+
+    @cached_property
+    def partners(self) -> list[Subject]:
+        """Each character's second one."""
+        return [sample_partner(subject) for subject in self.subjects]
+
+    @cached_property
+    def partner_drawings(self) -> list[Image.Image]:
+        """The drawings of the second characters."""
+        return [self.fit(partner.picture) for partner in self.partners]
 
     @property
     def size(self) -> int:

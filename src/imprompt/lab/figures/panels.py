@@ -13,7 +13,7 @@ from PIL import Image
 
 from imprompt import mini
 from imprompt.lab.figures.figure import Figure, build_figure
-from imprompt.lab.figures.images import FigureImages, require
+from imprompt.lab.figures.images import FigureImages, require, sample_suitable
 from imprompt.lab.figures.measures import (
     Pictures,
     find_edges,
@@ -22,6 +22,8 @@ from imprompt.lab.figures.measures import (
     measure_edge_correlations,
     measure_seed_differences,
 )
+from imprompt.lab.figures.people import PeopleGalleries, sample_people
+from imprompt.lab.making.drawing import draw
 from imprompt.lab.suite.structure import draw_line_pictures, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES
 
@@ -38,6 +40,12 @@ HIDDEN = (150, 152, 156)
 
 TEXT_SCALES = {"sunglasses": 1.0, "pixel-art": 0.75, "red ground": 1.0}
 """λ for each text."""
+
+IDENTITY_SCALES = (0.5, 0.75, 1.0)
+"""λ of the adapter of one embedding where a style is asked for; the floor is of the middle one."""
+
+STEPS = (8, 4)
+"""The numbers of steps on the distilled base."""
 
 STRENGTHS = (0.5, 0.7, 0.9)
 """The strengths of image to image."""
@@ -58,7 +66,8 @@ def draw_variations(images: FigureImages) -> Figure:
 
 def draw_text_figure(images: FigureImages) -> Figure:
     """Draw image prompt and text together, for characters of which every text asks something new."""
-    few = FigureImages(images.models, images.settings, list(CHANGES.values()))
+    subjects = sample_suitable(list(CHANGES.values()), images.settings.subjects)
+    few = FigureImages(images.models, images.settings, subjects)
     columns: dict[str, Pictures] = {"image prompt": few.drawings, "no text": few.alone}
     numbers = {}
     for name, change in CHANGES.items():
@@ -176,6 +185,44 @@ def draw_fine_grained(images: FigureImages) -> Figure:
     return build_figure("fine-grained", columns, numbers)
 
 
+def draw_identity(images: FigureImages) -> Figure:
+    """Draw a person in another style, from its face embedding and from its picture."""
+    face = require(images.models.face, "adapter mini-face")
+    people = sample_people(images.settings.subjects)
+    few = FigureImages(images.models, images.settings, [person.subject for person in people])
+    galleries = PeopleGalleries(images.models.judge, people)
+    texts = [person.text for person in people]
+    plain = {one: few.generate(few.build_prompts(scale=one), prompt=texts) for one in IDENTITY_SCALES}
+    faced = few.generate(few.build_prompts(), adapter=face, prompt=texts)
+    columns = {"image prompt": few.drawings}
+    columns |= {"the same person": [few.fit(draw(person.target)) for person in people]}
+    columns |= {f"mini, scale {scale:g}": pictures for scale, pictures in plain.items()}
+    columns["mini-face"] = faced
+    best = plain[IDENTITY_SCALES[1]]
+    numbers = {
+        "found": (galleries.measure_found(faced), galleries.measure_found(best)),
+        "style": (galleries.measure_style(faced), galleries.measure_style(few.alone)),
+    }
+    return build_figure("identity", columns, numbers)
+
+
+def draw_few_steps(images: FigureImages) -> Figure:
+    """Draw with few steps of the distilled base."""
+    pipe = require(images.models.few_steps, "base for few steps")
+    made = {
+        steps: images.generate(
+            images.build_prompts(), pipe=pipe, num_inference_steps=steps, guidance_scale=1.0
+        )
+        for steps in STEPS
+    }
+    columns = {"image prompt": images.drawings}
+    columns |= {f"{images.settings.paint.steps} steps": images.alone}
+    columns |= {f"{steps} steps": pictures for steps, pictures in made.items()}
+    floor = images.measure_kept(images.unprompted)
+    numbers = {f"kept-{steps}": (images.measure_kept(pictures), floor) for steps, pictures in made.items()}
+    return build_figure("few-steps", columns, numbers)
+
+
 def draw_mixing(images: FigureImages) -> Figure:
     """Draw two image prompts in one image: both everywhere, and one above the other."""
     both = images.generate(images.build_prompts(scale=0.5), images.build_prompts(images.partners, scale=0.5))
@@ -247,6 +294,8 @@ PANELS: tuple[Callable[[FigureImages], Figure], ...] = (
     draw_image_to_image,
     draw_inpainting,
     draw_fine_grained,
+    draw_identity,
+    draw_few_steps,
     draw_mixing,
     draw_style_and_layout,
 )

@@ -15,7 +15,7 @@ from imprompt.errors import ConfigError
 PARTS = ("base", "image_encoder", "judge")
 """The parts that ship; the rest (state, logs, the pair's text side) stays where it was made."""
 
-EXTRAS = ("styles", "control")
+EXTRAS = ("recognizer", "styles", "control")
 """Parts that ship if they have been trained; otherwise the shipped ones stay."""
 
 

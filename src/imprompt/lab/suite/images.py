@@ -28,8 +28,10 @@ class SuiteModels:
         judge: reads the images
         name: the adapter's name
         plus: another adapter, of the grid of features; only figures use it
+        face: another adapter, of face embeddings; only figures use it
         controlnet: of edges; only figures use it
         fine_tuned: the base as fine-tuned on line drawings; only figures use it
+        few_steps: the base distilled for few steps; only figures use it
     """
 
     pipe: StableDiffusionPipeline | StableDiffusionControlNetPipeline
@@ -37,8 +39,10 @@ class SuiteModels:
     judge: CharacterJudge
     name: str = "adapter"
     plus: ImagePromptAdapter | None = None
+    face: ImagePromptAdapter | None = None
     controlnet: ControlNetModel | None = None
     fine_tuned: StableDiffusionPipeline | None = None
+    few_steps: StableDiffusionPipeline | None = None
 
 
 @dataclass(frozen=True)

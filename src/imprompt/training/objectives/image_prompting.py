@@ -192,6 +192,9 @@ class ImagePromptObjective(LatentObjective):
     def metadata(self) -> dict[str, str]:
         """Return the facts on training in the adapter's file, without the folders of this machine."""
         base, encoder = self.config.base, self.base.image_encoder
+        faces = (
+            {"face_model": self.config.adapter.face_model} if "face_embedding" in self.config.takes else {}
+        )
         encoder_name = "mini" if base.image_encoder == "known" else strip_folders(base.image_encoder)
         return {
             "steps": str(self.steps_taken()),
@@ -199,6 +202,7 @@ class ImagePromptObjective(LatentObjective):
             "base": strip_folders(base.model),
             "prediction": self.noising.prediction,
             "preset": self.config.preset,
+            **faces,
             **({"image_encoder": encoder_name, "encoder": encoder.name} if encoder else {}),
         }
 
