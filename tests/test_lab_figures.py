@@ -22,6 +22,7 @@ from imprompt.checkpoint import EMBEDDED, save_adapter
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import ImageEncoder
+from imprompt.inputs.recognizer import CharacterEmbedder, CharacterRecognizer
 from imprompt.lab.figures import FigureSettings, evaluate_figures, make_figures
 from imprompt.lab.figures.figure import Figure, build_criterion, build_figure, load_texts
 from imprompt.lab.figures.images import FigureImages, sample_suitable
@@ -36,8 +37,16 @@ from imprompt.lab.figures.measures import (
 )
 from imprompt.lab.figures.page import write_section
 from imprompt.lab.figures.panels import PANELS, draw_fine_tuned, draw_inpainting, draw_variations
+from imprompt.lab.figures.people import (
+    IDENTITY,
+    PeopleGalleries,
+    draw_others,
+    find_free_attributes,
+    sample_people,
+)
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
+from imprompt.lab.making.drawing import draw
 from imprompt.lab.making.objectives.base import build_scheduler
 from imprompt.lab.making.vocabulary import ATTRIBUTES
 from imprompt.lab.suite.images import ImageSettings, SuiteModels
@@ -45,10 +54,10 @@ from imprompt.lab.suite.scoring import Readings
 from imprompt.lab.suite.showcase import COLUMNS
 from imprompt.lab.suite.structure import draw_line_pictures, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject
-from imprompt.projection import LinearProjection
+from imprompt.projection import FaceProjection, LinearProjection
 
 SIZE = 32
-QUICK = FigureSettings(subjects=3, shown=2, paint=ImageSettings(steps=2, batch_size=2))
+QUICK = FigureSettings(subjects=3, shown=2, gallery=5, paint=ImageSettings(steps=2, batch_size=2))
 
 
 def build_pipeline(seed: int) -> Any:
@@ -83,14 +92,35 @@ def models() -> SuiteModels:
         )
         adapter.image_encoder = ImageEncoder(tiny.vision_model())
         adapters.append(adapter.requires_grad_(False))
+    torch.manual_seed(0)
+    face = ImagePromptAdapter.for_unet(pipe.unet, FaceProjection(tiny.SD_CONTEXT, 2, embedding_dim=8))
+    face.face_embedder = CharacterEmbedder(build_recognizer())
     control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 4))
     judge = CharacterJudge(build_network((8, 16), (1, 1), 4, SIZE), build_caption_patterns()).eval()
-    return SuiteModels(pipe, adapters[0], judge, "untrained", adapters[1], control, build_pipeline(1))
+    return SuiteModels(
+        pipe,
+        adapters[0],
+        judge,
+        "untrained",
+        plus=adapters[1],
+        face=face.requires_grad_(False),
+        controlnet=control,
+        fine_tuned=build_pipeline(1),
+        few_steps=build_pipeline(2),
+    )
+
+
+def build_recognizer() -> CharacterRecognizer:
+    return CharacterRecognizer(build_network((8, 16), (1, 1), 4, SIZE), 8).eval()
 
 
 @pytest.fixture(scope="module")
 def images(models: SuiteModels) -> FigureImages:
-    return FigureImages(models, QUICK, [CHANGES["red ground"]])
+    return build_images(models, QUICK)
+
+
+def build_images(models: SuiteModels, settings: FigureSettings) -> FigureImages:
+    return FigureImages(models, settings, sample_suitable([CHANGES["red ground"]], settings.subjects))
 
 
 # All figures
@@ -108,7 +138,7 @@ def figures(models: SuiteModels, folder: Path) -> list[Figure]:
 
 def test_one_call_makes_every_figure_and_the_page(figures: list[Figure], folder: Path) -> None:
     assert [figure.name for figure in figures] == list(load_texts())
-    assert len(figures) == len(PANELS) + 1 == 10
+    assert len(figures) == len(PANELS) + 1 == 12
     text = (folder / "README.md").read_text(encoding="utf-8")
     for figure in figures:
         assert f"]({figure.name}.jpg)" in text
@@ -116,7 +146,7 @@ def test_one_call_makes_every_figure_and_the_page(figures: list[Figure], folder:
         with Image.open(folder / f"{figure.name}.jpg") as sheet:
             assert sheet.width > 128 * len(figure.columns)
             assert 2 * 128 < sheet.height < 3 * 128
-    assert text.count("Should show: ") == text.count("**Does it? ") == 10
+    assert text.count("Should show: ") == text.count("**Does it? ") == 12
 
 
 def test_every_number_has_a_threshold_and_every_threshold_a_number(figures: list[Figure]) -> None:
@@ -134,7 +164,7 @@ def test_the_sheets_font_has_every_letter_of_the_titles(figures: list[Figure]) -
 
 
 def test_a_part_that_is_missing_is_named(models: SuiteModels, tmp_path: Path) -> None:
-    few = FigureImages(replace(models, fine_tuned=None), FigureSettings(subjects=1))
+    few = build_images(replace(models, fine_tuned=None), FigureSettings(subjects=1))
     with pytest.raises(UnknownModel, match="the figures need the embedded model's fine-tuned base"):
         draw_fine_tuned(few)
     with pytest.raises(UnknownModel, match="the embedded model's adapter is not in"):
@@ -149,14 +179,16 @@ def save_models(models: SuiteModels, folder: Path) -> None:
     tiny.vision_model().save_pretrained(folder / "image_encoder")
     tiny.image_processor().save_pretrained(folder / "image_encoder")
     (folder / "adapter").mkdir()
-    for adapter, name in ((models.adapter, "mini"), (models.plus, "mini-plus")):
+    for adapter, name in ((models.adapter, "mini"), (models.plus, "mini-plus"), (models.face, "mini-face")):
         save_adapter(adapter, folder / "adapter" / EMBEDDED[name].file)  # type: ignore[arg-type]
+    build_recognizer().save(folder / "recognizer")
     models.controlnet.save_pretrained(folder / "control")  # type: ignore[union-attr]
     models.judge.save(folder / "judge")
     tuned: Any = copy.deepcopy(pipe.unet)
     tuned.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
     changes: Any = get_peft_model_state_dict(tuned)
-    StableDiffusionPipeline.save_lora_weights(folder / "styles" / "lines", unet_lora_layers=changes)
+    for style in ("lines", "few-steps"):
+        StableDiffusionPipeline.save_lora_weights(folder / "styles" / style, unet_lora_layers=changes)
 
 
 def test_all_parts_come_from_one_folder(
@@ -175,14 +207,14 @@ def test_all_parts_come_from_one_folder(
     assert loaded.controlnet is not None
     assert loaded.fine_tuned is not None
     assert loaded.fine_tuned.unet is not loaded.pipe.unet
+    assert loaded.face.face_embedder is not None
+    assert type(loaded.few_steps.scheduler).__name__ == "LCMScheduler"
 
 
 def test_a_row_has_the_same_noise_in_every_column_and_batch(
     images: FigureImages, models: SuiteModels
 ) -> None:
-    whole = FigureImages(
-        models, FigureSettings(3, 2, ImageSettings(steps=2, batch_size=3)), [CHANGES["red ground"]]
-    )
+    whole = build_images(models, replace(QUICK, paint=ImageSettings(steps=2, batch_size=3)))
     for one, other in zip(images.alone, whole.alone, strict=True):
         assert np.abs(np.subtract(np.asarray(one, int), np.asarray(other, int))).max() <= 1
     assert images.seeds[0][0] != images.seeds[1][0]
@@ -202,10 +234,7 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
 
 
 def test_a_figure_is_the_same_twice(images: FigureImages, models: SuiteModels) -> None:
-    one, again = (
-        draw_variations(images),
-        draw_variations(FigureImages(models, QUICK, [CHANGES["red ground"]])),
-    )
+    one, again = draw_variations(images), draw_variations(build_images(models, QUICK))
     assert [x.value for x in one.criteria.values()] == [x.value for x in again.criteria.values()]
     assert all(list(one.columns[title]) == list(again.columns[title]) for title in one.columns)
 
@@ -222,6 +251,36 @@ def test_characters_for_texts_suit_every_text() -> None:
     suited = sample_suitable(changes, 3)
     assert len(suited) == 3
     assert all(change.suits(subject.character) for change in changes for subject in suited)
+
+
+# People in another style
+
+
+def test_a_person_in_another_style_has_the_same_attributes() -> None:
+    for person in sample_people(4):
+        first, target = person.subject.character, person.target
+        assert target.style != first.style
+        assert target.is_held_out
+        both = [name for name in IDENTITY if name in first.attributes and name in target.attributes]
+        assert {name: target[name] for name in both} == {name: first[name] for name in both}
+        assert person.free_attributes.items() <= target.attributes.items()
+    assert [one.target for one in sample_people(2)] == [one.target for one in sample_people(4)[:2]]
+
+
+def test_others_differ_from_a_person_in_what_makes_it_alone() -> None:
+    person = sample_people(1)[0]
+    free = find_free_attributes(person.subject.character, person.target.style)
+    assert free == person.free_attributes
+    assert len({one.tobytes() for one in draw_others(person, 4)}) == 4
+
+
+def test_a_person_is_found_by_its_own_drawing(models: SuiteModels) -> None:
+    people = sample_people(2)
+    drawings = [draw(person.target) for person in people]
+    galleries = PeopleGalleries(models.judge, people, 5)
+    assert galleries.measure_found(drawings).tolist() == [1, 1]
+    others = [draw_others(person, 1)[0] for person in people]
+    assert galleries.measure_found(others).tolist() == [0, 0]
 
 
 # Verdicts

@@ -190,7 +190,7 @@ def draw_identity(images: FigureImages) -> Figure:
     face = require(images.models.face, "adapter mini-face")
     people = sample_people(images.settings.subjects)
     few = FigureImages(images.models, images.settings, [person.subject for person in people])
-    galleries = PeopleGalleries(images.models.judge, people)
+    galleries = PeopleGalleries(images.models.judge, people, images.settings.gallery)
     texts = [person.text for person in people]
     plain = {one: few.generate(few.build_prompts(scale=one), prompt=texts) for one in IDENTITY_SCALES}
     faced = few.generate(few.build_prompts(), adapter=face, prompt=texts)

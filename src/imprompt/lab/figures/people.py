@@ -17,9 +17,6 @@ from imprompt.lab.making.vocabulary import load_vocabulary
 from imprompt.lab.suite.scoring import Galleries, read_pictures
 from imprompt.lab.suite.subjects import Subject
 
-GALLERY = 200
-"""The number of drawings of the asked style among which a person is searched, the person's own included."""
-
 FREE = ("expression", "ground")
 """The attributes that do not make a person; everybody in a gallery has those of the image prompt."""
 
@@ -86,12 +83,13 @@ class PeopleGalleries:
     Args:
         judge: embeds the drawings
         people: who are searched
+        size: number of drawings among which each is searched, the person's own included
     """
 
-    def __init__(self, judge: CharacterJudge, people: Sequence[PersonInStyle]) -> None:
+    def __init__(self, judge: CharacterJudge, people: Sequence[PersonInStyle], size: int) -> None:
         self.judge, self.people = judge, people
         self.targets = read_pictures(judge, [draw(person.target) for person in people]).embeddings
-        others = {str(person.subject.number): draw_others(person, GALLERY - 1) for person in people}
+        others = {str(person.subject.number): draw_others(person, size - 1) for person in people}
         self.galleries = Galleries(judge, others)
 
     def measure_found(self, pictures: Pictures) -> Values:
