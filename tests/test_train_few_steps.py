@@ -78,6 +78,19 @@ def test_a_solver_step_is_that_of_diffusers(home: Path, prediction: str) -> None
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_solver_substeps_are_steps_one_after_another(home: Path) -> None:
+    run, objective = run_of(home, "substeps", distillation__solver_substeps=2)
+    batch = batch_of(run)
+    noisy = tiny_bases.numbers(*batch.draws.noise.shape)
+    first, middle, last = (torch.full((len(noisy),), time) for time in (300, 250, 200))
+    weights = torch.full((len(noisy),), 3.0)
+    with torch.no_grad():
+        twice = objective.solve(batch, noisy, first, last, weights)
+        objective.unet.disable_adapters()
+        half = objective.step(batch, noisy, first, middle, weights)
+        assert torch.allclose(twice, objective.step(batch, half, middle, last, weights), atol=1e-6)
+
+
 def test_the_students_picture_is_that_of_the_lcm_scheduler(home: Path) -> None:
     run, objective = run_of(home, "boundary")
     lcm: Any = LCMScheduler.from_config(objective.base.scheduler.config, clip_sample=False)

@@ -185,7 +185,9 @@ class DistillationSettings(ClosedSettings):
     guidance_max: float = Field(default=15.0, ge=1)
     """Largest guidance scale that is distilled."""
     solver_steps: int = Field(default=50, ge=2)
-    """Number of DDIM steps of the base that the LoRA learns to skip; diffusers' LCMScheduler assumes 50."""
+    """Number of times at which the LoRA is trained; diffusers' LCMScheduler assumes 50."""
+    solver_substeps: int = Field(default=1, ge=1)
+    """Number of DDIM steps of the base from one of these times to the one before it."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "DistillationSettings":

@@ -126,14 +126,20 @@ _LCM: Settings = {
 """As in diffusers' `train_lcm_distill_lora_sd_wds.py`, with averaged weights and a cool-down."""
 _MINI_LCM: Settings = {
     "adapter": {"start": "mini"},
-    "distillation": {"rank": 16, "guidance_min": 3.0, "guidance_max": 3.0},
+    "distillation": {
+        "rank": 16,
+        "guidance_min": 3.0,
+        "guidance_max": 3.0,
+        "solver_steps": 8,
+        "solver_substeps": 3,
+    },
     "loss": {"image_drop": 0.3, "text_drop": 0.3, "both_drop": 0.0, "timesteps": "uniform"},
     "training": {
-        "steps": 1500,
+        "steps": 1200,
         "batch_size": 32,
-        "learning_rate": 1e-4,
+        "learning_rate": 3e-4,
         "warmup_steps": 50,
-        "cooldown_steps": 600,
+        "cooldown_steps": 500,
         "ema_decay": 0.98,
         "sample_every": 250,
         "check_every": 250,

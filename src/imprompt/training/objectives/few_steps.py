@@ -1,7 +1,7 @@
 """A base that needs few steps, by consistency distillation into a LoRA (LCM-LoRA).
 
     f(x, t) = c_skip(t) x + c_out(t) x̂(x, t)                     x̂: the picture that the U-Net predicts
-    x_s     = DDIM(x_t, t → s) of the base, guided by w            one solver step, s < t
+    x_s     = DDIM(x_t, t → s) of the base, guided by w            one solver step or several, s < t
     loss    = huber(f_θ(x_t, t) - f_θ(x_s, s))                     without gradients of the second
 
 Luo et al. 2023, "Latent Consistency Models" (arXiv 2310.04378), algorithm 1, and "LCM-LoRA" (arXiv
@@ -11,6 +11,7 @@ that are distilled, beside the text; the adapter itself stays as it is.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -133,13 +134,23 @@ class FewStepObjective(LatentObjective):
     def solve(
         self, batch: PromptBatch, noisy: Tensor, later: Tensor, earlier: Tensor, weights: Tensor
     ) -> Float[Tensor, "batch _ _ _"]:
-        """Take one guided DDIM step of the base, without the LoRA."""
+        """Take guided DDIM steps of the base, without the LoRA, at times that are evenly apart."""
+        count = self.config.distillation.solver_substeps
+        times = [later + (earlier - later) * step // count for step in range(count + 1)]
         self.unet.disable_adapters()
         try:
-            conditional = self.denoise(batch, noisy, later)
-            blank = self.denoise(batch, noisy, later, is_blank=True)
+            for start, end in itertools.pairwise(times):
+                noisy = self.step(batch, noisy, start, end, weights)
         finally:
             self.unet.enable_adapters()
+        return noisy
+
+    def step(
+        self, batch: PromptBatch, noisy: Tensor, later: Tensor, earlier: Tensor, weights: Tensor
+    ) -> Float[Tensor, "batch _ _ _"]:
+        """Take one guided DDIM step."""
+        conditional = self.denoise(batch, noisy, later)
+        blank = self.denoise(batch, noisy, later, is_blank=True)
         guided = torch.lerp(blank, conditional, per_sample(weights, noisy))
         picture, noise = self.split(noisy, later, guided)
         return self.noising.add_noise(picture, noise, earlier)
