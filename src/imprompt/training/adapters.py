@@ -341,7 +341,7 @@ def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjectio
     embedding_dim, feature_dim = widths.get("image_embedding", 0), widths.get("image_features", 0)
     # As published: 768 wide inside for SD1.5, 1280 for the wider text of SDXL and Kolors; heads 64 wide.
     width = min(context_dim, 1280)
-    shape = PerceiverShape(width=width, head_dim=math.gcd(width, 64))
+    shape = PerceiverShape(width=width, depth=adapter.depth, head_dim=math.gcd(width, 64))
     if adapter.variant == "base":
         return LinearProjection(embedding_dim, context_dim, adapter.tokens, generator=random)
     if adapter.variant == "plus":
@@ -352,7 +352,7 @@ def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjectio
         return FaceProjection(context_dim, adapter.tokens, embedding_dim=adapter.face_dim, generator=random)
     version = FACE_PLUS_VERSIONS[adapter.variant]
     # A FaceID-Plus perceiver is as wide as the text: its queries are tokens.
-    shape = PerceiverShape(width=context_dim, head_dim=math.gcd(context_dim, 64))
+    shape = PerceiverShape(width=context_dim, depth=adapter.depth, head_dim=math.gcd(context_dim, 64))
     return FacePlusProjection(
         feature_dim,
         context_dim,

@@ -65,6 +65,8 @@ class AdapterSettings(ClosedSettings):
     """Which embedding of a reference the adapter reads, and so which projection it has."""
     tokens: int = Field(default=4, ge=1)
     """Number of image tokens; "full-face" has one for each patch of the encoder."""
+    depth: int = Field(default=4, ge=1)
+    """Number of layers of the perceiver that reads the grid of features ("plus" and "faceid-plus")."""
     mechanism: MechanismName = Field(
         default="decoupled", validation_alias=AliasChoices("mechanism", "injection")
     )

@@ -91,8 +91,12 @@ def contrast_with_margin(
     scale: float | int,
     margin: float | int,
 ) -> Float[Tensor, ""]:
-    """Return how badly each view finds its partner, with a margin on the angle, in both directions."""
-    cosines = (first @ second.T).clamp(-1 + 1e-6, 1 - 1e-6)
+    """Return how badly each view finds its partner, with a margin on the angle, in both directions.
+
+    It is computed in float32 inside autocast too: a cosine of 1 has no finite derivative of its angle.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        cosines = (first.float() @ second.float().T).clamp(-1 + 1e-6, 1 - 1e-6)
     partners = torch.eye(len(first), device=first.device, dtype=torch.bool)
     logits = scale * torch.where(partners, (cosines.acos() + margin).cos(), cosines)
     places = torch.arange(len(first), device=first.device)
