@@ -38,7 +38,6 @@ from imprompt.lab.figures.measures import (
 from imprompt.lab.figures.page import write_section
 from imprompt.lab.figures.panels import PANELS, draw_fine_tuned, draw_inpainting, draw_variations
 from imprompt.lab.figures.people import (
-    IDENTITY,
     PeopleGalleries,
     draw_others,
     find_free_attributes,
@@ -48,6 +47,7 @@ from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
 from imprompt.lab.making.drawing import draw
 from imprompt.lab.making.objectives.base import build_scheduler
+from imprompt.lab.making.views import IDENTITY
 from imprompt.lab.making.vocabulary import ATTRIBUTES
 from imprompt.lab.suite.images import ImageSettings, SuiteModels
 from imprompt.lab.suite.scoring import Readings
@@ -94,7 +94,7 @@ def models() -> SuiteModels:
         adapters.append(adapter.requires_grad_(False))
     torch.manual_seed(0)
     face = ImagePromptAdapter.for_unet(pipe.unet, FaceProjection(tiny.SD_CONTEXT, 2, embedding_dim=8))
-    face.face_embedder = CharacterEmbedder(build_recognizer())
+    face.face_embedder = CharacterEmbedder(build_recognizer(), ImageEncoder(tiny.vision_model()))
     control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 4))
     judge = CharacterJudge(build_network((8, 16), (1, 1), 4, SIZE), build_caption_patterns()).eval()
     return SuiteModels(
@@ -111,7 +111,7 @@ def models() -> SuiteModels:
 
 
 def build_recognizer() -> CharacterRecognizer:
-    return CharacterRecognizer(build_network((8, 16), (1, 1), 4, SIZE), 8).eval()
+    return CharacterRecognizer(tiny.EMBEDDING_DIM, 16, 8).eval()
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +181,7 @@ def save_models(models: SuiteModels, folder: Path) -> None:
     (folder / "adapter").mkdir()
     for adapter, name in ((models.adapter, "mini"), (models.plus, "mini-plus"), (models.face, "mini-face")):
         save_adapter(adapter, folder / "adapter" / EMBEDDED[name].file)  # type: ignore[arg-type]
+    (folder / "recognizer").mkdir()
     build_recognizer().save(folder / "recognizer")
     models.controlnet.save_pretrained(folder / "control")  # type: ignore[union-attr]
     models.judge.save(folder / "judge")

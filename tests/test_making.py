@@ -18,11 +18,11 @@ from torch import Tensor
 
 from imprompt import mini
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.checkpoint import save_adapter
+from imprompt.checkpoint import load_embedded_recognizer, save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import load_image_encoder
-from imprompt.inputs.recognizer import CharacterEmbedder, CharacterRecognizer
+from imprompt.inputs.recognizer import CharacterRecognizer
 from imprompt.lab.making.batches import iterate_batches, to_pixels
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import Character
@@ -59,7 +59,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "base": {"widths": (16, 32), "heads": 2, "text_width": 64, "text_layers": 1},
     "encoder": {"width": 64, "layers": 1, "patch_size": 8, "embedding_dim": 32},
     "judge": {"widths": (8, 16), "depths": (1, 1)},
-    "recognizer": {"widths": (8, 16), "depths": (1, 1), "embedding_dim": 8},
+    "recognizer": {"hidden_dim": 16, "embedding_dim": 8},
     "control": {"embedding_widths": (4, 4, 4, 4)},
     "style": {"rank": 2},
 }
@@ -137,13 +137,13 @@ def test_the_recognizers_gradient_is_finite_in_bfloat16() -> None:
 
 
 def test_a_recognizer_comes_back_and_embeds_pictures_of_any_size(model: Path) -> None:
-    embedder = CharacterEmbedder(CharacterRecognizer.load(model / "recognizer"))
+    embedder = load_embedded_recognizer(model)
     face = embedder(Image.new("RGB", (50, 70), "red"))
     assert face.embedding.shape == (8,)
     assert face.embedding.norm() == pytest.approx(1, abs=1e-5)
     assert face.crop.size == (50, 70)
     with pytest.raises(UnknownModel, match="there is no recognizer in"):
-        CharacterRecognizer.load(model)
+        CharacterRecognizer.load(model / "judge")
 
 
 def test_a_split_that_is_there_is_not_drawn_again(data: Path) -> None:
@@ -185,14 +185,14 @@ def test_exported_people_have_another_view_as_reference_and_its_face(
     model: Path, tmp_path: Path, layout: Layout
 ) -> None:
     counts = {"count": 4, "held_out": 2, "seed": 0}
-    export_people(tmp_path / "people", model / "recognizer", layout=layout, **counts, size=SIZE)
+    export_people(tmp_path / "people", model, layout=layout, **counts, size=SIZE)
     source = tmp_path / "people"
     place = {"folder": source, "official": source / "data.json", "webdataset": source / "*.tar"}[layout]
     samples: list[Any] = [
         sample for part in open_source(str(place), DataSettings(), 8) for sample in part.samples()
     ]
     assert len(samples) == 4
-    embedder = CharacterEmbedder(CharacterRecognizer.load(model / "recognizer"))
+    embedder = load_embedded_recognizer(model)
     for sample in samples:
         (reference,) = sample.references
         face = embedder(Image.open(io.BytesIO(reference)).convert("RGB")).embedding

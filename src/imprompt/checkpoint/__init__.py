@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from imprompt.checkpoint.loading import find_embedded_part as find_embedded_part
     from imprompt.checkpoint.loading import load_adapter as load_adapter
     from imprompt.checkpoint.loading import load_embedded_adapter as load_embedded_adapter
+    from imprompt.checkpoint.loading import load_embedded_recognizer as load_embedded_recognizer
     from imprompt.checkpoint.names import from_official as from_official
     from imprompt.checkpoint.names import to_official as to_official
     from imprompt.checkpoint.published import EMBEDDED as EMBEDDED
@@ -55,6 +56,7 @@ __all__ = [
     "from_official",
     "load_adapter",
     "load_embedded_adapter",
+    "load_embedded_recognizer",
     "save_adapter",
     "to_official",
 ]

@@ -117,10 +117,14 @@ def load_embedded_adapter(name: str = "mini", *, weights: Path = EMBEDDED_WEIGHT
 def load_embedded_recognizer(weights: Path = EMBEDDED_WEIGHTS) -> CharacterEmbedder:
     """Load the face embedder of the embedded model's face adapters.
 
+    Args:
+        weights: a folder written by `imprompt mini train`
+
     Raises:
         UnknownModel: the weights are missing
     """
-    return CharacterEmbedder(CharacterRecognizer.load(find_embedded_part(weights / "recognizer")))
+    encoder = load_image_encoder(find_embedded_part(weights / "image_encoder"))
+    return CharacterEmbedder(CharacterRecognizer.load(find_embedded_part(weights / "recognizer")), encoder)
 
 
 def find_embedded_part(folder: Path) -> Path:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from imprompt.checkpoint import EMBEDDED_WEIGHTS
 from imprompt.cli.outputs import keep_existing
 from imprompt.cli.terminal import import_with_extra
 from imprompt.errors import ConfigError
@@ -139,8 +140,8 @@ def export(
     recognizer: Annotated[
         str | None,
         typer.Option(
-            help="Folder of a recognizer, or a name in the cache: references are other views of the same "
-            "person, with face embeddings, for the presets mini-face and mini-face-plus."
+            help="Model whose recognizer embeds faces: mini, a folder, or a name in the cache. Then the "
+            "references are other views of the same person, for the presets mini-face and mini-face-plus."
         ),
     ] = None,
 ) -> None:
@@ -152,13 +153,13 @@ def export(
 
     imprompt mini export characters
 
-    imprompt mini export people --recognizer mini-128/recognizer
+    imprompt mini export people --recognizer mini
     """
     exporting = import_with_extra("imprompt.lab.making.exporting", "mini")
     if recognizer is None:
         exporting.export_samples(output, layout=layout, count=count, held_out=held_out, seed=seed)
     else:
-        folder = resolve_in_cache(recognizer)
+        folder = EMBEDDED_WEIGHTS if recognizer == "mini" else resolve_in_cache(recognizer)
         exporting.export_people(output, folder, layout=layout, count=count, held_out=held_out, seed=seed)
     typer.echo(f"wrote {count:,} samples to {output}, {held_out:,} to {output}-held-out")
 

@@ -1,10 +1,10 @@
-"""The embedded model's face model: a convolutional network that knows a character again.
+"""The embedded model's face model: a small network that knows a character again in other styles.
 
-It takes the place that InsightFace has for photographs. recipes/mini-recognizer.toml trains it.
+It takes the place that InsightFace has for photographs. It reads the embedding of the embedded model's image
+encoder. recipes/mini-recognizer.toml trains it.
 """
 
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -12,41 +12,50 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ConvNextModel
 
 from imprompt.errors import UnknownModel
-from imprompt.inputs.crop import encoder_pixels
+from imprompt.inputs.encoder import ImageEncoder
 from imprompt.inputs.faces import Face
 
-EMBEDDING_FILE = "embedding.safetensors"
-
-HALF = (0.5, 0.5, 0.5)
-"""Mean and deviation of the network's pixels, which are in [-1, 1]."""
+RECOGNIZER_FILE = "recognizer.safetensors"
 
 
 class CharacterRecognizer(nn.Module):
-    """e = W f(pixels) / ‖W f(pixels)‖: a character's pictures in all styles have nearly one embedding.
+    """e = W₂ GELU(W₁ (z - μ) / σ) / ‖…‖: a character's pictures in all styles have nearly one embedding.
 
-    Attributes:
-        network: pictures → features
-        embedding: features → embedding
+    z is the image encoder's embedding; μ and σ are its mean and deviation over the training pictures.
+
+    Args:
+        input_dim: width of z
+        hidden_dim: width of the hidden layer
+        embedding_dim: width of e
+        dropout: share of the numbers that are dropped before each layer in training
     """
 
-    def __init__(self, network: ConvNextModel, embedding_dim: int) -> None:
-        super().__init__()
-        self.network = network
-        width = cast(list[int], network.config.hidden_sizes)[-1]
-        self.embedding = nn.Linear(width, embedding_dim)
+    mean: Tensor
+    deviation: Tensor
 
-    def forward(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch embedding_dim"]:
-        """Return embeddings of length one of pictures in [-1, 1]."""
-        features = self.network(pixels.contiguous(memory_format=torch.channels_last)).pooler_output
-        return F.normalize(self.embedding(features).float(), dim=-1)
+    def __init__(
+        self, input_dim: int, hidden_dim: int, embedding_dim: int, dropout: float | int = 0.0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("deviation", torch.ones(input_dim))
+        self.hidden = nn.Linear(input_dim, hidden_dim)
+        self.embedding = nn.Linear(hidden_dim, embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, image_embeddings: Float[Tensor, "*batch input_dim"]
+    ) -> Float[Tensor, "*batch embedding_dim"]:
+        """Return embeddings of length one."""
+        normalized = (image_embeddings.float() - self.mean) / self.deviation
+        hidden = F.gelu(self.hidden(self.dropout(normalized)))
+        return F.normalize(self.embedding(self.dropout(hidden)).float(), dim=-1)
 
     def save(self, folder: Path) -> None:
-        """Write the network in transformers' format, and the last layer."""
-        self.network.save_pretrained(folder)
-        save_file(self.embedding.state_dict(), folder / EMBEDDING_FILE)
+        """Write the weights."""
+        save_file(self.state_dict(), folder / RECOGNIZER_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "CharacterRecognizer":
@@ -55,13 +64,14 @@ class CharacterRecognizer(nn.Module):
         Raises:
             UnknownModel: the folder holds no recognizer
         """
-        if not (folder / EMBEDDING_FILE).is_file():
+        if not (folder / RECOGNIZER_FILE).is_file():
             raise UnknownModel(
                 f"there is no recognizer in {folder}: train it with recipes/mini-recognizer.toml"
             )
-        last = load_file(folder / EMBEDDING_FILE)
-        recognizer = cls(ConvNextModel.from_pretrained(folder, dtype=torch.float32), len(last["weight"]))
-        recognizer.embedding.load_state_dict({name: value.float() for name, value in last.items()})
+        tensors = {name: value.float() for name, value in load_file(folder / RECOGNIZER_FILE).items()}
+        hidden_dim, input_dim = tensors["hidden.weight"].shape
+        recognizer = cls(input_dim, hidden_dim, len(tensors["embedding.weight"]))
+        recognizer.load_state_dict(tensors)
         return recognizer.requires_grad_(False).eval()
 
 
@@ -70,14 +80,14 @@ class CharacterEmbedder:
 
     Args:
         recognizer: the network
+        encoder: the image encoder that it was trained with
     """
 
-    def __init__(self, recognizer: CharacterRecognizer) -> None:
-        self.recognizer = recognizer
-        self.size = int(cast(Any, recognizer.network.config).image_size)
+    def __init__(self, recognizer: CharacterRecognizer, encoder: ImageEncoder) -> None:
+        self.recognizer, self.encoder = recognizer, encoder
 
     @torch.no_grad()
     def __call__(self, picture: Image.Image) -> Face:
         """Return the embedding of an upright RGB picture, and the picture as its crop."""
-        pixels = encoder_pixels(picture, self.size, mean=HALF, std=HALF, crop="stretch")
-        return Face(self.recognizer(pixels[None])[0], picture)
+        image_embedding = self.encoder.encode(self.encoder.pixels([picture]))
+        return Face(self.recognizer(image_embedding)[0], picture)

@@ -18,8 +18,8 @@ from typing import Any
 from PIL import Image
 from rich.progress import track
 
+from imprompt.checkpoint import load_embedded_recognizer
 from imprompt.errors import ConfigError, OutputError
-from imprompt.inputs.recognizer import CharacterEmbedder, CharacterRecognizer
 from imprompt.lab.making.captions import sample_caption, write_attribute_phrase, write_style_phrase
 from imprompt.lab.making.characters import (
     Character,
@@ -109,7 +109,7 @@ def write_both(
 
 def export_people(
     output: Path,
-    recognizer: Path,
+    model: Path,
     *,
     layout: Layout,
     count: int,
@@ -120,14 +120,14 @@ def export_people(
     """Write samples for face adapters: another view of a person is the reference, and its face is embedded.
 
     Args:
-        recognizer: folder of the recognizer that embeds faces
+        model: folder of the model whose recognizer embeds faces
         output, layout, count, held_out, seed, size: as of `export_samples`
 
     Raises:
         OutputError, ConfigError, MissingExtra: as `export_samples`
         UnknownModel: the folder holds no recognizer
     """
-    embed = CharacterEmbedder(CharacterRecognizer.load(recognizer))
+    embed = load_embedded_recognizer(model)
 
     def draw_people(split: Split, number: int) -> Iterator[EncodedSample]:
         for sample in draw_samples(split, number, seed, size, draw_people_block):

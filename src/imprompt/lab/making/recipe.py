@@ -86,16 +86,15 @@ class JudgeRecipe(StageRecipe):
 
 
 class RecognizerRecipe(StageRecipe):
-    """The recognizer: a convolutional network that knows a character again in every style."""
+    """The recognizer, which knows a character again in every style by its image embedding."""
 
     stage: Literal["recognizer"]
-    widths: tuple[int, ...] = (32, 64, 128)
-    depths: tuple[int, ...] = (1, 2, 3)
-    patch_size: int = Field(4, ge=1)
+    hidden_dim: int = Field(512, ge=1)
     embedding_dim: int = Field(128, ge=1)
-    scale: float = Field(16.0, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    scale: float = Field(24.0, gt=0)
     """s of ArcFace, which multiplies the cosines."""
-    margin: float = Field(0.2, ge=0)
+    margin: float = Field(0.1, ge=0)
     """m of ArcFace, in radians."""
 
 

@@ -6,83 +6,106 @@ This is ArcFace (Deng et al. 2019, arXiv 1801.07698) with the other people of th
 centers, so that no number of people is too large: the margin m is added to the angle of the right pair.
 """
 
+from itertools import permutations
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from imprompt.evaluation.judges.characters import build_network
+from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.inputs.recognizer import CharacterRecognizer
 from imprompt.lab.making.batches import DrawingBatch, to_pixels
 from imprompt.lab.making.dataset import PEOPLE, Drawings
-from imprompt.lab.making.objectives.encoder import shake
-from imprompt.lab.making.objectives.judge import soften
 from imprompt.lab.making.objectives.stage import StageObjective
 from imprompt.lab.making.recipe import RecognizerRecipe
 from imprompt.lab.making.views import VIEWS
+from imprompt.runtime.devices import choose_device
 from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.sheets import picture_grid
 
-GALLERY = 200
-"""The number of people among whom one is searched."""
+SHOWN = 12
+"""The number of people in the sample grid."""
+
+ENCODED_AT_ONCE = 100
+"""The number of pictures that the image encoder reads at once."""
 
 
 class RecognizerObjective(StageObjective):
-    """A convolutional network that maps all views of a person to one embedding."""
+    """A network that maps the image embeddings of all views of a person to one embedding.
+
+    The views' image embeddings are computed once, by the encoder of the model's own folder.
+    """
+
+    autocasts = False
 
     def __init__(self, recipe: RecognizerRecipe, output: Path) -> None:
         super().__init__(recipe)
-        self.views = Drawings(resolve_in_cache(recipe.data) / PEOPLE, "training")
-        self.held_out_views = Drawings(resolve_in_cache(recipe.data) / PEOPLE, "combinations")
-        network = build_network(recipe.widths, recipe.depths, recipe.patch_size, self.views.pictures.shape[1])
-        self.recognizer = CharacterRecognizer(network, recipe.embedding_dim)
+        folder = resolve_in_cache(recipe.data) / PEOPLE
+        views, self.held_out_views = Drawings(folder, "training"), Drawings(folder, "combinations")
+        encoder = load_image_encoder(output / "image_encoder").to(choose_device())
+        self.views, self.held_out_embeddings = (
+            encode_people(encoder, one) for one in (views, self.held_out_views)
+        )
+        self.recognizer = CharacterRecognizer(
+            encoder.embedding_dim, recipe.hidden_dim, recipe.embedding_dim, recipe.dropout
+        )
+        self.recognizer.deviation, self.recognizer.mean = torch.std_mean(self.views, dim=(0, 1))
 
     @property
     def count(self) -> int:
         """The number of people, which are the rows of a batch."""
-        return len(self.views) // VIEWS
+        return len(self.views)
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
-        """Return the loss of two views of each person, slightly moved and blurred."""
-        generator = batch.make_generator(self.device)
+        """Return the loss of two views of each person."""
         people = torch.tensor(batch.rows)
         order = torch.rand(len(people), VIEWS, generator=batch.make_generator()).argsort(dim=1)
-        rows = torch.cat([people * VIEWS + order[:, place] for place in (0, 1)])
-        pixels = to_pixels(self.views.pictures[rows.numpy()]).to(self.device)
-        embeddings = self.recognizer(soften(shake(pixels, generator), generator))
-        first, second = embeddings.chunk(2)
-        loss = contrast_with_margin(first, second, self.recipe.scale, self.recipe.margin)
-        return {"loss": loss}
+        first, second = (
+            self.recognizer(self.views[people, order[:, place]].to(self.device)) for place in (0, 1)
+        )
+        return {"loss": contrast_with_margin(first, second, self.recipe.scale, self.recipe.margin)}
 
+    @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """Return how often a person is found by a view in another style, among people never seen."""
-        first, second = (self.embed_views(place) for place in (0, 1))
-        similarities = first @ second.T
-        found = similarities.argmax(dim=1) == torch.arange(len(first), device=first.device)
-        own = similarities.diagonal().mean()
-        return {f"found among {len(first)}": found.float().mean().item(), "similarity of views": own.item()}
+        views = self.recognizer(self.held_out_embeddings.to(self.device))
+        pairs = [(views[:, one], views[:, other]) for one, other in permutations(range(VIEWS), 2)]
+        found = [(one @ other.T).argmax(dim=1).cpu() == torch.arange(len(one)) for one, other in pairs]
+        own = [(one * other).sum(dim=1).mean() for one, other in pairs]
+        return {
+            f"found among {len(views)}": torch.stack(found).float().mean().item(),
+            "similarity of views": torch.stack(own).mean().item(),
+        }
 
-    def embed_views(self, place: int) -> Float[Tensor, "people embedding"]:
-        """Return the embeddings of one view of each held-out person."""
-        rows = list(range(place, min(len(self.held_out_views), GALLERY * VIEWS), VIEWS))
-        pieces = [to_pixels(self.held_out_views.pictures[rows[i : i + 50]]) for i in range(0, len(rows), 50)]
-        return torch.cat([self.recognizer(piece.to(self.device)) for piece in pieces])
-
+    @torch.no_grad()
     def draw_samples(self) -> Image.Image:
         """Draw people never seen, and whom each of them is most like, in another style."""
-        first, second = (self.embed_views(place) for place in (0, 1))
-        nearest = (first @ second.T).argmax(dim=1).tolist()[:12]
+        views = self.recognizer(self.held_out_embeddings.to(self.device))
+        nearest = (views[:, 0] @ views[:, 1].T).argmax(dim=1).tolist()[:SHOWN]
         pictures = self.held_out_views.pictures
-        rows = [[place * VIEWS for place in range(12)], [place * VIEWS + 1 for place in nearest]]
+        rows = [[place * VIEWS for place in range(SHOWN)], [place * VIEWS + 1 for place in nearest]]
         return picture_grid([list(to_pixels(pictures[some])) for some in rows])
 
     def export(self, output: Path) -> None:
         """Write the recognizer into its own folder."""
         (output / "recognizer").mkdir(parents=True, exist_ok=True)
         self.recognizer.save(output / "recognizer")
+
+
+def encode_people(encoder: ImageEncoder, views: Drawings) -> Float[Tensor, "people views embedding"]:
+    """Return the image embeddings of all views of all people."""
+    starts = range(0, len(views), ENCODED_AT_ONCE)
+    encoded = [
+        encoder.encode(
+            encoder.pixels([Image.fromarray(one) for one in views.pictures[i : i + ENCODED_AT_ONCE]])
+        )
+        for i in track(starts, description="image embeddings")
+    ]
+    return torch.cat(encoded).float().cpu().unflatten(0, (-1, VIEWS))
 
 
 def contrast_with_margin(
