@@ -98,14 +98,12 @@ class RecognizerObjective(StageObjective):
 
 def encode_people(encoder: ImageEncoder, views: Drawings) -> Float[Tensor, "people views embedding"]:
     """Return the image embeddings of all views of all people."""
-    starts = range(0, len(views), ENCODED_AT_ONCE)
-    encoded = [
-        encoder.encode(
-            encoder.pixels([Image.fromarray(one) for one in views.pictures[i : i + ENCODED_AT_ONCE]])
-        )
-        for i in track(starts, description="image embeddings")
-    ]
-    return torch.cat(encoded).float().cpu().unflatten(0, (-1, VIEWS))
+    embeddings = torch.empty(len(views), encoder.embedding_dim)
+    for start in track(range(0, len(views), ENCODED_AT_ONCE), description="image embeddings"):
+        rows = slice(start, start + ENCODED_AT_ONCE)
+        pictures = [Image.fromarray(picture) for picture in views.pictures[rows]]
+        embeddings[rows] = encoder.encode(encoder.pixels(pictures)).float().cpu()
+    return embeddings.unflatten(0, (-1, VIEWS))
 
 
 def contrast_with_margin(
