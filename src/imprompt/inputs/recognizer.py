@@ -4,6 +4,7 @@ It takes the place that InsightFace has for photographs. It reads the embedding 
 encoder. recipes/mini-recognizer.toml trains it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -87,7 +88,10 @@ class CharacterEmbedder:
         self.recognizer, self.encoder = recognizer, encoder
 
     @torch.no_grad()
+    def embed(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures embedding_dim"]:
+        """Return the embeddings of upright RGB pictures."""
+        return self.recognizer(self.encoder.encode(self.encoder.pixels(pictures)))
+
     def __call__(self, picture: Image.Image) -> Face:
         """Return the embedding of an upright RGB picture, and the picture as its crop."""
-        image_embedding = self.encoder.encode(self.encoder.pixels([picture]))
-        return Face(self.recognizer(image_embedding)[0], picture)
+        return Face(self.embed([picture])[0], picture)

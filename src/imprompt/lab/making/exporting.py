@@ -7,6 +7,7 @@ reference have no caption.
 """
 
 import io
+import itertools
 import random
 import shutil
 import tempfile
@@ -107,6 +108,10 @@ def write_both(
         raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
 
 
+EMBEDDED_AT_ONCE = 64
+"""The number of faces that the recognizer reads at once."""
+
+
 def export_people(
     output: Path,
     model: Path,
@@ -127,13 +132,14 @@ def export_people(
         OutputError, ConfigError, MissingExtra: as `export_samples`
         UnknownModel: the folder holds no recognizer
     """
-    embed = load_embedded_recognizer(model)
+    embedder = load_embedded_recognizer(model)
 
     def draw_people(split: Split, number: int) -> Iterator[EncodedSample]:
-        for sample in draw_samples(split, number, seed, size, draw_people_block):
-            assert sample.reference is not None
-            face = embed(Image.open(io.BytesIO(sample.reference)).convert("RGB"))
-            yield sample._replace(face=face.embedding.numpy())
+        samples = draw_samples(split, number, seed, size, draw_people_block)
+        while block := list(itertools.islice(samples, EMBEDDED_AT_ONCE)):
+            pictures = [Image.open(io.BytesIO(sample.reference or b"")).convert("RGB") for sample in block]
+            faces = embedder.embed(pictures).numpy()
+            yield from (sample._replace(face=face) for sample, face in zip(block, faces, strict=True))
 
     write_both(output, draw_people, layout=layout, count=count, held_out=held_out)
 
