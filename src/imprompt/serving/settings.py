@@ -129,6 +129,9 @@ class ServerSettings(ClosedSettings):
         return next((model for model in self.models if model.name == name), None)
 
 
+BASE_FIELDS = ("base", "image_encoder", *BaseOptions.model_fields)
+"""The settings of a model that every job of it has."""
+
 EMBEDDED_MODEL = {
     "name": "mini",
     "base": "mini",
