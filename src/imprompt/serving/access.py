@@ -15,6 +15,9 @@ from imprompt.serving.failures import ApiError
 OPEN_PATHS = ("/healthz", "/readyz")
 """What needs no key: a load balancer has none."""
 
+SIGNED_PATHS = "/v1/files/"
+"""Links to pictures, which are signed and need no key either."""
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -44,7 +47,7 @@ class Access:
         self._check_host(headers.get("host", ""))
         if method not in _SAFE_METHODS:
             self._check_origin(headers)
-        if not self.keys or path in OPEN_PATHS:
+        if not self.keys or path in OPEN_PATHS or (method == "GET" and path.startswith(SIGNED_PATHS)):
             return address
         owner = self._find_owner(_read_key(headers))
         if owner is None:

@@ -98,11 +98,13 @@ class ServedJob:
         self.created, self.started, self.ended = time.time(), 0.0, 0.0
         self.requests: list[PictureRequest] = []
         self.progress: dict[int, tuple[int, int]] = {}
+        self.warnings: list[str] = []
         self._events: list[Event] = []
         self._number = 0
         self._watchers: set[Callable[[], None]] = set()
         self._lock = threading.RLock()
         self.is_over = threading.Event()
+        self.waiters = 0
 
     @property
     def timings(self) -> dict[str, float]:
@@ -122,6 +124,14 @@ class ServedJob:
             self._number += 1
             self._events.append(Event(self._number, name, data))
             self._wake()
+
+    def warn(self, message: str) -> None:
+        """Add a warning, once."""
+        with self._lock:
+            if message in self.warnings:
+                return
+            self.warnings.append(message)
+        self.add("warning", message=message)
 
     def end(self, status: JobStatus, name: str, **data: Any) -> bool:
         """Add the last event and set the state; return whether the job was not over before."""
@@ -297,6 +307,7 @@ class JobStore:
             on_preview=preview,
             on_picture=lambda result: self._save(job, index, result),
             on_error=lambda error: self._fail(job, error),
+            on_warning=job.warn,
         )
 
     def _save(self, job: ServedJob, index: int, result: JobResult) -> None:

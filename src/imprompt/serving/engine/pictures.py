@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from imprompt.attention.sharing import make_stand_in, note_run
+from imprompt.generation.prompts import find_dropped_words
 from imprompt.generation.run import JobResult, read_inputs, run_job
 from imprompt.serving.engine.models import LoadedModel, ModelStore
 from imprompt.serving.engine.picture_thread import PictureThread
@@ -28,6 +29,8 @@ class PictureListener:
     on_picture: Callable[[JobResult], None]
     on_error: Callable[[Exception], None]
     """The picture is canceled, a setting is wrong, or something failed."""
+    on_warning: Callable[[str], None]
+    """A sentence about something that the client may not expect."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,6 +66,7 @@ def make_picture(request: PictureRequest, store: ModelStore, thread: PictureThre
         with store.use(request.served, request.job) as model:
             thread.take_turn()
             listener.on_start()
+            warn_of_prompts(request, model)
             steps = inputs.count_steps(request.job)
             progress = _Progress(request, thread, model, steps)
             models = model.for_picture(request.job, progress.make_unet())
@@ -71,6 +75,14 @@ def make_picture(request: PictureRequest, store: ModelStore, thread: PictureThre
         listener.on_picture(result)
     except Exception as error:
         listener.on_error(error)
+
+
+def warn_of_prompts(request: PictureRequest, model: LoadedModel) -> None:
+    """Report words that the text encoder does not read."""
+    if not request.job.prompt_weighting:
+        for text in (*request.job.prompts, request.job.negative_prompt):
+            if (warning := find_dropped_words(model.pipe, text)) is not None:
+                request.listener.on_warning(warning)
 
 
 class _Progress:

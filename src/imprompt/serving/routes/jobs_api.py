@@ -97,6 +97,7 @@ def describe_job(service: Service, job: ServedJob) -> dict[str, Any]:
         "pictures": [describe_picture(job, picture) for picture in job.pictures],
         "events": f"/api/jobs/{job.id}/events",
         "timings": job.timings,
+        "warnings": job.warnings,
     }
     if job.status not in OVER:
         described |= {"eta_s": service.jobs.estimate(job), **(service.jobs.find_place(job) or {})}

@@ -32,13 +32,15 @@ async def wait_for_job(request: Request, service: Service, job: ServedJob) -> No
         ImpromptError: why the job failed
         ClientLeft: nobody waits any more
     """
+    job.waiters += 1
     ending, leaving = asyncio.ensure_future(wait_for_end(job)), asyncio.ensure_future(_wait_for_leave(request))
     try:
         await asyncio.wait({ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in (ending, leaving):
             task.cancel()
-        if not job.is_over.is_set():
+        job.waiters -= 1
+        if not job.waiters and not job.is_over.is_set():
             service.jobs.cancel(job)
     check_end(job)
 
