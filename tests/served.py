@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
 from PIL import Image
 
 import tiny
 from conftest import ToyModel
 from imprompt.generation.run import JobResult
+from imprompt.serving.app import create_app
 from imprompt.serving.engine.loop import Engine
 from imprompt.serving.engine.models import ModelStore
 from imprompt.serving.engine.pictures import PictureListener, PictureRequest
 from imprompt.serving.request_job import RequestJob
+from imprompt.serving.server import listen
 from imprompt.serving.service import ServerOptions, Service
 from imprompt.serving.settings import Batching, ServedModel, ServerSettings
 
@@ -134,6 +137,22 @@ def running_service(settings: ServerSettings, **options: Any) -> Iterator[Servic
         yield service
     finally:
         service.close()
+
+
+@contextmanager
+def live_server(service: Service) -> Iterator[str]:
+    """Serve on a free port of this machine; yield the address."""
+    listener = listen("127.0.0.1", 0)
+    config = uvicorn.Config(create_app(service), lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
 
 
 def differ(one: np.ndarray, other: np.ndarray) -> int:

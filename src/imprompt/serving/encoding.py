@@ -22,3 +22,10 @@ def encode_picture(picture: Image.Image, kind: str) -> str:
 def encode_data_uri(picture: Image.Image, kind: str) -> str:
     """Return a picture as a data: URI, which a page shows as it is."""
     return f"data:image/{kind.lower()};base64,{encode_picture(picture, kind)}"
+
+
+def convert_data_uri(uri: str, kind: str) -> str:
+    """Return the picture of a data: URI as base64 of another format."""
+    data = base64.b64decode(uri.partition(",")[2])
+    with Image.open(io.BytesIO(data)) as picture:
+        return encode_picture(picture, kind)

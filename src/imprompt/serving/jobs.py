@@ -32,6 +32,9 @@ OVER = ("done", "failed", "canceled")
 _QUEUE_SECONDS = 1.0
 """How often a client in the queue hears of its position."""
 
+_WITH_PREVIEWS = 10
+"""How many of the latest finished jobs keep their previews, for clients that connect again."""
+
 _SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
 INTERNAL_ERROR = "the server failed while it made this picture; its log says why"
@@ -77,7 +80,7 @@ class ServedPicture:
     seed: int
     width: int
     height: int
-    scale: float | None
+    scale: float | int | None
 
 
 class ServedJob:
@@ -114,13 +117,10 @@ class ServedJob:
         return {"queue_s": round(start - self.created, 3), "run_s": round(now - start, 3)}
 
     def add(self, name: str, **data: Any) -> None:
-        """Append an event, and wake everybody who follows; of a picture's previews only the latest is kept."""
+        """Append an event, and wake everybody who follows."""
         with self._lock:
             if self.status in OVER:
                 return
-            if name == "preview":
-                same = ("preview", data["picture"])
-                self._events = [one for one in self._events if (one.name, one.data.get("picture")) != same]
             self._number += 1
             self._events.append(Event(self._number, name, data))
             self._wake()
@@ -148,6 +148,11 @@ class ServedJob:
     def _wake(self) -> None:
         for wake in self._watchers:
             wake()
+
+    def drop_previews(self) -> None:
+        """Forget the previews of a job that is over; they are most of its memory."""
+        with self._lock:
+            self._events = [event for event in self._events if event.name != "preview"]
 
     def events_after(self, number: int) -> list[Event]:
         """Return all events with a larger id."""
@@ -357,6 +362,8 @@ class JobStore:
             over = [job for job in self._jobs.values() if job.status in OVER]
         for job in over[: max(0, len(over) - self._most)]:
             self._forget(job)
+        for job in over[:-_WITH_PREVIEWS]:
+            job.drop_previews()
 
 
 def describe_picture(job: ServedJob, picture: ServedPicture) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from imprompt.serving.engine.loop import Engine, StepReport
 from imprompt.serving.jobs import OVER, ServedJob
 
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+_SECONDS: tuple[float | int, ...] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _STEP_SECONDS = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -69,7 +69,7 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"imprompt_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: tuple[float | int, ...]) -> Histogram:
         return Histogram(f"imprompt_{name}", text, buckets=buckets, registry=self.registry)
 
 

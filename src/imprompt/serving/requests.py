@@ -113,7 +113,7 @@ class PicturePlan(NamedTuple):
     """
 
     job: RequestJob
-    scale: float | None
+    scale: float | int | None
 
 
 class RequestPlan(NamedTuple):
@@ -282,5 +282,5 @@ def _split(job: RequestJob, request: GenerationRequest) -> "Sequence[PicturePlan
     return plans
 
 
-def _scale(reference: Any, scale: float) -> Any:
+def _scale(reference: Any, scale: float | int) -> Any:
     return reference.model_copy(update={"scale": scale})

@@ -69,7 +69,7 @@ def is_loopback(host: str) -> bool:
     return host in LOOPBACK or host.startswith("127.")
 
 
-def run_server(service: Service, listener: socket.socket, *, drain_seconds: float) -> None:
+def run_server(service: Service, listener: socket.socket, *, drain_seconds: float | int) -> None:
     """Serve until a signal comes.
 
     Args:
@@ -83,7 +83,7 @@ def run_server(service: Service, listener: socket.socket, *, drain_seconds: floa
     asyncio.run(_serve(service, listener, drain_seconds))
 
 
-async def _serve(service: Service, listener: socket.socket, drain_seconds: float) -> None:
+async def _serve(service: Service, listener: socket.socket, drain_seconds: float | int) -> None:
     config = uvicorn.Config(
         create_app(service),
         lifespan="off",

@@ -43,7 +43,7 @@ class ServerOptions:
     access: Access = field(default_factory=Access)
     page: Path | None = None
     draw: DrawCharacter | None = None
-    stuck_seconds: float = _STUCK
+    stuck_seconds: float | int = _STUCK
 
 
 class Service:
@@ -119,7 +119,7 @@ class Service:
             return "the engine gives no sign"
         return None if self.is_warm else "the model is being loaded"
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float | int) -> None:
         """Refuse new work, answer what waits with an error, and let what runs finish in time."""
         self.is_draining = True
         self.jobs.refuse_waiting()

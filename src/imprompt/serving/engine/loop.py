@@ -40,7 +40,7 @@ class QueueFull(ImpromptError):
         wait: seconds after which there will probably be room
     """
 
-    def __init__(self, wait: float) -> None:
+    def __init__(self, wait: float | int) -> None:
         super().__init__(f"the server is busy: try again in {wait:.0f} s")
         self.wait = wait
 
@@ -85,7 +85,7 @@ class Engine:
         store: ModelStore,
         batching: Batching,
         *,
-        queue_seconds: float,
+        queue_seconds: float | int,
         on_step: Callable[[StepReport], None] = lambda report: None,
     ) -> None:
         self.store, self._batching, self._queue_seconds = store, batching, queue_seconds

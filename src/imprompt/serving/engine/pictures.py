@@ -106,9 +106,9 @@ class _Progress:
         return (output,)
 
     def _draw_preview(self, arguments: Any, output: Tensor) -> None:
-        wanted = self._request.previews
-        before, now = (wanted * step // self._steps for step in (self._done, self._done + 1))
-        if now > before and self._done + 1 < self._steps:
+        parts = self._request.previews + 1  # The last part ends with the picture itself.
+        before, now = (parts * step // self._steps for step in (self._done, self._done + 1))
+        if self._request.previews and now > before and self._done + 1 < self._steps:
             preview = Preview(arguments["sample"], arguments["timestep"], output, self._request.job.guidance_scale)
             self._request.listener.on_preview(self._done + 1, draw_preview(self._model.pipe, preview))
 

@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.requests import Request
 
 from imprompt.serving.access import SIGNED_PATHS
-from imprompt.serving.encoding import encode_file
+from imprompt.serving.encoding import convert_data_uri, encode_file
 from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import read_form
 from imprompt.serving.jobs import OVER, Event, ServedJob, ServedPicture
@@ -146,8 +146,8 @@ class ImagesApi:
             async for event in job.follow(0, lambda: None):
                 data: Mapping[str, Any] = event.data
                 if event.name == "preview":
-                    body = {"b64_json": data["image"].partition(",")[2], "partial_image_index": previews}
-                    body |= {"step": data["step"], "picture": data["picture"]}
+                    body = {"b64_json": convert_data_uri(data["image"], images.request.format)}
+                    body |= {"partial_image_index": previews, "step": data["step"], "picture": data["picture"]}
                     previews += 1
                     yield _make_event(f"{prefix}.partial_image", images, job, body)
                 elif event.name == "image":

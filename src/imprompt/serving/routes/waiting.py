@@ -84,7 +84,7 @@ def format_event(name: str, data: Mapping[str, Any], number: int = 0) -> str:
     return f"{number_line}event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
-async def with_pings(events: AsyncIterator[Event], seconds: float = PING_SECONDS) -> AsyncIterator[Event | None]:
+async def with_pings(events: AsyncIterator[Event], seconds: float | int = PING_SECONDS) -> AsyncIterator[Event | None]:
     """Yield the events, and None after each silence of some seconds."""
     pending: asyncio.Task[Event] | None = None
     try:
