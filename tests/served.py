@@ -1,6 +1,7 @@
 """A server of the toy model, for the tests: settings, an engine that is fed by hand, an application in this process."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,13 @@ def live_server(service: Service) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float | int = 30) -> bool:
+    end = time.monotonic() + seconds
+    while not is_true() and time.monotonic() < end:
+        time.sleep(0.005)
+    return is_true()
 
 
 def differ(one: np.ndarray, other: np.ndarray) -> int:

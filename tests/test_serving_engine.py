@@ -129,7 +129,7 @@ def test_a_canceled_picture_stops_before_its_next_step(
     with pytest.raises(PictureCanceled):
         _ = log.pixels
     assert len(log.steps) == 3
-    assert wait_until(lambda: bench.engine.running == 0)
+    assert served.wait_until(lambda: bench.engine.running == 0)
 
 
 def test_a_picture_canceled_in_its_last_step_is_not_decoded(
@@ -237,7 +237,7 @@ def test_a_full_queue_refuses_and_says_how_long_to_wait(toy: ToyModel) -> None:
         log, request = bench.request(served.toy_job(toy, steps=2))
         log.on_step = lambda: release.wait(60) and None
         bench.engine.submit([request])
-        assert wait_until(lambda: bool(log.steps))
+        assert served.wait_until(lambda: bool(log.steps))
         bench.engine.submit([bench.request(served.toy_job(toy, steps=30))[1]])
         start = time.perf_counter()
         with pytest.raises(QueueFull) as refusal:
@@ -319,13 +319,6 @@ def test_merged_terms_give_each_row_what_it_has_alone() -> None:
         assert torch.allclose(projected[rows], project(linear, hidden[rows], "q", part.loras), atol=1e-6)
         start += count
     assert not whole[6:].any()  # padding
-
-
-def wait_until(is_true: Any, seconds: float = 30) -> bool:
-    end = time.monotonic() + seconds
-    while not is_true() and time.monotonic() < end:
-        time.sleep(0.005)
-    return bool(is_true())
 
 
 def test_pictures_of_the_tests_differ(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from imprompt.errors import ImpromptError
 from importlib.metadata import version
 from imprompt.serving.failures import ApiError
 from imprompt.serving.middleware import Gate, answer_error
-from imprompt.serving.routes import health_api, jobs_api, openai_api
+from imprompt.serving.routes import a1111_api, health_api, jobs_api, openai_api
 from imprompt.serving.service import Service
 
 _DESCRIPTION = """Pictures from image prompts. Three APIs stand on one queue: `/api` (jobs with events), `/v1` (the
@@ -26,7 +26,7 @@ def create_app(service: Service) -> ASGIApp:
     """Build the application; the service is started and closed by the caller."""
     app = FastAPI(title="imprompt", version=version("imprompt"), description=_DESCRIPTION, docs_url=None, redoc_url=None)
     router = APIRouter()
-    for part in (jobs_api, openai_api, health_api):
+    for part in (jobs_api, openai_api, a1111_api, health_api):
         part.add_routes(router, service)
     app.include_router(router)
     for kind in (ImpromptError, HTTPException, Exception):

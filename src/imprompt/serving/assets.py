@@ -190,3 +190,10 @@ def decode_data(text: str, name: str = "the picture", *, limits: Limits) -> byte
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"{name} is not valid base64") from error
+
+
+def store_mask(mask: Image.Image, assets: AssetStore) -> str:
+    """Store a gray picture as a mask, and return its id."""
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    return assets.add_now(file.getvalue(), "mask").id

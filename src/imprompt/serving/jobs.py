@@ -149,6 +149,12 @@ class ServedJob:
         for wake in self._watchers:
             wake()
 
+    def find_preview(self) -> str | None:
+        """Return the latest preview as a data: URI; None if there is none."""
+        with self._lock:
+            previews = (event.data["image"] for event in reversed(self._events) if event.name == "preview")
+            return next(previews, None)
+
     def drop_previews(self) -> None:
         """Forget the previews of a job that is over; they are most of its memory."""
         with self._lock:

@@ -4,7 +4,6 @@ The fields are those of openai-python 3.57 (types/image_generate_params.py and i
 have the names that vLLM-Omni 0.30 and SGLang-diffusion 0.5.23 share.
 """
 
-import io
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -14,8 +13,7 @@ from typing import Any
 from PIL import Image
 
 from imprompt.errors import ConfigError
-from imprompt.inputs.image import load_image
-from imprompt.serving.assets import AssetStore
+from imprompt.serving.assets import AssetStore, store_mask
 from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import Form
 from imprompt.serving.requests import GenerationRequest, ReferenceRequest, parse_request
@@ -286,9 +284,3 @@ def convert_mask(mask: str, picture: str, assets: AssetStore) -> str:
         alpha = opened.convert("RGBA").getchannel("A")
     return store_mask(alpha.point(lambda value: 255 - value), assets)
 
-
-def store_mask(mask: Image.Image, assets: AssetStore) -> str:
-    """Store a gray picture as a mask, and return its id."""
-    file = io.BytesIO()
-    load_image(mask).save(file, "PNG")
-    return assets.add_now(file.getvalue(), "mask").id

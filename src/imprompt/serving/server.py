@@ -5,6 +5,7 @@ import contextlib
 import logging
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 
@@ -118,5 +119,7 @@ def log_to_standard_error() -> None:
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("imprompt").setLevel(logging.INFO)
+    # It repeats words of a prompt, which belong into the client's answer and into no log.
+    warnings.filterwarnings("ignore", message="this base reads")
 
 

@@ -132,7 +132,7 @@ class Engine:
         """Estimate how long the work takes that waits or is under way."""
         with self._changed:
             requests = [*self._queue, *(active.request for active in self._active)]
-            return sum(self.estimate(request) for request in requests)
+            return sum((self.estimate(request) for request in requests), 0.0)
 
     def estimate(self, request: PictureRequest) -> float:
         """Estimate the seconds of one picture, alone."""
@@ -150,7 +150,7 @@ class Engine:
             QueueFull: there is too much work already; pictures are always taken while nothing waits
         """
         with self._changed:
-            before = sum(map(self.estimate, self._queue))
+            before = sum(map(self.estimate, self._queue), 0.0)
             ahead = before + sum(map(self.estimate, requests))
             if before and ahead > self._queue_seconds:
                 raise QueueFull(ahead - self._queue_seconds)

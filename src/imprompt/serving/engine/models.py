@@ -14,6 +14,8 @@ from torch import Tensor
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.diffusers_internals import get_execution_device
+from imprompt.attention.layer_weights import list_modes
+from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.generation.base_parts import build_scheduler
 from imprompt.generation.models import load_controlnet
 from imprompt.generation.run import JobModels, load_base, load_job_adapter
@@ -90,6 +92,14 @@ class ModelStore:
     def loaded(self) -> list[str]:
         """The names of the models in memory."""
         return list(self._models)
+
+    def find_modes(self, name: str) -> list[str]:
+        """Return the modes of `Reference.layers` that a model has; none if it is not in memory."""
+        model = self._models.get(name)
+        if model is None:
+            return []
+        unet: Any = model.denoiser.unet
+        return list_modes({number: layer for number, (layer, _) in find_cross_attention_layers(unet).items()})
 
     @contextmanager
     def use(self, served: ServedModel, job: RequestJob) -> Iterator[LoadedModel]:

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import random
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header
@@ -12,18 +11,18 @@ from PIL import Image
 from starlette.requests import Request
 
 from imprompt.errors import ConfigError, ImageError, MissingExtra
-from imprompt.generation.job.samplers import SAMPLERS
 from imprompt.inputs.choices import CropName
 from imprompt.reference import Reference
 from imprompt.serving.assets import Asset, UnknownAsset
+from imprompt.serving.capabilities import describe_capabilities
 from imprompt.serving.engine.models import LoadedModel
 from imprompt.serving.failures import ApiError
-from imprompt.serving.jobs import OVER, Event, ServedJob, describe_error, describe_picture
+from imprompt.serving.forms import parse_json
+from imprompt.serving.jobs import OVER, ServedJob, describe_error, describe_picture
 from imprompt.serving.request_job import RequestJob
-from imprompt.serving.requests import MAX_PREVIEWS, MAX_REFERENCES, GenerationRequest, parse_request
+from imprompt.serving.requests import GenerationRequest, parse_request
 from imprompt.serving.routes.waiting import client_of, stream_events, with_pings
 from imprompt.serving.service import Service
-from imprompt.serving.settings import ServedModel
 
 _TYPES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
 _GAP = 8
@@ -33,13 +32,20 @@ def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes of jobs, assets, examples and capabilities."""
     _add_jobs(router, service)
     _add_pictures(router, service)
-    router.add_api_route("/api/capabilities", lambda: describe_capabilities(service), methods=["GET"])
+
+    @router.get("/api/capabilities")
+    async def describe() -> dict[str, Any]:
+        """Return models, adapters, samplers and limits."""
+        return await asyncio.to_thread(describe_capabilities, service)
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
-    @router.post("/api/jobs", status_code=202)
-    async def submit(request: Request, values: Annotated[dict[str, Any], Body()]) -> JSONResponse:
-        """Put a job into the queue; its schema is GenerationRequest."""
+    body = {"content": {"application/json": {"schema": GenerationRequest.model_json_schema()}}, "required": True}
+
+    @router.post("/api/jobs", status_code=202, openapi_extra={"requestBody": body})
+    async def submit(request: Request) -> JSONResponse:
+        """Put a job into the queue."""
+        values = parse_json(await request.body())
         job = await service.submit(parse_request(values), client_of(request))
         return JSONResponse(describe_job(service, job), 202, {"Location": f"/api/jobs/{job.id}"})
 
@@ -53,7 +59,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         """Send the events of a job, from the beginning or after Last-Event-ID."""
         job = _find_job(service, name)
         events = job.follow(last_event_id, lambda: service.jobs.find_place(job))
-        return stream_events(with_pings(_without_end(events)))
+        return stream_events(with_pings(events))
 
     @router.delete("/api/jobs/{name}")
     async def cancel(name: str) -> dict[str, Any]:
@@ -70,11 +76,6 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         if picture is None:
             raise ApiError(404, f"job {name[:40]} has no picture {index} (yet)", code="not_found")
         return FileResponse(picture.path, media_type=_TYPES[picture.path.suffix])
-
-
-async def _without_end(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    async for event in events:
-        yield event
 
 
 def _find_job(service: Service, name: str) -> ServedJob:
@@ -217,39 +218,3 @@ def draw_view(
 
 def _list_views(loaded: LoadedModel, adapter: str, reference: Reference) -> list[Image.Image]:
     return loaded.adapters[adapter].views(reference)
-
-
-# Capabilities
-
-
-def describe_capabilities(service: Service) -> dict[str, Any]:
-    """Return models, adapters, samplers and limits."""
-    limits = service.settings.limits
-    return {
-        "models": [_describe_model(model) for model in service.settings.models],
-        "schedulers": list(SAMPLERS),
-        "limits": {
-            **limits.model_dump(exclude={"assets_megabytes", "finished_jobs"}),
-            "references": MAX_REFERENCES,
-            "previews": MAX_PREVIEWS,
-        },
-        "queue": {
-            "waiting": service.engine.waiting,
-            "running": service.engine.running,
-            "estimated_seconds": round(service.engine.estimate_seconds(), 1),
-        },
-        "can_draw": service.options.draw is not None,
-        "request": GenerationRequest.model_json_schema(),
-    }
-
-
-def _describe_model(model: ServedModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "adapters": [{"name": name} for name in model.adapters],
-        "controls": list(model.controls),
-        "steps": model.steps,
-        "guidance_scale": model.guidance_scale,
-        "width": model.width,
-        "height": model.height,
-    }
