@@ -1,33 +1,28 @@
 // The dialog in which an area is painted. The area becomes a picture: white inside, black outside.
 
-import { find, findAll, make } from "./dom.js";
+import { $, make, setSource } from "./dom.js";
 import { canvasBlob } from "./pictures.js";
 
-const AREAS = { all: [0, 0, 1, 1], left: [0, 0, 0.5, 1], right: [0.5, 0, 0.5, 1], top: [0, 0, 1, 0.5], bottom: [0, 0.5, 1, 0.5], none: null };
+const AREAS = { All: [0, 0, 1, 1], Left: [0, 0, 0.5, 1], Right: [0.5, 0, 0.5, 1], Top: [0, 0, 1, 0.5], Bottom: [0, 0.5, 1, 0.5], None: [0, 0, 0, 0] };
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-const dialog = find("#brush");
-const canvas = find("canvas", dialog);
+const dialog = $("#brush");
+const canvas = $("canvas", dialog);
 const context = canvas.getContext("2d", { willReadFrequently: true });
-const cursor = find(".cursor", dialog);
-const place = { x: 0.5, y: 0.5 };
-let last = null;
-let finish = null;
+let place = { x: 0.5, y: 0.5 };
+let isDown = false;
+let finish = () => {};
 
 /**
- * Let the user paint. Returns a PNG, null for "everywhere" (nothing or all is painted), or undefined if it is canceled.
- * @param {{title: string, hint: string, width: number, height: number, background: string, mask: string}} options
- *   width, height: of the area in pixels; background, mask: addresses of pictures, "" for none
+ * Let the user paint; width and height are those of the area, background and mask are addresses or "".
+ * Returns a PNG; null if all or nothing is painted, which means everywhere; undefined if it is canceled.
  */
 export async function paintArea({ title, hint, width, height, background, mask }) {
-  find("#brush-title").textContent = title;
-  find("#brush-hint").textContent = hint;
+  $("h2", dialog).textContent = title;
+  $("p", dialog).textContent = hint;
   Object.assign(canvas, { width, height });
-  const backdrop = find(".board img");
-  backdrop.hidden = !background;
-  if (background) backdrop.src = background;
-  find(".board").style.aspectRatio = `${width} / ${height}`;
-  find(".board").style.setProperty("--ratio", width / height);
+  $(".board").style.setProperty("--ratio", width / height);
+  setSource($("img", dialog), background);
   if (mask) await drawMask(mask);
   dialog.showModal();
   return new Promise((done) => (finish = done));
@@ -42,44 +37,39 @@ async function drawMask(url) {
   context.putImageData(pixels, 0, 0);
 }
 
-async function readMask() {
-  const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
-  let sum = 0;
-  for (let at = 3; at < data.length; at += 4) sum += data[at];
-  if (sum === 0 || sum === data.length / 4 * 255) return null;
-  context.globalCompositeOperation = "source-in";
-  fill(0, 0, 1, 1, "#fff");
+function readMask() {
+  const opacities = context.getImageData(0, 0, canvas.width, canvas.height).data.filter((_, at) => at % 4 === 3);
+  if (opacities.every((one) => one === opacities[0])) return null;
   context.globalCompositeOperation = "destination-over";
-  fill(0, 0, 1, 1, "#000");
+  fill(AREAS.All, "#000");
   context.globalCompositeOperation = "source-over";
   return canvasBlob(canvas);
 }
 
-function fill(x, y, width, height, color) {
+function fill([x, y, width, height], color) {
   context.fillStyle = color;
   context.fillRect(x * canvas.width, y * canvas.height, width * canvas.width, height * canvas.height);
 }
 
-const brushSize = () => find("[type=range]", dialog).value / 100;
+const brushSize = (width, height) => ($("#size").value / 100) * Math.min(width, height);
 
-function paintTo({ x, y }, from) {
-  const erases = find("[value=erase]", dialog).checked;
-  context.globalCompositeOperation = erases ? "destination-out" : "source-over";
+/** Paint or erase from the place of the brush to another one. */
+function paintTo({ x, y }) {
+  context.globalCompositeOperation = $("#erase").checked ? "destination-out" : "source-over";
   context.strokeStyle = "#fff";
   context.lineCap = "round";
-  context.lineWidth = brushSize() * Math.min(canvas.width, canvas.height);
+  context.lineWidth = brushSize(canvas.width, canvas.height);
   context.beginPath();
-  context.moveTo((from ?? { x }).x * canvas.width, (from ?? { y }).y * canvas.height);
+  context.moveTo(place.x * canvas.width, place.y * canvas.height);
   context.lineTo(x * canvas.width + 0.01, y * canvas.height);
   context.stroke();
   context.globalCompositeOperation = "source-over";
 }
 
-function moveCursor({ x, y }) {
-  Object.assign(place, { x: Math.min(1, Math.max(0, x)), y: Math.min(1, Math.max(0, y)) });
-  const { width, height } = canvas.getBoundingClientRect();
-  const size = brushSize() * Math.min(width, height);
-  Object.assign(cursor.style, { left: `${place.x * 100}%`, top: `${place.y * 100}%`, width: `${size}px`, height: `${size}px` });
+function moveTo({ x, y }) {
+  place = { x: Math.min(1, Math.max(0, x)), y: Math.min(1, Math.max(0, y)) };
+  const size = `${brushSize(canvas.clientWidth, canvas.clientHeight)}px`;
+  Object.assign($(".board i").style, { left: `${place.x * 100}%`, top: `${place.y * 100}%`, width: size, height: size });
 }
 
 function locate(event) {
@@ -89,43 +79,35 @@ function locate(event) {
 
 canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(event.pointerId);
-  last = locate(event);
-  moveCursor(last);
-  paintTo(last);
+  isDown = true;
+  moveTo(locate(event));
+  paintTo(place);
 });
 canvas.addEventListener("pointermove", (event) => {
-  const now = locate(event);
-  moveCursor(now);
-  if (!last) return;
-  paintTo(now, last);
-  last = now;
+  if (isDown) paintTo(locate(event));
+  moveTo(locate(event));
 });
-for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (last = null));
-
-canvas.addEventListener("focus", () => moveCursor(place));
+for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (isDown = false));
+canvas.addEventListener("focus", () => moveTo(place));
 canvas.addEventListener("keydown", (event) => {
+  const [x, y] = KEYS[event.key] ?? [0, 0];
   if (event.key === " ") paintTo(place);
-  else if (event.key in KEYS) {
-    const [x, y] = KEYS[event.key];
-    moveCursor({ x: place.x + x * 0.05, y: place.y + y * 0.05 });
-  } else return;
+  else if (x || y) moveTo({ x: place.x + x * 0.05, y: place.y + y * 0.05 });
+  else return;
   event.preventDefault();
 });
 
-for (const button of findAll("[data-area]", dialog)) {
+for (const [name, area] of Object.entries(AREAS)) {
+  const button = make("button", { type: "button", className: "plain", textContent: name });
   button.addEventListener("click", () => {
     context.clearRect(0, 0, canvas.width, canvas.height);
-    const area = AREAS[button.dataset.area];
-    if (area) fill(...area, "#fff");
+    fill(area, "#fff");
   });
+  $("#areas").append(button);
 }
-for (const button of findAll("[data-end]", dialog)) {
-  button.addEventListener("click", async () => end(button.dataset.end === "done" ? await readMask() : undefined));
-}
-dialog.addEventListener("cancel", () => end(undefined));
-
-function end(result) {
-  finish?.(result);
-  finish = null;
-  if (dialog.open) dialog.close();
-}
+$("#done").addEventListener("click", async () => {
+  finish(await readMask());
+  dialog.close();
+});
+$("#cancel").addEventListener("click", () => dialog.close());
+dialog.addEventListener("close", () => finish(undefined));

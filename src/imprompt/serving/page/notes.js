@@ -1,83 +1,54 @@
-// What settings mean together, in words beside the control that it is about.
+// What settings mean together, in words for the place beside the control.
 
 import { activeReferences } from "./settings.js";
 
-const HIGH_GUIDANCE = 12;
+const GARISH = 12;
 
-/** Return notes {place, text, kind}: kind is "hint", "warning", or "error", which keeps Generate from working. */
+/** Return notes [place, kind, text]; the kind is "hint", or "error", with which nothing can be generated. */
 export function listNotes(settings, model, limits) {
+  const references = settings.references.flatMap((one, index) =>
+    one.on ? keepTrue(noteReference(one, settings, model)).map((note) => [`references[${index}]`, ...note]) : []);
+  return [...references, ...keepTrue(noteScalars(settings, model, limits))];
+}
+
+/** Drop the first item of each note, which says whether the note is to the point. */
+const keepTrue = (notes) => notes.filter(([isTrue]) => isTrue).map(([, ...note]) => note);
+
+function noteReference(one, settings, model) {
+  const adapter = model.adapters.find(({ name }) => name === settings.adapter) ?? model.adapters[0];
+  const { width, height } = one.image;
+  const isLong = Math.max(width, height) > 1.4 * Math.min(width, height);
   return [
-    ...noteReferences(settings, model),
-    ...noteText(settings, model),
-    ...noteSampling(settings, model, limits),
-    ...noteStart(settings, model),
+    [one.start >= one.end, "error", "It ends before it begins."],
+    [one.scale === 0, "hint", "At strength 0 this picture has no effect."],
+    [one.scale < 0, "hint", "Below 0 the result moves away from this picture."],
+    [one.scale >= 1 && one.layers === "full" && settings.prompt.trim(), "hint",
+      "At this strength the text counts for little. Try 0.5 to 0.8."],
+    [isLong && one.crop === "center", "hint", "Only the middle square is seen. Choose another crop below."],
+    [adapter.takes.includes("face_embedding"), "hint", "This adapter reads the face. The picture must show one."],
   ];
 }
 
-const hint = (place, text) => ({ place, text, kind: "hint" });
-const warning = (place, text) => ({ place, text, kind: "warning" });
-const error = (place, text) => ({ place, text, kind: "error" });
-
-function noteReferences(settings, model) {
-  const notes = settings.references.flatMap((one, index) => noteReference(one, `references[${index}]`, settings, model));
-  const active = activeReferences(settings);
-  const total = active.reduce((sum, one) => sum + Math.max(0, one.scale), 0);
-  if (active.length > 1 && total > 1.6 && active.filter((one) => !one.mask && one.layers === "full").length > 1) {
-    notes.push(hint("references", `The strengths add up to ${total.toFixed(2)}. Lower them, or give each its own area.`));
-  }
-  return notes;
-}
-
-function noteReference(one, place, settings, model) {
-  if (!one.image || !one.on) return [];
-  const notes = [];
-  const adapter = one.adapter || settings.adapter || model.adapters[0]?.name;
-  const takes = model.adapters.find((known) => known.name === adapter)?.takes ?? [];
-  if (one.scale === 0) notes.push(hint(place, "At strength 0 this picture has no effect."));
-  if (one.scale < 0) notes.push(hint(place, "Below 0 the result moves away from this picture."));
-  if (one.scale >= 1 && settings.prompt.trim() && one.layers === "full") {
-    notes.push(hint(place, "At this strength the text counts for little. Try 0.5 to 0.8."));
-  }
-  if (one.start >= one.end) notes.push(error(place, "It ends before it begins. Move “From step” or “To step”."));
-  if (takes.includes("face_embedding")) notes.push(hint(place, "This adapter reads the face. The picture must show one."));
-  if (one.crop === "center" && isLong(one.image)) {
-    notes.push(hint(place, "Only the middle square is seen. Another crop is under “When, where, crop”."));
-  }
-  return notes;
-}
-
-const isLong = ({ width, height }) => Math.max(width, height) > 1.4 * Math.min(width, height);
-
-function noteText(settings, model) {
+function noteScalars(settings, model, limits) {
+  const { start, prompt } = settings;
+  const steps = settings.steps ?? model.steps;
   const guidance = settings.guidance_scale ?? model.guidance_scale;
-  const notes = [];
-  if (settings.negative_prompt.trim() && guidance <= 1) {
-    notes.push(warning("negative_prompt", "A negative text acts only with guidance above 1."));
-  }
-  if (!settings.prompt.trim() && !activeReferences(settings).length && !settings.start.image) {
-    notes.push(hint("prompt", "Without a text and a picture, the model invents something."));
-  }
-  return notes;
-}
-
-function noteSampling(settings, model, limits) {
-  const notes = [];
-  const guidance = settings.guidance_scale ?? model.guidance_scale;
-  if (guidance > HIGH_GUIDANCE) notes.push(warning("guidance_scale", "Guidance this high makes colors garish."));
-  if ((settings.steps ?? model.steps) > limits.steps) notes.push(error("steps", `This server makes at most ${limits.steps} steps.`));
-  if ((settings.count ?? 1) > limits.count) notes.push(error("count", `This server makes at most ${limits.count} pictures at once.`));
-  if (Math.max(settings.width ?? 0, settings.height ?? 0) > limits.side) {
-    notes.push(error("width", `A side has at most ${limits.side} pixels here.`));
-  }
-  return notes;
-}
-
-function noteStart({ start, steps }, model) {
-  if (!start.image) return [];
-  const made = Math.floor((steps ?? model.steps) * start.strength);
-  const notes = made < 1 ? [error("strength", "That is less than one step. Repaint more, or take more steps.")] : [];
-  if (start.mask && start.strength < 0.5) {
-    notes.push(hint("strength", "The painted area keeps much of what is there. Repaint more to replace it."));
-  }
-  return notes;
+  const full = activeReferences(settings).filter((one) => one.layers === "full" && !one.mask && one.scale > 0);
+  const sum = full.reduce((total, one) => total + one.scale, 0);
+  const isBlank = !prompt.trim() && !activeReferences(settings).length && !start.image;
+  return [
+    [full.length > 1 && sum > 1.6, "references", "hint",
+      `The strengths add up to ${sum.toFixed(2)}. Lower them, or give each picture its own area.`],
+    [isBlank, "prompt", "hint", "Without a text and a picture, the model invents something."],
+    [settings.negative_prompt.trim() && guidance <= 1, "negative_prompt", "hint",
+      "A negative text acts only with guidance above 1."],
+    [guidance > GARISH, "guidance_scale", "hint", "Guidance this high makes colors garish."],
+    [steps > limits.steps, "steps", "error", `This server makes at most ${limits.steps} steps.`],
+    [settings.count > limits.count, "count", "error", `This server makes at most ${limits.count} pictures at once.`],
+    [Math.max(settings.width, settings.height) > limits.side, "width", "error", `A side has at most ${limits.side} pixels here.`],
+    [start.image && Math.floor(steps * start.strength) < 1, "strength", "error",
+      "That is less than one step. Repaint more, or take more steps."],
+    [start.image && start.mask && start.strength < 0.5, "strength", "hint",
+      "The painted area keeps much of what is there. Repaint more to replace it."],
+  ];
 }

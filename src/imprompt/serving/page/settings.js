@@ -1,80 +1,69 @@
-// What the user has set: kept in the browser and, but for the pictures, in the address; and the request it becomes.
+// What the user has set, kept in the browser and, except for pictures, in the address; and the request that it becomes.
 
 const KEY = "imprompt.settings";
 
-const DEFAULTS = {
+/** null: the default of the model. */
+const SCALARS = {
   model: null, adapter: null, prompt: "", negative_prompt: "", steps: null, guidance_scale: null, seed: null,
   count: null, width: null, height: null, scheduler: null,
 };
-const REFERENCE = {
-  on: true, scale: 0.7, layers: "full", start: 0, end: 1, crop: "center", mask: null, adapter: null,
-  face_scale: 1, lora_scale: 1,
-};
+const REFERENCE = { on: true, scale: 0.7, layers: "full", start: 0, end: 1, crop: "center", mask: null, face_scale: 1 };
 const START = { image: null, strength: 0.8, mask: null };
 const CONTROL = { image: null, model: null, scale: 1 };
 
-export const emptySettings = () => structuredClone({ ...DEFAULTS, references: [], start: START, control: CONTROL });
-
 /** A reference of a picture {id, name, width, height}. */
-export const newReference = (image) => ({ ...REFERENCE, image });
+export const newReference = (image) => ({ ...REFERENCE, image, key: String(Math.random()) });
 
-/** Copy values into settings, which other parts of the page hold; unknown names are left out. */
-export function assign(settings, values) {
-  for (const name of Object.keys(DEFAULTS)) settings[name] = values[name] ?? DEFAULTS[name];
-  settings.references = (values.references ?? []).map((one) => ({ ...REFERENCE, ...structuredClone(one) }));
-  Object.assign(settings.start, START, structuredClone(values.start));
-  Object.assign(settings.control, CONTROL, structuredClone(values.control));
+export function completeSettings(values = {}) {
+  const copy = structuredClone(values);
+  const scalars = Object.entries(SCALARS).map(([name, initial]) => [name, copy[name] ?? initial]);
+  return {
+    ...Object.fromEntries(scalars),
+    references: (copy.references ?? []).map((one) => ({ ...newReference(one.image), ...one })),
+    start: { ...START, ...copy.start },
+    control: { ...CONTROL, ...copy.control },
+  };
 }
 
-/** Read the settings of this tab, or else of the last one, with those of the address above them; null: none. */
+/** The settings of this tab, or else of the last one, with those of the address above them; null: a first visit. */
 export function loadSettings() {
-  const stored = readStore(sessionStorage, KEY) ?? readStore(localStorage, KEY);
-  const shared = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  if (!stored && !Object.keys(shared).length) return null;
-  const settings = emptySettings();
-  assign(settings, stored ?? {});
-  for (const [name, text] of Object.entries(shared)) {
-    if (name in DEFAULTS) settings[name] = isNumeric(name) ? Number(text) || 0 : text;
-  }
-  return settings;
+  const stored = readStores(KEY);
+  const shared = [...new URLSearchParams(location.hash.slice(1))].filter(([name]) => name in SCALARS);
+  if (!stored && !shared.length) return null;
+  const isText = (name) => ["model", "adapter", "prompt", "negative_prompt", "scheduler"].includes(name);
+  const values = shared.map(([name, text]) => [name, isText(name) ? text : Number(text) || 0]);
+  return completeSettings({ ...stored, ...Object.fromEntries(values) });
 }
-
-const isNumeric = (name) => ["steps", "guidance_scale", "seed", "count", "width", "height"].includes(name);
 
 export function saveSettings(settings) {
   writeStores(KEY, settings);
-  const shared = Object.keys(DEFAULTS).filter((name) => settings[name] !== null && settings[name] !== "");
-  const query = new URLSearchParams(shared.map((name) => [name, settings[name]]));
-  history.replaceState(null, "", `${location.pathname}${shared.length ? `#${query}` : ""}`);
+  const shared = Object.keys(SCALARS).filter((name) => settings[name] !== SCALARS[name]);
+  history.replaceState(null, "", `#${new URLSearchParams(shared.map((name) => [name, settings[name]]))}`);
 }
 
-export function readStore(store, key) {
+export function readStores(key) {
   try {
-    return JSON.parse(store.getItem(key));
+    return JSON.parse(sessionStorage.getItem(key) ?? localStorage.getItem(key));
   } catch {
     return null;
   }
 }
 
-/** Store for this tab and for the next one; without room or permission nothing is kept. */
+/** Store for this tab and for the next one; a private window may refuse. */
 export function writeStores(key, value) {
-  for (const store of [sessionStorage, localStorage]) {
-    try {
-      store.setItem(key, JSON.stringify(value));
-    } catch { /* private windows may refuse */ }
-  }
+  try {
+    for (const store of [sessionStorage, localStorage]) store.setItem(key, JSON.stringify(value));
+  } catch { /* then nothing is kept */ }
 }
 
-export const activeReferences = (settings) => settings.references.filter((one) => one.on && one.image);
+export const activeReferences = (settings) => settings.references.filter((one) => one.on);
 
-/** The request of these settings; what equals the default of the API is left out. */
 export function buildRequest(settings, model) {
   const { start, control } = settings;
-  const controls = control.image ? [{ image: control.image.id, model: control.model ?? model.controls[0], scale: control.scale }] : [];
-  const references = activeReferences(settings).map((one) => buildReference(one, settings.adapter));
+  const references = activeReferences(settings).map(buildReference);
   return dropEmpty({
     model: model.name,
-    adapter: references.length ? settings.adapter ?? model.adapters[0]?.name : null,
+    adapter: references.length ? settings.adapter ?? model.adapters[0].name : null,
     prompt: settings.prompt.trim(),
     negative_prompt: settings.negative_prompt.trim(),
     references,
@@ -88,25 +77,27 @@ export function buildRequest(settings, model) {
     init_image: start.image?.id,
     strength: start.image && start.strength,
     inpaint: start.image && start.mask,
-    controls,
+    controls: control.image ? [{ image: control.image.id, model: control.model ?? model.controls[0], scale: control.scale }] : [],
   });
 }
 
-function buildReference(one, adapter) {
-  const request = { images: one.image.id, scale: one.scale };
-  for (const name of ["layers", "start", "end", "crop", "mask", "adapter", "face_scale", "lora_scale"]) {
-    if (one[name] !== REFERENCE[name] && one[name] !== "") request[name] = one[name];
-  }
-  if (request.adapter === adapter) delete request.adapter;
-  return request;
+function buildReference({ image, scale, ...rest }) {
+  const changed = Object.entries(rest).filter(([name, value]) => name in REFERENCE && value !== REFERENCE[name]);
+  return { images: image.id, scale, ...Object.fromEntries(changed) };
 }
 
-const isEmpty = (value) => value === null || value === undefined || value === "" || value.length === 0;
+const isEmpty = (value) => value === null || value === undefined || value.length === 0;
 const dropEmpty = (values) => Object.fromEntries(Object.entries(values).filter(([, value]) => !isEmpty(value)));
 
 /** The ids of all pictures of a request. */
-export function listPictures(request) {
-  const ids = [request.init_image, request.inpaint, ...(request.controls ?? []).map((one) => one.image)];
-  for (const one of request.references ?? []) ids.push(one.images, one.mask);
+export function listPictures({ references = [], controls = [], init_image: init, inpaint }) {
+  const ids = [...references.flatMap((one) => [one.images, one.mask]), init, inpaint, ...controls.map((one) => one.image)];
   return [...new Set(ids.filter(Boolean))];
+}
+
+/** Id → name of all pictures of settings. */
+export function namePictures({ references, start, control }) {
+  const named = [...references.map((one) => one.image), start.image, control.image].filter(Boolean);
+  const masks = [...references.map((one, index) => [one.mask, `area-${index + 1}`]), [start.mask, "area"]];
+  return Object.fromEntries([...masks, ...named.map((image) => [image.id, image.name])]);
 }
