@@ -4,30 +4,27 @@ const ENDS = ["done", "error", "canceled"];
 const EVENTS = ["queued", "started", "step", "preview", "warning", "image", ...ENDS];
 
 export const isOver = (job) => ["done", "failed", "canceled"].includes(job.status);
+export const asSentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 
+/** status: 0 without an answer; place: the field at fault. */
 export class ApiError extends Error {
-  /** status: 0 without an answer; place: the field at fault; wait: seconds after which there may be room. */
-  constructor(message, { status = 0, place = "", wait = 0 } = {}) {
-    super(message);
-    Object.assign(this, { status, place, wait });
-  }
+	constructor(message, { status = 0, place = "" } = {}) {
+		super(message);
+		Object.assign(this, { status, place });
+	}
 }
 
 export async function call(method, path, body) {
-  const isBlob = body instanceof Blob;
-  const headers = body ? { "content-type": isBlob ? body.type : "application/json" } : {};
-  const options = { method, headers, body: isBlob || !body ? body : JSON.stringify(body) };
-  const response = await fetch(path, options).catch(() => {
-    throw new ApiError("The server does not answer. Does it still run?");
-  });
-  if (response.ok) return response;
-  const { error } = await response.json().catch(() => ({}));
-  throw new ApiError(asSentence(error?.message ?? `The server answers ${response.status}`), {
-    status: response.status, place: error?.param ?? "", wait: Number(response.headers.get("retry-after")),
-  });
+	const type = body instanceof Blob ? body.type : "application/json";
+	const content = body instanceof Blob ? body : JSON.stringify(body);
+	const response = await fetch(path, { method, body: content, headers: { "content-type": type } }).catch(() => {
+		throw new ApiError("The server does not answer. Does it still run?");
+	});
+	if (response.ok) return response;
+	const { status } = response;
+	const { error } = await response.json().catch(() => ({}));
+	throw new ApiError(asSentence(error?.message ?? `The server answers ${status}`), { status, place: error?.param ?? "" });
 }
-
-export const asSentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 
 const json = async (...request) => (await call(...request)).json();
 
@@ -43,17 +40,17 @@ export const pictureUrl = (id) => (id ? `/api/assets/${id}` : "");
 export const viewUrl = (id, options) => `${pictureUrl(id)}/view?${new URLSearchParams(options)}`;
 
 /**
- * Call onEvent(name, data) for all events of a job, past ones first. A browser that loses the connection connects
- * again with Last-Event-ID; onLost(isFinal) is called each time.
+ * Call onEvent(name, data) for all events of a job, past ones first. After a loss, of which onLost(isFinal) hears, the
+ * browser connects again with Last-Event-ID.
  */
 export function followJob(id, onEvent, onLost) {
-  const source = new EventSource(`/api/jobs/${id}/events`);
-  for (const name of EVENTS) {
-    source.addEventListener(name, (event) => {
-      // "error" is an event of the browser, and one of the server, which has data.
-      if (!event.data) return onLost(source.readyState === EventSource.CLOSED);
-      if (ENDS.includes(name)) source.close();
-      onEvent(name, JSON.parse(event.data));
-    });
-  }
+	const source = new EventSource(`/api/jobs/${id}/events`);
+	for (const name of EVENTS) {
+		source.addEventListener(name, ({ data }) => {
+			// "error" is an event of the browser, and one of the server, which has data.
+			if (!data) return onLost(source.readyState === EventSource.CLOSED);
+			if (ENDS.includes(name)) source.close();
+			onEvent(name, JSON.parse(data));
+		});
+	}
 }

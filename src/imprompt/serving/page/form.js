@@ -5,129 +5,142 @@ import { $, $$, fillSelect, make, patchList, setSource } from "./dom.js";
 import { listNotes } from "./notes.js";
 
 const USES = {
-  full: "Everything", style: "Style", composition: "Layout", "strong style": "Style, strong",
-  "precise style": "Style without layout", "precise composition": "Layout without style",
+	full: "Everything", style: "Style", composition: "Layout", "strong style": "Style, strong",
+	"precise style": "Style without layout", "precise composition": "Layout without style",
 };
-const CROPS = { center: "Middle", pad: "All, with a margin", stretch: "All, stretched", tiles: "All, in tiles" };
-/** Fields of a request that have no control of their name, and the controls that they are about. */
+/** Fields of a request → the controls that they are about. */
 const CONTROLS = { strength: "start.strength", init_image: "start.strength", inpaint: "start.strength", controls: "control.scale", height: "width" };
 
 const percent = (value) => `${Math.round(value * 100)} %`;
+const chooseAdapter = ({ settings, model }) => model.adapters.find(({ name }) => name === settings.adapter) ?? model.adapters[0];
+
+export const referenceOf = (element, { settings }) =>
+	settings.references.find((one) => one.key === element.closest(".card")?.dataset.key);
 
 /** The object that holds the value of a field, and the value's name: "start.strength" is `strength` of `start`. */
-function locate(field, { settings }) {
-  const card = field.closest(".card");
-  const owner = card ? settings.references.find((one) => one.key === card.dataset.key) : settings;
-  const [name, inner] = field.name.split(".");
-  return inner ? [owner[name], inner] : [owner, name];
+function locate(field, page) {
+	const owner = referenceOf(field, page) ?? page.settings;
+	const [name, inner] = field.name.split(".");
+	return inner ? [owner[name], inner] : [owner, name];
 }
 
 function findDefault(name, { capabilities, model }) {
-  const defaults = { model: capabilities.models[0].name, adapter: model.adapters[0]?.name, count: 1, scheduler: "",
-    steps: model.steps, guidance_scale: model.guidance_scale };
-  return defaults[name] ?? null;
+	const { steps, guidance_scale } = model;
+	return { steps, guidance_scale, model: capabilities.models[0].name, adapter: model.adapters[0]?.name, count: 1, scheduler: "" }[name] ?? null;
 }
 
-/** Store what a field says. A value that is not allowed is not stored; the browser says why. */
+/** Store what a field says; a value that is not allowed is not stored. */
 export function readField(field, page) {
-  const [owner, name] = locate(field, page);
-  const isNumber = ["number", "range"].includes(field.type);
-  const text = isNumber && field.value ? Number(field.value) : isNumber ? null : field.value;
-  const value = field.type === "checkbox" ? field.checked : text;
-  if (field.validity.valid && !(value === null && name === "scale")) owner[name] = value === findDefault(name, page) ? null : value;
+	const [owner, name] = locate(field, page);
+	let { value } = field;
+	if (field.type === "checkbox") value = field.checked;
+	else if (["number", "range"].includes(field.type)) value = value === "" ? null : Number(value);
+	if (!field.validity.valid || (value === null && name === "scale")) return;
+	owner[name] = value === findDefault(name, page) ? null : value;
 }
 
-/** Show the settings in all fields, except in the one that is being edited. */
+/** Show the settings in all fields, except in the one that is being edited, and notes. */
 export function showForm(page, edited) {
-  const { settings, model, capabilities } = page;
-  patchList($("#references"), settings.references, () => createCard(page), (card, one, index) => showCard(card, one, index, page));
-  for (const name of ["start", "control"]) showSlot(name, settings[name]);
-  for (const field of $$("[name]")) {
-    const [owner, name] = locate(field, page);
-    const value = owner[name] ?? findDefault(name, page);
-    if (field.type === "checkbox") field.checked = value;
-    else if (field !== edited) field.value = value ?? "";
-    const output = $("output", field.closest("label") ?? field);
-    if (output) output.textContent = field.closest("#control") || name === "face_scale" ? value : percent(value);
-  }
-  const seed = settings.seed === null ? [] : [`seed ${settings.seed}`];
-  $("#more .value").textContent = [`${settings.steps ?? model.steps} steps`, ...seed].join(" · ");
-  return showNotes(listNotes(settings, model, capabilities.limits));
+	const { settings, model, capabilities } = page;
+	const { references, seed, start, control } = settings;
+	patchList($("#references"), references, () => createCard(page), (card, one, index) => showCard(card, one, index, page));
+	showSlot("start", start);
+	showSlot("control", control);
+	for (const field of $$("[name]")) {
+		const [owner, name] = locate(field, page);
+		const value = owner[name] ?? findDefault(name, page);
+		if (field.type === "checkbox") field.checked = value;
+		else if (field !== edited) field.value = value ?? "";
+		const output = field.previousElementSibling;
+		if (output?.matches("output")) output.textContent = name.includes("scale") ? value : percent(value);
+	}
+	$("#more .value").textContent = `${settings.steps ?? model.steps} steps${seed === null ? "" : ` · seed ${seed}`}`;
+	showNotes(listNotes(settings, model, capabilities.limits));
 }
 
 function createCard({ capabilities, model }) {
-  const card = $("template").content.firstElementChild.cloneNode(true);
-  const names = [...new Set([...Object.keys(USES).filter((name) => model.modes.includes(name)), ...model.modes, "full"])];
-  fillSelect($("[name=layers]", card), names.map((name) => [name, USES[name] ?? name]));
-  fillSelect($("[name=crop]", card), capabilities.crops.map((name) => [name, CROPS[name] ?? name]));
-  return card;
+	const card = $("template").content.firstElementChild.cloneNode(true);
+	const names = [...Object.keys(USES).filter((name) => name === "full" || model.modes.includes(name)), ...model.modes];
+	fillSelect($("[name=layers]", card), [...new Set(names)], USES);
+	fillSelect($("[name=crop]", card), capabilities.crops);
+	return card;
 }
 
-function showCard(card, { image, on, start, end, crop, mask }, index, { settings, model }) {
-  const adapter = model.adapters.find(({ name }) => name === settings.adapter) ?? model.adapters[0];
-  card.classList.toggle("off", !on);
-  $("legend", card).textContent = `Image prompt ${index + 1}`;
-  $(".name", card).textContent = image.name;
-  setSource($(".seen", card), viewUrl(image.id, { model: model.name, adapter: adapter.name, crop }));
-  $(".seen", card).alt = `What the image encoder sees of ${image.name}`;
-  $(".face", card).hidden = !adapter.takes.includes("face_embedding");
-  $("[data-act=paintReference]", card).textContent = mask ? "Change" : "Paint";
-  const parts = [start > 0 || end < 1 ? `${percent(start)} to ${percent(end)}` : "", crop === "center" ? "" : crop, mask ? "area" : ""];
-  $("details .value", card).textContent = parts.filter(Boolean).join(" · ");
+function showCard(card, reference, index, page) {
+	const { image, on, start, end, crop, mask } = reference;
+	const { name, takes } = chooseAdapter(page);
+	const [picture] = $$("img", card);
+	card.classList.toggle("off", !on);
+	$("legend", card).textContent = `Image prompt ${index + 1}`;
+	$(".name", card).textContent = image.name;
+	setSource(picture, viewUrl(image.id, { model: page.model.name, adapter: name, crop }));
+	picture.onerror = () => {
+		reference.isLost = true;
+		showForm(page);
+	};
+	picture.alt = `What the image encoder sees of ${image.name}`;
+	$(".face", card).hidden = !takes.includes("face_embedding");
+	$("[data-act=paintReference]", card).textContent = mask ? "Change" : "Paint";
+	const parts = [(start > 0 || end < 1) && `${percent(start)} to ${percent(end)}`, crop !== "center" && crop, mask && "area"];
+	$(".value", card).textContent = parts.filter(Boolean).join(" · ");
 }
 
 function showSlot(name, { image, mask }) {
-  const slot = $(`#${name}`);
-  $(".add", slot).hidden = image;
-  $(".chosen", slot).hidden = !image;
-  $(".value", slot).textContent = $(".name", slot).textContent = image?.name ?? "";
-  setSource($(".seen", slot), pictureUrl(image?.id));
-  const paint = $("[data-act=paint]", slot);
-  if (paint) paint.textContent = mask ? "Change the area" : "Paint an area";
+	const slot = $(`#${name}`);
+	$(".add", slot).hidden = image;
+	$(".chosen", slot).hidden = !image;
+	$(".value", slot).textContent = $(".name", slot).textContent = image?.name ?? "";
+	setSource($("img", slot), pictureUrl(image?.id));
+	if (name === "start") $("[data-act=paint]").textContent = mask ? "Change the area" : "Paint an area";
 }
 
 /** Adapt the choices to the model. */
 export function showModel({ capabilities, model }) {
-  const choices = { model: capabilities.models, adapter: model.adapters, "control.model": model.controls.map((name) => ({ name })) };
-  for (const [field, list] of Object.entries(choices)) {
-    fillSelect($(`[name="${field}"]`), list.map(({ name }) => [name, name]));
-    $(`[name="${field}"]`).closest("label").hidden = list.length < 2;
-  }
-  fillSelect($("[name=scheduler]"), [["", "The model's own"], ...capabilities.schedulers.map((name) => [name, name.replaceAll("_", " ")])]);
-  $("#prompts").hidden = !model.adapters.length;
-  $("#control").hidden = !model.controls.length;
-  $("#references").replaceChildren();
+	const namesOf = (list) => list.map(({ name }) => name);
+	const choices = { model: namesOf(capabilities.models), adapter: namesOf(model.adapters), "control.model": model.controls };
+	for (const [name, values] of Object.entries(choices)) {
+		const select = $(`[name="${name}"]`);
+		fillSelect(select, values);
+		select.parentElement.hidden = values.length < 2;
+	}
+	fillSelect($("[name=scheduler]"), ["", ...capabilities.schedulers], { "": "the model's own" });
+	$("#prompts").hidden = !model.adapters.length;
+	$("#control").hidden = !model.controls.length;
+	$("#references").replaceChildren();
 }
 
-/** Show notes [place, kind, text]; a place is the name of a field, as in a request. */
 function showNotes(notes) {
-  const faults = $$("#settings :invalid[name]").map((field) => [field, "error", asSentence(field.validationMessage)]);
-  for (const slot of $$("#settings .note:not(#fault)")) slot.replaceChildren();
-  for (const [place, kind, text] of [...notes, ...faults]) addNote(place, kind, text);
+	for (const slot of $$("#settings .note:not(#fault)")) slot.replaceChildren();
+	for (const note of notes) addNote(...note);
+	for (const field of $$("#settings :invalid[name]")) {
+		const card = field.closest(".card");
+		const place = card ? `references[${[...card.parentElement.children].indexOf(card)}]` : field.name;
+		addNote(place, "error", asSentence(field.validationMessage));
+	}
 }
 
-export function addNote(place, kind, text) {
-  findNoteSlot(place).append(make("span", { className: kind, textContent: text }));
+/** Show a text beside the control that a place, a field of the request, is about. */
+export function addNote(place, kind, textContent) {
+	findNoteSlot(place).append(make("span", { className: kind, textContent }));
 }
 
 function findNoteSlot(place) {
-  const index = /^references\[(\d+)/.exec(place)?.[1];
-  const field = place.name ? place : $(`[name="${CSS.escape(CONTROLS[place] ?? place)}"]`);
-  if (place === "references") return $("#references-note");
-  if (index || place.closest?.(".card")) return index ? $$(".card .note")[index] : $(".note", place.closest(".card"));
-  const label = field?.closest("label");
-  if (!label || label.offsetParent === null && label.closest(".chosen[hidden]")) return $("#fault");
-  if (!label.nextElementSibling?.matches(".note")) {
-    label.after(make("p", { className: "note wide", id: `note-${field.name}` }));
-    field.setAttribute("aria-describedby", `note-${field.name}`);
-  }
-  return label.nextElementSibling;
+	const index = /^references\[(\d+)/.exec(place)?.[1];
+	if (index) return $$(".card .note")[index];
+	const field = $(`[name="${CSS.escape(CONTROLS[place] ?? place)}"]`);
+	if (!field || field.closest("[hidden]")) return $(place === "references" ? "#references-note" : "#fault");
+	const label = field.parentElement;
+	if (!label.nextElementSibling?.matches(".note")) {
+		label.after(make("p", { className: "note wide", id: `note-${field.name}` }));
+		field.setAttribute("aria-describedby", `note-${field.name}`);
+	}
+	return label.nextElementSibling;
 }
 
 /** Go to the first fault of the form; returns whether there is one. */
 export function findFault() {
-  const slot = $("#settings :not(#fault) > .error");
-  for (let part = slot?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
-  slot?.scrollIntoView({ block: "center" });
-  return Boolean(slot);
+	const fault = $("#settings .error");
+	for (let part = fault?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+	fault?.scrollIntoView({ block: "center" });
+	return Boolean(fault);
 }
