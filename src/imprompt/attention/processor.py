@@ -102,9 +102,9 @@ class LayerState:
         offset: how many rows of such a batch the layer has processed
     """
 
-    def __init__(self) -> None:
-        self.terms: tuple[ImageTerm, ...] = ()
-        self.loras: tuple[LoraTerm, ...] = ()
+    def __init__(self, terms: tuple[ImageTerm, ...] = (), loras: tuple[LoraTerm, ...] = ()) -> None:
+        self.terms = terms
+        self.loras = loras
         self.by_owner: dict[object, tuple[tuple[ImageTerm, ...], LoraTerm | None]] = {}
         self.text: TextKeyValue | None = None
         self.has_run = self.is_split = False
@@ -178,6 +178,18 @@ class DecoupledAttention:
     def state(self) -> LayerState:
         """The state of this thread."""
         return self._by_thread.get(get_ident(), self.latest)
+
+    @property
+    def own_state(self) -> LayerState | None:
+        """What was set in this very thread; None if nothing was."""
+        return self._by_thread.get(get_ident())
+
+    def replace_state(self, state: LayerState | None) -> None:
+        """Let a state, or nothing if it is None, act in this thread in place of what its owners have set."""
+        if state is None:
+            self._by_thread.pop(get_ident(), None)
+        else:
+            self._by_thread[get_ident()] = state
 
     def set_terms(self, owner: object, terms: tuple[ImageTerm, ...], lora: LoraTerm | None = None) -> None:
         """Replace the owner's terms in this thread; an empty tuple removes them."""

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from imprompt.cli import evaluate, files, generate, mini, train
+from imprompt.cli import evaluate, files, generate, mini, serve, train
 from imprompt.cli.terminal import WrongUsage, join_lines
 from imprompt.errors import ImpromptError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for part in (generate, files, train, evaluate):
+for part in (generate, files, train, evaluate, serve):
     part.add_to(app)
 app.add_typer(mini.app, name="mini")
 

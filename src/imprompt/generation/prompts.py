@@ -69,18 +69,23 @@ def _check_clip_skip(pipe: Any, clip_skip: int) -> None:
 
 def warn_of_dropped_words(pipe: Any, text: str) -> None:
     """Warn of the words at the end of a text that the text encoder does not read."""
+    if (warning := find_dropped_words(pipe, text)) is not None:
+        warnings.warn(warning, stacklevel=2)
+
+
+def find_dropped_words(pipe: Any, text: str) -> str | None:
+    """Return a sentence about the words of a text that the text encoder does not read; None if it reads all."""
     tokenizer = getattr(pipe, "tokenizer", None)
     if not text or tokenizer is None or not hasattr(tokenizer, "decode"):
-        return
+        return None
     tokens, most = tokenizer(text, truncation=False).input_ids, tokenizer.model_max_length
     if len(tokens) <= most:
-        return
+        return None
     dropped = tokenizer.decode(tokens[most - 1 : -1]).strip()
     shown = dropped if len(dropped) <= _WORDS_SHOWN else f"{dropped[:_WORDS_SHOWN]}..."
-    warnings.warn(
+    return (
         f"this base reads {most - 2} tokens of a prompt, and this one has {len(tokens) - 2}: it drops "
-        f"{shown!r}; prompt_weighting reads prompts of any length",
-        stacklevel=2,
+        f"{shown!r}; prompt_weighting reads prompts of any length"
     )
 
 

@@ -117,8 +117,8 @@ def load_models(job: Job) -> JobModels:
         UnknownModel, CheckpointError, AdapterMismatch: see `load_pipeline`, `load_adapter`, `load_controlnet`
         MissingExtra: the adapter needs faces, and the package that finds them is not installed
     """
-    adapters = {name: _load_adapter(name, job) for name in job.by_adapter}
-    pipe = _load_base(job)
+    adapters = {name: load_job_adapter(name, job) for name in job.by_adapter}
+    pipe = load_base(job)
     device = get_execution_device(pipe)
     return JobModels(
         pipe=pipe,
@@ -191,7 +191,12 @@ def _job_of_picture(job: Job, prompt: str, seed: int, picture: Image.Image) -> J
     return job.model_copy(update=changes)
 
 
-def _load_base(job: Job) -> DiffusionPipeline:
+def load_base(job: Job) -> DiffusionPipeline:
+    """Load the base of a job, with its LoRAs, sampler and all other options.
+
+    Raises:
+        UnknownModel: see `load_pipeline`
+    """
     assert job.base is not None
     device = choose_device(job.device)
     pipe = model_loading.load_pipeline(
@@ -208,7 +213,13 @@ def _load_base(job: Job) -> DiffusionPipeline:
     return pipe
 
 
-def _load_adapter(name: str, job: Job) -> ImagePromptAdapter:
+def load_job_adapter(name: str, job: Job) -> ImagePromptAdapter:
+    """Load one of a job's adapters, with its image encoder, and a face embedder if its references need one.
+
+    Raises:
+        UnknownModel, CheckpointError, AdapterMismatch: see `load_adapter`
+        MissingExtra: the package that finds faces is not installed
+    """
     adapter = load_adapter(
         name, image_encoder=job.image_encoder or "known", face_plus_version=job.face_plus_version
     )

@@ -52,7 +52,11 @@ _XMP = (
 
 
 def save_picture(
-    picture: Image.Image, path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None
+    picture: Image.Image,
+    path: str | os.PathLike[str],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    quality: int | None = None,
 ) -> None:
     """Write a picture with its settings, atomically; an existing file is replaced.
 
@@ -64,6 +68,7 @@ def save_picture(
         path: its name must end in .png, .jpg, .jpeg or .webp
         settings: values that JSON can represent; `imprompt.generation.job.read_settings` reads them. By
             default those in `picture.info`, where `imprompt.generate` puts them, if there are any
+        quality: 1 to 100, for JPEG and WebP, in place of what is said above; PNG ignores it
 
     Raises:
         OutputError: the suffix is another one, the folder is missing, the disk is full, or the settings do
@@ -74,6 +79,8 @@ def save_picture(
     own, parameters = (str(picture.info.get(key, "")) for key in (SETTINGS_KEY, PARAMETERS_KEY))
     text = own if settings is None else json.dumps(settings)
     arguments = _build_save_arguments(path, text, parameters)
+    if quality is not None:
+        arguments |= {"quality": quality, "lossless": False}
     with write_atomically(path) as part:
         picture.save(part, **arguments)
 

@@ -1,0 +1,1 @@
+"""`imprompt serve`: three HTTP APIs on one engine that batches the steps of all requests."""

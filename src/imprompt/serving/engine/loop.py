@@ -1,0 +1,272 @@
+"""The engine's loop: take pictures from the queue, run one U-Net call for all of them, repeat."""
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from imprompt.errors import ImpromptError
+from imprompt.serving.engine.denoiser_calls import DenoiserCall
+from imprompt.serving.engine.models import ModelStore
+from imprompt.serving.engine.picture_thread import PictureCanceled, PictureThread
+from imprompt.serving.engine.pictures import PictureRequest, make_picture
+from imprompt.serving.engine.queue import FairQueue
+from imprompt.serving.settings import Batching
+
+_log = logging.getLogger("imprompt.serving")
+
+FIRST_GUESS = 0.02
+"""Seconds of one row of a U-Net call, before any was timed."""
+
+_SMOOTHING = 0.1
+"""The weight of the latest call in the running mean of seconds per row."""
+
+_BEAT = 0.5
+"""Seconds after which a loop without work looks around."""
+
+
+class EngineFailure(ImpromptError):
+    """The engine failed, and with it everything that it was computing; a later attempt may succeed."""
+
+
+class QueueFull(ImpromptError):
+    """The queue holds as much work as it may.
+
+    Args:
+        wait: seconds after which there will probably be room
+    """
+
+    def __init__(self, wait: float | int) -> None:
+        super().__init__(f"the server is busy: try again in {wait:.0f} s")
+        self.wait = wait
+
+
+class StepReport(NamedTuple):
+    """One U-Net call of the engine.
+
+    Args:
+        model: the name of the model
+        rows: rows that somebody needs
+        bucket: rows that were computed
+        seconds: the time that it took
+    """
+
+    model: str
+    rows: int
+    bucket: int
+    seconds: float
+
+
+class _Active(NamedTuple):
+    request: PictureRequest
+    thread: PictureThread
+
+
+class Engine:
+    """Makes pictures with one computing thread.
+
+    Args:
+        store: the models
+        batching: how many pictures are computed at once
+        queue_seconds: the most seconds of work that may wait
+        on_step: called after every U-Net call
+
+    Attributes:
+        beat: when the loop last turned, in seconds of `time.monotonic`
+        failures: how often the loop has failed and begun anew
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        batching: Batching,
+        *,
+        queue_seconds: float | int,
+        on_step: Callable[[StepReport], None] = lambda report: None,
+    ) -> None:
+        self.store, self._batching, self._queue_seconds = store, batching, queue_seconds
+        self._on_step = on_step
+        self._queue = FairQueue()
+        self._active: list[_Active] = []
+        self._changed = threading.Condition()
+        self._is_open = True
+        self._has_signal = False
+        self._seconds_per_row: dict[str, float] = defaultdict(lambda: FIRST_GUESS)
+        self.beat = time.monotonic()
+        self.failures = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the computing thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Cancel everything and stop the thread."""
+        with self._changed:
+            self._is_open = False
+        self.cancel(lambda request: True)
+        self._thread.join()
+
+    # For other threads
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the computing thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """The number of pictures that wait."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """The number of pictures that are computed."""
+        return len(self._active)
+
+    def estimate_seconds(self) -> float:
+        """Estimate how long the work takes that waits or is under way."""
+        with self._changed:
+            requests = [*self._queue, *(active.request for active in self._active)]
+            return sum((self.estimate(request) for request in requests), 0.0)
+
+    def estimate(self, request: PictureRequest) -> float:
+        """Estimate the seconds of one picture, alone."""
+        return request.rows * self._seconds_per_row[request.served.name]
+
+    def position(self, request: PictureRequest) -> int | None:
+        """Return how many pictures will be taken before this one; None if it waits no more."""
+        with self._changed:
+            return next((place for place, other in enumerate(self._queue) if other is request), None)
+
+    def submit(self, requests: Sequence[PictureRequest]) -> None:
+        """Put pictures into the queue, all of them or none.
+
+        Raises:
+            QueueFull: there is too much work already; pictures are always taken while nothing waits
+        """
+        with self._changed:
+            before = sum(map(self.estimate, self._queue), 0.0)
+            ahead = before + sum(map(self.estimate, requests))
+            if before and ahead > self._queue_seconds:
+                raise QueueFull(ahead - self._queue_seconds)
+            for request in requests:
+                self._queue.add(request)
+            self._signal()
+
+    def cancel(self, is_unwanted: Callable[[PictureRequest], bool]) -> None:
+        """Cancel pictures: those in the queue now, those in the making before their next step."""
+        with self._changed:
+            removed = self._queue.remove(is_unwanted)
+            for active in self._active:
+                if is_unwanted(active.request):
+                    active.thread.cancel()
+            self._signal()
+        for request in removed:
+            request.listener.on_error(PictureCanceled())
+
+    def _signal(self) -> None:
+        with self._changed:
+            self._has_signal = True
+            self._changed.notify_all()
+
+    # In the computing thread
+
+    def _run(self) -> None:
+        while self._is_open or self._active or len(self._queue):
+            try:
+                self._turn()
+            except BaseException as error:  # whatever happened: the server goes on
+                self.failures += 1
+                _log.exception("the engine failed, and begins anew")
+                self._abandon(error)
+
+    def _turn(self) -> None:
+        """Take pictures from the queue, and bring all of them to their next U-Net call."""
+        self.beat = time.monotonic()
+        self._admit()
+        for active in list(self._active):
+            if active.thread.status == "waiting":
+                active.thread.resume()
+        for active in [one for one in self._active if one.thread.is_canceled]:
+            if active.thread.status == "calling":
+                active.thread.resume()
+        for group in self._group_calls():
+            self._run_group(group)
+        self._active = [active for active in self._active if active.thread.status not in ("saving", "finished")]
+        self._await_work()
+
+    def _admit(self) -> None:
+        with self._changed:
+            while len(self._queue) and len(self._active) < self._batching.pictures:
+                self._start(self._queue.take())
+
+    def _start(self, request: PictureRequest) -> None:
+        thread = PictureThread(lambda thread: make_picture(request, self.store, thread), self._signal)
+        self._active.append(_Active(request, thread))
+        thread.start()
+
+    def _group_calls(self) -> Iterator[list[_Active]]:
+        """Yield pictures whose calls can be put together, at most as many as are computed at once."""
+        groups: dict[object, list[_Active]] = defaultdict(list)
+        for active in self._active:
+            if active.thread.status == "calling":
+                call = _call_of(active)
+                groups[id(call.denoiser), call.key].append(active)
+        most = self._batching.pictures
+        for group in groups.values():
+            yield from (group[start : start + most] for start in range(0, len(group), most))
+
+    def _run_group(self, group: Sequence[_Active]) -> None:
+        """Run one U-Net call for all of a group, and give each its turn with its output."""
+        try:
+            outputs = self._denoise(group)
+        except Exception as error:
+            if len(group) > 1:  # One picture's fault, or too little memory for all, must not end the others.
+                for active in group:
+                    self._run_group([active])
+                return
+            group[0].thread.cancel(error)
+            outputs = [None]
+        for active, output in zip(group, outputs, strict=True):
+            active.thread.resume(output)
+
+    def _denoise(self, group: Sequence[_Active]) -> list[Tensor]:
+        calls = [_call_of(active) for active in group]
+        start = time.perf_counter()
+        outputs = calls[0].denoiser.run(calls)
+        rows = sum(call.rows for call in calls)
+        name, seconds = group[0].request.served.name, time.perf_counter() - start
+        before = self._seconds_per_row.get(name, seconds / rows)
+        self._seconds_per_row[name] = before + _SMOOTHING * (seconds / rows - before)
+        self._on_step(StepReport(name, rows, calls[0].denoiser.bucket(rows), seconds))
+        return outputs
+
+    def _await_work(self) -> None:
+        """Sleep while every picture is prepared by its own thread, or there is none."""
+        with self._changed:
+            is_busy = any(active.thread.status != "preparing" for active in self._active)
+            has_room = len(self._active) < self._batching.pictures and len(self._queue)
+            if not (is_busy or has_room or self._has_signal):
+                self._changed.wait(_BEAT)
+            self._has_signal = False
+
+    def _abandon(self, error: BaseException) -> None:
+        """End all pictures that are under way, with an error."""
+        failure = EngineFailure("the engine failed while it made this picture; try again")
+        failure.__cause__ = error
+        for active in self._active:
+            active.thread.cancel(failure)
+        for active in [one for one in self._active if one.thread.status in ("waiting", "calling")]:
+            active.thread.resume()
+            self._active.remove(active)
+
+
+def _call_of(active: _Active) -> DenoiserCall:
+    call = active.thread.call
+    assert call is not None
+    return call

@@ -1,0 +1,279 @@
+// The page: settings on one side, pictures on the other, and what connects them.
+
+import { asSentence, call, drawExample, isOver, listExamples, pictureUrl, readCapabilities } from "./api.js";
+import { paintArea } from "./brush.js";
+import * as writers from "./code.js";
+import { $, $$, make } from "./dom.js";
+import { addNote, findFault, readField, referenceOf, showForm, showModel } from "./form.js";
+import { addPicture } from "./pictures.js";
+import { findSelection, select, showStage } from "./results.js";
+import { activeRun, forgetRuns, measureRun, pictureOf, rejoinRuns, requestOf, runs, settingsOf, startRun, stopRun } from "./runs.js";
+import { buildRequest, completeSettings, loadSettings, namePictures, newReference, saveSettings } from "./settings.js";
+
+const STRIP = [0, 0.25, 0.5, 0.75, 1];
+const FIRST_PROMPT = "sunglasses, on a red background";
+/** The second click of a double click on Generate is not meant for Stop. */
+const GUARD_MS = 400;
+
+const page = { settings: null, capabilities: null, model: null };
+let submittedAt = 0;
+let isSubmitting = false;
+
+// Settings
+
+function changeSettings(edited) {
+	$("#fault").replaceChildren();
+	saveSettings(page.settings);
+	showForm(page, edited);
+}
+
+function useSettings(settings) {
+	page.settings = completeSettings(settings);
+	useModel();
+}
+
+function useModel() {
+	const { settings, capabilities: { models } } = page;
+	const model = page.model = models.find(({ name }) => name === settings.model) ?? models[0];
+	if (model === models[0]) settings.model = null;
+	if (!model.adapters.some(({ name }) => name === settings.adapter)) settings.adapter = null;
+	if (!model.controls.includes(settings.control.model)) settings.control.model = model.controls[0] ?? null;
+	showModel(page);
+	changeSettings();
+}
+
+document.addEventListener("input", ({ target }) => {
+	if (!target.name) return;
+	readField(target, page);
+	if (target.name === "model") useModel();
+	else changeSettings(target);
+});
+document.addEventListener("change", ({ target }) => {
+	if (target.type === "file") takeFiles([...target.files], target).then(() => (target.value = ""));
+	else if (target.name && target.validity.valid) showForm(page);
+});
+
+/** Do something that may fail, and say so beside the control at fault. */
+async function guard(act, place = "") {
+	try {
+		await act();
+	} catch (error) {
+		if (error.status === undefined) throw error;
+		addNote(error.place || place, "error", error.message);
+	}
+}
+
+// Pictures that come in
+
+/** Files for one of the places for one picture go there; all others are image prompts. */
+async function takeFiles(files, target) {
+	const slot = page.settings[target.closest("#start, #control")?.id];
+	await guard(async () => {
+		if (slot) Object.assign(slot, { image: await addPicture(files[0], { side: page.capabilities.limits.side }), mask: null });
+		else for (const file of files) addReference(await addPicture(file));
+		changeSettings();
+	}, slot ? "" : "references");
+}
+
+function addReference({ id, name, width, height }) {
+	page.settings.references.push(newReference({ id, name, width, height }));
+	changeSettings();
+}
+
+for (const name of ["dragover", "dragleave", "drop"]) {
+	document.addEventListener(name, (event) => {
+		const { types, files } = event.dataTransfer;
+		if (!types.includes("Files")) return;
+		event.preventDefault();
+		document.body.classList.toggle("dropping", name === "dragover");
+		if (name === "drop") takeFiles([...files], event.target);
+	});
+}
+document.addEventListener("paste", ({ clipboardData: { files }, target }) => files.length && takeFiles([...files], target));
+
+async function showExamples() {
+	const examples = await listExamples();
+	for (const list of $$(".examples")) {
+		const add = (name, symbol, find) => {
+			const onclick = () => guard(async () => {
+				addReference(await find());
+				if (list.matches(".tiles")) await generate();
+			}, "references");
+			list.append(make("button", { type: "button", className: "tile", onclick }, symbol, make("span", {}, name)));
+		};
+		for (const { url, name, ...one } of examples) {
+			const title = name.replaceAll("-", " ");
+			add(title, make("img", { src: url, alt: "" }), () => ({ ...one, name: title }));
+		}
+		if (page.capabilities.can_draw) add("draw a new one", make("i", { ariaHidden: "true" }, "✎"), drawExample);
+	}
+}
+
+// Areas
+
+async function paint(owner, options) {
+	const blob = await paintArea({ ...options, mask: pictureUrl(owner.mask) });
+	if (blob === undefined) return;
+	owner.mask = blob && (await addPicture(blob, { side: Infinity })).id;
+	changeSettings();
+}
+
+function paintStart() {
+	const { start } = page.settings;
+	const { id, width, height } = start.image;
+	const texts = { title: "What is repainted", hint: "Paint what changes. The rest stays as it is." };
+	return paint(start, { ...texts, width, height, background: pictureUrl(id) });
+}
+
+function paintReference(reference) {
+	const { run, index } = findSelection();
+	const made = run && pictureOf(run, index);
+	const { start, width: w, height: h } = page.settings;
+	const { width, height } = w || h ? { width: w ?? h, height: h ?? w } : start.image ?? made ?? { width: 512, height: 512 };
+	const texts = { title: "Where this picture acts", hint: "Paint the part of the result that follows this picture." };
+	return paint(reference, { ...texts, width, height, background: made?.url });
+}
+
+// Runs
+
+function handleEvent(run, name) {
+	showProgress(name === "lost" && "Connection lost. Trying again…");
+	if (!["step", "queued"].includes(name)) showStage();
+	if (isOver(run)) endRun(run);
+}
+
+async function endRun(run) {
+	if (run.error) addNote(run.error.message.split(/[ :]/)[0], "error", asSentence(run.error.message));
+	announce(describeRun(run));
+	if (page.model.loaded) return;
+	page.capabilities = await readCapabilities(); // The modes of a model are known once it is in memory.
+	useModel();
+}
+
+async function generate() {
+	changeSettings();
+	if (findFault()) return;
+	const { settings, model } = page;
+	await submit({ ...buildRequest(settings, model), previews: 4 }, { kind: "pictures", settings, names: namePictures(settings) });
+}
+
+/** Make the picture that is looked at again with its seed: at several strengths, or without image prompts. */
+function compare(kind, strip) {
+	const { run, index } = findSelection();
+	const details = { kind, source: { id: run.id, index }, settings: settingsOf(run, index), names: run.names };
+	return submit({ ...requestOf(run, index), strip, previews: 2 }, details);
+}
+
+async function submit(request, { settings, ...details }) {
+	if (isSubmitting || activeRun()) return;
+	submittedAt = performance.now();
+	isSubmitting = true;
+	showProgress("Sending…");
+	await guard(async () => {
+		const run = await startRun(request, { ...details, settings: structuredClone(settings) }, handleEvent);
+		select(run);
+		if (matchMedia("(max-width: 720px)").matches) $("#stage").scrollIntoView();
+	});
+	isSubmitting = false;
+	showProgress();
+}
+
+$("#settings").addEventListener("submit", (event) => {
+	event.preventDefault();
+	if (!isSubmitting && !activeRun()) generate();
+	else if (performance.now() - submittedAt > GUARD_MS) guard(stopRun);
+});
+document.addEventListener("keydown", ({ key, ctrlKey, metaKey }) => key === "Enter" && (ctrlKey || metaKey) && $("#settings").requestSubmit());
+
+// Progress
+
+const announce = (text) => ($("#live").textContent = text);
+
+function showProgress(message) {
+	const run = activeRun();
+	const isBusy = isSubmitting || Boolean(run);
+	$("#generate").textContent = isBusy ? "Stop" : "Generate";
+	$("#generate").classList.toggle("primary", !isBusy);
+	$("progress").value = run ? measureRun(run) : 0;
+	$("#status").textContent = message || (run || (!isSubmitting && runs.length) ? describeRun(run ?? runs[0]) : "");
+	if (run?.status === "running") announce(`${Math.floor(measureRun(run) * 4) * 25} percent`);
+}
+
+function describeRun(run) {
+	const { status, count, steps, timings, taken, pace = 0 } = run;
+	if (status === "queued") return run.position ? `${run.position} before it, about ${Math.ceil(run.eta_s)} s` : "Starting…";
+	if (status === "done") return `Done in ${(timings.queue_s + timings.run_s).toFixed(1)} s`;
+	if (status !== "running") return status === "canceled" ? "Stopped" : "Failed";
+	const left = Math.round((1 - measureRun(run)) * count * steps * pace);
+	const step = `Step ${Math.max(0, ...Object.values(taken))} of ${steps}`;
+	return [count > 1 && `${run.pictures.length} of ${count}`, step, left > 2 && `${left} s left`].filter(Boolean).join(" · ");
+}
+
+// Buttons
+
+const ACTIONS = {
+	strip: () => compare("strip", STRIP),
+	without: () => compare("without", [null]),
+	restore: ({ run, index }) => {
+		useSettings(settingsOf(run, index));
+		announce("These settings are set.");
+	},
+	reuse: async ({ run, index }) => {
+		const { url, seed } = pictureOf(run, index);
+		addReference(await addPicture(await (await call("GET", url)).blob(), { name: `picture ${seed}` }));
+	},
+	paint: paintStart,
+	paintReference: (_, button) => paintReference(referenceOf(button, page)),
+	remove: (_, button) => {
+		const slot = button.closest("details");
+		Object.assign(page.settings[slot.id], { image: null, mask: null });
+		changeSettings();
+		$("input", slot).focus();
+	},
+	removeReference: (_, button) => {
+		const { references } = page.settings;
+		references.splice(references.indexOf(referenceOf(button, page)), 1);
+		changeSettings();
+		$("#prompts .add input").focus();
+	},
+	reset: () => {
+		const { references, prompt, start, control, model } = page.settings;
+		useSettings({ references, prompt, start, control, model });
+	},
+	forget: () => {
+		forgetRuns();
+		showStage();
+		$("#stage").focus();
+	},
+};
+
+document.addEventListener("click", ({ target }) => {
+	const button = target.closest("[data-act], [data-copy]");
+	if (button?.dataset.copy) copy(writers[button.dataset.copy]);
+	else if (button) guard(() => ACTIONS[button.dataset.act](findSelection(), button));
+});
+
+async function copy(write) {
+	const { run, index } = findSelection();
+	const text = write(requestOf(run, index), run.names);
+	$("#code").hidden = false;
+	$("#code pre").textContent = text;
+	// Browsers let a page copy only behind HTTPS or on this machine's own address.
+	const isCopied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+	$("#code span").textContent = isCopied ? "Copied" : "Select and copy it";
+	if (!isCopied) getSelection().selectAllChildren($("#code pre"));
+}
+
+// Begin
+
+async function begin() {
+	page.capabilities = await readCapabilities();
+	const isMini = page.capabilities.models[0].name === "mini";
+	$("#mini").hidden = !isMini;
+	useSettings(loadSettings() ?? { prompt: isMini ? FIRST_PROMPT : "" });
+	await Promise.all([rejoinRuns(handleEvent), showExamples()]);
+	showStage();
+	showProgress();
+}
+
+guard(begin).then(() => document.body.classList.add("ready"));

@@ -1,0 +1,1 @@
+"""The routes of each API; all of them ask the same service."""

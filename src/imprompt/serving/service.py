@@ -1,0 +1,136 @@
+"""The server without its routes: settings, models, engine, pictures and jobs, started and stopped together."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from imprompt.errors import ImpromptError
+from imprompt.serving.access import Access
+from imprompt.serving.assets import Asset, AssetStore
+from imprompt.serving.engine.loop import Engine
+from imprompt.serving.engine.models import ModelStore
+from imprompt.serving.jobs import JobStore, ServedJob
+from imprompt.serving.metrics import Metrics
+from imprompt.serving.requests import GenerationRequest, plan_request
+from imprompt.serving.settings import ServerSettings
+
+EXAMPLES = Path(__file__).parent / "examples"
+"""Three characters, drawn by `imprompt mini draw`, that the embedded model never saw."""
+
+_STUCK = 60.0
+"""Seconds without a turn of the engine's loop after which the server is no longer ready."""
+
+DrawCharacter = Callable[[int], Image.Image]
+"""Draws a new character from a seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """What is about this machine, and not about models.
+
+    Args:
+        access: who may come in
+        page: a folder with an index.html, served at "/"; None: no page
+        draw: draws new characters; None: the package for it is not installed
+        stuck_seconds: after how many seconds without a sign of the engine the server is not ready
+    """
+
+    access: Access = field(default_factory=Access)
+    page: Path | None = None
+    draw: DrawCharacter | None = None
+    stuck_seconds: float | int = _STUCK
+
+
+class Service:
+    """Everything behind the routes.
+
+    Args:
+        settings: models and limits
+        options: see there
+    """
+
+    def __init__(self, settings: ServerSettings, options: ServerOptions) -> None:
+        self.settings, self.options = settings, options
+        self.metrics = Metrics()
+        self._folder = tempfile.TemporaryDirectory(prefix="imprompt-serve-")
+        folders = [Path(self._folder.name, name) for name in ("assets", "jobs")]
+        for folder in folders:
+            folder.mkdir()
+        store = ModelStore(
+            settings.loaded_models, settings.batching, lambda event: self.metrics.events.labels(event).inc()
+        )
+        self.engine = Engine(
+            store,
+            settings.batching,
+            queue_seconds=settings.limits.queue_seconds,
+            on_step=self.metrics.observe_step,
+        )
+        self.assets = AssetStore(folders[0], settings.limits)
+        self.jobs = JobStore(
+            folders[1], self.engine, settings.limits.finished_jobs, self.assets.hold, self.metrics.observe_job
+        )
+        self.metrics.watch(self.engine)
+        self.is_draining = False
+        self.is_warm = False
+        self.examples: list[tuple[str, Asset]] = []
+
+    def start(self) -> None:
+        """Start the engine, and store the example pictures."""
+        self.engine.start()
+        for path in sorted(EXAMPLES.glob("*.png")):
+            self.examples.append((path.stem, self.assets.add_now(path.read_bytes(), path.name)))
+
+    async def warm_up(self) -> None:
+        """Load the first model by one small picture, so that the first client does not wait for it.
+
+        Raises:
+            ImpromptError: the model cannot be loaded
+        """
+        served = self.settings.models[0]
+        references = [{"images": self.examples[0][1].id}] if served.adapters and self.examples else []
+        request = GenerationRequest.model_validate({"steps": 1, "seed": 0, "references": references})
+        job = await self.submit(request, "(warm-up)")
+        await asyncio.to_thread(job.is_over.wait)
+        if isinstance(job.error, ImpromptError):
+            raise job.error
+        self.is_warm = job.status == "done"
+
+    async def submit(self, request: GenerationRequest, client: str) -> ServedJob:
+        """Check a request and put it into the queue.
+
+        Raises:
+            ImpromptError: a setting or picture that is not allowed, or a full queue
+        """
+        plan = await plan_request(request, self.settings, self.assets)
+        return self.jobs.submit(plan, client)
+
+    def find_fault(self) -> str | None:
+        """Return why the server takes no work now; None if it does."""
+        if self.is_draining:
+            return "the server is about to stop"
+        if not self.engine.is_alive:
+            return "the engine is not running"
+        if time.monotonic() - self.engine.beat > self.options.stuck_seconds:
+            return "the engine gives no sign"
+        return None if self.is_warm else "the model is being loaded"
+
+    async def drain(self, seconds: float | int) -> None:
+        """Refuse new work, answer what waits with an error, and let what runs finish in time."""
+        self.is_draining = True
+        self.jobs.refuse_waiting()
+        end = time.monotonic() + seconds
+        while self.jobs.unfinished and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        self.jobs.abort_all()
+
+    def close(self) -> None:
+        """Stop the engine and remove all files."""
+        self.is_draining = True
+        self.jobs.abort_all()
+        self.engine.close()
+        self._folder.cleanup()

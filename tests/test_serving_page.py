@@ -1,0 +1,452 @@
+"""The page of `imprompt serve`: its files; and, in a browser, everything that a visitor does with it."""
+
+import json
+import random
+import re
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from starlette.testclient import TestClient
+
+import browsing
+import served
+import tiny
+from browsing import Page
+from conftest import ToyModel
+from imprompt.generation.job import Job
+from imprompt.generation.run import run_job
+from imprompt.serving.app import create_app
+from imprompt.serving.requests import GenerationRequest, ReferenceRequest
+from imprompt.serving.service import EXAMPLES, Service
+from imprompt.serving.settings import ServerSettings
+
+PAGE = EXAMPLES.parent / "page"
+FILES = sorted(path.name for path in PAGE.iterdir())
+POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+SVG = "http://www.w3.org/2000/svg"
+"""A name, which no browser fetches."""
+
+
+def read(name: str) -> str:
+    return (PAGE / name).read_text(encoding="utf-8")
+
+
+SCRIPTS = "\n".join(read(name) for name in FILES if name.endswith(".js"))
+
+
+# The files
+
+
+@pytest.fixture(scope="module")
+def client(toy: ToyModel) -> Iterator[TestClient]:
+    with served.running_service(served.toy_settings(toy), page=PAGE, draw=draw) as service:
+        yield TestClient(create_app(service), base_url="http://localhost")
+
+
+def draw(seed: int) -> Image.Image:
+    return tiny.picture(seed=seed % 100)
+
+
+def test_every_file_is_served_with_its_type_and_the_policy(client: TestClient) -> None:
+    for name in ("", *FILES):
+        response = client.get(f"/{name}")
+        assert response.status_code == 200
+        kind = TYPES[Path(name or "index.html").suffix]
+        assert response.headers["content-type"].partition(";")[0] == kind
+        assert response.headers["content-security-policy"] == POLICY
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.content == (PAGE / (name or "index.html")).read_bytes()
+
+
+def test_the_page_has_less_than_60_kilobytes_in_all() -> None:
+    assert sum((PAGE / name).stat().st_size for name in FILES) < 60 * 1024
+
+
+def test_the_page_needs_no_other_address_and_nothing_inline() -> None:
+    for name in FILES:
+        assert not re.search(r"(https?:)?//[a-z]", read(name).replace(SVG, "")), name
+    page = read("index.html")
+    assert re.findall(r"<script[^>]*>", page) == ['<script type="module" src="main.js">']
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page)
+    modules = {name for names in re.findall(r'from "\./([\w.]+)"', SCRIPTS) for name in [names]}
+    assert modules | {"main.js"} == {name for name in FILES if name.endswith(".js")}
+
+
+def test_the_scripts_look_for_elements_that_the_page_has() -> None:
+    page = read("index.html")
+    for name in re.findall(r'\$\$?\("#([\w-]+)', SCRIPTS):
+        assert f'id="{name}"' in page, name
+    buttons = set(re.findall(r'data-act="(\w+)"', page))
+    assert buttons == set(re.findall(r"^\t(\w+): (?:async )?\(", read("main.js"), re.MULTILINE)) | {"paint"}
+
+
+def test_the_page_uses_routes_fields_and_events_that_the_api_has(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    called = re.findall(r'"(GET|POST|DELETE)", [`"](/api/[^`"]*)', read("api.js"))
+    assert len(called) >= 7
+    for method, path in called:
+        route = re.sub(r"\$\{id\}", "{name}", path)
+        assert method.lower() in paths[route], (method, route)
+    assert "/api/jobs/{name}/events" in paths
+    assert "/api/assets/{name}/view" in paths
+    fields = set(re.findall(r'name="(\w+)"', read("index.html").partition("<template>")[0])) - {"viewport"}
+    assert fields <= set(GenerationRequest.model_fields)
+    cards = set(re.findall(r'name="(\w+)"', read("index.html").partition("<template>")[2]))
+    assert cards - {"on"} <= set(ReferenceRequest.model_fields)
+    documented = re.findall(r"^\| `(\w+)` \|", served_events(), re.MULTILINE)
+    names = re.findall(r'"(\w+)"', "".join(re.findall(r"^const (?:ENDS|EVENTS) = .*$", read("api.js"), re.MULTILINE)))
+    assert set(names) == set(documented)
+
+
+def served_events() -> str:
+    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    return text.partition("### Events")[2].partition("###")[0]
+
+
+# In a browser
+
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    from imprompt.lab.making.characters import find_character
+    from imprompt.lab.making.drawing import draw as draw_character
+
+    def draw(seed: int) -> Image.Image:
+        return draw_character(find_character({}, random.Random(seed), None), 256)
+
+    with served.running_service(ServerSettings(), page=PAGE, draw=draw) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def address(service: Service) -> Iterator[str]:
+    with served.live_server(service) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser_page(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browsing.running_browser(tmp_path_factory.mktemp("chromium")) as driver:
+        yield Page(driver, address)
+
+
+@pytest.fixture
+def page(browser_page: Page) -> Iterator[Page]:
+    """The page as on a first visit; at the end, the browser must not have complained."""
+    browser_page.open()
+    browser_page.complaints()
+    yield browser_page
+    assert browser_page.complaints() == []
+
+
+def fetch(address: str, path: str) -> bytes:
+    with urllib.request.urlopen(address + path) as response:
+        return response.read()
+
+
+def pixels(address: str, run: dict[str, Any], index: int = 0) -> np.ndarray:
+    return np.asarray(served_picture(address, run["pictures"][index]["url"]))
+
+
+def served_picture(address: str, path: str) -> Image.Image:
+    import io
+
+    return Image.open(io.BytesIO(fetch(address, path))).convert("RGB")
+
+
+def save_photo(path: Path, size: tuple[int, int] = (4000, 3000)) -> Path:
+    """A photo of 12 megapixels that a phone has stored on its side: the red half is up when it is shown."""
+    photo = Image.new("RGB", size, "blue")
+    ImageDraw.Draw(photo).rectangle((0, 0, size[0] // 2, size[1]), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(path, exif=exif)
+    return path
+
+
+@slow
+def test_the_first_visit_makes_a_picture_with_one_click(page: Page) -> None:
+    tiles = [tile.text for tile in page.all("#welcome .tile")]
+    assert tiles == ["blue hair", "glasses", "spiky hair", "draw a new one"]
+    page.click("#welcome .tile:last-child")
+    run = page.finish()
+    assert run["status"] == "done"
+    assert run["names"][run["request"]["references"][0]["images"]].startswith("character")
+    assert page.wait(lambda: page.run("return document.querySelector('.frame img').naturalWidth")) == 128
+    assert not page.all("#welcome")
+
+
+@slow
+def test_a_photo_is_turned_shrunk_and_shown_as_the_encoder_sees_it(page: Page, address: str, tmp_path: Path) -> None:
+    page.send("#prompts input[type=file]", save_photo(tmp_path / "photo.jpg"))
+    page.wait(lambda: page.all(".card"))
+    image = page.run("return JSON.parse(sessionStorage.getItem('imprompt.settings')).references[0].image")
+    assert (image["name"], image["width"], image["height"]) == ("photo", 768, 1024)
+    stored = served_picture(address, f"/api/assets/{image['id']}")
+    (top, bottom) = (stored.getpixel((384, y)) for y in (10, 1000))
+    assert isinstance(top, tuple)
+    assert isinstance(bottom, tuple)
+    assert top[0] > 200 > 50 > top[2]
+    assert bottom[2] > 200 > 50 > bottom[0]
+    page.click(".card summary")
+    page.set(".card [name=crop]", "pad")
+    source = page.wait(lambda: page.run("const view = document.querySelector('.card img'); return view.complete && view.src"))
+    assert "crop=pad" in source
+    assert source.startswith(f"{address}/api/assets/{image['id']}/view")
+
+
+@slow
+def test_a_painted_area_is_where_a_reference_acts(page: Page, address: str) -> None:
+    page.click("#welcome .tile")
+    everywhere = page.finish()
+    page.click(".card summary")
+    page.click("[data-act=paintReference]")
+    page.drag("canvas", (0.2, 0.2), (0.2, 0.8))
+    page.click("#done")
+    page.wait(lambda: page.text("[data-act=paintReference]") == "Change")
+    page.set("[name=seed]", everywhere["seed"])
+    painted = page.generate()
+    mask = served_picture(address, f"/api/assets/{painted['request']['references'][0]['mask']}").convert("L")
+    assert mask.size == (128, 128)
+    assert [mask.getpixel(place) for place in ((26, 64), (110, 64), (26, 3))] == [255, 0, 0]
+    assert not np.array_equal(pixels(address, painted), pixels(address, everywhere))
+    page.click("[data-act=paintReference]")
+    page.click("#areas button:first-child")
+    page.click("#done")
+    page.wait(lambda: page.text("[data-act=paintReference]") == "Paint")
+    assert "mask" not in page.generate()["request"]["references"][0]
+
+
+@slow
+def test_inpainting_changes_only_what_is_painted(page: Page, address: str) -> None:
+    start = Image.open(EXAMPLES / "glasses.png").convert("RGB").resize((128, 128))
+    page.click("#start summary")
+    page.send("#start input[type=file]", EXAMPLES / "glasses.png")
+    page.click("[data-act=paint]")
+    page.click("#areas button:nth-child(3)")
+    page.click("#done")
+    page.wait(lambda: page.text("[data-act=paint]") == "Change the area")
+    run = page.generate()
+    assert run["status"] == "done", run
+    change = np.abs(pixels(address, run).astype(int) - np.asarray(start).astype(int)).mean(axis=(0, 2))
+    assert change[:60].max() < 12
+    assert change[68:].mean() > 20
+
+
+@slow
+def test_outlines_of_a_picture_are_followed(page: Page) -> None:
+    page.click("#control summary")
+    page.send("#control input[type=file]", EXAMPLES / "glasses.png")
+    page.wait(lambda: page.all("#control .chosen"))
+    page.set("[name='control.scale']", 0.8)
+    run = page.generate()
+    assert run["status"] == "done"
+    assert [{**one, "image": ""} for one in run["request"]["controls"]] == [{"image": "", "model": "mini", "scale": 0.8}]
+
+
+@slow
+def test_stop_ends_a_run_within_a_step(page: Page, service: Service) -> None:
+    page.set("[name=steps]", 200)
+    page.click("#generate")
+    page.wait(lambda: re.search(r"Step [2-9]", page.text("#status")))
+    page.click("#generate")
+    run = page.finish()
+    assert (run["status"], page.text("#status")) == ("canceled", "Stopped")
+    job = service.jobs.find(run["id"])
+    assert job is not None
+    assert job.status == "canceled"
+    assert served.wait_until(lambda: service.engine.running == 0)
+    assert sum(done for done, _ in job.progress.values()) < 200
+
+
+@slow
+def test_a_reload_joins_the_run_again(page: Page) -> None:
+    page.set("[name=steps]", 120)
+    page.click("#welcome .tile")
+    page.wait(lambda: page.all(".frame.preview"))
+    page.reload()
+    assert page.text("#generate") == "Stop"
+    page.wait(lambda: page.all(".frame.preview"))
+    assert page.value("[name=steps]") == "120"
+    run = page.finish()
+    assert run["status"] == "done"
+    assert len(run["pictures"]) == 1
+
+
+@slow
+def test_one_click_shows_all_strengths_and_another_the_base_model(page: Page, address: str) -> None:
+    page.set("[name=steps]", 8)
+    page.click("#welcome .tile")
+    first = page.finish()
+    page.click("[data-act=without]")
+    without = page.finish()
+    assert [tile.text for tile in page.all("#row .tile")] == ["With", "Without"]
+    page.click("#past li:last-child button")
+    page.click("[data-act=strip]")
+    strip = page.finish()
+    assert [tile.text for tile in page.all("#row .tile")] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert {picture["seed"] for picture in strip["pictures"]} == {first["pictures"][0]["seed"]}
+    pictures = {picture["scale"]: picture["picture"] for picture in strip["pictures"]}
+    base = next(number for number, one in enumerate(strip["pictures"]) if one["picture"] == pictures[0])
+    assert served.differ(pixels(address, strip, base), pixels(address, without)) <= 1
+    page.click("#row li:nth-child(4) button")
+    page.click("[data-act=restore]")
+    assert page.value(".card input[type=number]") == "0.75"
+
+
+@slow
+def test_settings_of_a_picture_come_back_and_survive_toggles_and_reloads(page: Page) -> None:
+    page.set("[name=steps]", 6)
+    page.click("#welcome .tile")
+    page.wait(lambda: page.all(".card"))
+    run = page.finish()
+    page.set("[name=prompt]", "something else")
+    page.set(".card [type=range][name=scale]", 0.3)
+    page.set(".card [name=layers]", "style")
+    page.click(".card [name=on]")
+    page.click(".card [name=on]")
+    assert [page.value(f".card [name={name}]") for name in ("scale", "layers")] == ["0.3", "style"]
+    page.reload()
+    assert [page.value(f".card [name={name}]") for name in ("scale", "layers")] == ["0.3", "style"]
+    assert page.value("[name=prompt]") == "something else"
+    assert "prompt=something+else" in page.driver.current_url
+    page.click("[data-act=restore]")
+    assert page.value("[name=prompt]") == run["request"]["prompt"]
+    assert page.value("[name=seed]") == str(run["pictures"][0]["seed"])
+    assert [page.value(f".card [name={name}]") for name in ("scale", "layers")] == ["0.6", "full"]
+    page.click("[data-act=reuse]")
+    page.wait(lambda: len(page.all(".card")) == 2)
+    assert page.text(".card:last-child .name") == f"picture {run['pictures'][0]['seed']}"
+
+
+@slow
+@pytest.mark.parametrize("kind", ["Toml", "Python"])
+def test_copied_code_makes_the_same_picture(page: Page, address: str, tmp_path: Path, kind: str) -> None:
+    page.set("[name=steps]", 6)
+    page.click("#welcome .tile")
+    page.wait(lambda: page.all(".card"))
+    run = page.finish()
+    page.click(f"[data-copy={kind}]")
+    text = page.text("#code pre")
+    assert page.text("#code span") == "Copied"
+    (tmp_path / "blue-hair.png").write_bytes((EXAMPLES / "blue-hair.png").read_bytes())
+    if kind == "Toml":
+        (tmp_path / "job.toml").write_text(text)
+        made = np.asarray(next(iter(run_job(Job.from_toml(tmp_path / "job.toml")))).picture)
+    else:
+        subprocess.run(["python", "-c", text], cwd=tmp_path, check=True)
+        made = np.asarray(Image.open(tmp_path / "out.png"))
+    assert served.differ(made, pixels(address, run)) <= 1
+
+
+@slow
+def test_what_is_wrong_is_said_beside_the_control(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    page.send("#prompts input[type=file]", tmp_path / "notes.png")
+    assert page.wait(lambda: page.text("#references-note")).startswith("This browser cannot read notes.png")
+    page.click("#more summary")
+    page.set("[name=steps]", 999)
+    assert page.text("#note-steps") == "This server makes at most 200 steps."
+    page.click("#more summary")
+    page.click("#generate")
+    assert page.all("#note-steps")
+    assert page.runs == []
+    page.set("[name=steps]", 6)
+    page.set("[name=scheduler]", "lcm")
+    page.click("#welcome .tile")
+    page.finish()
+    page.set(".card [name=scale]", 1.2)
+    assert "the text counts for little" in page.text(".card .note")
+    page.click(".card summary")
+    page.set(".card [name=start]", 0.8)
+    page.set(".card [name=end]", 0.5)
+    assert "It ends before it begins." in page.text(".card .note")
+
+
+@slow
+def test_a_server_that_is_gone_is_said(toy: ToyModel, browser_page: Page) -> None:
+    with served.running_service(served.toy_settings(toy), page=PAGE) as service:
+        with served.live_server(service) as address:
+            page = Page(browser_page.driver, address)
+            page.open()
+            assert page.generate()["status"] == "done"
+        page.click("#generate")
+        page.wait(lambda: page.text("#fault") == "The server does not answer. Does it still run?")
+    page.complaints()
+
+
+@slow
+def test_it_works_on_a_phone(page: Page) -> None:
+    page.open(390, 844, touch=True)
+    for selector in ("#welcome .tile", None):
+        assert page.run("return document.documentElement.scrollWidth") == 390
+        if selector:
+            page.click(selector)
+            page.finish()
+    bar = page.find(".bar").rect
+    assert page.run("return document.querySelector('.bar').getBoundingClientRect().bottom") == 844
+    assert bar["width"] == 390
+    for details in page.all("#settings summary"):
+        details.click()
+    small = [
+        (element.get_attribute("name"), element.size)
+        for element in page.all("#settings button, #settings select, #settings [type=number], #settings [type=range]")
+        if element.size["height"] < 43.9
+    ]
+    assert small == []
+
+
+@slow
+def test_it_works_by_keyboard_alone(page: Page) -> None:
+    keys = browsing.Keys
+    page.run("document.querySelector('#welcome .tile').focus()")
+    page.press(keys.ENTER)
+    page.finish()
+    page.run("document.querySelector('.card [type=range]').focus()")
+    page.press(keys.ARROW_RIGHT, keys.ARROW_RIGHT)
+    assert page.value(".card [type=number]") == "0.7"
+    page.run("document.querySelector('.card summary').focus()")
+    page.press(keys.ENTER, *[keys.TAB] * 4, keys.ENTER)
+    page.wait(lambda: page.all("dialog"))
+    page.run("document.querySelector('canvas').focus()")
+    page.press(keys.SPACE, keys.ARROW_LEFT, keys.SPACE, *[keys.TAB] * 9, keys.ENTER)
+    page.wait(lambda: page.text("[data-act=paintReference]") == "Change")
+    page.run("document.querySelector('[name=prompt]').focus()")
+    browsing.ActionChains(page.driver).key_down(keys.CONTROL).send_keys(keys.ENTER).key_up(keys.CONTROL).perform()
+    page.wait(lambda: len(page.runs) == 2)
+    assert "mask" in page.finish()["request"]["references"][0]
+
+
+@slow
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (768, 1024), (390, 844)])
+def test_axe_finds_nothing(
+    page: Page, pytestconfig: pytest.Config, width: int, height: int, dark: bool
+) -> None:
+    axe = browsing.read_axe(Path(pytestconfig.cache.mkdir("axe")))  # pyright: ignore[reportOptionalMemberAccess]
+    page.open(width, height, dark=dark, touch=width < 500)
+    assert page.find_violations(axe) == []
+    page.set("[name=steps]", 4)
+    page.click("#welcome .tile")
+    page.finish()
+    page.click("[data-act=strip]")
+    page.finish()
+    page.send("#start input[type=file]", EXAMPLES / "glasses.png")
+    page.send("#control input[type=file]", EXAMPLES / "glasses.png")
+    page.set(".card [name=scale]", 1.2)
+    page.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    page.click("[data-copy=Json]")
+    json.loads(page.text("#code pre"))
+    assert page.find_violations(axe) == []
+    page.click("[data-act=paint]")
+    assert page.find_violations(axe) == []
