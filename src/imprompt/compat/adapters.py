@@ -9,7 +9,9 @@ from diffusers.models.embeddings import ImageProjection
 from torch import Tensor, nn
 
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.batch import LayerInputs, find_device_and_dtype
+from imprompt.attention.batch import find_device_and_dtype
+from imprompt.attention.conditioning import LayerInputs
+from imprompt.attention.denoiser_call import DenoiserCall
 from imprompt.attention.diffusers_internals import Branches, find_running_call
 from imprompt.attention.hooks import Owner, add_hook
 from imprompt.attention.ip_adapter_calls import (
@@ -191,15 +193,14 @@ class UNetAdapters(Provider):
         projections.provider = None
         remove_unused_projections(self.unet)
 
-    def before_forward(
-        self, sample: Tensor, timestep: object, text: object, options: Mapping[str, Any]
-    ) -> None:
+    def before_forward(self, call: DenoiserCall) -> None:
         """Give the layers the image prompt of the call that is about to run.
 
         Raises:
             AttachmentError, AdapterMismatch, AmbiguousBatch, InvalidReference: as `compute_inputs`, or there
                 is an image prompt but no adapter
         """
+        sample, options = call.sample, call.options
         embeddings = self._find_embeddings(options)
         inputs: Sequence[Mapping[int, LayerInputs]] = [_NOTHING] * len(self.adapters)
         if embeddings is not None:

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.attachment import Attachment
-from imprompt.attention.batch import LayerInputs, check_finite, convert_lora
-from imprompt.attention.processor import ImageTerm, KeyValue, split_heads
+from imprompt.attention.batch import check_finite, convert_lora
+from imprompt.attention.conditioning import LayerInputs
+from imprompt.attention.terms import ImageTerm, KeyValue, split_heads
 from imprompt.compat.rows import RowLayout, fit_embeddings, fit_masks
 from imprompt.compat.scales import Scale
 from imprompt.errors import AdapterMismatch, InvalidReference
@@ -86,7 +87,7 @@ def compute_inputs(
     masks = None if prompt.masks is None else fit_masks(prompt.masks, batch.rows, layout)
     grids = {} if masks is None else _resize_masks(masks, attachment, layers, batch)
     terms = {
-        layer: tuple(_make_terms(keys_values[layer], scale, images, grids.get(attachment.levels[layer])))
+        layer: tuple(_make_terms(keys_values[layer], scale, images, grids.get(layer)))
         for layer, scale in layers.items()
     }
     result = {
@@ -176,15 +177,15 @@ def _resize_masks(
     layers: Mapping[int, Scale],
     batch: DenoiserBatch,
 ) -> dict[int, Float[Tensor, "rows images queries"]]:
-    """Resize masks to the grid of each level, in diffusers' way (`IPAdapterMaskProcessor.downsample`).
+    """Resize masks to the grid of each layer, in diffusers' way (`IPAdapterMaskProcessor.downsample`).
 
     diffusers guesses the grid from the mask's proportions, and mixes up the positions where these are not
     the picture's. Here the mask covers the whole picture.
     """
     grids: dict[int, Tensor] = {}
-    for level in {attachment.levels[layer] for layer in layers}:
-        size = [-(-side // 2**level) for side in batch.size]
-        grids[level] = F.interpolate(masks.float(), size, mode="bicubic").flatten(2)  # pyright: ignore[reportCallIssue]
+    for layer in layers:
+        (size,) = attachment.layers.grid(layer, batch.size).pictures
+        grids[layer] = F.interpolate(masks.float(), [*size], mode="bicubic").flatten(2)  # pyright: ignore[reportCallIssue]
     return grids
 
 

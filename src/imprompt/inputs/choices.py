@@ -10,6 +10,10 @@ Input = Literal["image_embedding", "image_features", "image_pixels", "face_embed
 class token first), the normalized pixels "3 size size" that an image encoder sees, or the embedding "d" of
 the face in it, which a face model computes. No published adapter takes pixels."""
 
+NoImage = Literal["blank", "zeros", "black picture", "nothing"]
+"""What stands for "no image" on the negative branch of guidance: zero embeddings and the features of a
+picture in the encoder's mean color, zeros, what the encoder makes of a black picture, or no image prompt."""
+
 CropName = Literal["center", "top", "bottom", "left", "right", "pad", "stretch", "tiles"]
 """The part of a picture that an encoder sees, see `imprompt.inputs.crop`."""
 

@@ -165,6 +165,11 @@ class ImageEncoder:
             self._blanks[key] = self._compute_blank(name)
         return self._blanks[key]
 
+    def black(self, name: Input) -> Float[Tensor, "..."]:
+        """Return what a black picture becomes, the "no image" of XLabs' adapters: "d", or "patches d"."""
+        pixels = self.pixels([Image.new("RGB", (self.image_size, self.image_size))])
+        return self.inputs(pixels, [name])[name][0]
+
     def _compute_blank(self, name: Input) -> Tensor:
         if name == "image_embedding":
             return torch.zeros(self.embedding_dim, device=self.device, dtype=self.dtype)

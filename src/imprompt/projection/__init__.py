@@ -6,6 +6,7 @@ from imprompt.projection.linear import HiddenProjection, LinearProjection
 from imprompt.projection.patch import PatchProjection
 from imprompt.projection.perceiver import PerceiverShape
 from imprompt.projection.resampler import ResamplerProjection
+from imprompt.projection.time_resampler import TimeResamplerProjection
 
 __all__ = [
     "FacePlusProjection",
@@ -16,4 +17,5 @@ __all__ = [
     "PatchProjection",
     "PerceiverShape",
     "ResamplerProjection",
+    "TimeResamplerProjection",
 ]
