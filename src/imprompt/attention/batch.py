@@ -307,7 +307,9 @@ def _resize_mask(area: Tensor | None, grid: QueryGrid, box: Box | None = None) -
     return torch.cat([parts[0].mean().expand(grid.text), *parts])
 
 
-def _average_mask(area: Tensor, height: int, width: int, box: Box | None) -> Float[Tensor, " {height*width}"]:
+def _average_mask(
+    area: Tensor, height: int, width: int, box: Box | None = None
+) -> Float[Tensor, " {height*width}"]:
     if box is None:
         return F.adaptive_avg_pool2d(area[None, None], (height, width)).flatten()
     left, top, right, bottom = box
