@@ -71,6 +71,7 @@ def compute_conditioning(
         adapter(_stack([halves[half] for halves in encoded], images, like), layers, face_scale)
         for half in (0, 1)
     )
+    kinds = {halves.negative_kind for halves in encoded}
     negative = _remove_missing(negative, [halves.negative_kind for halves in encoded])
     halves = {
         layer: _weight_halves(
@@ -85,7 +86,8 @@ def compute_conditioning(
         areas=[reference.area for reference in references],
         weights=_make_schedule(references),
         needs_guidance=any(one.avoid for one in weights),
-        lacks_negative=any(halves.negative_kind == "unknown" for halves in encoded),
+        lacks_negative="unknown" in kinds,
+        has_negative=kinds != {"nothing"},
     )
 
 
@@ -249,15 +251,34 @@ def check_settings(
             raise InvalidReference(
                 "width_penalty has no effect: all layers of a transformer are equally wide"
             )
-        if injection == "sd35" and reference.scaling != "value":
+        if injection in ("sd35", "flux-redux") and reference.scaling != "value":
             raise InvalidReference(
-                f"scaling={reference.scaling!r} is not defined on this base, where the latents stand among "
-                "the image tokens' keys; leave it out"
+                f"scaling={reference.scaling!r} is not defined for this adapter, whose image tokens stand "
+                "among other keys; leave it out"
+            )
+        if injection == "flux-redux" and reference.layers != "full":
+            raise InvalidReference(
+                "layers has no meaning: FLUX Redux's tokens stand in the text of all layers"
             )
         if not has_face_scale and reference.face_scale != 1:
             raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
         if not has_lora and reference.lora_scale != 1:
             raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
+
+
+def check_alike(groups: Iterable[Sequence[Reference]]) -> None:
+    """Refuse references of FLUX Redux of which some prompts of a batch would be without tokens.
+
+    Raises:
+        AmbiguousBatch: λ is 0 for some prompts only, or their schedules differ
+    """
+    for group in groups:
+        schedules = {(one.start, one.end, one.measured_in, tuple(one.step_weights or ())) for one in group}
+        if len({one.scale == 0 for one in group}) > 1 or len(schedules) > 1:
+            raise AmbiguousBatch(
+                "FLUX Redux's tokens stand in the text, so they act for all prompts of a batch or for none; "
+                "give every prompt a scale other than 0 and the same steps"
+            )
 
 
 def _weight_halves(

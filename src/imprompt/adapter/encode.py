@@ -93,9 +93,13 @@ class ReferenceEncoder:
         Raises:
             AdapterMismatch: no image encoder
         """
-        size = self._require_encoder().image_size
+        encoder = self._require_encoder()
         parts = [part for tile in split_tiles(reference) for part in self._pictures(tile)]
-        return [encoder_view(part.picture, size, part.crop) for part in parts]
+        crops = [encoder.native_crop if part.crop == "native" else part.crop for part in parts]
+        return [
+            encoder_view(part.picture, encoder.image_size, crop)
+            for part, crop in zip(parts, crops, strict=True)
+        ]
 
     def _pictures(self, reference: Reference) -> "list[_EncoderPicture]":
         """Return all pictures of a reference, those of its negative last."""
@@ -166,7 +170,7 @@ class ReferenceEncoder:
             return {name: images.inputs[name] for name in self.takes}
         if not isinstance(images, Tensor):
             return None
-        check_no_pixels(images, self.takes.get("image_features"))
+        check_no_pixels(images, self.takes.get("image_features", self.takes.get("last_image_features")))
         named = self._name_inputs(images, face)
         zeros: dict[Input, Tensor] = {name: value.new_zeros(value.shape[1:]) for name, value in named.items()}
         ImageEmbeddings(named, zeros).check_fits(self.takes)
@@ -198,9 +202,10 @@ class ReferenceEncoder:
     def _name_inputs(self, images: Tensor, face: Tensor | None) -> ProjectionInputs:
         if face is not None:
             return {"face_embedding": face, "image_features": images}
+        grids: list[Input] = [name for name in self.takes if name.endswith("image_features")]
         if images.ndim == 3:
-            return {"image_features": images}
-        pooled: list[Input] = [name for name in self.takes if name != "image_features"]
+            return {grids[0] if grids else "image_features": images}
+        pooled: list[Input] = [name for name in self.takes if name not in grids]
         return {pooled[0] if pooled else "image_embedding": images}
 
     def _encode_no_image(self, reference: Reference, positive: ProjectionInputs) -> EncodedReference:
@@ -340,7 +345,7 @@ def _stack(rows: Sequence[Mapping[Input, Tensor]]) -> dict[Input, Tensor]:
 
 def _check_effects(reference: Reference, takes: Mapping[Input, int]) -> None:
     """Refuse settings that would have no effect on this adapter."""
-    if not reference.pictures and reference.crop != "center":
+    if not reference.pictures and reference.crop not in ("center", "native"):
         raise InvalidReference(f"crop={reference.crop!r} has no effect on embeddings")
     if reference.noise is not None and "face_embedding" in takes:
         raise InvalidReference(f"noise={reference.noise}: there is no face in noise; give a negative")

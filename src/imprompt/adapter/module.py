@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
 from imprompt.adapter.condition import (
+    check_alike,
     check_settings,
     compute_conditioning,
     compute_timed_conditioning,
@@ -40,7 +40,7 @@ from imprompt.attention.weights import list_lora_shapes, read_weight
 from imprompt.errors import AdapterMismatch, AttachmentError
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import ImageEncoder
+from imprompt.inputs.encoder import ImageEncoder, is_vision_model
 from imprompt.inputs.faces import FaceEmbedder
 from imprompt.projection import FacePlusProjection, ImageProjection
 from imprompt.reference import Reference
@@ -58,7 +58,7 @@ class ImagePromptAdapter(AdapterWeights):
 
     Attributes:
         image_encoder: computes image embeddings of pictures; it is not part of the adapter's weights. A
-            `CLIPVisionModelWithProjection` assigned here is wrapped. None: references must be embeddings
+            vision model of CLIP or SigLIP assigned here is wrapped. None: references must be embeddings
         face_embedder: finds the face in a picture, for adapters that take face embeddings
 
     Raises:
@@ -119,8 +119,8 @@ class ImagePromptAdapter(AdapterWeights):
 
     def __setattr__(self, name: str, value: object) -> None:
         # A bare vision model would become a submodule, and its weights part of the adapter's state_dict.
-        if name == "image_encoder" and isinstance(value, CLIPVisionModelWithProjection):
-            value = ImageEncoder(value)
+        if name == "image_encoder" and isinstance(value, nn.Module) and is_vision_model(value):
+            value = ImageEncoder(value)  # pyright: ignore[reportArgumentType]
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -226,6 +226,8 @@ class ImagePromptAdapter(AdapterWeights):
             has_face_scale=has_face_scale,
             has_lora=bool(self.lora),
         )
+        if self.injection == "flux-redux":
+            check_alike(groups)
         encoder = self._make_encoder(attachment.target)
         encoded = iter(encoder.encode([reference for group in groups for reference in group]))
         conditionings = [

@@ -83,6 +83,8 @@ class AdapterWeights(nn.Module):
     @property
     def shapes(self) -> dict[int, tuple[int, int]]:
         """Official layer number N → (context_dim, inner_dim)."""
+        if self.injection == "flux-redux":
+            return {0: (self.projection.context_dim, self.projection.context_dim)}
         weights = {int(number): self.key_value(int(number)).to_key for number in self.layers}
         return {number: (linear.in_features, linear.out_features) for number, linear in weights.items()}
 

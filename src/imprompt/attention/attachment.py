@@ -365,6 +365,10 @@ def place_layers(
         )
 
         return JointLayers(cast("Any", denoiser), owner, shapes)
+    if injection == "flux-redux":
+        from imprompt.attention.text_tokens import TextTokens
+
+        return TextTokens(cast("Any", denoiser), owner, shapes)
     from imprompt.attention.flux_layers import FluxLayers
 
     return FluxLayers(cast("Any", denoiser), owner, shapes, is_ungated=injection == "flux-xlabs")
@@ -373,6 +377,7 @@ def place_layers(
 _TRANSFORMERS: dict[Injection, str] = {
     "flux-xlabs": "FluxTransformer2DModel",
     "flux-instantx": "FluxTransformer2DModel",
+    "flux-redux": "FluxTransformer2DModel",
     "sd35": "SD3Transformer2DModel",
 }
 """Injection → the class of the transformers that have it."""

@@ -152,7 +152,10 @@ class BatchPlan:
 
     def _expand(self, batch: BatchLayout, timestep: Tensor | float | int) -> dict[int, LayerInputs]:
         rows, _, device, dtype, _ = batch
-        expanded = [one.expand(rows, timestep, device, dtype) for one in self.conditionings]
+        expanded = [
+            one.expand(rows, timestep, device, dtype) if self._acts(one, rows) else {}
+            for one in self.conditionings
+        ]
         masks: dict[QueryGrid | None, list[Tensor | None]] = {}
         inputs: dict[int, LayerInputs] = {}
         for layer in {layer: None for terms in expanded for layer in terms}:
@@ -168,6 +171,10 @@ class BatchPlan:
             lora = convert_lora(LoraTerm(pairs, rows.expand(scale)[:, None, None]), device, dtype)
             inputs[layer] = inputs.get(layer, LayerInputs())._replace(lora=lora)
         return inputs
+
+    def _acts(self, conditioning: Conditioning, rows: BatchRows) -> bool:
+        """Whether a conditioning acts in these rows; a compiled denoiser gets its zeros."""
+        return self.is_static or conditioning.has_negative or "positive" in rows.branches
 
     def _masks(
         self, batch: BatchLayout, grid: QueryGrid | None
@@ -204,7 +211,7 @@ class BatchPlan:
     def _weight(
         self, inputs: LayerInputs, layer: int, batch: BatchLayout, factors: Sequence[tuple[float, ...]]
     ) -> LayerInputs:
-        used = [layer in conditioning.layers for conditioning in self.conditionings]
+        used = [self._acts(one, batch.rows) and layer in one.layers for one in self.conditionings]
         terms: list[Term] = []
         for term, factor in zip(inputs.terms, compress(factors, used), strict=True):
             if self.is_static or set(factor) - {0.0, 1.0} or len(set(factor)) > 1:

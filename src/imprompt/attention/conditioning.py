@@ -46,11 +46,13 @@ class Conditioning(abc.ABC):
     Attributes:
         needs_guidance: whether some layers push away from the picture, which only guidance can do
         lacks_negative: whether the negative branch would need what no encoder has made
+        has_negative: whether there is any image prompt on the negative branch
         depends_on_time: whether keys and values belong to the time step
     """
 
     needs_guidance = False
     lacks_negative = False
+    has_negative = True
     depends_on_time = False
 
     def __init__(
@@ -87,6 +89,7 @@ class FixedConditioning(Conditioning):
         weights: see `Conditioning`
         needs_guidance: see `Conditioning`
         lacks_negative: see `Conditioning`
+        has_negative: see `Conditioning`
     """
 
     def __init__(
@@ -97,10 +100,12 @@ class FixedConditioning(Conditioning):
         weights: Callable[[Moment], list[float]] | None = None,
         needs_guidance: bool = False,
         lacks_negative: bool = False,
+        has_negative: bool = True,
     ) -> None:
         super().__init__(areas, weights)
         self.positive, self.negative = positive, negative
         self.needs_guidance, self.lacks_negative = needs_guidance, lacks_negative
+        self.has_negative = has_negative
 
     @property
     def layers(self) -> Collection[int]:

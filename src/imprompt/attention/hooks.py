@@ -47,7 +47,8 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
 
     compiled = get_compiled_call(module)
     if compiled is None:
-        handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
+        # First of all hooks, as what others add to the arguments follows from what this one finds.
+        handles = [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)]
         if unwrap_compiled(module) is module:
             handles.append(module.register_forward_hook(after))
 

@@ -102,9 +102,15 @@ class JointKeyValue(nn.Module):
         return KeyValue(key, self.to_value(c))
 
 
-def build_layer(
-    injection: Injection, shape: tuple[int, int], head_dim: int, time_dim: int
-) -> ImageKeyValue | JointKeyValue:
+class TokenLayer(nn.Module):
+    """Nothing that is trained: FLUX.1 Redux's tokens stand in the text themselves."""
+
+    def forward(self, image_tokens: Float[Tensor, "batch tokens context_dim"]) -> KeyValue:
+        """Return the tokens as both key and value."""
+        return KeyValue(image_tokens, image_tokens)
+
+
+def build_layer(injection: Injection, shape: tuple[int, int], head_dim: int, time_dim: int) -> nn.Module:
     """Build the trained matrices of one layer.
 
     Args:
@@ -113,6 +119,8 @@ def build_layer(
         head_dim: width of a head, for the norms that some adapters have
         time_dim: width of the projection's embedding of the time step, if it makes one
     """
+    if injection == "flux-redux":
+        return TokenLayer()
     if injection == "flux-instantx":
         return NormalizedKeyValue(*shape, head_dim=head_dim)
     if injection == "sd35":

@@ -7,6 +7,7 @@ from imprompt.projection.patch import PatchProjection
 from imprompt.projection.perceiver import PerceiverShape
 from imprompt.projection.resampler import ResamplerProjection
 from imprompt.projection.time_resampler import TimeResamplerProjection
+from imprompt.projection.tokens import TokenProjection
 
 __all__ = [
     "FacePlusProjection",
@@ -18,4 +19,5 @@ __all__ = [
     "PerceiverShape",
     "ResamplerProjection",
     "TimeResamplerProjection",
+    "TokenProjection",
 ]
