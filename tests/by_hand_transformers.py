@@ -58,7 +58,8 @@ class HandFlux:
             query = torch.cat([attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states))), query], 1)
             key = torch.cat([attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states))), key], 1)
             value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], 1)
-        query, key = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key))
+        rotate: Any = apply_rotary_emb
+        query, key = (rotate(x, image_rotary_emb, sequence_dim=1) for x in (query, key))
         out = attended(query, key, value)
         gated, ungated = self._image(own, heads)
         if encoder_hidden_states is None:

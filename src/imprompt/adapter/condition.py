@@ -68,7 +68,7 @@ def compute_conditioning(
     _check_finite(inputs for halves in encoded for inputs in halves[:2])
     images = math.lcm(*(count_images(inputs) for halves in encoded for inputs in halves[:2]))
     positive, negative = (
-        adapter(_stack([halves[half] for halves in encoded], images, like), layers, face_scale)
+        adapter(_stack([halves[:2][half] for halves in encoded], images, like), layers, face_scale)
         for half in (0, 1)
     )
     kinds = {halves.negative_kind for halves in encoded}
@@ -120,7 +120,9 @@ def compute_timed_conditioning(
             f"prompts with {' and '.join(map(str, counts))} pictures each cannot share a batch on this base: "
             "its latents stand among the image tokens' keys; give every prompt equally many, and its negative"
         )
-    positive, negative = (_stack([halves[half] for halves in encoded], counts[0], like) for half in (0, 1))
+    positive, negative = (
+        _stack([halves[:2][half] for halves in encoded], counts[0], like) for half in (0, 1)
+    )
     return TimedConditioning(
         positive,
         negative,
@@ -258,7 +260,7 @@ def check_settings(
             )
         if injection == "flux-redux" and reference.layers != "full":
             raise InvalidReference(
-                "layers has no meaning: FLUX Redux's tokens stand in the text of all layers"
+                "layers has no meaning: FLUX Redux's tokens stand in the text, which all layers read"
             )
         if not has_face_scale and reference.face_scale != 1:
             raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")

@@ -114,7 +114,7 @@ class AdapterWeights(nn.Module):
             tokens: tuple[Tensor, ...] = (self.image_tokens(inputs, face_scale),)
         else:
             tokens = self.project_at(inputs, timestep)
-        return {number: self.key_value(number)(*tokens) for number in numbers}
+        return {number: self.layers[str(number)](*tokens) for number in numbers}
 
     def image_tokens(
         self, inputs: ProjectionInputs, face_scale: Float[Tensor, " batch"] | None = None
@@ -179,7 +179,7 @@ class AdapterWeights(nn.Module):
         """
         dtype = next(iter(inputs.values())).dtype
         tokens = self._project(convert(self.projection, dtype), inputs, face_scale)
-        return {number: convert(self.key_value(number), dtype)(tokens) for number in layers}
+        return {number: convert(self.layers[str(number)], dtype)(tokens) for number in layers}
 
     def converted(self, dtype: torch.dtype) -> "AdapterWeights":
         """Return these weights in a number format; they are copied where it is not their own."""

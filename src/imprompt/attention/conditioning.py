@@ -16,7 +16,7 @@ from imprompt.attention.terms import ImageTerm, JointTerm, KeyValue, LoraTerm, T
 class LayerInputs(NamedTuple):
     """The image prompts and the LoRA of one layer, with a row for each of the batch."""
 
-    terms: tuple[ImageTerm, ...] = ()
+    terms: tuple[Term, ...] = ()
     lora: LoraTerm | None = None
 
 

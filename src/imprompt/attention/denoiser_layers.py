@@ -4,8 +4,6 @@ import abc
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from imprompt.attention.denoiser_call import DenoiserCall
 from imprompt.attention.terms import LayerTerms
 from imprompt.errors import AttachmentError
@@ -30,13 +28,13 @@ class DenoiserLayers(abc.ABC):
         noun: what messages call such a denoiser
         names: layer number → name of the module in which image prompts act
         modules: layer number → module; with a LoRA also those in which it alone acts
-        terms: layer number → what acts there
+        terms: layer number → the `LayerTerms` there
     """
 
     noun: str = "transformer"
     names: Mapping[int, str]
-    modules: Mapping[int, nn.Module]
-    terms: Mapping[int, LayerTerms]
+    modules: Mapping[int, Any]
+    terms: Mapping[int, Any]
 
     @abc.abstractmethod
     def heads(self, layer: int) -> int:
@@ -79,9 +77,6 @@ class ProcessorLayers(DenoiserLayers):
         kind: the class of the new processors, built from those that are there
         owner: stands for the attachment
     """
-
-    terms: Mapping[int, Any]
-    modules: Mapping[int, Any]
 
     def __init__(
         self, layers: Mapping[int, tuple[str, Any]], kind: Callable[[Any], LayerTerms], owner: object

@@ -109,9 +109,6 @@ class FluxLayers(DenoiserLayers):
         AdapterMismatch: the adapter's layers are not this transformer's
     """
 
-    terms: Mapping[int, FluxHook]
-    modules: Mapping[int, FluxAttention]
-
     def __init__(
         self, transformer: FluxTransformer2DModel, owner: object, shapes: Shapes, *, is_ungated: bool
     ) -> None:

@@ -41,6 +41,12 @@ def find_joint_layers(transformer: SD3Transformer2DModel) -> dict[int, tuple[str
     }
 
 
+def list_joint_shapes(transformer: SD3Transformer2DModel) -> dict[int, tuple[int, int]]:
+    """Return (context_dim, inner_dim) of each block: image tokens are as wide as the latents."""
+    layers = find_joint_layers(transformer).items()
+    return {number: (attn.inner_dim, attn.inner_dim) for number, (_, attn) in layers}
+
+
 class JointDecoupledAttention(LayerTerms):
     """The attention processor that an attached adapter installs on one block.
 
@@ -117,7 +123,7 @@ class JointLayers(ProcessorLayers):
 
     def __init__(self, transformer: SD3Transformer2DModel, owner: object, shapes: Shapes) -> None:
         layers = find_joint_layers(transformer)
-        check_fit(shapes, {number: (attn.inner_dim, attn.inner_dim) for number, (_, attn) in layers.items()})
+        check_fit(shapes, list_joint_shapes(transformer))
         if transformer.config["dual_attention_layers"]:
             raise AdapterMismatch(
                 "this base has blocks with two attentions, as Stable Diffusion 3.5 Medium, for which this "

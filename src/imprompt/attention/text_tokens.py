@@ -2,12 +2,11 @@
 
     text ← [text; λ c_i]
 
-They have the text's position 0, as its own tokens do. λ multiplies the tokens, which is crude: attention is not
-linear in its keys. λ = 0 leaves them out (black-forest-labs/flux, src/flux/sampling.py `prepare_redux`;
+They have the text's position 0, as its own tokens do. λ multiplies the tokens, which is crude: attention is
+not linear in its keys. λ = 0 leaves them out (black-forest-labs/flux, src/flux/sampling.py `prepare_redux`;
 diffusers, `FluxPriorReduxPipeline`).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ class TextTokens(DenoiserLayers):
         width = int(transformer.config["joint_attention_dim"])
         check_fit(shapes, {0: (width, width)})
         self.names, self.modules = {0: "transformer_blocks"}, {0: transformer}
-        self.terms: Mapping[int, TextHook] = {0: TextHook(transformer)}
+        self.terms = {0: TextHook(transformer)}
         self.terms[0].add_owner(owner)
         watch_contexts(transformer, owner)
 

@@ -231,15 +231,21 @@ FLUX_KINDS = {
 }
 """Kind of a projection → its kind in a file with layers of FLUX.1, whose projection has the same names."""
 
-_FLUX_LAYER = re.compile(r"ip_adapter\.(?:[0-9]*[02468]\.to_[kv]_ip\.weight|[0-9]+\.to_[kv]_ip\.bias)")
-"""Cross-attention of U-Nets has odd numbers and no bias."""
+_FLUX_LAYERS = {
+    "base": re.compile(r"ip_adapter\.[0-9]+\.to_[kv]_ip\.bias"),
+    "faceid": re.compile(r"ip_adapter\.[0-9]*[02468]\.to_[kv]_ip\.weight"),
+}
+"""Kind of a projection → a tensor by which its layers are FLUX.1's: cross-attention of U-Nets has odd numbers
+and no bias."""
 
 
 def find_kind(tensors: Tensors) -> Kind | None:
     """Return the kind of the projection; None if it is unknown."""
     kind = _find_kind_of_names(tensors)
-    is_flux = kind is not None and any(_FLUX_LAYER.fullmatch(name) for name in tensors)
-    return FLUX_KINDS.get(kind.name, kind) if kind and is_flux else kind
+    if kind is None or kind.name not in _FLUX_LAYERS:
+        return kind
+    is_flux = any(_FLUX_LAYERS[kind.name].fullmatch(name) for name in tensors)
+    return FLUX_KINDS[kind.name] if is_flux else kind
 
 
 def _find_kind_of_names(tensors: Tensors) -> Kind | None:

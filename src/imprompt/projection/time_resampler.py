@@ -59,7 +59,7 @@ class TimeResamplerLayer(nn.ModuleList):
         attention, feed_forward, modulation = self
         shift, scale, next_shift, next_scale = modulation(time)[:, None].chunk(4, dim=-1)
         queries = queries + attention(features, queries, shift, scale)
-        norm, *matrices = feed_forward
+        norm, *matrices = feed_forward.children()
         inside = norm(queries) * (1 + next_scale) + next_shift
         for layer in matrices:
             inside = layer(inside)
