@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tiny
 import tiny_transformers
-from by_hand_transformers import by_hand
+from by_hand_transformers import ByHand, HandTerm
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.projection import PerceiverShape, TimeResamplerProjection
@@ -240,33 +240,36 @@ def test_the_time_resampler_makes_what_diffusers_makes() -> None:
         close(mine, other)
 
 
-@pytest.mark.parametrize("kind", ["flux-xlabs", "flux-instantx"])
+@every_kind
 @pytest.mark.parametrize("images", [1, 2])
-def test_on_flux_an_adapter_is_its_equation(kind: Kind, images: int) -> None:
+def test_an_adapter_is_its_equation(kind: Kind, images: int) -> None:
     model, one, inputs = transformer(kind), adapter(kind), call(kind)
     pictures = embeddings(kind, images)
     ours = prompted(model, one, inputs, Reference(pictures, scale=0.7))
     differ(ours, run(model, inputs))
-    tokens = one.projection(pictures).reshape(1, -1, tiny_transformers.FLUX_CONTEXT).expand(2, -1, -1)
-    with by_hand(model, (one, tokens, 0.7)):
+    term = HandTerm(one, pictures.expand(2, *pictures.shape), scale=0.7)
+    with ByHand(model, [term]).installed():
         close(ours, run(model, inputs))
 
 
 def test_two_kinds_of_adapters_on_one_flux_are_both_equations() -> None:
     model, inputs = transformer("flux-xlabs"), call("flux-xlabs")
-    pair = [adapter("flux-xlabs"), adapter("flux-instantx", seed=5), adapter("flux-xlabs", seed=6)]
+    several = [adapter("flux-xlabs"), adapter("flux-instantx", seed=5), adapter("flux-xlabs", seed=6)]
     pictures = [embeddings("flux-xlabs", seed=seed) for seed in range(3)]
     scales = [0.7, 0.9, 0.3]
-    contexts = [one.attach(model) for one in pair]
+    terms = [
+        HandTerm(one, picture.expand(2, 1, -1), scale=scale)
+        for one, picture, scale in zip(several, pictures, scales, strict=True)
+    ]
+    contexts = [one.attach(model) for one in several]
     active = [
         one.use(Reference(picture, scale=scale))
-        for one, picture, scale in zip(pair, pictures, scales, strict=True)
+        for one, picture, scale in zip(several, pictures, scales, strict=True)
     ]
     ours = run(model, inputs)
     for one in [*active, *contexts]:
         one.__exit__()
-    tokens = [one.projection(picture).expand(2, -1, -1) for one, picture in zip(pair, pictures, strict=True)]
-    with by_hand(model, *zip(pair, tokens, scales, strict=True)):
+    with ByHand(model, terms).installed():
         close(ours, run(model, inputs))
 
 

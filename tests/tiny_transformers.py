@@ -20,7 +20,7 @@ from imprompt.projection import (
 FLUX_CONTEXT, FLUX_POOLED, HEADS, HEAD_DIM = 20, 12, 3, 8
 JOINT_CONTEXT, JOINT_POOLED = 18, 14
 FEATURE_DIM, PATCHES = 10, 6
-CHANNELS = 4
+CHANNELS, JOINT_CHANNELS = 4, 16
 SIDE = 8
 """Latents are SIDE high, and SIDE + 4 wide."""
 
@@ -52,8 +52,8 @@ def joint_transformer(*, seed: int = 0, dual: tuple[int, ...] = ()) -> Any:
     made = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
+        in_channels=JOINT_CHANNELS,
+        out_channels=JOINT_CHANNELS,
         num_layers=3,
         attention_head_dim=HEAD_DIM,
         num_attention_heads=HEADS,
@@ -123,7 +123,7 @@ def call(kind: Kind, *, batch: int = 2, seed: int = 0, text: int = 5) -> dict[st
     height, width = SIDE, SIDE + 4
     if kind == "sd35":
         return {
-            "hidden_states": torch.randn(batch, CHANNELS, height, width),
+            "hidden_states": torch.randn(batch, JOINT_CHANNELS, height, width),
             "encoder_hidden_states": torch.randn(batch, text, JOINT_CONTEXT),
             "pooled_projections": torch.randn(batch, JOINT_POOLED),
             "timestep": torch.rand(batch) * 1000,
