@@ -98,7 +98,8 @@ class Attachment:
         self.denoiser = unwrap_compiled(get_denoiser(target))
         self._called = get_denoiser(target)
         self.on_detach: Callable[[], None] = _do_nothing
-        self._owner = Owner(self)
+        # PyTorch skips hooks that a compiled module gets later, but no change of a processor.
+        self._owner = Owner(self, checks_compiled=injection.startswith("flux"))
         self._callers: list[Caller[StackEntry]] = []
         self._unhook: Callable[[], None] = _do_nothing
         self._forward = ForwardPass()
@@ -292,7 +293,7 @@ class Attachment:
         if not forward.is_checked and forward.inputs is not None:
             forward.is_checked = True
             numbers = forward.inputs if forward.running is None else forward.running & forward.inputs.keys()
-            check_layers_ran(numbers, self.layers)
+            check_layers_ran(numbers, self.layers, is_compiled=self.is_compiled)
 
 
 class ActiveReferences:

@@ -19,10 +19,12 @@ class Owner:
     Args:
         attachment: its `before_forward(call)` is called before every forward pass, and its `after_forward()`
             after it, if the denoiser is not compiled
+        checks_compiled: whether `after_forward()` is called after a compiled denoiser, too
     """
 
-    def __init__(self, attachment: Any) -> None:
+    def __init__(self, attachment: Any, *, checks_compiled: bool = False) -> None:
         self.attachment: weakref.ref[Any] = weakref.ref(attachment)
+        self.checks_compiled = checks_compiled
 
 
 def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
@@ -49,7 +51,7 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
     if compiled is None:
         # First of all hooks, as what others add to the arguments follows from what this one finds.
         handles = [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)]
-        if unwrap_compiled(module) is module:
+        if unwrap_compiled(module) is module or owner.checks_compiled:
             handles.append(module.register_forward_hook(after))
 
         def remove() -> None:
@@ -61,7 +63,10 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
     # module.compile() would compile hooks too, so the compiled call itself is wrapped.
     def call(*args: Tensor, **kwargs: Any) -> object:
         before(module, args, kwargs)
-        return compiled(*args, **kwargs)
+        output = compiled(*args, **kwargs)
+        if owner.checks_compiled:
+            after(module)
+        return output
 
     set_compiled_call(module, call)
     return lambda: set_compiled_call(module, compiled)
@@ -79,12 +84,13 @@ def _after_outside_graph(attachment: Any) -> None:
     attachment.after_forward()
 
 
-def check_layers_ran(numbers: Collection[int], layers: DenoiserLayers) -> None:
+def check_layers_ran(numbers: Collection[int], layers: DenoiserLayers, *, is_compiled: bool) -> None:
     """Make sure that each of these layers has run with its image prompts.
 
     Args:
         numbers: the layers that have image prompts or a LoRA
         layers: all layers of the adapter
+        is_compiled: whether the denoiser goes through torch.compile
 
     Raises:
         AttachmentError: a layer has not run; the message names what replaced it
@@ -94,6 +100,12 @@ def check_layers_ran(numbers: Collection[int], layers: DenoiserLayers) -> None:
         terms = layers.terms[layer]
         if not (terms.state.terms or terms.state.loras):
             continue
+        if is_compiled and not (terms.state.has_run or terms.latest.has_run):
+            raise AttachmentError(
+                f"the image prompt did not reach layer {layer}: this {layers.noun} was compiled before the "
+                "adapter was attached, and PyTorch does not look for new hooks; call torch.compiler.reset(), "
+                "or attach before the first picture"
+            )
         if not (terms.state.has_run or terms.latest.has_run):
             raise AttachmentError(
                 f"the image prompt did not reach layer {layer} "

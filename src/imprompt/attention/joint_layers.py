@@ -156,7 +156,12 @@ def _check_supported(name: str, attn: Attention) -> None:
             f"diffusers' own IP-Adapter is loaded on this transformer ({name} has the attention processor "
             f"{kind.__name__}); call pipe.unload_ip_adapter() first"
         )
-    if kind not in (JointAttnProcessor2_0, FusedJointAttnProcessor2_0, JointDecoupledAttention):
+    if kind is FusedJointAttnProcessor2_0:
+        raise AttachmentError(
+            f"{name} has the attention processor {kind.__name__}, which leaves out the norms of Stable "
+            "Diffusion 3.5's queries and keys; call transformer.unfuse_qkv_projections() before attaching"
+        )
+    if kind not in (JointAttnProcessor2_0, JointDecoupledAttention):
         raise AttachmentError(
             f"{name} has the attention processor {kind.__name__}, which is not supported; undo what put it "
             "there, or call transformer.set_attn_processor(JointAttnProcessor2_0()) before attaching"
