@@ -266,11 +266,11 @@ class Attachment:
             inputs = source.expand(call)
             if source.other_pipeline is not None:
                 self._refuse_in(source.other_pipeline())
-        self.set_inputs(inputs)
-        self._forward.running = self.layers.list_layers_of(call)
+        self.set_inputs(inputs, call)
 
-    def set_inputs(self, inputs: Mapping[int, LayerInputs]) -> None:
+    def set_inputs(self, inputs: Mapping[int, LayerInputs], call: DenoiserCall) -> None:
         """Give the layers what acts in this thread's next forward pass, a row for each row of the batch."""
+        self._forward.running = self.layers.list_layers_of(call)
         if inputs is not self._forward.inputs:
             self._set_inputs(inputs)
         if self._forward.has_parts:

@@ -297,9 +297,12 @@ def find_split_layers(unet: nn.Module, layers: Mapping[int, nn.Module]) -> Colle
 # diffusers' own IP-Adapter
 
 
-def has_own_ip_adapter(unet: Any) -> bool:
-    """Whether diffusers' own IP-Adapter is loaded on a U-Net."""
-    return unet.config.encoder_hid_dim_type == "ip_image_proj"
+def has_own_ip_adapter(denoiser: Any) -> bool:
+    """Whether diffusers' own IP-Adapter is loaded on a denoiser."""
+    if getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+        return True
+    kinds = (type(processor).__name__ for processor in denoiser.attn_processors.values())
+    return any(kind.startswith(("FluxIPAdapter", "SD3IPAdapter")) for kind in kinds)
 
 
 @contextmanager

@@ -71,8 +71,8 @@ class ImageProjections:
         self.provider: Provider | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Project the text, on bases that have such a projection."""
-        return self.original(*args, **kwargs)
+        """Project the text on bases that have such a projection; on others leave everything as it is."""
+        return args if self.original is NOTHING else self.original(*args, **kwargs)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copy and pickle the original instead: copies of a denoiser are not attached."""

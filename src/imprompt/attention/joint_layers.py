@@ -71,8 +71,11 @@ class JointDecoupledAttention(LayerTerms):
         hidden_states: Float[Tensor, "batch queries width"],
         encoder_hidden_states: Float[Tensor, "batch text_len width"] | None = None,
         attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute one layer: the base's attention, and the attention to every image prompt.
+
+        `temb` is what diffusers passes for its own IP-Adapter; it has no meaning here.
 
         Raises:
             AmbiguousBatch: the image prompts are for another batch size or other positions

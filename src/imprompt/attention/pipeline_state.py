@@ -53,6 +53,15 @@ def read_branches(call: PipelineCall | None, target: object, denoising: Denoiser
             f"{kind.__name__} does not tell how it stacks its batch ({loop} is none of the sampling loops "
             "that imprompt knows); give adapter.use(..., branches=...)"
         )
+    return list_call_branches(call, denoising)
+
+
+def list_call_branches(call: PipelineCall, denoising: DenoiserCall) -> Branches:
+    """Return the branches for which a known sampling loop makes one call of its denoiser.
+
+    Raises:
+        AmbiguousBatch: they cannot be told apart
+    """
     if call.loop in TWO_CALL_LOOPS:
         return (find_branch_of_text(call, denoising.text),)
     if denoising.options.get("skip_layers") is not None:

@@ -1,7 +1,7 @@
 """Embeddings and masks of one adapter → K', λV', masks and LoRA of each layer, a row for each batch row."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,14 +25,14 @@ class DenoiserBatch(NamedTuple):
     Args:
         rows: the number of rows, a video counted as one
         frames: the number of frames of each video; 1 for pictures
-        size: height and width of the latents
+        geometry: the sizes on which the layers' grids depend, see `DenoiserLayers.read_geometry`
         device: where it computes
         dtype: in which number format
     """
 
     rows: int
     frames: int
-    size: tuple[int, int]
+    geometry: Any
     device: torch.device
     dtype: torch.dtype
 
@@ -79,13 +79,13 @@ def compute_inputs(
         InvalidReference: λ for each picture without masks, or other numbers of these
     """
     layers = {layer: one for layer, one in prompt.scales.items() if attachment.is_compiled or _acts(one)}
-    inputs = _name_inputs(adapter, prompt, batch, layout)
+    inputs = name_inputs(adapter, prompt, batch, layout)
     images = next(iter(inputs.values())).shape[1]
     _check_images(layers.values(), images, prompt.masks)
     face_scale = torch.full((batch.rows,), prompt.face_scale)
     keys_values = adapter.compute_keys_values(inputs, [*layers], face_scale)
     masks = None if prompt.masks is None else fit_masks(prompt.masks, batch.rows, layout)
-    grids = {} if masks is None else _resize_masks(masks, attachment, layers, batch)
+    grids = {} if masks is None else resize_masks(masks, attachment, layers, batch)
     terms = {
         layer: tuple(_make_terms(keys_values[layer], scale, images, grids.get(layer)))
         for layer, scale in layers.items()
@@ -102,7 +102,7 @@ def _acts(scale: Scale) -> bool:
     return any(scale) if isinstance(scale, tuple) else bool(scale)
 
 
-def _name_inputs(
+def name_inputs(
     adapter: ImagePromptAdapter, prompt: AdapterPrompt, batch: DenoiserBatch, layout: RowLayout | None
 ) -> dict[Input, Tensor]:
     """Return the projection's inputs, "batch images ...", in float32 where the adapter is."""
@@ -171,7 +171,7 @@ def _expand_term(term: ImageTerm, heads: int, batch: DenoiserBatch) -> ImageTerm
     return ImageTerm(expand(split_heads(term.key, heads)), expand(split_heads(term.value, heads)), weight)
 
 
-def _resize_masks(
+def resize_masks(
     masks: Float[Tensor, "rows images height width"],
     attachment: Attachment,
     layers: Mapping[int, Scale],
@@ -184,8 +184,13 @@ def _resize_masks(
     """
     grids: dict[int, Tensor] = {}
     for layer in layers:
-        (size,) = attachment.layers.grid(layer, batch.size).pictures
-        grids[layer] = F.interpolate(masks.float(), [*size], mode="bicubic").flatten(2)  # pyright: ignore[reportCallIssue]
+        grid = attachment.layers.grid(layer, batch.geometry)
+        parts = [
+            F.interpolate(masks.float(), [*size], mode="bicubic").flatten(2)  # pyright: ignore[reportCallIssue]
+            for size in grid.pictures
+        ]
+        words = parts[0].mean(2, keepdim=True).expand(-1, -1, grid.text)
+        grids[layer] = torch.cat([words, *parts], 2)
     return grids
 
 
