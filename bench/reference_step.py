@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.processor import attend, merge_heads, split_heads
+from imprompt.attention.terms import attend, merge_heads, split_heads
 from imprompt.training.batches import Draws
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase

@@ -7,7 +7,8 @@ adapters by imprompt's own classes. tests/test_variants.py compares the counts w
 
 Sizes: tencent-ailab/IP-Adapter at 62e4af9 (`ip_adapter.py`, `resampler.py`, `ip_adapter_faceid.py`); Kolors
 as readers of its file expect it. Bases: the `unet/config.json` of stable-diffusion-v1-5,
-stable-diffusion-xl-base-1.0 and Kolors-diffusers, where they differ from diffusers' defaults.
+stable-diffusion-xl-base-1.0 and Kolors-diffusers, where they differ from diffusers' defaults. For
+transformers the code and the cards of XLabs-AI, InstantX and black-forest-labs.
 """
 
 import functools
@@ -16,9 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.flux_layers import list_flux_shapes
+from imprompt.attention.joint_layers import list_joint_shapes
 from imprompt.attention.layers import find_cross_attention_layers, read_layer_shapes
 from imprompt.attention.weights import list_lora_shapes
 from imprompt.checkpoint.names import to_official
@@ -26,11 +31,14 @@ from imprompt.checkpoint.published import ENCODERS, PUBLISHED
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,
+    HiddenProjection,
     ImageProjection,
     LinearProjection,
     PatchProjection,
     PerceiverShape,
     ResamplerProjection,
+    TimeResamplerProjection,
+    TokenProjection,
 )
 
 _SDXL: dict[str, Any] = {
@@ -57,6 +65,18 @@ UNETS: dict[str, dict[str, Any]] = {
     },
 }
 """Configurations of the bases' U-Nets."""
+
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "FLUX.1": {},
+    "SD3.5 Large": {
+        "num_layers": 38,
+        "num_attention_heads": 38,
+        "caption_projection_dim": 2432,
+        "pos_embed_max_size": 192,
+        "qk_norm": "rms_norm",
+    },
+}
+"""Configurations of the bases' transformers, where they differ from diffusers' defaults."""
 
 _WIDTH_768, _WIDTH_1280 = PerceiverShape(width=768), PerceiverShape(width=1280)
 _KOLORS_SHAPE = PerceiverShape(width=2048, attention_width=12 * 64)
@@ -91,6 +111,11 @@ ARCHITECTURES = {
     "sdxl-faceid-plusv2": Architecture(lambda: FacePlusProjection(1280, 2048, version=2), _LORA_RANK),
     "sdxl-faceid-portrait": Architecture(lambda: FaceProjection(2048, 16)),
     "kolors-plus": Architecture(lambda: ResamplerProjection(1024, 2048, shape=_KOLORS_SHAPE)),
+    "flux-xlabs": Architecture(lambda: LinearProjection(768, 4096)),
+    "flux-xlabs-v2": Architecture(lambda: LinearProjection(768, 4096, 16)),
+    "flux-instantx": Architecture(lambda: HiddenProjection(1152, 4096, 128, hidden=2304)),
+    "flux-redux": Architecture(lambda: TokenProjection(1152, 4096)),
+    "sd35": Architecture(lambda: TimeResamplerProjection(1152, 2432, shape=_WIDTH_1280)),
 }
 """Short name → architecture, for every published adapter."""
 
@@ -105,7 +130,7 @@ class Variant(NamedTuple):
     """The models that make its inputs, as a phrase."""
     tokens: int
     key_value: int
-    """Parameters of all W'_k and W'_v."""
+    """Parameters of all W'_k and W'_v, and of the norms of their layers."""
     projection: int
     """Parameters of the projection."""
     lora: int
@@ -131,9 +156,34 @@ def meta_unet(family: str) -> UNet2DConditionModel:
         return UNet2DConditionModel(**UNETS[family])
 
 
+@functools.cache
+def meta_transformer(family: str) -> Any:
+    """Return the transformer of a base, on the meta device."""
+    kind = FluxTransformer2DModel if family == "FLUX.1" else SD3Transformer2DModel
+    with torch.device("meta"):
+        return kind(**TRANSFORMERS[family])
+
+
+def list_transformer_layers(name: str) -> dict[int, tuple[int, int]]:
+    """Return the layers of a published adapter for a transformer."""
+    published = PUBLISHED[name]
+    transformer = meta_transformer(published.base_family)
+    if published.variant == "flux-redux":
+        return {0: (4096, 4096)}
+    if published.variant == "sd35":
+        return list_joint_shapes(transformer)
+    return list_flux_shapes(transformer, single=published.variant == "flux-instantx")
+
+
 def meta_adapter(name: str) -> ImagePromptAdapter:
     """Build a published adapter on the meta device."""
-    architecture, unet = ARCHITECTURES[name], meta_unet(PUBLISHED[name].base_family)
+    architecture, family = ARCHITECTURES[name], PUBLISHED[name].base_family
+    if family in TRANSFORMERS:
+        layers = list_transformer_layers(name)
+        with torch.device("meta"):
+            injection: Any = PUBLISHED[name].variant
+            return ImagePromptAdapter(architecture.projection(), layers, injection=injection)
+    unet = meta_unet(family)
     layers = read_layer_shapes(find_cross_attention_layers(unet))
     lora = list_lora_shapes(unet, architecture.lora_rank) if architecture.lora_rank else None
     with torch.device("meta"):
@@ -156,7 +206,7 @@ def _count_parameters(name: str) -> Variant:
         published.base_family,
         " and ".join(encoders),
         adapter.projection.tokens,
-        key_value=count(r"_ip\.weight$"),
+        key_value=count(r"^ip_adapter\.\d+\.(to_[kv]_ip|norm_)"),
         projection=count(r"^image_proj\."),
         lora=count(r"_lora\."),
         keys=shapes,

@@ -9,7 +9,8 @@ from accelerate import cpu_offload
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from imprompt.attention.processor import DecoupledAttention, ImageTerm, attend, merge_heads, split_heads
+from imprompt.attention.processor import DecoupledAttention
+from imprompt.attention.terms import ImageTerm, attend, merge_heads, split_heads
 from imprompt.errors import AmbiguousBatch
 
 QUERY_DIM, CONTEXT_DIM, HEADS, HEAD_DIM = 11, 13, 3, 5

@@ -290,8 +290,8 @@ def test_the_earlier_spelling_of_center_is_accepted() -> None:
 def test_an_unknown_name_is_refused_and_the_known_ones_are_told() -> None:
     with pytest.raises(InvalidReference) as raised:
         encoder_view(random_picture(2, 3), 28, "middle")
-    known = "center, top, bottom, left, right, pad, stretch, tiles or a position (x, y) of two numbers 0–1"
-    assert str(raised.value) == f"crop must be {known}, not 'middle'"
+    known = "center, top, bottom, left, right, pad, stretch, tiles, native or a position (x, y) of two"
+    assert str(raised.value) == f"crop must be {known} numbers 0–1, not 'middle'"
 
 
 @pytest.mark.parametrize(

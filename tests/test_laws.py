@@ -16,7 +16,8 @@ from torch import Tensor
 
 import tiny
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.processor import DecoupledAttention, ImageTerm, split_heads
+from imprompt.attention.processor import DecoupledAttention
+from imprompt.attention.terms import ImageTerm, split_heads
 from imprompt.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")

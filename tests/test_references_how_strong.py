@@ -44,7 +44,7 @@ def test_layers_that_are_off_cost_nothing(unet: UNet2DConditionModel, adapter: I
     ):
         output(unet)
         terms = {
-            attachment.names[n].split("_")[0]: len(p.state.terms) for n, p in attachment.processors.items()
+            attachment.names[n].split("_")[0]: len(p.state.terms) for n, p in attachment.layers.terms.items()
         }
     assert terms == {"down": 0, "up": 0, "mid": 1}
 

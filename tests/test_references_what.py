@@ -116,7 +116,7 @@ def test_tiles_are_references_of_their_own_each_in_its_own_part(
     )
     with adapter.attach(pipe) as attachment, adapter.references(Reference(wide, crop="tiles", scale=0.5)):
         latents(pipe)
-        for processor in attachment.processors.values():
+        for processor in attachment.layers.terms.values():
             weights = [term.weight for term in processor.state.terms]
             assert len(weights) > 1
             assert torch.equal(sum(weights), torch.ones_like(weights[0]))  # pyright: ignore
@@ -237,7 +237,7 @@ def test_a_face_and_features_act_together_with_a_strength(unet: UNet2DConditionM
     with adapter.attach(unet) as attachment, adapter.references(Reference(picture, face_scale=0.4)):
         output(unet)
         for number in adapter.shapes:
-            key = attachment.processors[number].state.terms[0].key
+            key = attachment.layers.terms[number].state.terms[0].key
             close(key[0].transpose(0, 1).flatten(1), adapter.key_value(number).to_key(tokens)[0])
     assert not torch.equal(by_picture, shown(unet, adapter, Reference(picture)))
 

@@ -56,8 +56,8 @@ def test_a_mask_is_the_mean_over_each_positions_part_of_the_picture(
     mask, sample = ramp(24, 48), torch.randn(2, 4, 12, 8)
     with adapter.attach(unet) as attachment, adapter.references(Reference(tiny.embedding(1), mask=mask)):
         output(unet, sample=sample)
-        for layer, processor in attachment.processors.items():
-            height, width = {0: (12, 8), 1: (6, 4)}[attachment.levels[layer]]
+        for layer, processor in attachment.layers.terms.items():
+            height, width = {0: (12, 8), 1: (6, 4)}[attachment.layers.levels[layer]]
             blocks = mask.reshape(height, 24 // height, width, 48 // width)
             (term,) = processor.state.terms
             assert term.weight is not None

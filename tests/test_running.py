@@ -36,7 +36,7 @@ from torch import Tensor
 
 import tiny
 from imprompt.attention import batch
-from imprompt.attention.batch import _resize_mask
+from imprompt.attention.batch import _average_mask
 from imprompt.attention.diffusers_internals import Branches
 from imprompt.attention.pipeline_state import Clock, Moment, find_picture_box
 from imprompt.attention.processor import DecoupledAttention
@@ -414,12 +414,12 @@ def test_every_pipeline_that_paints_a_part_of_the_picture_tells_which(
 
 def test_a_mask_cut_to_the_whole_picture_is_the_mask() -> None:
     area = torch.rand(24, 32)
-    close(_resize_mask(area, 6, 4, (0.0, 0.0, 1.0, 1.0)), _resize_mask(area, 6, 4))
+    close(_average_mask(area, 6, 4, (0.0, 0.0, 1.0, 1.0)), _average_mask(area, 6, 4))
 
 
 def test_beyond_the_picture_a_masks_edge_goes_on() -> None:
     area = torch.tensor([[0.0, 1.0]])
-    close(_resize_mask(area, 1, 4, (-0.5, 0.0, 1.5, 1.0)), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    close(_average_mask(area, 1, 4, (-0.5, 0.0, 1.5, 1.0)), torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
 
 def test_a_mask_on_a_pipeline_that_works_in_tiles_is_refused() -> None:

@@ -56,6 +56,11 @@ PUBLISHED_COUNTS = {
     "sdxl-faceid": (KV_XL, 8_926_208, LORA_XL, 535_507_968),
     "sdxl-faceid-plusv2": (KV_XL, 217_125_888, LORA_XL, 743_707_648),
     "sdxl-faceid-portrait": (KV_XL, 34_116_608, 0, 374_903_808),
+    "flux-xlabs": (478_267_392, 12_607_488, 0, 490_874_880),
+    "flux-xlabs-v2": (478_267_392, 50_405_376, 0, 528_672_768),
+    "flux-instantx": (1_434_451_968, 1_211_148_544, 0, 2_645_600_512),
+    "flux-redux": (0, 64_503_808, 0, 64_503_808),
+    "sd35": (686_288_512, 111_637_376, 0, 797_925_888),
 }
 """K' and V', projection, LoRA, all: the counts of the published files (their sizes agree with them). That of
 Kolors-Plus is not known to us."""

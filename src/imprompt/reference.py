@@ -53,7 +53,8 @@ class Reference:
             (1 - t / (T - 1), t the timestep of T in training)
         mask: where it acts: a picture (white: fully, black: not at all) or a tensor "height width" from 0 to
             1. It covers the whole picture, whatever its own proportions
-        crop: the part of a picture that the encoder sees, see `imprompt.inputs.crop`. With "tiles" it sees
+        crop: the part of a picture that the encoder sees, see `imprompt.inputs.crop`; by default as its own
+            preprocessing has it. With "tiles" it sees
             everything, a square at a time, and each square acts on its own part of the picture
         negative: picture or embeddings for the negative branch of guidance, instead of "no image"
         noise: (kind, amount), the amount from 0 to 1: the negative branch gets a copy of each picture to
@@ -86,7 +87,7 @@ class Reference:
     step_weights: Sequence[float | int] | None = None
     measured_in: Axis = "steps"
     mask: Mask | None = None
-    crop: Crop | str = "center"
+    crop: Crop | str = "native"
     negative: Pictures | Tensor | ImageEmbeddings | None = None
     noise: tuple[Noise | str, float | int] | None = None
     combine: Combine | str = "concat"

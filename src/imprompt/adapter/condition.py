@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from imprompt.adapter.encode import EncodedReference, ProjectionInputs
+from imprompt.adapter.encode import EncodedReference, NegativeKind, ProjectionInputs
 from imprompt.attention.attachment import Attachment
-from imprompt.attention.batch import Conditioning
+from imprompt.attention.choices import Injection
+from imprompt.attention.conditioning import FixedConditioning, TimedConditioning
 from imprompt.attention.layer_weights import LayerWeights, layer_weights
 from imprompt.attention.pipeline_state import Moment
-from imprompt.attention.processor import KeyValue, split_heads
-from imprompt.errors import AttachmentError, InvalidReference
+from imprompt.attention.terms import JointTerm, KeyValue, split_heads
+from imprompt.errors import AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.inputs.choices import Input
 from imprompt.reference import Reference
 
@@ -27,6 +28,10 @@ FULL_WIDTH = 1280
 
 Adapter = Callable[[ProjectionInputs, Collection[int], Float[Tensor, " prompts"]], Mapping[int, KeyValue]]
 """Computes K' and V', each "prompts tokens inner_dim", of these layers: (inputs, layers, face_scale)."""
+
+
+TimedAdapter = Callable[[Mapping[Input, Tensor], Tensor, Collection[int]], Mapping[int, JointTerm]]
+"""Computes the terms of these layers at time steps: (inputs "batch ...", timesteps " batch", layers)."""
 
 
 class Strength(NamedTuple):
@@ -43,7 +48,7 @@ def compute_conditioning(
     attachment: Attachment,
     adapter: Adapter,
     like: Tensor,
-) -> Conditioning:
+) -> FixedConditioning:
     """Compute K' and λV' of one group of references, a row for each prompt.
 
     Args:
@@ -60,12 +65,14 @@ def compute_conditioning(
     weights = [_scale_layers(reference, attachment.names) for reference in references]
     layers = list(attachment.names) if attachment.is_compiled else _find_used_layers(weights)
     face_scale = torch.tensor([float(reference.face_scale) for reference in references])
-    _check_finite(inputs for halves in encoded for inputs in halves)
-    images = math.lcm(*(count_images(inputs) for halves in encoded for inputs in halves))
+    _check_finite(inputs for halves in encoded for inputs in halves[:2])
+    images = math.lcm(*(count_images(inputs) for halves in encoded for inputs in halves[:2]))
     positive, negative = (
-        adapter(_stack([halves[half] for halves in encoded], images, like), layers, face_scale)
+        adapter(_stack([halves[:2][half] for halves in encoded], images, like), layers, face_scale)
         for half in (0, 1)
     )
+    kinds = {halves.negative_kind for halves in encoded}
+    negative = _remove_missing(negative, [halves.negative_kind for halves in encoded])
     halves = {
         layer: _weight_halves(
             references, weights, layer, positive[layer], negative[layer], attachment.heads(layer)
@@ -73,16 +80,77 @@ def compute_conditioning(
         for layer in positive
     }
 
-    def weigh(moment: Moment) -> list[float]:
-        return [_weight_at(reference, moment) for reference in references]
-
-    return Conditioning(
+    return FixedConditioning(
         positive={layer: half[0] for layer, half in halves.items()},
         negative={layer: half[1] for layer, half in halves.items()},
         areas=[reference.area for reference in references],
-        weights=weigh if any(reference.is_scheduled for reference in references) else None,
+        weights=_make_schedule(references),
         needs_guidance=any(one.avoid for one in weights),
+        lacks_negative="unknown" in kinds,
+        has_negative=kinds != {"nothing"},
     )
+
+
+def compute_timed_conditioning(
+    references: Sequence[Reference],
+    encoded: Sequence[EncodedReference],
+    attachment: Attachment,
+    compute: TimedAdapter,
+    like: Tensor,
+) -> TimedConditioning:
+    """Prepare one group of references for layers whose K' and V' belong to the time step.
+
+    Args:
+        references: one for each prompt, or one for all
+        encoded: what the encoders returned for each
+        attachment: the base's layers
+        compute: computes the terms of the layers
+        like: device and number format to compute in
+
+    Raises:
+        AmbiguousBatch: other numbers of pictures for other prompts
+        InvalidReference: layers that the base does not have, or inputs that are not finite
+    """
+    weights = [_scale_layers(reference, attachment.names) for reference in references]
+    layers = list(attachment.names) if attachment.is_compiled else _find_used_layers(weights)
+    _check_finite(inputs for halves in encoded for inputs in halves[:2])
+    counts = sorted({count_images(inputs) for halves in encoded for inputs in halves[:2]})
+    if len(counts) > 1:
+        raise AmbiguousBatch(
+            f"prompts with {' and '.join(map(str, counts))} pictures each cannot share a batch on this base: "
+            "its latents stand among the image tokens' keys; give every prompt equally many, and its negative"
+        )
+    positive, negative = (
+        _stack([halves[:2][half] for halves in encoded], counts[0], like) for half in (0, 1)
+    )
+    return TimedConditioning(
+        positive,
+        negative,
+        {layer: [one.follow[layer] for one in weights] for layer in layers},
+        compute,
+        areas=[reference.area for reference in references],
+        weights=_make_schedule(references),
+    )
+
+
+def _make_schedule(references: Sequence[Reference]) -> Callable[[Moment], list[float]] | None:
+    """Return what computes the factor on λ at a step for each prompt; None if it is always 1."""
+    if not any(reference.is_scheduled for reference in references):
+        return None
+    return lambda moment: [_weight_at(reference, moment) for reference in references]
+
+
+def _remove_missing(
+    keys_values: Mapping[int, KeyValue], kinds: Sequence[NegativeKind]
+) -> Mapping[int, KeyValue]:
+    """Make V' zero, which contributes nothing, for the prompts whose negative is no image prompt at all."""
+    if all(kind == "inputs" for kind in kinds):
+        return keys_values
+    kept = [float(kind == "inputs") for kind in kinds]
+    return {
+        layer: KeyValue(key, value.new_tensor(kept)[:, None, None] * value)
+        for layer, (key, value) in keys_values.items()
+    }
 
 
 def count_images(inputs: ProjectionInputs) -> int:
@@ -162,7 +230,12 @@ def find_lora_scale(groups: Sequence[Sequence[Reference]]) -> Float[Tensor, " pr
 
 
 def check_settings(
-    groups: Iterable[Sequence[Reference]], *, has_clock: bool, has_face_scale: bool, has_lora: bool
+    groups: Iterable[Sequence[Reference]],
+    *,
+    injection: Injection,
+    has_clock: bool,
+    has_face_scale: bool,
+    has_lora: bool,
 ) -> None:
     """Refuse settings that this adapter, or what it is attached to, cannot honor.
 
@@ -173,12 +246,41 @@ def check_settings(
     for reference in (reference for group in groups for reference in group):
         if not has_clock and reference.is_scheduled:
             raise AttachmentError(
-                "start, end and step_weights need a pipeline; attach to the pipeline, not to its U-Net"
+                "start, end and step_weights need a pipeline; attach to the pipeline, not to its "
+                f"{'U-Net' if injection == 'unet' else 'transformer'}"
+            )
+        if injection != "unet" and reference.width_penalty:
+            raise InvalidReference(
+                "width_penalty has no effect: all layers of a transformer are equally wide"
+            )
+        if injection in ("sd35", "flux-redux") and reference.scaling != "value":
+            raise InvalidReference(
+                f"scaling={reference.scaling!r} is not defined for this adapter, whose image tokens stand "
+                "among other keys; leave it out"
+            )
+        if injection == "flux-redux" and reference.layers != "full":
+            raise InvalidReference(
+                "layers has no meaning: FLUX Redux's tokens stand in the text, which all layers read"
             )
         if not has_face_scale and reference.face_scale != 1:
             raise InvalidReference("face_scale has no effect: this is no FaceID-PlusV2 adapter")
         if not has_lora and reference.lora_scale != 1:
             raise InvalidReference("lora_scale has no effect: this adapter has no LoRA")
+
+
+def check_alike(groups: Iterable[Sequence[Reference]]) -> None:
+    """Refuse references of FLUX Redux of which some prompts of a batch would be without tokens.
+
+    Raises:
+        AmbiguousBatch: λ is 0 for some prompts only, or their schedules differ
+    """
+    for group in groups:
+        schedules = {(one.start, one.end, one.measured_in, tuple(one.step_weights or ())) for one in group}
+        if len({one.scale == 0 for one in group}) > 1 or len(schedules) > 1:
+            raise AmbiguousBatch(
+                "FLUX Redux's tokens stand in the text, so they act for all prompts of a batch or for none; "
+                "give every prompt a scale other than 0 and the same steps"
+            )
 
 
 def _weight_halves(

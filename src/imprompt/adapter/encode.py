@@ -1,13 +1,14 @@
 """Encode references to the inputs of the projection, for the image prompt and for the negative branch.
 
 "No image" is a zero embedding before the projection (Ye et al. 2023, section 3.2.2). For features it is those
-of a gray picture, as in the official code (tencent-ailab/IP-Adapter, ip_adapter/ip_adapter.py).
+of a gray picture, as in the official code (tencent-ailab/IP-Adapter, ip_adapter/ip_adapter.py). Adapters for
+transformers were trained with others, see `NoImage`.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
-from imprompt.inputs.choices import Input
+from imprompt.inputs.choices import Input, NoImage
 from imprompt.inputs.crop import Crop, encoder_view, noise_image, split_into_tiles
 from imprompt.inputs.embeddings import ImageEmbeddings, combine_embeddings
 from imprompt.inputs.encoder import ImageEncoder
@@ -35,11 +36,16 @@ ReferenceLike = Reference | ImagePrompt | Tensor | ImageEmbeddings
 """A reference, or a file, a picture, an array or image embeddings that stand for one with λ = 1."""
 
 
+NegativeKind = Literal["inputs", "nothing", "unknown"]
+
+
 class EncodedReference(NamedTuple):
     """The inputs of a projection for one reference: for the image prompt, and for the negative branch."""
 
     positive: ProjectionInputs
     negative: ProjectionInputs
+    negative_kind: NegativeKind = "inputs"
+    """What the negative branch has: these inputs; no image prompt at all; or what no encoder could make."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,14 @@ class ReferenceEncoder:
         takes: the projection's inputs and their widths
         encoder: the image encoder; None: references must contain embeddings
         face_embedder: None: references must contain the face embeddings that the projection takes
+        no_image: what stands for "no image"
         target: the pipeline whose text tower embeds the words of `Reference.without`
     """
 
     takes: Mapping[Input, int]
     encoder: ImageEncoder | None
     face_embedder: FaceEmbedder | None
+    no_image: NoImage = "blank"
     target: object = None
 
     @property
@@ -85,9 +93,13 @@ class ReferenceEncoder:
         Raises:
             AdapterMismatch: no image encoder
         """
-        size = self._require_encoder().image_size
+        encoder = self._require_encoder()
         parts = [part for tile in split_tiles(reference) for part in self._pictures(tile)]
-        return [encoder_view(part.picture, size, part.crop) for part in parts]
+        crops = [encoder.native_crop if part.crop == "native" else part.crop for part in parts]
+        return [
+            encoder_view(part.picture, encoder.image_size, crop)
+            for part, crop in zip(parts, crops, strict=True)
+        ]
 
     def _pictures(self, reference: Reference) -> "list[_EncoderPicture]":
         """Return all pictures of a reference, those of its negative last."""
@@ -145,7 +157,9 @@ class ReferenceEncoder:
         if reference.without:
             words = self._embed_text(reference.without)
             positive["image_embedding"] = positive["image_embedding"] - words.to(positive["image_embedding"])
-        return EncodedReference(positive, negative or self._encode_no_image(reference, positive))
+        if negative is not None:
+            return EncodedReference(positive, negative)
+        return self._encode_no_image(reference, positive)
 
     def _read_embeddings(self, images: object, face: Tensor | None) -> ProjectionInputs | None:
         """Return the embeddings that a reference contains; None if it contains pictures."""
@@ -156,7 +170,7 @@ class ReferenceEncoder:
             return {name: images.inputs[name] for name in self.takes}
         if not isinstance(images, Tensor):
             return None
-        check_no_pixels(images, self.takes.get("image_features"))
+        check_no_pixels(images, self.takes.get("image_features", self.takes.get("last_image_features")))
         named = self._name_inputs(images, face)
         zeros: dict[Input, Tensor] = {name: value.new_zeros(value.shape[1:]) for name, value in named.items()}
         ImageEmbeddings(named, zeros).check_fits(self.takes)
@@ -188,24 +202,30 @@ class ReferenceEncoder:
     def _name_inputs(self, images: Tensor, face: Tensor | None) -> ProjectionInputs:
         if face is not None:
             return {"face_embedding": face, "image_features": images}
+        grids: list[Input] = [name for name in self.takes if name.endswith("image_features")]
         if images.ndim == 3:
-            return {"image_features": images}
-        pooled: list[Input] = [name for name in self.takes if name != "image_features"]
+            return {grids[0] if grids else "image_features": images}
+        pooled: list[Input] = [name for name in self.takes if name not in grids]
         return {pooled[0] if pooled else "image_embedding": images}
 
-    def _encode_no_image(self, reference: Reference, positive: ProjectionInputs) -> ProjectionInputs:
-        """Return "no image", as many times as there are images."""
+    def _encode_no_image(self, reference: Reference, positive: ProjectionInputs) -> EncodedReference:
+        """Encode "no image" as the negative, as many times as there are images."""
         saved = reference.images.blank if isinstance(reference.images, ImageEmbeddings) else {}
-        blank: dict[Input, Tensor] = {}
-        for name, value in positive.items():
-            if name in saved:
-                one = saved[name]
-            elif name == "image_features":
-                one = self._require_encoder().blank(name)
-            else:
-                one = value.new_zeros(value.shape[1:])
-            blank[name] = one.to(value).expand_as(value)
-        return blank
+        if self.no_image == "black picture" and not saved and self.encoder is None:
+            return EncodedReference(positive, positive, "unknown")
+        blank: dict[Input, Tensor] = {
+            name: (saved[name] if name in saved else self._blank(name, value)).to(value).expand_as(value)
+            for name, value in positive.items()
+        }
+        return EncodedReference(positive, blank, "nothing" if self.no_image == "nothing" else "inputs")
+
+    def _blank(self, name: Input, value: Tensor) -> Tensor:
+        """Return one input of a projection for "no image", in the shape of one image's `value`."""
+        if self.no_image == "black picture":
+            return self._require_encoder().black(name)
+        if self.no_image == "blank" and name == "image_features":
+            return self._require_encoder().blank(name)
+        return value.new_zeros(value.shape[1:])
 
     def _require_encoder(self) -> ImageEncoder:
         if self.encoder is None:
@@ -325,7 +345,7 @@ def _stack(rows: Sequence[Mapping[Input, Tensor]]) -> dict[Input, Tensor]:
 
 def _check_effects(reference: Reference, takes: Mapping[Input, int]) -> None:
     """Refuse settings that would have no effect on this adapter."""
-    if not reference.pictures and reference.crop != "center":
+    if not reference.pictures and reference.crop not in ("center", "native"):
         raise InvalidReference(f"crop={reference.crop!r} has no effect on embeddings")
     if reference.noise is not None and "face_embedding" in takes:
         raise InvalidReference(f"noise={reference.noise}: there is no face in noise; give a negative")

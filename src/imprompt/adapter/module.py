@@ -1,67 +1,64 @@
-"""The adapter: an image projection, and a key and a value matrix for every cross-attention layer.
-
-    c_i = projection(image_embedding)        K' = c_i W'_k        V' = c_i W'_v
-
-Ye et al. 2023, https://arxiv.org/abs/2308.06721, section 3.2. These are the only trained weights: 22,319,616
-for SD1.5 with a 1024-wide image embedding and four tokens. Face adapters also have a LoRA for the base's
-attention.
-"""
+"""The adapter: its weights with its encoders, attached to a denoiser, and used with references."""
 
 import functools
 import weakref
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
-from imprompt.adapter.condition import check_settings, compute_conditioning, count_images, find_lora_scale
+from imprompt.adapter.condition import (
+    check_alike,
+    check_settings,
+    compute_conditioning,
+    compute_timed_conditioning,
+    count_images,
+    find_lora_scale,
+)
 from imprompt.adapter.encode import (
+    EncodedReference,
     ProjectionInputs,
     ReferenceEncoder,
     ReferenceLike,
     group_references,
     to_reference,
 )
+from imprompt.adapter.weights import AdapterWeights
 from imprompt.attention.attachment import ActiveReferences, Attachment
-from imprompt.attention.batch import BatchPlan, LayerInputs
-from imprompt.attention.choices import LoraShapes, Place
+from imprompt.attention.batch import BatchPlan
+from imprompt.attention.choices import NO_IMAGE, Injection, LoraShapes
+from imprompt.attention.conditioning import Conditioning, LayerInputs
 from imprompt.attention.diffusers_internals import Branches
 from imprompt.attention.layers import UNet, find_cross_attention_layers, read_layer_shapes
 from imprompt.attention.pipeline_state import Clock
-from imprompt.attention.processor import (
-    ImageTerm,
-    KeyValue,
-    LoraTerm,
-    get_text_projections,
-    split_heads,
-)
-from imprompt.attention.weights import ImageKeyValue, LowRank, list_lora_shapes, read_weight
+from imprompt.attention.processor import get_text_projections
+from imprompt.attention.terms import ImageTerm, split_heads
+from imprompt.attention.weights import list_lora_shapes, read_weight
 from imprompt.errors import AdapterMismatch, AttachmentError
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.inputs.encoder import ImageEncoder
+from imprompt.inputs.encoder import ImageEncoder, is_vision_model
 from imprompt.inputs.faces import FaceEmbedder
 from imprompt.projection import FacePlusProjection, ImageProjection
+from imprompt.reference import Reference
 
 
-class ImagePromptAdapter(nn.Module):
-    """An image-prompt adapter for one kind of base model.
+class ImagePromptAdapter(AdapterWeights):
+    """An image-prompt adapter for one kind of base model: its weights, its encoders, its attachment.
 
     Args:
-        projection: the image projection
-        layers: official layer number N → (context_dim, inner_dim) of that cross-attention layer
-        lora: number of an attention layer (self-attention too) → shapes of its LoRA, for face adapters
+        projection: see `AdapterWeights`
+        layers: see `AdapterWeights`
+        lora: see `AdapterWeights`
+        injection: see `AdapterWeights`
+        head_dim: see `AdapterWeights`
 
     Attributes:
-        projection: the image projection
-        layers: str(N) → `ImageKeyValue` of that layer
-        lora: str(N) → a `LowRank` for each matrix of that layer that has one
         image_encoder: computes image embeddings of pictures; it is not part of the adapter's weights. A
-            `CLIPVisionModelWithProjection` assigned here is wrapped. None: references must be embeddings
+            vision model of CLIP or SigLIP assigned here is wrapped. None: references must be embeddings
         face_embedder: finds the face in a picture, for adapters that take face embeddings
 
     Raises:
@@ -76,22 +73,11 @@ class ImagePromptAdapter(nn.Module):
         projection: ImageProjection,
         layers: Mapping[int, tuple[int, int]],
         lora: Mapping[int, LoraShapes] | None = None,
+        *,
+        injection: Injection = "unet",
+        head_dim: int | None = None,
     ) -> None:
-        super().__init__()
-        for number, (context_dim, _) in layers.items():
-            if context_dim != projection.context_dim:
-                raise AdapterMismatch(
-                    f"layer {number} expects {context_dim}-wide tokens; the projection makes "
-                    f"{projection.context_dim}-wide ones"
-                )
-        self.projection = projection
-        self.layers = nn.ModuleDict({str(number): ImageKeyValue(*shape) for number, shape in layers.items()})
-        self.lora = nn.ModuleDict(
-            {
-                str(number): nn.ModuleDict({place: LowRank(*shape) for place, shape in places.items()})
-                for number, places in (lora or {}).items()
-            }
-        )
+        super().__init__(projection, layers, lora, injection=injection, head_dim=head_dim)
         self.image_encoder = None
         self.face_embedder = None
         self._attachment: Attachment | None = None
@@ -133,74 +119,13 @@ class ImagePromptAdapter(nn.Module):
 
     def __setattr__(self, name: str, value: object) -> None:
         # A bare vision model would become a submodule, and its weights part of the adapter's state_dict.
-        if name == "image_encoder" and isinstance(value, CLIPVisionModelWithProjection):
-            value = ImageEncoder(value)
+        if name == "image_encoder" and isinstance(value, nn.Module) and is_vision_model(value):
+            value = ImageEncoder(value)  # pyright: ignore[reportArgumentType]
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle contains: everything except the attachment."""
         return self.__dict__ | {"_attachment": None}
-
-    def key_value(self, number: int) -> ImageKeyValue:
-        """Return W'_k and W'_v of the layer with official number N."""
-        layer = self.layers[str(number)]
-        assert isinstance(layer, ImageKeyValue)
-        return layer
-
-    @property
-    def shapes(self) -> dict[int, tuple[int, int]]:
-        """Official layer number N → (context_dim, inner_dim)."""
-        weights = {int(number): self.key_value(int(number)).to_key for number in self.layers}
-        return {number: (linear.in_features, linear.out_features) for number, linear in weights.items()}
-
-    def low_rank(self, number: int) -> dict[Place, tuple[Tensor, Tensor]]:
-        """Return (down, up) of the matrices that the LoRA changes in the layer with official number N."""
-        places = cast(nn.ModuleDict, self.lora[str(number)])
-        pairs = {place: cast(LowRank, module) for place, module in places.items()}
-        return {cast(Place, place): (pair.down.weight, pair.up.weight) for place, pair in pairs.items()}
-
-    def forward(
-        self,
-        inputs: ProjectionInputs,
-        layers: Collection[int] | None = None,
-        face_scale: Tensor | None = None,
-    ) -> dict[int, KeyValue]:
-        """Return K' and V' of every layer, by official number.
-
-        Args:
-            inputs: the projection's inputs, each "batch images ..."
-            layers: compute only these
-            face_scale: see `image_tokens`
-        """
-        image_tokens = self.image_tokens(inputs, face_scale)
-        return {
-            number: self.key_value(number)(image_tokens)
-            for number in (self.shapes if layers is None else layers)
-        }
-
-    def image_tokens(
-        self, inputs: ProjectionInputs, face_scale: Float[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch tokens {self.projection.context_dim}"]:
-        """Project the encoders' outputs; the tokens of a sample's images are concatenated.
-
-        Args:
-            inputs: the projection's inputs, each "batch images ..."
-            face_scale: strength of the features relative to the face, for FaceID-PlusV2
-
-        Raises:
-            AdapterMismatch: inputs of another kind or width than the projection's
-        """
-        for name, wanted in self.projection.takes.items():
-            if name not in inputs or inputs[name].shape[-1] != wanted:
-                given = ", ".join(f"{key} {value.shape[-1]} wide" for key, value in inputs.items())
-                raise AdapterMismatch(f"this adapter takes {name} {wanted} wide, not {given}")
-        batch, images = next(iter(inputs.values())).shape[:2]
-        each = [inputs[name].flatten(0, 1) for name in self.projection.takes]
-        if face_scale is not None and isinstance(self.projection, FacePlusProjection):
-            tokens = self.projection(*each, face_scale.repeat_interleave(images).to(each[0]))
-        else:
-            tokens = self.projection(*each)
-        return tokens.reshape(batch, -1, tokens.shape[-1])
 
     # Attaching
 
@@ -217,19 +142,33 @@ class ImagePromptAdapter(nn.Module):
         add up; a warning is given if the image prompts of another one are active that no `with` will end.
 
         Args:
-            target: a diffusers pipeline, or a bare U-Net; compiled or not. The adapter acts in all pipelines
-                that share the U-Net. Compile a bare U-Net first, then attach to the compiled one
+            target: a diffusers pipeline, or a bare U-Net or transformer; compiled or not. The adapter acts in
+                all pipelines that share the denoiser. Compile a bare one first, then attach to what that
+                returned
 
         Raises:
-            AttachmentError: attached already, no U-Net, or an attention processor that is not supported
+            AttachmentError: attached already, no denoiser, or an attention processor that is not supported
             AdapterMismatch: this adapter is for another kind of base
         """
         if self.is_attached:
             raise AttachmentError("the adapter is attached already; detach it first")
-        attachment = Attachment(target, self.shapes, [int(number) for number in self.lora])
+        lora_layers = [int(number) for number in self.lora]
+        attachment = Attachment(target, self.shapes, lora_layers, self.injection)
+        self._check_heads(attachment)
         self._attachment = attachment
         attachment.on_detach = functools.partial(_forget_attachment, weakref.ref(self))
         return attachment
+
+    def _check_heads(self, attachment: Attachment) -> None:
+        """Refuse a base with heads of another width than those that the adapter normalizes."""
+        if self.injection not in ("flux-instantx", "sd35"):
+            return
+        for number, (_, inner_dim) in self.shapes.items():
+            if (width := inner_dim // attachment.heads(number)) != self.head_dim:
+                attachment.detach()
+                raise AdapterMismatch(
+                    f"this adapter normalizes heads {self.head_dim} wide; those of this base are {width} wide"
+                )
 
     def detach(self) -> None:
         """Remove the adapter and its hooks; the denoiser has its very own processors again.
@@ -281,24 +220,23 @@ class ImagePromptAdapter(nn.Module):
         clock = None if isinstance(attachment.target, nn.Module) else Clock(attachment.target)
         has_face_scale = isinstance(self.projection, FacePlusProjection)
         check_settings(
-            groups, has_clock=clock is not None, has_face_scale=has_face_scale, has_lora=bool(self.lora)
+            groups,
+            injection=self.injection,
+            has_clock=clock is not None,
+            has_face_scale=has_face_scale,
+            has_lora=bool(self.lora),
         )
+        if self.injection == "flux-redux":
+            check_alike(groups)
         encoder = self._make_encoder(attachment.target)
         encoded = iter(encoder.encode([reference for group in groups for reference in group]))
-        # K' and V' are computed once, so float32 costs nothing. Inside a perceiver float16 overflows.
-        weight = next(self.projection.parameters())
-        dtype = torch.promote_types(torch.promote_types(weight.dtype, attachment.unet.dtype), torch.float32)
-        like = torch.empty(0, device=weight.device, dtype=dtype)
         conditionings = [
-            compute_conditioning(
-                group, [next(encoded) for _ in group], attachment, self.compute_keys_values, like
-            )
-            for group in groups
+            self._condition(group, [next(encoded) for _ in group], attachment) for group in groups
         ]
         plan = BatchPlan(
             conditionings,
-            attachment.levels,
-            attachment.unet,
+            attachment.layers,
+            attachment.denoiser,
             attachment.target,
             branches=branches,
             clock=clock,
@@ -308,6 +246,24 @@ class ImagePromptAdapter(nn.Module):
         return attachment.activate(plan)
 
     references = use
+
+    def _condition(
+        self, group: Sequence[Reference], encoded: Sequence[EncodedReference], attachment: Attachment
+    ) -> Conditioning:
+        """Compute what one group of references contributes."""
+        weight = next(self.projection.parameters())
+        if self.injection != "sd35":
+            # K' and V' are computed once, so float32 costs nothing. Inside a perceiver float16 overflows.
+            base: Any = attachment.denoiser
+            dtype = torch.promote_types(torch.promote_types(weight.dtype, base.dtype), torch.float32)
+            like = torch.empty(0, device=weight.device, dtype=dtype)
+            return compute_conditioning(group, encoded, attachment, self.compute_keys_values, like)
+        # At every step, so the adapter's own number format is kept where it has float32's range.
+        dtype = torch.float32 if weight.dtype == torch.float16 else weight.dtype
+        weights = self.converted(dtype)
+        compute = functools.partial(weights.compute_joint_terms, heads=attachment.heads(0))
+        like = torch.empty(0, device=weight.device, dtype=dtype)
+        return compute_timed_conditioning(group, encoded, attachment, compute, like)
 
     def encode(self, reference: ReferenceLike) -> ImageEmbeddings:
         """Return the embeddings of a reference, which can be saved and used in its place.
@@ -329,24 +285,10 @@ class ImagePromptAdapter(nn.Module):
         return self._make_encoder(None).views(to_reference(reference))
 
     def _make_encoder(self, target: object) -> ReferenceEncoder:
-        return ReferenceEncoder(self.projection.takes, self.image_encoder, self.face_embedder, target)
-
-    def compute_keys_values(
-        self, inputs: ProjectionInputs, layers: Collection[int], face_scale: Float[Tensor, " prompts"]
-    ) -> dict[int, KeyValue]:
-        """Compute K' and V' in the inputs' number format, even where the adapter's own is narrower."""
-        dtype = next(iter(inputs.values())).dtype
-        used = {str(layer) for layer in layers}
-        weights = {
-            name: weight.to(dtype)
-            for name, weight in self.named_parameters()
-            if name.startswith("projection.") or name.split(".")[1] in used
-        }
-        return torch.func.functional_call(self, weights, (inputs, layers, face_scale))
-
-    def lora_terms(self, scale: Float[Tensor, "..."]) -> dict[int, LoraTerm]:
-        """Return the adapter's LoRA of each layer that has one, with this strength."""
-        return {int(number): LoraTerm(self.low_rank(int(number)), scale) for number in self.lora}
+        no_image = NO_IMAGE[self.injection]
+        return ReferenceEncoder(
+            self.projection.takes, self.image_encoder, self.face_embedder, no_image, target
+        )
 
     # Training
 

@@ -9,47 +9,34 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
-from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
-from torch import Tensor, nn
+from torch import nn
 
-from imprompt.attention.batch import BatchPlan, LayerInputs
+from imprompt.attention.batch import BatchPlan
 from imprompt.attention.callers import Caller
+from imprompt.attention.choices import Injection
+from imprompt.attention.conditioning import LayerInputs
+from imprompt.attention.denoiser_call import DenoiserCall, is_kind
+from imprompt.attention.denoiser_layers import DenoiserLayers
 from imprompt.attention.diffusers_internals import (
     find_split_layers,
     get_compiled_call,
+    get_pipeline_denoiser,
     is_compiled,
     unwrap_compiled,
 )
-from imprompt.attention.hooks import (
-    Owner,
-    add_hook,
-    check_layers_ran,
-)
+from imprompt.attention.hooks import Owner, add_hook, check_layers_ran
 from imprompt.attention.ip_adapter_calls import (
     block_ip_adapter_calls,
     block_ip_adapter_methods,
     unblock_ip_adapter_calls,
     unblock_ip_adapter_methods,
 )
-from imprompt.attention.layers import (
-    Shapes,
-    UNet,
-    check_fit,
-    count_halvings,
-    find_attention_layers,
-    find_cross_attention_layers,
-    read_layer_shapes,
-)
-from imprompt.attention.processor import (
-    AttentionProcessor,
-    DecoupledAttention,
-    check_lora_supported,
-    check_supported,
-)
+from imprompt.attention.layers import Shapes, UNet, describe_base
+from imprompt.attention.unet_layers import UNetLayers
 from imprompt.errors import AdapterMismatch, AttachmentError
 
 
@@ -71,6 +58,8 @@ class ForwardPass(threading.local):
     inputs: Mapping[int, LayerInputs] | None = None
     is_checked = True
     has_parts = False
+    running: set[int] | None = None
+    """The layers that the running call runs; None: all."""
 
 
 class Attachment:
@@ -81,45 +70,44 @@ class Attachment:
     of an outer `with` return at the end of an inner one.
 
     Args:
-        target: a diffusers pipeline with a U-Net, or a bare one (compiled or not)
+        target: a diffusers pipeline, or a bare U-Net or transformer (compiled or not)
         shapes: the adapter's layers
         lora_layers: numbers of the attention layers, self-attention too, that its LoRA changes
+        injection: how the adapter's image prompts enter a denoiser
 
     Attributes:
-        names: layer number → name of the cross-attention module
-        levels: layer number → how often the latents have been halved there
+        denoiser: the U-Net or the transformer, not compiled
+        layers: the adapter's layers there
         on_detach: called after it has detached
 
     Raises:
-        AttachmentError: no U-Net there, or an attention processor or option that is not supported
-        AdapterMismatch: the adapter's layers are not this U-Net's
+        AttachmentError: no denoiser there, or an attention processor or option that is not supported
+        AdapterMismatch: the adapter's layers are not this denoiser's
     """
 
     is_attached = False
 
-    def __init__(self, target: object, shapes: Shapes, lora_layers: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        target: object,
+        shapes: Shapes,
+        lora_layers: Collection[int] = (),
+        injection: Injection = "unet",
+    ) -> None:
         self.target = target
-        self.unet = get_unet(target)
-        self._denoiser = get_denoiser(target)
-        crossing = find_cross_attention_layers(self.unet)
-        check_fit(shapes, read_layer_shapes(crossing))
-        self.names = {layer: name for layer, (name, _) in crossing.items()}
-        blocks = len(cast(nn.ModuleList, self.unet.down_blocks))
-        self.levels = {layer: count_halvings(name, blocks) for layer, name in self.names.items()}
-        layers = crossing | _find_lora_layers(self.unet, lora_layers)
-        for name, attn in layers.values():
-            check_supported(name, attn)
-        self.layers = {layer: attn for layer, (_, attn) in layers.items()}
-        _warn_of_other_adapters(list(self.layers.values()))
+        self.denoiser = unwrap_compiled(get_denoiser(target))
+        self._called = get_denoiser(target)
         self.on_detach: Callable[[], None] = _do_nothing
-        self._owner = Owner(self)
+        # PyTorch skips hooks that a compiled module gets later, but no change of a processor.
+        self._owner = Owner(self, checks_compiled=injection.startswith("flux"))
         self._callers: list[Caller[StackEntry]] = []
         self._unhook: Callable[[], None] = _do_nothing
         self._forward = ForwardPass()
         self._lock = threading.RLock()  # Held while the stacks change, never during a forward pass.
-        self.processors = {layer: _install(attn, self._owner) for layer, attn in self.layers.items()}
+        self.layers = place_layers(target, self._owner, shapes, lora_layers, injection)
+        _warn_of_other_adapters(self.layers)
         block_ip_adapter_methods(target, self._owner)
-        block_ip_adapter_calls(self.unet, self._owner)
+        block_ip_adapter_calls(self.denoiser, self._owner)
         self._other_pipelines = weakref.WeakSet[object]()
         self.is_attached = True
 
@@ -133,9 +121,14 @@ class Attachment:
         if not sys.is_finalizing():
             self.detach()
 
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Layer number → name of the module in which image prompts act."""
+        return self.layers.names
+
     def heads(self, layer: int) -> int:
         """Return the number of attention heads of a layer."""
-        return self.layers[layer].heads
+        return self.layers.heads(layer)
 
     @property
     def is_compiled(self) -> bool:
@@ -195,40 +188,32 @@ class Attachment:
         self._unhook()
         for pipeline in (self.target, *self._other_pipelines):
             unblock_ip_adapter_methods(pipeline, self._owner)
-        unblock_ip_adapter_calls(self.unet, self._owner)
-        for layer, processor in self.processors.items():
-            attn = self.layers[layer]
-            if processor.remove_owner(self._owner) and attn.processor is processor:
-                attn.processor = processor.base  # pyright: ignore[reportAttributeAccessIssue]
+        unblock_ip_adapter_calls(self.denoiser, self._owner)
+        self.layers.remove(self._owner)
         self.on_detach()
 
     def check_in_place(self) -> None:
         """Make sure that image prompts reach the pictures.
 
         Raises:
-            AttachmentError: not attached, or the U-Net or its attention processors have been replaced since
+            AttachmentError: not attached, or the denoiser or its processors have been replaced since
         """
         if not self.is_attached:
             raise AttachmentError("the adapter is not attached any more; attach it again")
-        self.check_unet()
-        for layer, processor in self.processors.items():
-            if self.layers[layer].processor is not processor:
-                kind = type(self.layers[layer].processor).__name__
-                raise AttachmentError(
-                    f"cross-attention layer {layer} was given another processor ({kind}) after the adapter; "
-                    "detach, then attach again; a pipeline that puts its own there on every call cannot be "
-                    "used with an image prompt"
-                )
+        self.check_denoiser()
+        self.layers.check_in_place()
 
-    def check_unet(self) -> None:
-        """Make sure that the pipeline still has the U-Net that the adapter is attached to.
+    def check_denoiser(self) -> None:
+        """Make sure that the pipeline still has the denoiser that the adapter is attached to.
 
         Raises:
             AttachmentError: it has another one
         """
         module = get_denoiser(self.target)
-        if module is not self._denoiser and get_unet(self.target) is not self.unet:
-            raise AttachmentError("the pipeline has another U-Net than before; detach, then attach again")
+        if module is not self._called and unwrap_compiled(module) is not self.denoiser:
+            raise AttachmentError(
+                f"the pipeline has another {self.layers.noun} than before; detach, then attach again"
+            )
 
     def _check_compiled(self) -> None:
         module = get_denoiser(self.target)
@@ -246,8 +231,8 @@ class Attachment:
             self._unhook()
             self._unhook = add_hook(get_denoiser(self.target), self._owner) if needs_hook else _do_nothing
         if not self._callers:
-            for processor in self.processors.values():
-                processor.clear_terms(self._owner)
+            for terms in self.layers.terms.values():
+                terms.clear_terms(self._owner)
             self._forward = ForwardPass()
             return
         caller = Caller.find_current(self._callers)
@@ -257,15 +242,13 @@ class Attachment:
     def _set_inputs(self, inputs: Mapping[int, LayerInputs]) -> None:
         forward = self._forward
         forward.inputs = inputs
-        parts = find_split_layers(self.unet, self.layers)
+        parts = find_split_layers(self.denoiser, self.layers.modules)
         forward.has_parts, forward.is_checked = bool(parts), False
-        for layer, processor in self.processors.items():
-            processor.set_terms(self._owner, *inputs.get(layer, LayerInputs()))
-            processor.state.is_split = layer in parts
+        for layer, terms in self.layers.terms.items():
+            terms.set_terms(self._owner, *inputs.get(layer, LayerInputs()))
+            terms.state.is_split = layer in parts
 
-    def before_forward(
-        self, sample: Tensor, timestep: Tensor | float | int, text: Tensor, options: object = None
-    ) -> None:
+    def before_forward(self, call: DenoiserCall) -> None:
         """Give the layers this caller's image prompts for the batch that the denoiser is about to process.
 
         Raises:
@@ -274,24 +257,25 @@ class Attachment:
         caller = Caller.find_current(self._callers)
         if caller is None:
             raise AttachmentError(
-                f"image prompts act on this U-Net, but {self._callers[-1].name} has set them, not "
-                f"{Caller().name}, which draws; call adapter.use(...) where the pipeline is called"
+                f"image prompts act on this {self.layers.noun}, but {self._callers[-1].name} has set them, "
+                f"not {Caller().name}, which draws; call adapter.use(...) where the pipeline is called"
             )
         self.check_in_place()
         inputs = source = caller.stack[-1].source
         if isinstance(source, BatchPlan):
-            inputs = source.expand(sample, timestep, text)
+            inputs = source.expand(call)
             if source.other_pipeline is not None:
                 self._refuse_in(source.other_pipeline())
-        self.set_inputs(inputs)
+        self.set_inputs(inputs, call)
 
-    def set_inputs(self, inputs: Mapping[int, LayerInputs]) -> None:
+    def set_inputs(self, inputs: Mapping[int, LayerInputs], call: DenoiserCall) -> None:
         """Give the layers what acts in this thread's next forward pass, a row for each row of the batch."""
+        self._forward.running = self.layers.list_layers_of(call)
         if inputs is not self._forward.inputs:
             self._set_inputs(inputs)
         if self._forward.has_parts:
-            for processor in self.processors.values():
-                processor.state.offset = 0
+            for terms in self.layers.terms.values():
+                terms.state.offset = 0
 
     def _refuse_in(self, pipeline: object) -> None:
         """Block the methods of diffusers' own IP-Adapter in another pipeline that shares the U-Net."""
@@ -308,9 +292,8 @@ class Attachment:
         forward = self._forward
         if not forward.is_checked and forward.inputs is not None:
             forward.is_checked = True
-            check_layers_ran(
-                {layer: self.layers[layer] for layer in forward.inputs}, self.processors, self.names
-            )
+            numbers = forward.inputs if forward.running is None else forward.running & forward.inputs.keys()
+            check_layers_ran(numbers, self.layers, is_compiled=self.is_compiled)
 
 
 class ActiveReferences:
@@ -332,19 +315,19 @@ class ActiveReferences:
     def __exit__(self, kind: object = None, *_: object) -> None:
         self.attachment.deactivate(self.entry)
         if kind is None and self.attachment.is_attached:
-            self.attachment.check_unet()  # A new U-Net would not call the hook, so would not be noticed.
+            self.attachment.check_denoiser()  # A new one would not call the hook, so would not be noticed.
 
 
 def get_denoiser(target: object) -> nn.Module:
-    """Return the module that is called at every step: the U-Net, or the compiled module around it.
+    """Return the module that is called at every step: the denoiser, or the compiled module around it.
 
     Raises:
         AttachmentError: the pipeline has none
     """
-    module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
-    if not isinstance(module, nn.Module):
-        raise AttachmentError(f"{type(target).__name__} has no U-Net to attach to")
-    return module
+    module = target if isinstance(target, nn.Module) else get_pipeline_denoiser(target)
+    if module is not None:
+        return module
+    raise AttachmentError(f"{type(target).__name__} has no U-Net and no transformer to attach to")
 
 
 def get_unet(target: object) -> UNet:
@@ -353,41 +336,61 @@ def get_unet(target: object) -> UNet:
     Raises:
         AttachmentError: there is none that an adapter can be attached to
     """
-    module = get_denoiser(target)
-    unet = unwrap_compiled(module)
+    unet = unwrap_compiled(get_denoiser(target))
     if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
         kinds = " and ".join(kind.__name__ for kind in get_args(UNet))
         raise AttachmentError(f"cannot attach to {type(unet).__name__}; only {kinds} are supported")
     return unet
 
 
-def _find_lora_layers(unet: UNet, numbers: Collection[int]) -> dict[int, tuple[str, Attention]]:
-    layers = find_attention_layers(unet) if numbers else {}
-    for number in numbers:
-        if number not in layers:
-            raise AdapterMismatch(f"the adapter's LoRA changes layer {number}, which this base does not have")
-        check_lora_supported(*layers[number])
-    return {number: layers[number] for number in numbers}
+def place_layers(
+    target: object, owner: Owner, shapes: Shapes, lora_layers: Collection[int], injection: Injection
+) -> DenoiserLayers:
+    """Find an adapter's layers in a denoiser, and put there what lets image prompts act.
+
+    Raises:
+        AttachmentError, AdapterMismatch: see `Attachment`
+    """
+    denoiser = unwrap_compiled(get_denoiser(target))
+    kind = _TRANSFORMERS.get(injection)
+    if kind is None and not any(is_kind(denoiser, name) for name in _TRANSFORMERS.values()):
+        return UNetLayers(get_unet(target), owner, shapes, lora_layers)
+    if kind is None or not is_kind(denoiser, kind):
+        raise AdapterMismatch(
+            f"this adapter is for {describe_base(shapes)}; the denoiser of this base is of another kind "
+            f"({type(denoiser).__name__})"
+        )
+    if injection == "sd35":
+        from imprompt.attention.joint_layers import (
+            JointLayers,  # its classes of diffusers take long to import
+        )
+
+        return JointLayers(cast("Any", denoiser), owner, shapes)
+    if injection == "flux-redux":
+        from imprompt.attention.text_tokens import TextTokens
+
+        return TextTokens(cast("Any", denoiser), owner, shapes)
+    from imprompt.attention.flux_layers import FluxLayers
+
+    return FluxLayers(cast("Any", denoiser), owner, shapes, is_ungated=injection == "flux-xlabs")
 
 
-def _install(attn: Attention, owner: Owner) -> DecoupledAttention:
-    processor = attn.processor
-    if not isinstance(processor, DecoupledAttention):
-        processor = DecoupledAttention(cast(AttentionProcessor, processor))
-        attn.processor = processor  # pyright: ignore[reportAttributeAccessIssue]
-    processor.add_owner(owner)
-    return processor
+_TRANSFORMERS: dict[Injection, str] = {
+    "flux-xlabs": "FluxTransformer2DModel",
+    "flux-instantx": "FluxTransformer2DModel",
+    "flux-redux": "FluxTransformer2DModel",
+    "sd35": "SD3Transformer2DModel",
+}
+"""Injection → the class of the transformers that have it."""
 
 
-def _warn_of_other_adapters(layers: Collection[Attention]) -> None:
+def _warn_of_other_adapters(layers: DenoiserLayers) -> None:
     """Warn that two adapters on one base add up, where the first may have been forgotten."""
-    processors = (attn.processor for attn in layers)
-    owners = (owner for one in processors if isinstance(one, DecoupledAttention) for owner in one.owners)
-    others = (owner.attachment() for owner in owners if isinstance(owner, Owner))
+    others = (owner.attachment() for owner in layers.list_owners() if isinstance(owner, Owner))
     if any(other is not None and other.has_open_ended_references for other in others):
         warnings.warn(
-            "image prompts of another adapter act on this U-Net already, and will add to those of this one; "
-            "detach that adapter if this is not meant, or use `with adapter.use(...)`",
+            f"image prompts of another adapter act on this {layers.noun} already, and will add to those of "
+            "this one; detach that adapter if this is not meant, or use `with adapter.use(...)`",
             stacklevel=4,
         )
 

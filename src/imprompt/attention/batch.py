@@ -4,7 +4,7 @@ The rows are the branches of guidance, the prompts, the images per prompt, and t
 """
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import compress
 from typing import NamedTuple
 
@@ -14,61 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imprompt.attention.choices import Place
+from imprompt.attention.conditioning import BatchRows, Conditioning, LayerInputs
+from imprompt.attention.denoiser_call import DenoiserCall
+from imprompt.attention.denoiser_layers import DenoiserLayers, QueryGrid
 from imprompt.attention.diffusers_internals import Branches, PipelineCall, find_running_call
 from imprompt.attention.pipeline_state import (
     Clock,
-    Moment,
     check_no_other_prompt,
     check_rows,
     check_whole,
     find_picture_box,
     read_branches,
 )
-from imprompt.attention.processor import ImageTerm, KeyValue, LoraTerm
-from imprompt.errors import AmbiguousBatch, InvalidReference
-
-
-class Conditioning(NamedTuple):
-    """K' and λV' of one group of references, for the layers in which it acts, with a row for each prompt."""
-
-    positive: Mapping[int, KeyValue]
-    negative: Mapping[int, KeyValue]
-    """For the two branches of classifier-free guidance."""
-    areas: Sequence[Tensor | None]
-    """A mask "height width" for each prompt; None: everywhere."""
-    weights: Callable[[Moment], list[float]] | None = None
-    """Returns the factor on λ at a step, for each prompt; None: always 1."""
-    needs_guidance: bool = False
-    """Whether some layers push away from the picture, which only guidance can do."""
-
-    @property
-    def prompts(self) -> int:
-        """The number of rows; 1 stands for every prompt alike."""
-        return len(self.areas)
-
-
-class LayerInputs(NamedTuple):
-    """The image prompts and the LoRA of one layer, with a row for each of the batch."""
-
-    terms: tuple[ImageTerm, ...] = ()
-    lora: LoraTerm | None = None
-
-
-class BatchRows(NamedTuple):
-    """The rows of a batch: branch by branch, prompt by prompt, then each prompt's pictures (and frames)."""
-
-    branches: Branches
-    samples: int
-    """The number of rows in each branch."""
-
-    def expand(
-        self, positive: Float[Tensor, "prompts ..."], negative: Float[Tensor, "prompts ..."] | None = None
-    ) -> Float[Tensor, "batch ..."]:
-        """Repeat each prompt's value for its rows; the negative branch has the positive one's by default."""
-        halves = {"positive": positive, "negative": positive if negative is None else negative}
-        each = self.samples // positive.shape[0]
-        return torch.cat([halves[branch].repeat_interleave(each, 0) for branch in self.branches])
-
+from imprompt.attention.terms import LoraTerm, Term
+from imprompt.errors import AdapterMismatch, AmbiguousBatch, InvalidReference
 
 Box = tuple[float, float, float, float]
 """A part of a picture: left, top, right and bottom, as fractions of its width and height."""
@@ -78,8 +37,8 @@ class BatchLayout(NamedTuple):
     """Everything about a batch that its `LayerInputs` depend on."""
 
     rows: BatchRows
-    size: tuple[int, int]
-    """Height and width of the latents."""
+    geometry: Hashable
+    """The sizes on which the layers' grids depend, if there are masks; None without any."""
     device: torch.device
     dtype: torch.dtype
     box: Box | None = None
@@ -91,8 +50,8 @@ class BatchPlan:
 
     Args:
         conditionings: they act together, as a sum
-        levels: layer number → how often the latents have been halved there
-        unet: the denoiser
+        layers: the layers of the denoiser
+        denoiser: the denoiser
         target: what the adapter is attached to: the denoiser, or a pipeline
         branches: how every batch is stacked. By default the running pipeline is asked before every forward
             pass, so guidance may be switched off part-way
@@ -108,8 +67,8 @@ class BatchPlan:
     def __init__(
         self,
         conditionings: Sequence[Conditioning],
-        levels: Mapping[int, int],
-        unet: nn.Module,
+        layers: DenoiserLayers,
+        denoiser: nn.Module,
         target: object,
         *,
         branches: Branches | None = None,
@@ -117,8 +76,8 @@ class BatchPlan:
         loras: Mapping[int, LoraTerm] | None = None,
         is_static: bool = False,
     ) -> None:
-        self.conditionings, self.levels, self.branches = conditionings, levels, branches
-        self.unet, self.target = unet, target
+        self.conditionings, self.layers, self.branches = conditionings, layers, branches
+        self.denoiser, self.target = denoiser, target
         self.clock, self.loras, self.is_static = clock, loras or {}, is_static
         self.other_pipeline: weakref.ref[object] | None = None
         self._inputs: dict[BatchLayout, dict[int, LayerInputs]] = {}
@@ -127,46 +86,59 @@ class BatchPlan:
         self._guided: object = None
         self._sampled: tuple[object, int] | None = None
 
-    def expand(self, sample: Tensor, timestep: Tensor | float | int, text: Tensor) -> dict[int, LayerInputs]:
+    def expand(self, denoising: DenoiserCall) -> dict[int, LayerInputs]:
         """Return the inputs of each layer for the batch that the denoiser is about to process.
 
         Args:
-            sample: latents, "batch channels height width"; of a video "batch channels frames height width"
-            timestep: the timestep of this call
-            text: the states of the text encoder, a row for each of the batch (and frames)
+            denoising: the call of the denoiser
 
         Raises:
             AmbiguousBatch: the rows of this batch fit the references in no way, or in several
             InvalidReference: steps or layers that this generation cannot honor
         """
-        call = find_running_call(self.unet, self.target)
+        call = find_running_call(self.denoiser, self.target)
+        if call is not None and (call.pipeline is not self.target or self.layers.noun == "transformer"):
+            check_no_other_prompt(call, self.denoiser, self.layers.noun)
         if call is not None and call.pipeline is not self.target:
-            check_no_other_prompt(call, self.unet)
             self.other_pipeline = weakref.ref(call.pipeline)
         if self.clock is not None:
             self.clock.call = call
         try:
-            batch = self._layout(sample, text, call)
-            if batch not in self._inputs:
-                self._inputs[batch] = self._expand(batch)
-            return self._at_step(batch, timestep)
+            batch = self._layout(denoising, call)
+            if batch not in self._inputs or self._depends_on_time:
+                self._inputs[batch] = self._expand(batch, denoising.timestep)
+            return self._at_step(batch, denoising.timestep)
         finally:
             if self.clock is not None:
                 self.clock.call = None  # It holds all tensors of the pipeline's call.
 
-    def _layout(self, sample: Tensor, text: Tensor, call: PipelineCall | None) -> BatchLayout:
-        rows = self._rows(sample, text, call)
-        size = sample.shape[-2], sample.shape[-1]
-        if all(area is None for conditioning in self.conditionings for area in conditioning.areas):
-            return BatchLayout(rows, size, *find_device_and_dtype(sample))
-        check_whole(call, size)
-        return BatchLayout(rows, size, *find_device_and_dtype(sample), find_picture_box(call))
+    @property
+    def _depends_on_time(self) -> bool:
+        return any(conditioning.depends_on_time for conditioning in self.conditionings)
 
-    def _rows(self, sample: Tensor, text: Tensor, call: PipelineCall | None) -> BatchRows:
-        branches = self.branches or read_branches(call, self.target)
+    def _layout(self, denoising: DenoiserCall, call: PipelineCall | None) -> BatchLayout:
+        rows = self._rows(denoising, call)
+        place = find_device_and_dtype(denoising.sample)
+        areas = [area for conditioning in self.conditionings for area in conditioning.areas]
+        if not self.is_static and all(area is None for area in areas):
+            return BatchLayout(rows, None, *place)
+        geometry = self.layers.read_geometry(denoising)
+        if all(area is None for area in areas):
+            return BatchLayout(rows, geometry, *place)
+        check_whole(call, (denoising.sample.shape[-2], denoising.sample.shape[-1]), self.layers.noun)
+        return BatchLayout(rows, geometry, *place, find_picture_box(call))
+
+    def _rows(self, denoising: DenoiserCall, call: PipelineCall | None) -> BatchRows:
+        sample = denoising.sample
+        branches = self.branches or read_branches(call, self.target, denoising)
         if self.branches is None and call is not None:
-            check_rows(call, branches, sample.shape[0])
+            check_rows(call, branches, sample.shape[0], self.layers.noun)
         self._check_guidance(branches)
+        if "negative" in branches and any(one.lacks_negative for one in self.conditionings):
+            raise AdapterMismatch(
+                "with guidance this adapter takes a black picture for no image, which an image encoder must "
+                "see; set adapter.image_encoder, or give Reference(negative=...)"
+            )
         batch = sample.shape[0] * (sample.shape[2] if sample.ndim == 5 else 1)
         if batch % len(branches):
             raise AmbiguousBatch(
@@ -175,38 +147,45 @@ class BatchPlan:
         rows = BatchRows(branches, batch // len(branches))
         self._check_same_rows(rows, call)
         for conditioning in self.conditionings:
-            self._check_prompts(conditioning.prompts, rows.samples, text)
+            self._check_prompts(conditioning.prompts, rows.samples, denoising.text)
         return rows
 
-    def _expand(self, batch: BatchLayout) -> dict[int, LayerInputs]:
+    def _expand(self, batch: BatchLayout, timestep: Tensor | float | int) -> dict[int, LayerInputs]:
         rows, _, device, dtype, _ = batch
-        layers = {layer for conditioning in self.conditionings for layer in conditioning.positive}
-        masks = {level: self._masks(batch, level) for level in {self.levels[layer] for layer in layers}}
-        inputs = {
-            layer: LayerInputs(
-                tuple(
-                    ImageTerm(*_expand_rows(conditioning, layer, batch), self._unshare(mask))
-                    for conditioning, mask in zip(self.conditionings, masks[self.levels[layer]], strict=True)
-                    if layer in conditioning.positive
-                )
+        expanded = [
+            one.expand(rows, timestep, device, dtype) if self._acts(one, rows) else {}
+            for one in self.conditionings
+        ]
+        masks: dict[QueryGrid | None, list[Tensor | None]] = {}
+        inputs: dict[int, LayerInputs] = {}
+        for layer in {layer: None for terms in expanded for layer in terms}:
+            grid = None if batch.geometry is None else self.layers.grid(layer, batch.geometry)
+            if grid not in masks:
+                masks[grid] = self._masks(batch, grid)
+            terms = zip(expanded, masks[grid], strict=True)
+            inputs[layer] = LayerInputs(
+                tuple(_mask_term(one[layer], self._unshare(mask)) for one, mask in terms if layer in one)
             )
-            for layer in layers
-        }
         check_finite(inputs, dtype)
         for layer, (pairs, scale) in self.loras.items():
             lora = convert_lora(LoraTerm(pairs, rows.expand(scale)[:, None, None]), device, dtype)
             inputs[layer] = inputs.get(layer, LayerInputs())._replace(lora=lora)
         return inputs
 
-    def _masks(self, batch: BatchLayout, level: int) -> list[Float[Tensor, "batch 1 queries 1"] | None]:
-        """Return every conditioning's mask at one resolution."""
-        height, width = (-(-side // 2**level) for side in batch.size)
+    def _acts(self, conditioning: Conditioning, rows: BatchRows) -> bool:
+        """Whether a conditioning acts in these rows; a compiled denoiser gets its zeros."""
+        return self.is_static or conditioning.has_negative or "positive" in rows.branches
+
+    def _masks(
+        self, batch: BatchLayout, grid: QueryGrid | None
+    ) -> list[Float[Tensor, "batch 1 queries 1"] | None]:
+        """Return every conditioning's mask on the grid of a layer."""
         masks: list[Tensor | None] = []
         for conditioning in self.conditionings:
-            if not self.is_static and all(area is None for area in conditioning.areas):
+            if grid is None or (not self.is_static and all(area is None for area in conditioning.areas)):
                 masks.append(None)
                 continue
-            areas = torch.stack([_resize_mask(area, height, width, batch.box) for area in conditioning.areas])
+            areas = torch.stack([_resize_mask(area, grid, batch.box) for area in conditioning.areas])
             masks.append(batch.rows.expand(areas)[:, None, :, None].to(batch.device, batch.dtype))
         return masks
 
@@ -221,7 +200,7 @@ class BatchPlan:
             return self._inputs[batch]
         moment = self.clock.moment(timestep)
         factors = tuple(tuple(weights(moment)) if weights else (1.0,) for weights in scheduled)
-        if self._weighted is None or self._weighted[0] != (batch, factors):
+        if self._depends_on_time or self._weighted is None or self._weighted[0] != (batch, factors):
             terms = {
                 layer: self._weight(inputs, layer, batch, factors)
                 for layer, inputs in self._inputs[batch].items()
@@ -232,8 +211,8 @@ class BatchPlan:
     def _weight(
         self, inputs: LayerInputs, layer: int, batch: BatchLayout, factors: Sequence[tuple[float, ...]]
     ) -> LayerInputs:
-        used = [layer in conditioning.positive for conditioning in self.conditionings]
-        terms: list[ImageTerm] = []
+        used = [self._acts(one, batch.rows) and layer in one.layers for one in self.conditionings]
+        terms: list[Term] = []
         for term, factor in zip(inputs.terms, compress(factors, used), strict=True):
             if self.is_static or set(factor) - {0.0, 1.0} or len(set(factor)) > 1:
                 by_row = batch.rows.expand(term.key.new_tensor(factor))[:, None, None, None]
@@ -265,8 +244,9 @@ class BatchPlan:
         if before is not None and before[0] is generation and before[1] != rows.samples:
             count = len(rows.branches)
             raise AmbiguousBatch(
-                f"{type(call.pipeline).__name__} called its U-Net with a batch of {before[1] * count}, then "
-                f"of {rows.samples * count} in one generation; branches={rows.branches} cannot fit both"
+                f"{type(call.pipeline).__name__} called its {self.layers.noun} with a batch of "
+                f"{before[1] * count}, then of {rows.samples * count} in one generation; "
+                f"branches={rows.branches} cannot fit both"
             )
 
     def _check_prompts(self, prompts: int, samples: int, text: Tensor) -> None:
@@ -293,11 +273,6 @@ class BatchPlan:
         return last is not None and last[:2] == self._checked[:2] and last[2] is text
 
 
-def _expand_rows(conditioning: Conditioning, layer: int, batch: BatchLayout) -> KeyValue:
-    halves = zip(conditioning.positive[layer], conditioning.negative[layer], strict=True)
-    return KeyValue(*(batch.rows.expand(*half).to(batch.device, batch.dtype) for half in halves))
-
-
 def convert_lora(lora: LoraTerm, device: torch.device, dtype: torch.dtype) -> LoraTerm:
     """Move a LoRA to a device, and convert it to a number format."""
     pairs: dict[Place, tuple[Tensor, Tensor]] = {
@@ -312,7 +287,7 @@ def check_finite(inputs: Mapping[int, LayerInputs], dtype: torch.dtype) -> None:
     if not terms:
         return
     # Reading a result waits for the device, so all are read at once.
-    finite = torch.stack([x.isfinite().all() for _, (key, value, _) in terms for x in (key, value)])
+    finite = torch.stack([x.isfinite().all() for _, term in terms for x in (term.key, term.value)])
     if not bool(finite.all()):
         layer = terms[int(finite.logical_not().nonzero()[0]) // 2][0]
         raise InvalidReference(
@@ -321,15 +296,27 @@ def check_finite(inputs: Mapping[int, LayerInputs], dtype: torch.dtype) -> None:
         )
 
 
-def _resize_mask(
-    area: Tensor | None, height: int, width: int, box: Box | None = None
-) -> Float[Tensor, " {height*width}"]:
-    """Average a mask over the part of the picture that each position of a layer covers.
+def _mask_term(term: Term, mask: Tensor | None) -> Term:
+    if mask is None:
+        return term
+    return term._replace(weight=mask if term.weight is None else term.weight * mask)
 
-    Averages are linear, so masks that add up to 1 everywhere still do.
+
+def _resize_mask(area: Tensor | None, grid: QueryGrid, box: Box | None = None) -> Float[Tensor, " queries"]:
+    """Average a mask over the part of the picture that each query of a layer covers.
+
+    The rows of a text show no place: they get the mask's mean. Averages are linear, so masks that add up to 1
+    everywhere still do.
     """
     if area is None:
-        return torch.ones(height * width)
+        return torch.ones(grid.text + sum(height * width for height, width in grid.pictures))
+    parts = [_average_mask(area, height, width, box) for height, width in grid.pictures]
+    return torch.cat([parts[0].mean().expand(grid.text), *parts])
+
+
+def _average_mask(
+    area: Tensor, height: int, width: int, box: Box | None = None
+) -> Float[Tensor, " {height*width}"]:
     if box is None:
         return F.adaptive_avg_pool2d(area[None, None], (height, width)).flatten()
     left, top, right, bottom = box

@@ -46,6 +46,23 @@ In each of them `do_classifier_free_guidance` tells how the batch is stacked, an
 with a loop of its own is not.
 """
 
+_FLUX, _SD3 = "Flux", "StableDiffusion3"
+TWO_CALL_LOOPS = frozenset(
+    f"{_FLUX}{kind}Pipeline.__call__"
+    for kind in (
+        *("", "Img2Img", "Inpaint", "Fill", "Kontext", "KontextInpaint"),
+        *("ControlNet", "ControlNetImg2Img", "ControlNetInpaint"),
+    )
+)
+"""The sampling loops for FLUX.1. With true guidance they call the transformer twice in a step, with
+`prompt_embeds`, then with `negative_prompt_embeds`; without it once."""
+
+STACKED_LOOPS = SAMPLING_LOOPS | frozenset(
+    f"{_SD3}{kind}Pipeline.__call__"
+    for kind in ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetInpainting")
+)
+KNOWN_LOOPS = STACKED_LOOPS | TWO_CALL_LOOPS
+
 _BETWEEN = ("torch.", "imprompt.attention.", "imprompt.compat.")
 """Modules between a sampling loop and `find_running_call` on the stack; they contain no sampling loop."""
 
@@ -56,7 +73,7 @@ class PipelineCall(NamedTuple):
     Args:
         pipeline: the object whose method runs
         loop: the running method's qualified name, e.g. "StableDiffusionPipeline.__call__"
-        is_known: whether this is one of `SAMPLING_LOOPS`
+        is_known: whether this is one of `KNOWN_LOOPS`
         variables: the method's local variables as they are now
     """
 
@@ -128,11 +145,11 @@ class PipelineCall(NamedTuple):
         return self.variables["crops_coords"], original.size, (width, height)
 
 
-def find_running_call(unet: nn.Module, target: object) -> PipelineCall | None:
+def find_running_call(denoiser: nn.Module, target: object) -> PipelineCall | None:
     """Find the innermost pipeline on the stack that has called this denoiser; None if there is none.
 
     Args:
-        unet: the denoiser, not compiled
+        denoiser: the U-Net or transformer, not compiled
         target: accepted as a pipeline, whatever its class
     """
     frame = sys._getframe(1)
@@ -142,17 +159,23 @@ def find_running_call(unet: nn.Module, target: object) -> PipelineCall | None:
         if not module.startswith(_BETWEEN) and frame.f_code.co_varnames[:1] == ("self",):
             variables = frame.f_locals
             owner = variables.get("self")
-            if (owner is target or isinstance(owner, DiffusionPipeline)) and _denoises_with(owner, unet):
+            if (owner is target or isinstance(owner, DiffusionPipeline)) and _denoises_with(owner, denoiser):
                 loop = frame.f_code.co_qualname
-                is_known = module.startswith("diffusers.pipelines.") and loop in SAMPLING_LOOPS
+                is_known = module.startswith("diffusers.pipelines.") and loop in KNOWN_LOOPS
                 return PipelineCall(owner, loop, is_known, variables)
         frame = frame.f_back
     return None
 
 
-def _denoises_with(owner: object, unet: nn.Module) -> bool:
-    module = None if isinstance(owner, nn.Module) else getattr(owner, "unet", None)
-    return isinstance(module, nn.Module) and unwrap_compiled(module) is unet
+def _denoises_with(owner: object, denoiser: nn.Module) -> bool:
+    module = None if isinstance(owner, nn.Module) else get_pipeline_denoiser(owner)
+    return module is not None and unwrap_compiled(module) is denoiser
+
+
+def get_pipeline_denoiser(pipeline: object) -> nn.Module | None:
+    """Return the U-Net or the transformer of a pipeline; None if it has none."""
+    modules = (getattr(pipeline, name, None) for name in ("unet", "transformer"))
+    return next((module for module in modules if isinstance(module, nn.Module)), None)
 
 
 def get_timesteps(pipeline: object) -> Tensor | None:
@@ -162,6 +185,23 @@ def get_timesteps(pipeline: object) -> Tensor | None:
 
 
 # Guidance
+
+
+def find_branch_of_text(call: PipelineCall, text: Tensor) -> Branch:
+    """Return the branch for which one of `TWO_CALL_LOOPS` calls its transformer with this text.
+
+    Raises:
+        AmbiguousBatch: the same tensor was given as the text of both branches
+    """
+    positive, negative = (call.variables.get(name) for name in ("prompt_embeds", "negative_prompt_embeds"))
+    if positive is negative and positive is text and call.variables.get("do_true_cfg"):
+        raise AmbiguousBatch(
+            f"{type(call.pipeline).__name__} got the same tensor as prompt_embeds and "
+            "negative_prompt_embeds, so the two branches of guidance cannot be told apart; give a copy "
+            "(.clone()) as one of them"
+        )
+    return "negative" if text is negative and text is not positive else "positive"
+
 
 _PERTURBED = "do_perturbed_attention_guidance"
 
@@ -257,9 +297,12 @@ def find_split_layers(unet: nn.Module, layers: Mapping[int, nn.Module]) -> Colle
 # diffusers' own IP-Adapter
 
 
-def has_own_ip_adapter(unet: Any) -> bool:
-    """Whether diffusers' own IP-Adapter is loaded on a U-Net."""
-    return unet.config.encoder_hid_dim_type == "ip_image_proj"
+def has_own_ip_adapter(denoiser: Any) -> bool:
+    """Whether diffusers' own IP-Adapter is loaded on a denoiser."""
+    if getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+        return True
+    kinds = (type(processor).__name__ for processor in denoiser.attn_processors.values())
+    return any(kind.startswith(("FluxIPAdapter", "SD3IPAdapter")) for kind in kinds)
 
 
 @contextmanager

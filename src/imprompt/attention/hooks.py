@@ -1,15 +1,15 @@
 """Hooks on a denoiser and its pipeline, and the check that every layer with image prompts has run."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from imprompt.attention.denoiser_call import read_call
+from imprompt.attention.denoiser_layers import DenoiserLayers
 from imprompt.attention.diffusers_internals import get_compiled_call, set_compiled_call, unwrap_compiled
-from imprompt.attention.processor import DecoupledAttention
 from imprompt.errors import AmbiguousBatch, AttachmentError
 
 
@@ -17,13 +17,14 @@ class Owner:
     """A weak reference to an attachment, held by layers and hooks so that they do not keep it alive.
 
     Args:
-        attachment: its `before_forward(sample, timestep, text, options)` is called before every forward pass,
-            with all keyword arguments as options, and its `after_forward()` after it, if the denoiser is not
-            compiled
+        attachment: its `before_forward(call)` is called before every forward pass, and its `after_forward()`
+            after it, if the denoiser is not compiled
+        checks_compiled: whether `after_forward()` is called after a compiled denoiser, too
     """
 
-    def __init__(self, attachment: Any) -> None:
+    def __init__(self, attachment: Any, *, checks_compiled: bool = False) -> None:
         self.attachment: weakref.ref[Any] = weakref.ref(attachment)
+        self.checks_compiled = checks_compiled
 
 
 def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
@@ -33,13 +34,10 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
         attachment = owner.attachment()
         if called is not module or attachment is None:  # A copy of the denoiser has a copy of the hook.
             return
-        # Both kinds of U-Net have forward(sample, timestep, encoder_hidden_states, ...).
-        names = ("sample", "timestep", "encoder_hidden_states")
-        inputs = *args[:3], *(kwargs[name] for name in names[len(args) :])
         if torch.compiler.is_compiling():
-            _before_outside_graph(attachment, *inputs, kwargs)
+            _before_outside_graph(attachment, called, args, kwargs)
         else:
-            attachment.before_forward(*inputs, kwargs)
+            attachment.before_forward(read_call(called, args, kwargs))
 
     def after(called: nn.Module, *_: object) -> None:
         attachment = owner.attachment()
@@ -51,8 +49,9 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
 
     compiled = get_compiled_call(module)
     if compiled is None:
-        handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
-        if unwrap_compiled(module) is module:
+        # First of all hooks, as what others add to the arguments follows from what this one finds.
+        handles = [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)]
+        if unwrap_compiled(module) is module or owner.checks_compiled:
             handles.append(module.register_forward_hook(after))
 
         def remove() -> None:
@@ -64,7 +63,10 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
     # module.compile() would compile hooks too, so the compiled call itself is wrapped.
     def call(*args: Tensor, **kwargs: Any) -> object:
         before(module, args, kwargs)
-        return compiled(*args, **kwargs)
+        output = compiled(*args, **kwargs)
+        if owner.checks_compiled:
+            after(module)
+        return output
 
     set_compiled_call(module, call)
     return lambda: set_compiled_call(module, compiled)
@@ -73,8 +75,8 @@ def add_hook(module: nn.Module, owner: Owner) -> Callable[[], None]:
 # A graph compiled around the hook would freeze one batch layout. A disabled function takes longer to call, so
 # it is called in graphs only.
 @torch.compiler.disable(reason="imprompt sets the layers' image prompts: compile before adapter.use(...)")
-def _before_outside_graph(attachment: Any, *inputs: Any) -> None:
-    attachment.before_forward(*inputs)
+def _before_outside_graph(attachment: Any, called: nn.Module, args: Any, kwargs: Any) -> None:
+    attachment.before_forward(read_call(called, args, kwargs))
 
 
 @torch.compiler.disable(reason="imprompt checks that its layers have run")
@@ -82,34 +84,39 @@ def _after_outside_graph(attachment: Any) -> None:
     attachment.after_forward()
 
 
-def check_layers_ran(
-    layers: Mapping[int, Attention], processors: Mapping[int, DecoupledAttention], names: Mapping[int, str]
-) -> None:
+def check_layers_ran(numbers: Collection[int], layers: DenoiserLayers, *, is_compiled: bool) -> None:
     """Make sure that each of these layers has run with its image prompts.
 
     Args:
-        layers: the layers that have image prompts or a LoRA
-        processors: layer number → its processor
-        names: layer number → name of its module
+        numbers: the layers that have image prompts or a LoRA
+        layers: all layers of the adapter
+        is_compiled: whether the denoiser goes through torch.compile
 
     Raises:
         AttachmentError: a layer has not run; the message names what replaced it
         AmbiguousBatch: a layer was called with a part of the batch only
     """
-    for layer, attn in layers.items():
-        state = processors[layer].state
-        if not (state.terms or state.loras):
+    for layer in numbers:
+        terms = layers.terms[layer]
+        if not (terms.state.terms or terms.state.loras):
             continue
-        if not (state.has_run or processors[layer].latest.has_run):
+        if is_compiled and not (terms.state.has_run or terms.latest.has_run):
             raise AttachmentError(
-                f"the image prompt did not reach layer {layer} ({names.get(layer, 'self-attention')}): "
-                f"{_describe_replacement(attn)}; undo that, or draw without references"
+                f"the image prompt did not reach layer {layer}: this {layers.noun} was compiled before the "
+                "adapter was attached, and PyTorch does not look for new hooks; call torch.compiler.reset(), "
+                "or attach before the first picture"
             )
-        if state.offset:
-            raise AmbiguousBatch(f"layer {layer} has seen {state.offset} rows of a larger batch only")
+        if not (terms.state.has_run or terms.latest.has_run):
+            raise AttachmentError(
+                f"the image prompt did not reach layer {layer} "
+                f"({layers.names.get(layer, 'self-attention')}): "
+                f"{_describe_replacement(layers.modules[layer])}; undo that, or draw without references"
+            )
+        if terms.state.offset:
+            raise AmbiguousBatch(f"layer {layer} has seen {terms.state.offset} rows of a larger batch only")
 
 
-def _describe_replacement(attn: Attention) -> str:
+def _describe_replacement(attn: nn.Module) -> str:
     forward = vars(attn).get("forward")
     if forward is not None:
         return f"{getattr(forward, '__qualname__', repr(forward))} has taken the place of its forward"

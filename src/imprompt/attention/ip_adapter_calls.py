@@ -1,8 +1,8 @@
-"""The calls of diffusers' own IP-Adapter on a U-Net with an attached adapter: refused, or answered.
+"""The calls of diffusers' own IP-Adapter on a denoiser with an attached adapter: refused, or answered.
 
-A pipeline finds the projections of diffusers' IP-Adapter in `unet.encoder_hid_proj.image_projection_layers`.
-While an adapter is attached, an `ImageProjections` stands in that place, so that every pipeline that shares
-the U-Net gets a sentence there. Methods that do not look there are replaced on the pipeline itself. Once
+A pipeline finds the projections of diffusers' IP-Adapter in its denoiser's `encoder_hid_proj`. While an
+adapter is attached, an `ImageProjections` stands in that place, so that every pipeline that shares the
+denoiser gets a sentence there. Methods that do not look there are replaced on the pipeline itself. Once
 `imprompt.compat` provides the projections, nothing is refused.
 """
 
@@ -13,11 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from imprompt.attention.diffusers_internals import unwrap_compiled
+from imprompt.attention.diffusers_internals import get_pipeline_denoiser, unwrap_compiled
 from imprompt.errors import AttachmentError
 
 PLACE = "encoder_hid_proj"
-"""The attribute of a U-Net where diffusers keeps the projections of its IP-Adapter, and Kolors its text's."""
+"""The attribute where diffusers keeps the projections of its IP-Adapter, and Kolors that of its text."""
+
+NOTHING = object()
+"""Stands for the missing `encoder_hid_proj` of a transformer."""
 
 TAKES_NO_PICTURE = (
     "it takes no ip_adapter_image and no ip_adapter_image_embeds; use adapter.use(picture), or "
@@ -43,7 +46,7 @@ _REFUSED = {
 
 
 class Provider(abc.ABC):
-    """Answers the calls of diffusers' own IP-Adapter on a U-Net."""
+    """Answers the calls of diffusers' own IP-Adapter on a denoiser."""
 
     @property
     @abc.abstractmethod
@@ -52,10 +55,10 @@ class Provider(abc.ABC):
 
 
 class ImageProjections:
-    """Stands in for a U-Net's `encoder_hid_proj`; a plain object, which no `state_dict` contains.
+    """Stands in for a denoiser's `encoder_hid_proj`; a plain object, which no `state_dict` contains.
 
     Args:
-        original: what was there: None, or the text projection of Kolors
+        original: what was there: None, the text projection of Kolors, or `NOTHING` in a transformer
 
     Attributes:
         owners: the owners of attached adapters, because of which the calls are refused
@@ -68,12 +71,21 @@ class ImageProjections:
         self.provider: Provider | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Project the text, on bases that have such a projection."""
-        return self.original(*args, **kwargs)
+        """Project the text on bases that have such a projection; on others leave everything as it is."""
+        return args if self.original is NOTHING else self.original(*args, **kwargs)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle the original instead: copies of a U-Net are not attached."""
-        return _return_original, (self.original,)
+        """Copy and pickle the original instead: copies of a denoiser are not attached."""
+        return _return_original, (None if self.original is NOTHING else self.original,)
+
+    @property
+    def num_ip_adapters(self) -> int:
+        """The number of adapters that diffusers' calls have loaded, which pipelines of FLUX.1 ask for.
+
+        Raises:
+            AttachmentError: the calls are refused
+        """
+        return len(self.image_projection_layers)
 
     @property
     def image_projection_layers(self) -> Sequence[nn.Module]:
@@ -83,7 +95,7 @@ class ImageProjections:
             AttachmentError: the calls are refused
         """
         if self.provider is None:
-            raise AttachmentError(f"an adapter of imprompt is attached to this U-Net: {TAKES_NO_PICTURE}")
+            raise AttachmentError(f"an adapter of imprompt is attached to this base: {TAKES_NO_PICTURE}")
         return self.provider.image_projection_layers
 
 
@@ -91,35 +103,35 @@ def _return_original(original: Any) -> Any:
     return original
 
 
-def find_projections(unet: nn.Module) -> ImageProjections | None:
-    """Return what stands in for a U-Net's `encoder_hid_proj`, if anything does."""
-    projections = vars(unet).get(PLACE)
+def find_projections(denoiser: nn.Module) -> ImageProjections | None:
+    """Return what stands in for a denoiser's `encoder_hid_proj`, if anything does."""
+    projections = vars(denoiser).get(PLACE)
     return projections if isinstance(projections, ImageProjections) else None
 
 
-def find_provider(unet: nn.Module) -> Provider | None:
-    """Return what answers the calls of diffusers' own IP-Adapter on a U-Net, if anything does."""
-    projections = find_projections(unet)
+def find_provider(denoiser: nn.Module) -> Provider | None:
+    """Return what answers the calls of diffusers' own IP-Adapter on a denoiser, if anything does."""
+    projections = find_projections(denoiser)
     return projections and projections.provider
 
 
-def install_projections(unet: nn.Module) -> ImageProjections:
-    """Put a stand-in into a U-Net, or return the one that is there."""
-    projections = find_projections(unet)
+def install_projections(denoiser: nn.Module) -> ImageProjections:
+    """Put a stand-in into a denoiser, or return the one that is there."""
+    projections = find_projections(denoiser)
     if projections is None:
-        projections = ImageProjections(getattr(unet, PLACE))
-        vars(unet)[PLACE] = projections
+        projections = ImageProjections(getattr(denoiser, PLACE, NOTHING))
+        vars(denoiser)[PLACE] = projections
     return projections
 
 
-def remove_unused_projections(unet: nn.Module) -> None:
+def remove_unused_projections(denoiser: nn.Module) -> None:
     """Undo `install_projections`, if neither an owner nor a provider needs the stand-in."""
-    projections = find_projections(unet)
+    projections = find_projections(denoiser)
     if projections is None or projections.owners or projections.provider is not None:
         return
-    del vars(unet)[PLACE]  # A module is registered elsewhere, and appears again.
+    del vars(denoiser)[PLACE]  # A module is registered elsewhere, and appears again.
     if projections.original is None:
-        vars(unet)[PLACE] = None
+        vars(denoiser)[PLACE] = None
 
 
 class Refusal:
@@ -137,22 +149,23 @@ class Refusal:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse the call, unless `imprompt.compat` answers it."""
         pipeline: Any = self.pipeline()
-        if find_provider(unwrap_compiled(pipeline.unet)) is not None:
+        denoiser = get_pipeline_denoiser(pipeline)
+        if denoiser is not None and find_provider(unwrap_compiled(denoiser)) is not None:
             return getattr(type(pipeline), self.name)(pipeline, *args, **kwargs)
         raise AttachmentError(f"an adapter of imprompt is attached to this pipeline: {_REFUSED[self.name]}")
 
 
-def block_ip_adapter_calls(unet: nn.Module, owner: object) -> None:
-    """Refuse the image prompts of diffusers' own IP-Adapter in every pipeline that has this U-Net."""
-    install_projections(unet).owners.append(owner)
+def block_ip_adapter_calls(denoiser: nn.Module, owner: object) -> None:
+    """Refuse the image prompts of diffusers' own IP-Adapter in every pipeline that has this denoiser."""
+    install_projections(denoiser).owners.append(owner)
 
 
-def unblock_ip_adapter_calls(unet: nn.Module, owner: object) -> None:
+def unblock_ip_adapter_calls(denoiser: nn.Module, owner: object) -> None:
     """Undo `block_ip_adapter_calls`, once no other owner needs it."""
-    projections = find_projections(unet)
+    projections = find_projections(denoiser)
     if projections is not None and owner in projections.owners:
         projections.owners.remove(owner)
-        remove_unused_projections(unet)
+        remove_unused_projections(denoiser)
 
 
 def block_ip_adapter_methods(target: object, owner: object) -> None:

@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
+from imprompt.attention.cache_contexts import BRANCH_OF_CONTEXT, find_context_name
+from imprompt.attention.denoiser_call import DenoiserCall
 from imprompt.attention.diffusers_internals import (
+    TWO_CALL_LOOPS,
     Branches,
     PipelineCall,
+    find_branch_of_text,
     get_timesteps,
     list_branches,
 )
@@ -19,41 +23,60 @@ from imprompt.attention.ip_adapter_calls import TAKES_NO_PICTURE, find_provider
 from imprompt.errors import AmbiguousBatch, AttachmentError
 
 
-def read_branches(call: PipelineCall | None, target: object) -> Branches:
+def read_branches(call: PipelineCall | None, target: object, denoising: DenoiserCall) -> Branches:
     """Return the branches in which a running pipeline stacks its batch.
 
-    A bare U-Net that no pipeline calls has positive rows only.
+    A bare denoiser that no pipeline calls has positive rows only. The name of a `cache_context` of a
+    transformer, "cond" or "uncond", says what a call is for, whoever calls.
 
     Args:
         call: the call of the pipeline
         target: what the adapter is attached to
+        denoising: the call of its denoiser
 
     Raises:
         AttachmentError: a sampling loop that imprompt does not know, or no pipeline at all
     """
+    if (named := BRANCH_OF_CONTEXT.get(find_context_name(denoising.denoiser))) is not None:
+        return (named,)
     if call is None and isinstance(target, nn.Module):
         return ("positive",)
     if call is None and isinstance(target, DiffusionPipeline):
         raise AttachmentError(
-            f"the U-Net is called, but not by the {type(target).__name__} that the adapter is attached to; "
-            "attach to what calls it, or give adapter.use(..., branches=...)"
+            f"the {denoising.noun} is called, but not by the {type(target).__name__} that the adapter is "
+            "attached to; attach to what calls it, or give adapter.use(..., branches=...)"
         )
     if call is None or not call.is_known:
-        kind, loop = (type(call.pipeline), call.loop) if call else (type(target), "what calls its U-Net")
+        unknown = type(target), f"what calls its {denoising.noun}"
+        kind, loop = (type(call.pipeline), call.loop) if call else unknown
         raise AttachmentError(
             f"{kind.__name__} does not tell how it stacks its batch ({loop} is none of the sampling loops "
             "that imprompt knows); give adapter.use(..., branches=...)"
         )
+    return list_call_branches(call, denoising)
+
+
+def list_call_branches(call: PipelineCall, denoising: DenoiserCall) -> Branches:
+    """Return the branches for which a known sampling loop makes one call of its denoiser.
+
+    Raises:
+        AmbiguousBatch: they cannot be told apart
+    """
+    if call.loop in TWO_CALL_LOOPS:
+        return (find_branch_of_text(call, denoising.text),)
+    if denoising.options.get("skip_layers") is not None:
+        return ("positive",)  # Skip-layer guidance calls the transformer again, for the positive rows alone.
     return list_branches(call.pipeline)
 
 
-def check_rows(call: PipelineCall, branches: Branches, rows: int) -> None:
+def check_rows(call: PipelineCall, branches: Branches, rows: int, noun: str) -> None:
     """Make sure that a known pipeline calls its denoiser with a row for each picture and branch.
 
     Args:
         call: the call of the pipeline; of an unknown sampling loop it is not checked
         branches: how the batch is stacked
         rows: rows of the batch, a video counted as one
+        noun: what the message calls the denoiser
 
     Raises:
         AmbiguousBatch: another number of rows
@@ -61,20 +84,20 @@ def check_rows(call: PipelineCall, branches: Branches, rows: int) -> None:
     if call.samples is not None and rows != call.samples * len(branches):
         raise AmbiguousBatch(
             f"{type(call.pipeline).__name__} makes {call.samples} pictures in {len(branches)} branches "
-            f"({', '.join(branches)}), but its U-Net is called with {rows} rows; "
+            f"({', '.join(branches)}), but its {noun} is called with {rows} rows; "
             "give adapter.use(..., branches=...)"
         )
 
 
-def check_no_other_prompt(call: PipelineCall, unet: nn.Module) -> None:
+def check_no_other_prompt(call: PipelineCall, denoiser: nn.Module, noun: str) -> None:
     """Refuse image prompts for diffusers' own IP-Adapter, if they have no effect.
 
     Raises:
         AttachmentError: the call has one
     """
-    if call.has_image_prompt and find_provider(unet) is None:
+    if call.has_image_prompt and find_provider(denoiser) is None:
         raise AttachmentError(
-            f"an adapter of imprompt is attached to the U-Net of this {type(call.pipeline).__name__}: "
+            f"an adapter of imprompt is attached to the {noun} of this {type(call.pipeline).__name__}: "
             f"{TAKES_NO_PICTURE}"
         )
 
@@ -131,7 +154,7 @@ class Clock:
             step, steps = self.call.step, len(self.call.timesteps)
         else:
             step, steps = self._find_step(pipeline, scheduler, now)
-        noise = 1 - now / (scheduler.config.num_train_timesteps - 1)
+        noise = 1 - now / count_timesteps(scheduler)
         return Moment(step, steps, noise, *find_sampler_position(scheduler, step, steps))
 
     def _find_step(self, pipeline: object, scheduler: Any, now: float) -> tuple[int, int]:
@@ -145,6 +168,12 @@ class Clock:
         if self._first < 0 or place < self._first:
             self._first = place
         return place - self._first, len(timesteps) - self._first
+
+
+def count_timesteps(scheduler: Any) -> int:
+    """Return the timestep at which there is nothing but noise: T with flow matching, otherwise T - 1."""
+    is_flow = "FlowMatch" in type(scheduler).__name__ or scheduler.config.get("use_flow_sigmas", False)
+    return scheduler.config.num_train_timesteps - (0 if is_flow else 1)
 
 
 def find_sampler_position(scheduler: Any, step: int, steps: int) -> tuple[int, int]:
@@ -213,12 +242,13 @@ def find_picture_box(call: PipelineCall | None) -> tuple[float, float, float, fl
     return tuple(side / whole for side, whole in zip(box, 2 * picture_size, strict=True))  # pyright: ignore[reportReturnType]
 
 
-def check_whole(call: PipelineCall | None, size: tuple[int, int]) -> None:
+def check_whole(call: PipelineCall | None, size: tuple[int, int], noun: str) -> None:
     """Make sure that the denoiser processes the whole of the latents, which a mask covers.
 
     Args:
         call: the call of the pipeline
         size: height and width of the denoiser's input
+        noun: what the message calls the denoiser
 
     Raises:
         AmbiguousBatch: it processes a part, as in pipelines that go over a large picture in tiles
@@ -226,7 +256,7 @@ def check_whole(call: PipelineCall | None, size: tuple[int, int]) -> None:
     whole = call.latents_size if call else None
     if call is not None and whole is not None and size != whole:
         raise AmbiguousBatch(
-            f"{type(call.pipeline).__name__} shows its U-Net {size[0]} × {size[1]} of {whole[0]} × "
+            f"{type(call.pipeline).__name__} shows its {noun} {size[0]} × {size[1]} of {whole[0]} × "
             f"{whole[1]} latent pixels at a time, so a mask over the whole picture cannot be applied; "
             "leave out the masks, or use a pipeline without tiles"
         )

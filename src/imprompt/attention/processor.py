@@ -12,8 +12,7 @@ output matrices of the base (never for W'_k, W'_v).
 """
 
 from collections.abc import Callable, Sequence
-from threading import get_ident
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.attention_processor import (
@@ -24,35 +23,23 @@ from diffusers.models.attention_processor import (
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imprompt.attention.choices import Place
-from imprompt.errors import AmbiguousBatch, AttachmentError
-
-
-class KeyValue(NamedTuple):
-    """A key and a value: "batch length inner_dim", or with split heads "batch heads length head_dim"."""
-
-    key: Tensor
-    value: Tensor
-
-
-class ImageTerm(NamedTuple):
-    """One image prompt at one layer: K' and λV' with split heads, and m, "batch 1 queries 1" (None: 1)."""
-
-    key: Tensor
-    value: Tensor
-    weight: Tensor | None = None
-
-
-class LoraTerm(NamedTuple):
-    """One LoRA at one layer: (down, up) for some of its matrices, and its strength s, "batch 1 1"."""
-
-    pairs: dict[Place, tuple[Tensor, Tensor]]
-    scale: Tensor
-
+from imprompt.attention.terms import (
+    KeyValue,
+    LayerState,
+    LayerTerms,
+    LoraTerm,
+    Term,
+    add_image_attention,
+    attend,
+    merge_heads,
+    split_heads,
+)
+from imprompt.errors import AttachmentError
 
 AttentionProcessor = Callable[..., Tensor]
 """The callable that computes a diffusers attention layer."""
@@ -61,88 +48,7 @@ PLAIN_PROCESSORS = (AttnProcessor, SlicedAttnProcessor, XFormersAttnProcessor, F
 """Other processors of diffusers for the same attention; they are called unchanged, for the text."""
 
 
-def split_heads(
-    x: Float[Tensor, "batch length inner_dim"], heads: int
-) -> Float[Tensor, "batch {heads} length inner_dim//{heads}"]:
-    """Give every head its own axis."""
-    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
-
-
-def merge_heads(
-    x: Float[Tensor, "batch heads length head_dim"],
-) -> Float[Tensor, "batch length heads*head_dim"]:
-    """Undo `split_heads`."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def attend(
-    query: Float[Tensor, "batch heads query_len head_dim"],
-    key: Float[Tensor, "batch heads key_len head_dim"],
-    value: Float[Tensor, "batch heads key_len head_dim"],
-    mask: Float[Tensor, "batch heads mask_len key_len"]
-    | Bool[Tensor, "batch heads mask_len key_len"]
-    | None = None,
-) -> Float[Tensor, "batch heads query_len head_dim"]:
-    """Attn(Q, K, V) = softmax(Q Kᵀ / √head_dim) V, head by head.
-
-    `mask` is added to the logits, or is True for the keys to attend to; its `mask_len` is 1 or `query_len`.
-    """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-class LayerState:
-    """The image prompts and LoRAs of one layer for one thread, by their owners.
-
-    Attributes:
-        terms: all terms of the sum
-        loras: all LoRAs
-        has_run: whether the layer has run since the last change
-        text: the text's K and V
-        is_split: whether diffusers' split inference gives the layer a batch part by part
-        offset: how many rows of such a batch the layer has processed
-    """
-
-    def __init__(self, terms: tuple[ImageTerm, ...] = (), loras: tuple[LoraTerm, ...] = ()) -> None:
-        self.terms = terms
-        self.loras = loras
-        self.by_owner: dict[object, tuple[tuple[ImageTerm, ...], LoraTerm | None]] = {}
-        self.text: TextKeyValue | None = None
-        self.has_run = self.is_split = False
-        self.offset = 0
-
-    def replace(self, owner: object, terms: tuple[ImageTerm, ...], lora: LoraTerm | None) -> None:
-        """Replace the terms of one owner."""
-        self.by_owner[owner] = terms, lora
-        self._collect()
-
-    def drop(self, owner: object) -> None:
-        """Remove the terms of one owner."""
-        self.by_owner.pop(owner, None)
-        self._collect()
-
-    def take_rows(self, rows: int) -> tuple[tuple[ImageTerm, ...], tuple[LoraTerm, ...]]:
-        """Return the terms of the next rows of a batch that comes part by part.
-
-        Raises:
-            AmbiguousBatch: more rows than the batch has
-        """
-        whole = (self.terms[0].key if self.terms else self.loras[0].scale).shape[0]
-        start, end = self.offset, self.offset + rows
-        if end > whole:
-            raise AmbiguousBatch(f"split inference gives a layer rows up to {end} of a batch of {whole}")
-        self.offset = end % whole
-        terms = (ImageTerm(*(None if x is None else x[start:end] for x in term)) for term in self.terms)  # pyright: ignore[reportArgumentType]
-        return tuple(terms), tuple(lora._replace(scale=lora.scale[start:end]) for lora in self.loras)
-
-    def _collect(self) -> None:
-        self.terms = tuple(term for terms, _ in self.by_owner.values() for term in terms)
-        self.loras = tuple(lora for _, lora in self.by_owner.values() if lora is not None)
-        self.has_run, self.offset = False, 0
-        if not self.terms:
-            self.text = None
-
-
-class DecoupledAttention:
+class DecoupledAttention(LayerTerms):
     """The attention processor that an attached adapter installs on one attention layer.
 
     It is a plain object, not a module: the base model's parameters and `state_dict` do not contain it. For
@@ -150,69 +56,21 @@ class DecoupledAttention:
     prompts, and with λ = 0, the layer returns the same bits as before. Any other processor of
     `PLAIN_PROCESSORS` is called for the text, and the images' part is added to its output.
 
-    Several adapters may share one layer; each owns its own terms of the sum. Several threads may run at
-    once; each has the terms that were set in it. A thread without terms of its own (as autograd's, which runs
-    layers again for gradient checkpointing) and a compiled layer have those that were set last in any thread.
-
     The text's K and V are computed once per prompt. While image prompts are active they are cached, together
     with the very tensors they came from, and used again only for those same tensors, unchanged. In-place
     changes are noticed, except through `Tensor.data`. A compiled layer computes K and V at every step.
 
     Attributes:
         base: the processor that the layer had before, and will have again
-        owners: the owners that may have terms here
-        latest: the state that was set last in any thread
     """
 
     def __init__(self, base: AttentionProcessor) -> None:
+        super().__init__()
         self.base = base
-        self.owners: list[object] = []
-        self.latest = LayerState()
-        self._by_thread: dict[int, LayerState] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copy and pickle the layer's own processor instead: copies are not attached."""
         return _return_base, (self.base,)
-
-    @property
-    def state(self) -> LayerState:
-        """The state of this thread."""
-        return self._by_thread.get(get_ident(), self.latest)
-
-    @property
-    def own_state(self) -> LayerState | None:
-        """What was set in this very thread; None if nothing was."""
-        return self._by_thread.get(get_ident())
-
-    def replace_state(self, state: LayerState | None) -> None:
-        """Let a state, or nothing if it is None, act in this thread in place of what its owners have set."""
-        if state is None:
-            self._by_thread.pop(get_ident(), None)
-        else:
-            self._by_thread[get_ident()] = state
-
-    def set_terms(self, owner: object, terms: tuple[ImageTerm, ...], lora: LoraTerm | None = None) -> None:
-        """Replace the owner's terms in this thread; an empty tuple removes them."""
-        self.latest.replace(owner, terms, lora)
-        self._by_thread.setdefault(get_ident(), LayerState()).replace(owner, terms, lora)
-
-    def clear_terms(self, owner: object) -> None:
-        """Remove an owner's terms in all threads."""
-        self.latest.drop(owner)
-        for thread, state in list(self._by_thread.items()):
-            state.drop(owner)
-            if not state.by_owner:
-                self._by_thread.pop(thread, None)
-
-    def add_owner(self, owner: object) -> None:
-        """Add an owner, which has no terms yet."""
-        self.owners.append(owner)
-
-    def remove_owner(self, owner: object) -> bool:
-        """Remove an owner and its terms. Return whether no owner is left."""
-        self.clear_terms(owner)
-        self.owners = [one for one in self.owners if one is not owner]
-        return not self.owners
 
     def __call__(
         self,
@@ -227,8 +85,7 @@ class DecoupledAttention:
         Raises:
             AmbiguousBatch: the image prompts are for another batch size
         """
-        state = self.latest if torch.compiler.is_compiling() else self.state
-        state.has_run = True
+        state = self.find_running_state()
         terms, loras = state.terms, state.loras
         if state.is_split and (terms or loras):
             terms, loras = state.take_rows(hidden_states.shape[0])
@@ -241,23 +98,24 @@ class DecoupledAttention:
         key, value = _text_key_value(attn, context, state, loras)
         text = attend(query, key, value, _head_mask(attn, attention_mask, context))
         to_out, dropout = cast(nn.ModuleList, attn.to_out)
-        return dropout(project(to_out, merge_heads(_add_image_attention(text, query, terms)), "out", loras))
+        return dropout(project(to_out, merge_heads(add_image_attention(text, query, terms)), "out", loras))
 
 
-def _add_image_attention(output: Tensor, query: Tensor, terms: Sequence[ImageTerm]) -> Tensor:
-    for key, value, weight in terms:
-        _check_batch(query, key, weight)
-        image = attend(query, key.to(query), value.to(query))
-        output = output + (image if weight is None else weight.to(query) * image)
-    return output
-
-
-def _compute_image_output(attn: Attention, hidden_states: Tensor, terms: Sequence[ImageTerm]) -> Tensor:
+def _compute_image_output(attn: Attention, hidden_states: Tensor, terms: Sequence[Term]) -> Tensor:
     """Return what the image prompts add to the layer's output: W_out Σ_r ..., without the bias."""
     query = split_heads(attn.to_q(hidden_states), attn.heads)
     to_out, dropout = cast(nn.ModuleList, attn.to_out)
-    image = merge_heads(_add_image_attention(torch.zeros_like(query), query, terms))
-    return dropout(to_out(image) - to_out(torch.zeros_like(image[:1, :1])))  # Quantized layers hide the bias.
+    image = merge_heads(add_image_attention(torch.zeros_like(query), query, terms))
+    return dropout(project_without_bias(to_out, image))
+
+
+def project_without_bias(
+    linear: nn.Module, x: Float[Tensor, "batch length inner_dim"]
+) -> Float[Tensor, "batch length width"]:
+    """Return W x. A quantized layer hides W and its bias, so what it makes of zeros is subtracted."""
+    if not torch.compiler.is_compiling() and is_plain_linear(linear):
+        return F.linear(x, cast(Tensor, linear.weight))
+    return linear(x) - linear(torch.zeros_like(x[:1, :1]))
 
 
 def _text_key_value(
@@ -360,18 +218,6 @@ def _return_base(processor: AttentionProcessor) -> AttentionProcessor:
     return processor
 
 
-def _check_batch(query: Tensor, image_key: Tensor, weight: Tensor | None) -> None:
-    # Attention would silently broadcast a batch of one over all samples.
-    if query.shape[0] != image_key.shape[0]:
-        raise AmbiguousBatch(
-            f"the batch has {query.shape[0]} samples, but the image prompts are for {image_key.shape[0]}; "
-            "a layer that is given a part of the batch only (split inference, chunking) is supported where "
-            "diffusers' SplitInferenceModule splits it"
-        )
-    if weight is not None and weight.shape[2] not in (1, query.shape[2]):
-        raise AmbiguousBatch(f"a layer has {query.shape[2]} positions, but its mask has {weight.shape[2]}")
-
-
 def _head_mask(attn: Attention, mask: Tensor | None, context: Tensor) -> Tensor | None:
     if mask is None:
         return None
@@ -384,10 +230,11 @@ def _may_cache(attn: Attention, context: Tensor) -> bool:
     """Whether K and V are a pure function of tensors whose changes can be noticed."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or context.is_inference():
         return False
-    return all(map(_is_plain_linear, get_text_projections(attn)))
+    return all(map(is_plain_linear, get_text_projections(attn)))
 
 
-def _is_plain_linear(linear: Any) -> bool:
+def is_plain_linear(linear: Any) -> bool:
+    """Whether a layer computes W x + b from its own parameters and nothing else."""
     # accelerate offloads weights with an instance's own `forward`; LoRA and quantization are other classes.
     hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in linear.__dict__
     plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter

@@ -18,7 +18,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from imprompt.attention.processor import DecoupledAttention, ImageTerm, LayerState, LoraTerm
+from imprompt.attention.processor import DecoupledAttention
+from imprompt.attention.terms import ImageTerm, LayerState, LoraTerm
 
 
 class RowTerms(NamedTuple):

@@ -5,6 +5,9 @@
     ... by accelerate  image_proj_model.X                             unet.PATH.processor.to_k_ip.weight
     ... by hand        image_proj.X                                   ip_adapter.PATH.processor.to_k_ip.weight
     diffusers          encoder_hid_proj.image_projection_layers.0.Y   PATH.processor.to_k_ip.0.weight
+    XLabs (FLUX.1)     ip_adapter_proj_model.X                        double_blocks.N.processor.
+                                                                          ip_adapter_double_stream_k_proj.weight
+    Redux (FLUX.1)     redux_up.weight, redux_down.weight             -
 
 The training scripts and diffusers store the U-Net itself in the same file; its tensors are dropped.
 accelerate drops `adapter_modules` from its safetensors files, because they share memory with the U-Net's
@@ -42,6 +45,18 @@ _PROCESSOR = re.compile(
     rf"{_PATH}\.processor\.(to_(?:q|k|v|out)_lora\.(?:down|up)\.weight)"
 )
 _PEFT = re.compile(_PATH + r"\.to_(q|k|v|out)(?:\.0)?\.lora_(A|B)\.faceid_[0-9]+\.weight")
+_BLOCK = re.compile(
+    r"(?:transformer\.)?(transformer_blocks|single_transformer_blocks)\.([0-9]+)\.attn\.processor\."
+    r"(to_[kv]_ip|norm_ip|norm_q|norm_k|norm_ip_k)(?:\.([0-9]+))?\.((?:linear\.)?(?:weight|bias))"
+)
+_XLABS = re.compile(
+    r"double_blocks\.([0-9]+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(weight|bias)"
+)
+_REDUX = re.compile(r"redux_(?:up|down)\.(?:weight|bias)")
+_TRANSFORMER = re.compile(
+    r"(?:transformer\.)?(?:transformer_blocks|single_transformer_blocks|time_text_embed|context_embedder|"
+    r"x_embedder|pos_embed|norm_out|proj_out)\..+"
+)
 _PREFIXED = re.compile(r"(.+?\.)(?:image_proj|image_proj_model)\..+")
 _NUMBERED = re.compile(r"adapter_modules\.([0-9]+\..+)")
 _DIFFUSERS = re.compile(r"(?:unet\.)?encoder_hid_proj\.image_projection_layers\.([0-9]+)\.(.+)")
@@ -95,13 +110,66 @@ def _convert_plain_names(tensors: Tensors) -> Layout:
         return Layout({}, "several adapters", problems=(problem,))
     if any(name.startswith("adapter_modules.") for name in tensors):
         return _convert_training_names(tensors)
+    if any(_REDUX.fullmatch(name) for name in tensors):
+        return _rename_layout(tensors, "FLUX.1 Redux", _redux_name, "renamed redux_up and redux_down")
+    if any(name.startswith(("ip_adapter_proj_model.", "double_blocks.")) for name in tensors):
+        return _rename_layout(
+            tensors, "XLabs' own names", _xlabs_name, "renamed ip_adapter_proj_model and double_blocks"
+        )
+    if any(_BLOCK.fullmatch(name) for name in tensors):
+        return _convert_blocks(tensors)
     if any(_DIFFUSERS.fullmatch(name) for name in tensors):
         return _convert_paths(tensors, "diffusers' own names", _diffusers_name)
     if any(name.startswith("image_proj_model.") for name in tensors):
         return _convert_paths(tensors, "training checkpoint of the official scripts, as accelerate breaks it")
     if any(_PROCESSOR.fullmatch(name) for name in tensors):
         return _convert_paths(tensors, "official layout with paths for numbers")
+    if any(_TIMED_DIFFUSERS.fullmatch(name) for name in tensors):
+        repair = "turned diffusers' names of the projection into the official ones"
+        return Layout(_convert_diffusers_projection(tensors), "diffusers' names of the projection", (repair,))
     return Layout(dict(tensors), "official layout")
+
+
+_TIMED_DIFFUSERS = re.compile(r"image_proj\.layers\.[0-9]+\.adaln_(?:norm|proj)\..+")
+
+
+def _rename_layout(tensors: Tensors, name: str, official: Callable[[str], str | None], repair: str) -> Layout:
+    renamed, problems = _rename(tensors, official)
+    return Layout(renamed, name, (repair,), problems)
+
+
+def _redux_name(own: str) -> str:
+    return f"image_proj.{own}" if _REDUX.fullmatch(own) else own
+
+
+def _xlabs_name(own: str) -> str:
+    if match := _XLABS.fullmatch(own):
+        return f"ip_adapter.{match[1]}.to_{match[2]}_ip.{match[3]}"
+    group, _, rest = own.partition(".")
+    return f"image_proj.{rest}" if group == "ip_adapter_proj_model" else own
+
+
+def _convert_blocks(tensors: Tensors) -> Layout:
+    """Convert what diffusers stores with a transformer; its blocks' positions are the official numbers."""
+    matches = [match for match in map(_BLOCK.fullmatch, tensors) if match]
+    doubles = {int(match[2]) for match in matches if match[1] == "transformer_blocks"}
+    first_single = max(doubles, default=-1) + 1
+
+    def official(own: str) -> str | None:
+        if match := _BLOCK.fullmatch(own):
+            number = int(match[2]) + (first_single if match[1].startswith("single") else 0)
+            return f"ip_adapter.{number}.{match[3]}.{match[5]}"
+        if (projection := _diffusers_name(own.removeprefix("transformer."))) is not None:
+            return projection
+        if own.startswith("transformer.image_proj."):
+            return own.removeprefix("transformer.")
+        return None if _TRANSFORMER.fullmatch(own) else own
+
+    renamed, problems = _rename(tensors, official)
+    dropped = len(tensors) - len(renamed)
+    repairs = ["turned diffusers' names into the official ones"]
+    repairs += [f"left out {dropped} tensors of the transformer itself"] if dropped else []
+    return Layout(_convert_diffusers_projection(renamed), "diffusers' own names", tuple(repairs), problems)
 
 
 def _find_several_adapters(tensors: Tensors) -> str | None:
@@ -220,6 +288,13 @@ _PERCEIVER = (
     (r"layers\.(\d+)\.ff\.1\.net\.0\.proj\.weight", r"layers.\1.1.1.weight"),
     (r"layers\.(\d+)\.ff\.1\.net\.2\.weight", r"layers.\1.1.3.weight"),
 )
+_TIME_RESAMPLER = (
+    *_PERCEIVER[:4],
+    (r"layers\.(\d+)\.adaln_norm\.(.+)", r"layers.\1.1.0.\2"),
+    (r"layers\.(\d+)\.ff\.net\.0\.proj\.weight", r"layers.\1.1.1.weight"),
+    (r"layers\.(\d+)\.ff\.net\.2\.weight", r"layers.\1.1.3.weight"),
+    (r"layers\.(\d+)\.adaln_proj\.(.+)", r"layers.\1.2.1.\2"),
+)
 _FACE_PERCEIVER = (
     (r"proj\.net\.0\.proj\.(.+)", r"proj.0.\1"),
     (r"proj\.net\.2\.(.+)", r"proj.2.\1"),
@@ -243,6 +318,8 @@ def _convert_diffusers_projection(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _choose_diffusers_rules(projection: Tensors) -> tuple[tuple[str, str], ...]:
+    if any("adaln_proj" in name for name in projection):
+        return _TIME_RESAMPLER
     if any(name.startswith("image_embeds.") for name in projection):
         return _LINEAR
     if any(name.startswith("proj.net.") for name in projection):

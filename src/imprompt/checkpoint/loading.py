@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionModelWithProjection
+from transformers import PreTrainedModel
 
 from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.choices import NO_IMAGE
 from imprompt.checkpoint.files import TensorFile, flatten_tensors, read_tensors
 from imprompt.checkpoint.names import from_official
 from imprompt.checkpoint.projections import Version, build_projection
@@ -23,7 +24,13 @@ from imprompt.checkpoint.published import (
     PublishedAdapter,
     describe_encoder,
 )
-from imprompt.checkpoint.recognize import Description, RecognizedFile, read_lora_shapes, recognize
+from imprompt.checkpoint.recognize import (
+    Description,
+    RecognizedFile,
+    read_head_dim,
+    read_lora_shapes,
+    recognize,
+)
 from imprompt.checkpoint.saving import check_sound
 from imprompt.errors import AdapterMismatch, CheckpointError, UnknownModel
 from imprompt.inputs.choices import Input
@@ -32,7 +39,7 @@ from imprompt.inputs.recognizer import CharacterEmbedder, CharacterRecognizer
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.hub import fetch_file
 
-EncoderLike = ImageEncoder | CLIPVisionModelWithProjection | str | os.PathLike[str]
+EncoderLike = ImageEncoder | PreTrainedModel | str | os.PathLike[str]
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+):(.+)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
@@ -197,7 +204,7 @@ def _build_checked(
 
 def _check_unconditional(path: Path, description: Description) -> None:
     """Refuse a file that was trained with another "no image", on which guidance would rely."""
-    own = describe_unconditional(description.takes)
+    own = describe_unconditional(description.takes, NO_IMAGE[description.injection])
     if (stated := description.metadata.get("unconditional", own)) != own:
         raise CheckpointError(
             f"{path} was trained with another form of no image ({stated!r}) than imprompt uses ({own!r})"
@@ -236,7 +243,13 @@ def _build_adapter(
     tensors = _unify_formats(recognized.tensors)
     projection = build_projection(tensors, metadata, recognized.kind, version)
     with torch.device("meta"):
-        adapter = ImagePromptAdapter(projection, recognized.description.layers, read_lora_shapes(tensors))
+        adapter = ImagePromptAdapter(
+            projection,
+            recognized.description.layers,
+            read_lora_shapes(tensors),
+            injection=recognized.kind.injection,
+            head_dim=read_head_dim(recognized, metadata),
+        )
     adapter.load_state_dict(from_official(tensors), assign=True)
     return adapter
 
@@ -293,6 +306,7 @@ def _check_widths(encoder: ImageEncoder, adapter: ImagePromptAdapter, name: str,
     widths: dict[Input, int] = {
         "image_embedding": encoder.embedding_dim,
         "image_features": encoder.feature_dim,
+        "last_image_features": encoder.feature_dim,
     }
     for key, width in widths.items():
         if (expected := adapter.projection.takes.get(key, width)) != width:

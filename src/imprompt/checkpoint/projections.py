@@ -13,14 +13,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from imprompt.attention.choices import Injection
 from imprompt.projection import (
     FacePlusProjection,
     FaceProjection,
+    HiddenProjection,
     ImageProjection,
     LinearProjection,
     PatchProjection,
     PerceiverShape,
     ResamplerProjection,
+    TimeResamplerProjection,
+    TokenProjection,
 )
 
 Tensors = Mapping[str, Tensor]
@@ -108,6 +112,33 @@ def _build_resampler(sizes: Sizes, version: Version) -> ImageProjection:
     )
 
 
+def _build_time_resampler(sizes: Sizes, version: Version) -> ImageProjection:
+    return TimeResamplerProjection(
+        sizes.axis("proj_in.weight", 1),
+        sizes.axis("proj_out.weight", 0),
+        sizes.axis("latents", 1),
+        shape=sizes.perceiver(""),
+        waves=sizes.axis("time_embedding.linear_1.weight", 1),
+    )
+
+
+def _build_hidden(sizes: Sizes, version: Version) -> ImageProjection:
+    return HiddenProjection(
+        sizes.axis("proj.0.weight", 1),
+        sizes.axis("norm.weight", 0),
+        sizes.tokens("proj.2.weight"),
+        hidden=sizes.axis("proj.0.weight", 0),
+    )
+
+
+def _build_tokens(sizes: Sizes, version: Version) -> ImageProjection:
+    return TokenProjection(
+        sizes.axis("redux_up.weight", 1),
+        sizes.axis("redux_down.weight", 0),
+        sizes.read_metadata("tokens", 729),
+    )
+
+
 def _build_patches(sizes: Sizes, version: Version) -> ImageProjection:
     return PatchProjection(
         sizes.axis("proj.0.weight", 1),
@@ -147,25 +178,43 @@ class Kind:
         pattern: matches a tensor name that no later kind has
         required: tensors from which sizes are read
         build: builds the projection
+        injection: how the adapters with this kind enter a denoiser
     """
 
     name: str
     pattern: str
     required: tuple[str, ...]
     build: Callable[[Sizes, Version], ImageProjection]
+    injection: Injection = "unet"
 
 
 _FACE_REQUIRED = ("norm.weight", "proj.0.weight", "proj.2.weight")
 _FACE_PLUS_REQUIRED = ("perceiver_resampler.proj_in.weight", "perceiver_resampler.proj_out.weight")
 
+_RESAMPLER_REQUIRED = ("latents", "proj_in.weight", "proj_out.weight")
+
 KINDS = (  # a file is of the first kind whose pattern matches a name
+    Kind(
+        "flux-redux",
+        r"redux_.+",
+        ("redux_up.weight", "redux_down.weight"),
+        _build_tokens,
+        "flux-redux",
+    ),
+    Kind(
+        "sd35",
+        r"time_embedding\..+|layers\.[0-9]+\.2\..+",
+        (*_RESAMPLER_REQUIRED, "time_embedding.linear_1.weight"),
+        _build_time_resampler,
+        "sd35",
+    ),
     Kind(
         "faceid-plus", r"perceiver_resampler\..+", (*_FACE_REQUIRED, *_FACE_PLUS_REQUIRED), _build_face_plus
     ),
     Kind(
         "plus",
         r"latents|(proj_in|proj_out|norm_out|layers)\..+",
-        ("latents", "proj_in.weight", "proj_out.weight"),
+        _RESAMPLER_REQUIRED,
         _build_resampler,
     ),
     Kind("full-face", r"proj\.3\..+", ("proj.0.weight", "proj.3.weight"), _build_patches),
@@ -174,8 +223,32 @@ KINDS = (  # a file is of the first kind whose pattern matches a name
 )
 
 
+FLUX_KINDS = {
+    "base": dataclasses.replace(KINDS[-1], name="flux-xlabs", injection="flux-xlabs"),
+    "faceid": dataclasses.replace(
+        KINDS[-2], name="flux-instantx", build=_build_hidden, injection="flux-instantx"
+    ),
+}
+"""Kind of a projection → its kind in a file with layers of FLUX.1, whose projection has the same names."""
+
+_FLUX_LAYERS = {
+    "base": re.compile(r"ip_adapter\.[0-9]+\.to_[kv]_ip\.bias"),
+    "faceid": re.compile(r"ip_adapter\.[0-9]*[02468]\.to_[kv]_ip\.weight"),
+}
+"""Kind of a projection → a tensor by which its layers are FLUX.1's: cross-attention of U-Nets has odd numbers
+and no bias."""
+
+
 def find_kind(tensors: Tensors) -> Kind | None:
     """Return the kind of the projection; None if it is unknown."""
+    kind = _find_kind_of_names(tensors)
+    if kind is None or kind.name not in _FLUX_LAYERS:
+        return kind
+    is_flux = any(_FLUX_LAYERS[kind.name].fullmatch(name) for name in tensors)
+    return FLUX_KINDS[kind.name] if is_flux else kind
+
+
+def _find_kind_of_names(tensors: Tensors) -> Kind | None:
     names = [name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)]
     for kind in KINDS:
         if any(re.fullmatch(kind.pattern, name) for name in names):

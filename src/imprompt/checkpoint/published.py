@@ -2,7 +2,8 @@
 
 Sources: file names in the published lists of several user interfaces (2024–2026), the licenses in the text of
 the model cards quoted there, the encoders in the official code (tencent-ailab/IP-Adapter at 62e4af9) and in
-Kwai-Kolors/Kolors, `ipadapter/`. No file was downloaded. `note` states what could not be checked.
+Kwai-Kolors/Kolors, `ipadapter/`; for transformers the code and cards of XLabs-AI, InstantX and
+black-forest-labs. No file was downloaded. `note` states what could not be checked.
 """
 
 from pathlib import Path
@@ -58,13 +59,16 @@ EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "mini" / "weights"
 
 VIT_H = "h94/IP-Adapter:models/image_encoder"
 VIT_BIGG = "h94/IP-Adapter:sdxl_models/image_encoder"
+VIT_L = "openai/clip-vit-large-patch14"
+SIGLIP = "google/siglip-so400m-patch14-384"
 VIT_L_336 = "Kwai-Kolors/Kolors-IP-Adapter-Plus:image_encoder"
 
 _OFFICIAL, _FACE = "h94/IP-Adapter", "h94/IP-Adapter-FaceID"
 _COMPOSITION, _KOLORS = "ostris/ip-composition-adapter", "Kwai-Kolors/Kolors-IP-Adapter-Plus"
 _APACHE = "Apache-2.0"
 _RESEARCH = "research only, not for commercial use (it depends on InsightFace's models)"
-_SD, _XL = "SD1.5", "SDXL"
+_SD, _XL, _FLUX = "SD1.5", "SDXL", "FLUX.1"
+_FLUX_LICENSE = "FLUX.1 [dev] Non-Commercial License"
 _LORA = "with LoRA inside the file"
 _FIVE_FACES = "made for about five faces of one person, side by side"
 
@@ -128,6 +132,51 @@ PUBLISHED = {
         "not checked",
         note="its shapes are as other readers of it expect them; its size was not checked",
     ),
+    "flux-xlabs": PublishedAdapter(
+        "XLabs-AI/flux-ip-adapter",
+        "ip_adapter.safetensors",
+        "flux-xlabs",
+        _FLUX,
+        VIT_L,
+        _FLUX_LICENSE,
+        note="the example has true guidance 4",
+    ),
+    "flux-xlabs-v2": PublishedAdapter(
+        "XLabs-AI/flux-ip-adapter-v2",
+        "ip_adapter.safetensors",
+        "flux-xlabs",
+        _FLUX,
+        VIT_L,
+        f"Apache-2.0 by its card; its base is under the {_FLUX_LICENSE}",
+        note="16 tokens",
+    ),
+    "flux-instantx": PublishedAdapter(
+        "InstantX/FLUX.1-dev-IP-Adapter",
+        "ip-adapter.bin",
+        "flux-instantx",
+        _FLUX,
+        SIGLIP,
+        _FLUX_LICENSE,
+        note="no negative: with true guidance only the positive branch has the picture",
+    ),
+    "flux-redux": PublishedAdapter(
+        "black-forest-labs/FLUX.1-Redux-dev",
+        "flux1-redux-dev.safetensors",
+        "flux-redux",
+        _FLUX,
+        SIGLIP,
+        _FLUX_LICENSE,
+        note="variations of a picture; its tokens stand behind the text's",
+    ),
+    "sd35": PublishedAdapter(
+        "InstantX/SD3.5-Large-IP-Adapter",
+        "ip-adapter.bin",
+        "sd35",
+        "SD3.5 Large",
+        SIGLIP,
+        "stabilityai-ai-community",
+        note="0.5 to 0.6 is the usual scale",
+    ),
 }
 """Short name → published adapter; the case of names does not matter."""
 
@@ -143,11 +192,14 @@ class Encoder(NamedTuple):
 
 ENCODERS: dict[tuple[Input, int], Encoder] = {
     ("image_embedding", 512): Encoder("CLIP ViT-B projected embedding"),
-    ("image_embedding", 768): Encoder("CLIP ViT-L/14 projected embedding"),
+    ("image_embedding", 768): Encoder("CLIP ViT-L/14 projected embedding", VIT_L),
     ("image_embedding", 1024): Encoder("CLIP ViT-H/14 projected embedding", VIT_H),
+    ("image_embedding", 1152): Encoder("SigLIP so400m pooled embedding", SIGLIP),
     ("image_embedding", 1280): Encoder("CLIP ViT-bigG/14 projected embedding", VIT_BIGG),
     ("image_features", 768): Encoder("CLIP ViT-B penultimate features"),
     ("image_features", 1024): Encoder("CLIP ViT-L/14-336 penultimate features", VIT_L_336),
+    ("image_features", 1152): Encoder("SigLIP so400m penultimate features", SIGLIP),
+    ("last_image_features", 1152): Encoder("SigLIP so400m last features", SIGLIP),
     ("image_features", 1280): Encoder("CLIP ViT-H/14 penultimate features", VIT_H),
     ("image_features", 1664): Encoder("CLIP ViT-bigG/14 penultimate features", VIT_BIGG),
     ("face_embedding", 128): Encoder("identity embedding of the embedded model's recognizer"),

@@ -7,14 +7,14 @@ the same shapes, so the version cannot be recognized.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from imprompt.attention.choices import FAMILIES, LoraShapes, Place
+from imprompt.attention.choices import FAMILIES, Injection, LoraShapes, Place
 from imprompt.checkpoint.files import TensorFile, read_tensors
 from imprompt.checkpoint.layouts import Layout, convert_layout
 from imprompt.checkpoint.projections import (
@@ -27,7 +27,7 @@ from imprompt.checkpoint.projections import (
 )
 from imprompt.checkpoint.published import describe_encoder
 from imprompt.inputs.choices import Input
-from imprompt.projection import ImageProjection
+from imprompt.projection import ImageProjection, TimeResamplerProjection, TokenProjection
 
 Tensors = Mapping[str, Tensor]
 
@@ -37,8 +37,8 @@ class Description:
     """Facts about an adapter file; None stands for a fact that the file does not reveal."""
 
     variant: str | None
-    """ "base", "plus", "full-face", "faceid", "faceid-portrait", "faceid-plus"; or an unsupported one:
-    "flux", "sd3", "instantid", "kolors-faceid-plus"."""
+    """ "base", "plus", "full-face", "faceid", "faceid-portrait", "faceid-plus", for a U-Net; "flux-xlabs",
+    "flux-instantx", "flux-redux", "sd35"; or an unsupported one: "instantid", "kolors-faceid-plus"."""
     base_family: str | None
     """The base models that it fits, e.g. "SD1.5"; None for an unknown base."""
     tokens: int | None
@@ -54,7 +54,9 @@ class Description:
     parameters: int
     """Number of values in all tensors of the adapter."""
     layers: dict[int, tuple[int, int]]
-    """Official number of each cross-attention layer → (context_dim, inner_dim)."""
+    """Official number of each layer in which image prompts act → (context_dim, inner_dim)."""
+    injection: Injection
+    """How the image prompts enter a denoiser."""
     layout: str
     """The layout of the file, as a phrase."""
     repairs: tuple[str, ...]
@@ -73,19 +75,25 @@ class Description:
 
 
 UNSUPPORTED = {
-    "flux": "flux adapters are recognized but cannot be used: only bases with a U-Net can",
-    "sd3": "sd3 adapters are recognized but cannot be used: only bases with a U-Net can",
     "instantid": "instantid adapters are recognized but cannot be used: they need a ControlNet of their own",
     "kolors-faceid-plus": "kolors-faceid-plus adapters are recognized but cannot be used: their tokens go "
     "through the text projection of Kolors",
 }
 """Variants that are recognized and not supported."""
 
-_UNSUPPORTED_NAMES = (  # a single matching name is enough
-    ("flux", re.compile(r"ip_adapter\.[0-9]+\.to_k_ip\.bias|(ip_adapter_proj_model|double_blocks)\..+")),
-    ("sd3", re.compile(r"image_proj\.time_embedding\..+|ip_adapter\.[0-9]+\.norm_ip\..+")),
-)
+_KEY_VALUE = ("to_k_ip.weight", "to_v_ip.weight")
+_HEAD_NORMS = ("norm_q.weight", "norm_k.weight", "norm_ip_k.weight")
+_NORMS = ("norm_ip.linear.weight", "norm_ip.linear.bias", *_HEAD_NORMS)
+LAYER_PARTS: dict[Injection, tuple[str, ...]] = {
+    "unet": _KEY_VALUE,
+    "flux-xlabs": (*_KEY_VALUE, "to_k_ip.bias", "to_v_ip.bias"),
+    "flux-instantx": _KEY_VALUE,
+    "flux-redux": (),
+    "sd35": (*_KEY_VALUE, *_NORMS),
+}
+"""Injection → the tensors of each layer."""
 
+_LAYER_PART = re.compile(r"ip_adapter\.(0|[1-9][0-9]*)\.((?:to_[kv]_ip|norm_).+)")
 _LAYER = re.compile(r"ip_adapter\.(0|[1-9][0-9]*)\.(to_k_ip|to_v_ip)\.weight")
 _LORA = re.compile(r"ip_adapter\.(0|[1-9][0-9]*)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 
@@ -115,6 +123,8 @@ def recognize(file: TensorFile) -> RecognizedFile:
     tensors, kind = layout.tensors, find_kind(layout.tensors)
     projection = _build_readable_projection(tensors, file.metadata, kind)
     layers = read_layer_shapes(tensors)
+    if kind and kind.injection == "flux-redux" and projection:
+        layers = {0: (projection.context_dim, projection.context_dim)}
     variant = _recognize_variant(tensors, kind, projection)
     takes = dict(projection.takes) if projection else {}
     description = Description(
@@ -127,6 +137,7 @@ def recognize(file: TensorFile) -> RecognizedFile:
         lora_rank=_find_lora_rank(tensors),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         layers=layers,
+        injection=kind.injection if kind else "unet",
         layout=f"{layout.name} ({file.container})",
         repairs=layout.repairs,
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
@@ -145,6 +156,14 @@ def read_layer_shapes(tensors: Tensors) -> dict[int, tuple[int, int]]:
         if match and match[2] == "to_k_ip" and tensor.ndim == 2
     }
     return dict(sorted(shapes.items()))
+
+
+def read_head_dim(file: "RecognizedFile", metadata: Mapping[str, str]) -> int | None:
+    """Return the width of a head of the base, where the file reveals it; None for the published base's."""
+    if file.description.injection == "sd35":
+        return len(file.tensors["ip_adapter.0.norm_q.weight"])
+    stated = metadata.get("attention_head_dim", "")
+    return int(stated) if re.fullmatch("[1-9][0-9]{0,3}", stated) else None
 
 
 def read_lora_shapes(tensors: Tensors) -> dict[int, LoraShapes]:
@@ -170,9 +189,6 @@ def _build_readable_projection(
 
 
 def _recognize_variant(tensors: Tensors, kind: Kind | None, projection: ImageProjection | None) -> str | None:
-    for variant, pattern in _UNSUPPORTED_NAMES:
-        if any(pattern.fullmatch(name) for name in tensors):
-            return variant
     if kind is None:
         return None
     if kind.name == "plus" and projection and projection.takes == {"image_features": 512}:
@@ -190,6 +206,8 @@ def _recognize_base(layers: Mapping[int, tuple[int, int]], projection: ImageProj
         return None
     family = FAMILIES.get((len(layers), projection.context_dim))
     # Kolors has SDXL's layers, and only its adapter takes the features of ViT-L/14.
+    if isinstance(projection, TokenProjection) and projection.context_dim == 4096:
+        return "FLUX.1"
     return "Kolors" if family == "SDXL" and projection.takes.get("image_features") == 1024 else family
 
 
@@ -276,32 +294,56 @@ def _check_projection(
 def _check_layers(tensors: Tensors, metadata: Mapping[str, str], kind: Kind, variant: str) -> Iterator[str]:
     projection = _build_readable_projection(tensors, metadata, kind)
     numbers, lora = set[str](), set[str]()
+    parts = LAYER_PARTS[kind.injection]
     for name in (name for name in tensors if not name.startswith(PREFIX)):
-        if match := _LAYER.fullmatch(name):
+        if (match := _LAYER_PART.fullmatch(name)) and match[2] in parts:
             numbers.add(match[1])
         elif kind.name.startswith("faceid") and (match := _LORA.fullmatch(name)):
             lora.add(match[1])
         else:
             yield f"{name} does not belong in a {variant} adapter"
-    if not numbers:
+    if not numbers and parts:
         yield "it has no attention layers (ip_adapter.N.to_k_ip.weight, ip_adapter.N.to_v_ip.weight)"
+    if kind.injection != "unet":
+        count = max(map(int, numbers), default=-1) + 1
+        yield from (f"ip_adapter.{n} is missing" for n in range(count) if str(n) not in numbers)
     for number in sorted(numbers, key=int):
-        yield from _check_layer(
-            f"ip_adapter.{number}", tensors, projection.context_dim if projection else None
-        )
+        yield from _check_layer(f"ip_adapter.{number}", tensors, parts, projection)
     for number in sorted(lora, key=int):
         yield from _check_lora(f"ip_adapter.{number}", tensors)
 
 
-def _check_layer(layer: str, tensors: Tensors, context_dim: int | None) -> Iterator[str]:
-    key, value = f"{layer}.to_k_ip.weight", f"{layer}.to_v_ip.weight"
-    for name in (key, value):
-        if name not in tensors:
-            yield f"{name} is missing"
+def _check_layer(
+    layer: str, tensors: Tensors, parts: Collection[str], projection: ImageProjection | None
+) -> Iterator[str]:
+    for part in parts:
+        if f"{layer}.{part}" not in tensors:
+            yield f"{layer}.{part} is missing"
             return
+    key, value = f"{layer}.to_k_ip.weight", f"{layer}.to_v_ip.weight"
+    context_dim = projection.context_dim if projection else None
     if context_dim and (tensors[key].ndim != 2 or tensors[key].shape[1] != context_dim):
         yield f"{key} has shape {format_shape(tensors[key])}, but the image tokens are {context_dim} wide"
+        return
     yield from _check_shape(value, tensors, tuple(tensors[key].shape))
+    yield from _check_other_parts(layer, tensors, parts, projection)
+
+
+def _check_other_parts(
+    layer: str, tensors: Tensors, parts: Collection[str], projection: ImageProjection | None
+) -> Iterator[str]:
+    """Compare biases and norms with the layer's own widths."""
+    if "to_k_ip.bias" in parts:
+        rows = tensors[f"{layer}.to_k_ip.weight"].shape[:1]
+        for name in ("to_k_ip.bias", "to_v_ip.bias"):
+            yield from _check_shape(f"{layer}.{name}", tensors, tuple(rows))
+    if "norm_q.weight" in parts and isinstance(projection, TimeResamplerProjection):
+        rows = 2 * projection.context_dim
+        yield from _check_shape(f"{layer}.norm_ip.linear.weight", tensors, (rows, projection.time_dim))
+        yield from _check_shape(f"{layer}.norm_ip.linear.bias", tensors, (rows,))
+        first = tensors.get("ip_adapter.0.norm_q.weight", tensors[f"{layer}.norm_q.weight"])
+        for name in _HEAD_NORMS:
+            yield from _check_shape(f"{layer}.{name}", tensors, tuple(first.shape))
 
 
 def _check_lora(layer: str, tensors: Tensors) -> Iterator[str]:

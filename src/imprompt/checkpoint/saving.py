@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.choices import HEAD_DIMS, NO_IMAGE
 from imprompt.checkpoint.files import TensorFile, read_tensors, write_tensors
 from imprompt.checkpoint.names import to_official
 from imprompt.checkpoint.recognize import Description, recognize
 from imprompt.errors import CheckpointError
 from imprompt.inputs.encoder import describe_unconditional
-from imprompt.projection import FacePlusProjection, ImageProjection, PatchProjection, PerceiverShape
+from imprompt.projection import FacePlusProjection, PatchProjection, PerceiverShape, TokenProjection
 from imprompt.projection.perceiver import PerceiverAttention
 from imprompt.runtime.output import check_output
 
@@ -30,7 +31,7 @@ def save_adapter(
         OutputError: the suffix is another one, the folder is missing, or the disk is full
     """
     path, tensors = Path(path), to_official(adapter.state_dict())
-    needed = dict(_metadata_needed_to_reload(adapter.projection))
+    needed = dict(_metadata_needed_to_reload(adapter))
     description = recognize(TensorFile(tensors, needed, "safetensors")).description
     facts = _describe_metadata(description) | needed
     if metadata and path.suffix == ".bin":
@@ -87,6 +88,11 @@ def check_loadable_without_metadata(path: Path, metadata: Mapping[str, str]) -> 
     Raises:
         CheckpointError: the file needs metadata
     """
+    if (head_dim := metadata.get("attention_head_dim")) is not None:
+        raise CheckpointError(
+            f"{path}: a .bin file cannot state that the base's heads are {head_dim} wide; save as "
+            ".safetensors"
+        )
     if (head_dim := metadata.get("head_dim", "64")) != "64":
         raise CheckpointError(
             f"{path}: a .bin file cannot state that heads are {head_dim} wide; save as .safetensors"
@@ -105,16 +111,19 @@ def _describe_metadata(description: Description) -> dict[str, str]:
         "tokens": str(description.tokens),
         "takes": takes,
         "context_dim": str(description.context_dim),
-        "unconditional": describe_unconditional(description.takes),
+        "unconditional": describe_unconditional(description.takes, NO_IMAGE[description.injection]),
     }
 
 
-def _metadata_needed_to_reload(projection: ImageProjection) -> Iterator[tuple[str, str]]:
-    """Yield the metadata without which the projection cannot be rebuilt from its tensors."""
+def _metadata_needed_to_reload(adapter: ImagePromptAdapter) -> Iterator[tuple[str, str]]:
+    """Yield the metadata without which the adapter cannot be rebuilt from its tensors."""
+    projection = adapter.projection
+    if adapter.injection == "flux-instantx" and adapter.head_dim != HEAD_DIMS["flux-instantx"]:
+        yield "attention_head_dim", str(adapter.head_dim)
     heads = {module.head_dim for module in projection.modules() if isinstance(module, PerceiverAttention)}
     if heads - {PerceiverShape.head_dim}:
         yield "head_dim", str(*heads)
     if isinstance(projection, FacePlusProjection):
         yield "face_plus_version", str(projection.version)
-    if isinstance(projection, PatchProjection):
+    if isinstance(projection, PatchProjection | TokenProjection):
         yield "tokens", str(projection.tokens)

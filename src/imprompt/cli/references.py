@@ -61,7 +61,7 @@ def _find_portraits(job: "Job", inputs: "JobInputs") -> Iterator[str]:
     for name, group in job.by_adapter.items():
         for described, reference in zip(group, inputs.references[name], strict=True):
             for file, picture in zip(described.images, reference.pictures, strict=False):
-                if reference.crop != "center" or not isinstance(picture, Image.Image):
+                if reference.crop not in ("center", "native") or not isinstance(picture, Image.Image):
                     continue
                 if picture.height > LONGEST_PORTRAIT * picture.width:
                     yield file

@@ -13,16 +13,16 @@ has a fault.
     scales     `set_ip_adapter_scale`: numbers and dictionaries → λ of each layer
     rows       which row of the prepared embeddings belongs to which row of the U-Net's batch
     inputs     embeddings and masks → K', λV' and masks of each layer
-    adapters   the adapters of one U-Net
+    adapters   the adapters of one denoiser
+    transformers  those of FLUX.1 and Stable Diffusion 3.5
     calls      `load_ip_adapter` and its companions on every pipeline
 """
 
-from diffusers.loaders.ip_adapter import IPAdapterMixin
-
 from imprompt.attention.attachment import get_denoiser, get_unet
-from imprompt.attention.diffusers_internals import has_own_ip_adapter
-from imprompt.compat.adapters import UNetAdapters
-from imprompt.compat.calls import find_adapters, start_answering, stop_answering
+from imprompt.attention.denoiser_call import name_denoiser
+from imprompt.attention.diffusers_internals import has_own_ip_adapter, unwrap_compiled
+from imprompt.compat.calls import MIXINS, find_adapters, start_answering, stop_answering
+from imprompt.compat.transformers import build_adapters
 from imprompt.errors import AttachmentError
 
 __all__ = ["disable", "enable"]
@@ -42,18 +42,22 @@ def enable(pipe: object) -> None:
     Raises:
         AttachmentError: it has no U-Net or not these calls, or diffusers' own IP-Adapter is loaded
     """
-    unet = get_unet(pipe)
-    if not isinstance(pipe, IPAdapterMixin):
+    called = get_denoiser(pipe)
+    denoiser = unwrap_compiled(called)
+    if name_denoiser(denoiser) == "U-Net":
+        get_unet(pipe)  # refuses other kinds of U-Nets
+    if not isinstance(pipe, MIXINS):
         raise AttachmentError(
             f"{type(pipe).__name__} has no load_ip_adapter in diffusers; use adapter.attach(pipe) of "
             "imprompt.load_adapter(...) with it"
         )
-    if has_own_ip_adapter(unet):
+    if has_own_ip_adapter(denoiser):
         raise AttachmentError(
-            "diffusers' own IP-Adapter is loaded on this U-Net; call pipe.unload_ip_adapter() first"
+            f"diffusers' own IP-Adapter is loaded on this {name_denoiser(denoiser)}; call "
+            "pipe.unload_ip_adapter() first"
         )
     if find_adapters(pipe) is None:
-        start_answering(UNetAdapters(unet, get_denoiser(pipe)))
+        start_answering(build_adapters(denoiser, called))
 
 
 def disable(pipe: object) -> None:
@@ -64,5 +68,6 @@ def disable(pipe: object) -> None:
     """
     adapters = find_adapters(pipe)
     if adapters is None:
-        raise AttachmentError("imprompt.compat is not enabled on this pipeline's U-Net")
+        noun = name_denoiser(unwrap_compiled(get_denoiser(pipe)))
+        raise AttachmentError(f"imprompt.compat is not enabled on this pipeline's {noun}")
     stop_answering(adapters)

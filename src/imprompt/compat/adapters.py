@@ -1,4 +1,4 @@
-"""The adapters of one U-Net that `load_ip_adapter` has loaded."""
+"""The adapters of one denoiser that `load_ip_adapter` has loaded."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,9 @@ from diffusers.models.embeddings import ImageProjection
 from torch import Tensor, nn
 
 from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.attention.batch import LayerInputs, find_device_and_dtype
+from imprompt.attention.batch import find_device_and_dtype
+from imprompt.attention.conditioning import LayerInputs
+from imprompt.attention.denoiser_call import DenoiserCall, name_denoiser
 from imprompt.attention.diffusers_internals import Branches, find_running_call
 from imprompt.attention.hooks import Owner, add_hook
 from imprompt.attention.ip_adapter_calls import (
@@ -17,11 +19,10 @@ from imprompt.attention.ip_adapter_calls import (
     install_projections,
     remove_unused_projections,
 )
-from imprompt.attention.layers import UNet
 from imprompt.checkpoint import build_adapter
 from imprompt.compat.inputs import AdapterPrompt, DenoiserBatch, compute_inputs, read_masks
 from imprompt.compat.rows import RowLayout, read_layout
-from imprompt.compat.scales import read_scale
+from imprompt.compat.scales import Scale, read_scale
 from imprompt.errors import AttachmentError, InvalidReference
 from imprompt.projection import FacePlusProjection
 
@@ -49,11 +50,11 @@ class PooledProjectionSettings(ProjectionSettings, ImageProjection):
 
 
 class LoadedAdapter:
-    """An adapter on a U-Net.
+    """An adapter on a denoiser.
 
     Attributes:
         adapter: its weights
-        attachment: its attachment to the U-Net
+        attachment: its attachment to the denoiser
         settings: what scripts may set for FaceID-Plus
         scales: layer → λ, see `read_scale`
     """
@@ -63,7 +64,8 @@ class LoadedAdapter:
         self.attachment = adapter.attach(unet)
         is_pooled = "image_embedding" in adapter.projection.takes
         self.settings = PooledProjectionSettings() if is_pooled else ProjectionSettings()
-        self.scales = read_scale(1.0, self.attachment.names)
+        # The default of diffusers' processors.
+        self.scales = read_scale(0.5 if adapter.injection == "sd35" else 1.0, self.attachment.names)
 
     @property
     def sources(self) -> tuple[object, ...]:
@@ -104,26 +106,32 @@ class CachedInputs(NamedTuple):
 class ThreadState(threading.local):
     """What a thread has computed last."""
 
-    cached: CachedInputs | None = None
+    cached: tuple[CachedInputs, ...] = ()
+    """Two at most: pipelines that call a transformer twice in a step alternate between two image prompts."""
     embeddings: object = None
     prepared: Branches | None = None
     """The branches of guidance when these embeddings came for the first time."""
 
 
-class UNetAdapters(Provider):
-    """The adapters of one U-Net; it reads the image prompt of every call of the U-Net.
+class DenoiserAdapters(Provider):
+    """The adapters of one denoiser; it reads the image prompt of every call of the denoiser.
 
     Args:
-        unet: the U-Net
-        denoiser: the module that pipelines call: the U-Net, or the compiled module around it
+        denoiser: the U-Net or the transformer
+        called: the module that pipelines call: the denoiser, or the compiled module around it
+
+    Attributes:
+        options_name: the argument of the denoiser in which pipelines pass masks
     """
 
-    def __init__(self, unet: UNet, denoiser: nn.Module) -> None:
-        self.unet, self.denoiser = unet, denoiser
+    options_name = "cross_attention_kwargs"
+
+    def __init__(self, denoiser: nn.Module, called: nn.Module) -> None:
+        self.denoiser, self.called = denoiser, called
         self.adapters: list[LoadedAdapter] = []
         self._state = ThreadState()
-        install_projections(unet).provider = self
-        self._unhook = add_hook(denoiser, Owner(self))
+        install_projections(denoiser).provider = self
+        self._unhook = add_hook(called, Owner(self))
 
     @property
     def image_projection_layers(self) -> Sequence[nn.Module]:
@@ -149,7 +157,8 @@ class UNetAdapters(Provider):
         added: list[LoadedAdapter] = []
         try:
             for adapter in built:
-                added.append(LoadedAdapter(adapter.to(self.unet.device), self.denoiser))
+                device = next(self.denoiser.parameters()).device
+                added.append(LoadedAdapter(adapter.to(device), self.called))
         except Exception:
             _detach(added)
             raise
@@ -176,38 +185,37 @@ class UNetAdapters(Provider):
                 f"set_ip_adapter_scale got {len(scales)} scales for {len(self.adapters)} adapters; give one "
                 "number for all, or a list with one for each"
             )
-        read = [
-            read_scale(one, loaded.attachment.names)
-            for one, loaded in zip(scales, self.adapters, strict=True)
-        ]
+        read = [self.read_scale(one, loaded) for one, loaded in zip(scales, self.adapters, strict=True)]
         for loaded, one in zip(self.adapters, read, strict=True):
             loaded.scales = one
 
+    def read_scale(self, scale: object, loaded: LoadedAdapter) -> dict[int, Scale]:
+        """Return λ of every layer of an adapter."""
+        return read_scale(scale, loaded.attachment.names)
+
     def close(self) -> None:
-        """Unload all adapters and leave the U-Net as it was."""
+        """Unload all adapters and leave the denoiser as it was."""
         self.unload()
         self._unhook()
-        projections = install_projections(self.unet)
+        projections = install_projections(self.denoiser)
         projections.provider = None
-        remove_unused_projections(self.unet)
+        remove_unused_projections(self.denoiser)
 
-    def before_forward(
-        self, sample: Tensor, timestep: object, text: object, options: Mapping[str, Any]
-    ) -> None:
+    def before_forward(self, call: DenoiserCall) -> None:
         """Give the layers the image prompt of the call that is about to run.
 
         Raises:
             AttachmentError, AdapterMismatch, AmbiguousBatch, InvalidReference: as `compute_inputs`, or there
                 is an image prompt but no adapter
         """
-        embeddings = self._find_embeddings(options)
+        embeddings = self.find_embeddings(call.options)
         inputs: Sequence[Mapping[int, LayerInputs]] = [_NOTHING] * len(self.adapters)
         if embeddings is not None:
             self._check_count(embeddings)
-            inputs = self._find_inputs(sample, embeddings, options.get("cross_attention_kwargs") or {})
+            inputs = self._find_inputs(call, embeddings, call.options.get(self.options_name) or {})
         for loaded, one in zip(self.adapters, inputs, strict=True):
             loaded.attachment.check_in_place()
-            loaded.attachment.set_inputs(one)
+            loaded.attachment.set_inputs(one, call)
 
     def after_forward(self) -> None:
         """Make sure that the image prompts have reached their layers.
@@ -221,8 +229,8 @@ class UNetAdapters(Provider):
     def _require_adapters(self) -> None:
         if not self.adapters:
             raise AttachmentError(
-                "no IP-Adapter is loaded on this U-Net; call pipe.load_ip_adapter(...) before an image "
-                "prompt or its scale is given"
+                f"no IP-Adapter is loaded on this {name_denoiser(self.denoiser)}; call "
+                "pipe.load_ip_adapter(...) before an image prompt or its scale is given"
             )
 
     def _check_count(self, embeddings: Sequence[Tensor]) -> None:
@@ -233,51 +241,64 @@ class UNetAdapters(Provider):
                 "give a list with one for each"
             )
 
-    def _find_embeddings(self, options: Mapping[str, Any]) -> list[Tensor] | None:
+    def find_embeddings(self, options: Mapping[str, Any]) -> list[Tensor] | None:
+        """Return the embeddings that the pipeline passes to its denoiser, one tensor for each adapter."""
         embeddings = (options.get("added_cond_kwargs") or {}).get("image_embeds")
         if embeddings is not None:
             return embeddings
         # InstructPix2Pix prepares embeddings that it is given, and drops them.
-        call = find_running_call(self.unet, self.unet)
+        call = find_running_call(self.denoiser, self.denoiser)
         return None if call is None else call.image_embeddings
 
+    def find_layout(self, call: DenoiserCall, prepared: Branches | None) -> RowLayout | None:
+        """Return how the running pipeline stacks its batch; None if it cannot be known."""
+        return read_layout(find_running_call(self.denoiser, self.denoiser), prepared)
+
     def _find_inputs(
-        self, sample: Tensor, embeddings: Sequence[Tensor], options: Mapping[str, Any]
+        self, call: DenoiserCall, embeddings: Sequence[Tensor], options: Mapping[str, Any]
     ) -> Sequence[Mapping[int, LayerInputs]]:
         """Return the inputs of each adapter, which are computed once for each generation."""
         state = self._state
         if state.embeddings is not embeddings:
             state.embeddings, state.prepared = embeddings, None
-        layout = read_layout(find_running_call(self.unet, self.unet), state.prepared)
+        layout = self.find_layout(call, state.prepared)
         branches = layout and layout.current
         state.prepared = state.prepared or branches
-        batch = _describe_batch(sample)
+        batch = self._describe_batch(call)
         masks, lora_scale = options.get("ip_adapter_masks"), float(options.get("scale", 1.0))
         settings = batch, branches, lora_scale, *(one.face_scale for one in self.adapters)
         sources = [masks, *embeddings, *(source for one in self.adapters for source in one.sources)]
-        if state.cached is None or not state.cached.is_for(settings, sources):
-            each = read_masks(masks, [one.shape[1] for one in embeddings])
-            prompts = [
-                loaded.make_prompt(embedding, mask, lora_scale)
-                for loaded, embedding, mask in zip(self.adapters, embeddings, each, strict=True)
-            ]
-            state.cached = CachedInputs(settings, sources, self._compute(prompts, batch, layout))
-        return state.cached.inputs
+        for cached in state.cached:
+            if cached.is_for(settings, sources):
+                return cached.inputs
+        each = read_masks(masks, [one.shape[1] for one in embeddings])
+        prompts = [
+            loaded.make_prompt(embedding, mask, lora_scale)
+            for loaded, embedding, mask in zip(self.adapters, embeddings, each, strict=True)
+        ]
+        cached = CachedInputs(settings, sources, self.compute(prompts, batch, layout, call))
+        state.cached = (cached, *state.cached[:1])
+        return cached.inputs
+
+    def _describe_batch(self, call: DenoiserCall) -> DenoiserBatch:
+        sample, layers = call.sample, self.adapters[0].attachment.layers
+        frames = sample.shape[2] if sample.ndim == 5 else 1
+        place = find_device_and_dtype(sample)
+        return DenoiserBatch(sample.shape[0], frames, layers.read_geometry(call), *place)
 
     @torch.no_grad()
-    def _compute(
-        self, prompts: Sequence[AdapterPrompt], batch: DenoiserBatch, layout: RowLayout | None
+    def compute(
+        self,
+        prompts: Sequence[AdapterPrompt],
+        batch: DenoiserBatch,
+        layout: RowLayout | None,
+        call: DenoiserCall,
     ) -> Sequence[Mapping[int, LayerInputs]]:
+        """Compute the inputs of each adapter."""
         return [
             compute_inputs(loaded.adapter.to(batch.device), loaded.attachment, prompt, batch, layout)
             for loaded, prompt in zip(self.adapters, prompts, strict=True)
         ]
-
-
-def _describe_batch(sample: Tensor) -> DenoiserBatch:
-    frames = sample.shape[2] if sample.ndim == 5 else 1
-    size = sample.shape[-2], sample.shape[-1]
-    return DenoiserBatch(sample.shape[0], frames, size, *find_device_and_dtype(sample))
 
 
 def _build(tensors: Mapping[str, Any], place: int) -> ImagePromptAdapter:

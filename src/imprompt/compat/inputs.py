@@ -1,7 +1,7 @@
 """Embeddings and masks of one adapter → K', λV', masks and LoRA of each layer, a row for each batch row."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.attachment import Attachment
-from imprompt.attention.batch import LayerInputs, check_finite, convert_lora
-from imprompt.attention.processor import ImageTerm, KeyValue, split_heads
+from imprompt.attention.batch import check_finite, convert_lora
+from imprompt.attention.conditioning import LayerInputs
+from imprompt.attention.terms import ImageTerm, KeyValue, split_heads
 from imprompt.compat.rows import RowLayout, fit_embeddings, fit_masks
 from imprompt.compat.scales import Scale
 from imprompt.errors import AdapterMismatch, InvalidReference
@@ -24,14 +25,14 @@ class DenoiserBatch(NamedTuple):
     Args:
         rows: the number of rows, a video counted as one
         frames: the number of frames of each video; 1 for pictures
-        size: height and width of the latents
+        geometry: the sizes on which the layers' grids depend, see `DenoiserLayers.read_geometry`
         device: where it computes
         dtype: in which number format
     """
 
     rows: int
     frames: int
-    size: tuple[int, int]
+    geometry: Any
     device: torch.device
     dtype: torch.dtype
 
@@ -78,15 +79,15 @@ def compute_inputs(
         InvalidReference: λ for each picture without masks, or other numbers of these
     """
     layers = {layer: one for layer, one in prompt.scales.items() if attachment.is_compiled or _acts(one)}
-    inputs = _name_inputs(adapter, prompt, batch, layout)
+    inputs = name_inputs(adapter, prompt, batch, layout)
     images = next(iter(inputs.values())).shape[1]
     _check_images(layers.values(), images, prompt.masks)
     face_scale = torch.full((batch.rows,), prompt.face_scale)
     keys_values = adapter.compute_keys_values(inputs, [*layers], face_scale)
     masks = None if prompt.masks is None else fit_masks(prompt.masks, batch.rows, layout)
-    grids = {} if masks is None else _resize_masks(masks, attachment, layers, batch)
+    grids = {} if masks is None else resize_masks(masks, attachment, layers, batch)
     terms = {
-        layer: tuple(_make_terms(keys_values[layer], scale, images, grids.get(attachment.levels[layer])))
+        layer: tuple(_make_terms(keys_values[layer], scale, images, grids.get(layer)))
         for layer, scale in layers.items()
     }
     result = {
@@ -101,7 +102,7 @@ def _acts(scale: Scale) -> bool:
     return any(scale) if isinstance(scale, tuple) else bool(scale)
 
 
-def _name_inputs(
+def name_inputs(
     adapter: ImagePromptAdapter, prompt: AdapterPrompt, batch: DenoiserBatch, layout: RowLayout | None
 ) -> dict[Input, Tensor]:
     """Return the projection's inputs, "batch images ...", in float32 where the adapter is."""
@@ -170,21 +171,26 @@ def _expand_term(term: ImageTerm, heads: int, batch: DenoiserBatch) -> ImageTerm
     return ImageTerm(expand(split_heads(term.key, heads)), expand(split_heads(term.value, heads)), weight)
 
 
-def _resize_masks(
+def resize_masks(
     masks: Float[Tensor, "rows images height width"],
     attachment: Attachment,
     layers: Mapping[int, Scale],
     batch: DenoiserBatch,
 ) -> dict[int, Float[Tensor, "rows images queries"]]:
-    """Resize masks to the grid of each level, in diffusers' way (`IPAdapterMaskProcessor.downsample`).
+    """Resize masks to the grid of each layer, in diffusers' way (`IPAdapterMaskProcessor.downsample`).
 
     diffusers guesses the grid from the mask's proportions, and mixes up the positions where these are not
     the picture's. Here the mask covers the whole picture.
     """
     grids: dict[int, Tensor] = {}
-    for level in {attachment.levels[layer] for layer in layers}:
-        size = [-(-side // 2**level) for side in batch.size]
-        grids[level] = F.interpolate(masks.float(), size, mode="bicubic").flatten(2)  # pyright: ignore[reportCallIssue]
+    for layer in layers:
+        grid = attachment.layers.grid(layer, batch.geometry)
+        parts = [
+            F.interpolate(masks.float(), [*size], mode="bicubic").flatten(2)  # pyright: ignore[reportCallIssue]
+            for size in grid.pictures
+        ]
+        words = parts[0].mean(2, keepdim=True).expand(-1, -1, grid.text)
+        grids[layer] = torch.cat([words, *parts], 2)
     return grids
 
 

@@ -5,12 +5,17 @@ They are in a module that does not import torch, so that jobs and pictures are r
 
 from typing import Literal
 
-Input = Literal["image_embedding", "image_features", "image_pixels", "face_embedding"]
-"""An input of a projection: a picture's projected embedding "d", its features "patches d" (hidden states,
-class token first), the normalized pixels "3 size size" that an image encoder sees, or the embedding "d" of
+Input = Literal["image_embedding", "image_features", "last_image_features", "image_pixels", "face_embedding"]
+"""An input of a projection: a picture's projected embedding "d", its features "patches d" (penultimate hidden
+states, class token first), its last hidden states "patches d", the normalized pixels "3 size size" that an
+image encoder sees, or the embedding "d" of
 the face in it, which a face model computes. No published adapter takes pixels."""
 
-CropName = Literal["center", "top", "bottom", "left", "right", "pad", "stretch", "tiles"]
+NoImage = Literal["blank", "zeros", "black picture", "nothing"]
+"""What stands for "no image" on the negative branch of guidance: zero embeddings and the features of a
+picture in the encoder's mean color, zeros, what the encoder makes of a black picture, or no image prompt."""
+
+CropName = Literal["center", "top", "bottom", "left", "right", "pad", "stretch", "tiles", "native"]
 """The part of a picture that an encoder sees, see `imprompt.inputs.crop`."""
 
 Noise = Literal["fade", "dissolve", "gaussian", "shuffle"]

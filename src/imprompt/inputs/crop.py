@@ -7,6 +7,7 @@
     "pad"                       the whole picture, padded with white to a square
     "stretch"                   the whole picture, its longer side squeezed to a square
     "tiles"                     several overlapping squares that cover the picture: see `split_into_tiles`
+    "native"                    the image encoder's own way: "center" for CLIP, "stretch" for SigLIP
 
 For a square picture all crops are equal. A crop keeps all of the shorter side, so "top" of a wide
 picture is its "center". The spelling "centre" is also accepted.
@@ -71,7 +72,7 @@ def encoder_view(picture: Image.Image, size: int, crop: Crop | str = "center") -
     Resizing is bicubic. A crop window is cut after the shorter side has become `size`; its position is
     rounded down to whole pixels. "center" is equal to transformers' CLIPImageProcessorPil, bit for bit. A
     picture longer than 16:1 is first cut to that ratio, at the same position. "tiles" of a square picture is
-    the picture.
+    the picture, and "native" is "center".
 
     Raises:
         InvalidReference: `crop` is no `Crop`, or is "tiles" for a picture that has several tiles

@@ -38,6 +38,7 @@ _OPPOSITE = (
 _AXES: dict[Input, str] = {
     "image_embedding": "images d",
     "image_features": "images patches d",
+    "last_image_features": "images patches d",
     "image_pixels": "images 3 size size",
     "face_embedding": "images d",
 }
@@ -48,8 +49,8 @@ class ImageEmbeddings:
     """Encoded pictures, as an adapter's projection takes them.
 
     Args:
-        inputs: image_embedding "images d", image_features "images patches d", face_embedding "images d"; one
-            or more, with the same number of images
+        inputs: image_embedding "images d", both kinds of features "images patches d", face_embedding
+            "images d"; one or more, with the same number of images
         blank: "no image" for each of them, without the first axis; the negative branch takes it
         metadata: facts for the user: "encoder", "variant", ...
 

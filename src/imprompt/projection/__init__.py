@@ -6,6 +6,8 @@ from imprompt.projection.linear import HiddenProjection, LinearProjection
 from imprompt.projection.patch import PatchProjection
 from imprompt.projection.perceiver import PerceiverShape
 from imprompt.projection.resampler import ResamplerProjection
+from imprompt.projection.time_resampler import TimeResamplerProjection
+from imprompt.projection.tokens import TokenProjection
 
 __all__ = [
     "FacePlusProjection",
@@ -16,4 +18,6 @@ __all__ = [
     "PatchProjection",
     "PerceiverShape",
     "ResamplerProjection",
+    "TimeResamplerProjection",
+    "TokenProjection",
 ]

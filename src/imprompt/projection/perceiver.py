@@ -65,9 +65,13 @@ class PerceiverAttention(nn.Module):
         self,
         features: Float[Tensor, "batch patches width"],
         queries: Float[Tensor, "batch tokens width"],
+        shift: Float[Tensor, "batch 1 width"] | None = None,
+        scale: Float[Tensor, "batch 1 width"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Return W_out Attn(W_q z̄, W_k [x̄; z̄], W_v [x̄; z̄])."""
+        """Return W_out Attn(W_q z̄, W_k [x̄; z̄], W_v [x̄; z̄]), z̄ being scaled and shifted if so wanted."""
         features, queries = self.norm1(features), self.norm2(queries)
+        if shift is not None and scale is not None:
+            queries = queries * (1 + scale) + shift
         key, value = self.to_kv(torch.cat([features, queries], dim=1)).chunk(2, dim=-1)
         heads = (
             x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (self.to_q(queries), key, value)
@@ -76,7 +80,7 @@ class PerceiverAttention(nn.Module):
         return self.to_out(read.transpose(1, 2).flatten(2))
 
 
-def _build_feed_forward(shape: PerceiverShape) -> nn.Sequential:
+def build_feed_forward(shape: PerceiverShape) -> nn.Sequential:
     """Build W_down GELU(W_up LayerNorm(z))."""
     return nn.Sequential(
         nn.LayerNorm(shape.width),
@@ -99,7 +103,7 @@ class Perceiver(nn.Module):
         super().__init__()
         self.proj_in = nn.Linear(feature_dim, shape.width)
         self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(shape), _build_feed_forward(shape)]) for _ in range(shape.depth)
+            nn.ModuleList([PerceiverAttention(shape), build_feed_forward(shape)]) for _ in range(shape.depth)
         )
         self.proj_out = nn.Linear(shape.width, context_dim)
         self.norm_out = nn.LayerNorm(context_dim)

@@ -45,7 +45,7 @@ WEAK_SECTIONS: dict[str, tuple[Section, ...]] = {
 """The sections with weight 0.2; the others have 1."""
 
 EVERYWHERE = ("full", *CURVES, *WEAK_SECTIONS)
-"""The modes that every base has in every convention."""
+"""The modes that every U-Net has in every convention."""
 
 
 def _on(*transformers: int | range, weight: float = 1.0) -> dict[int, float]:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from imprompt.attention.layer_weights.modes import (
     CONVENTIONS,
     CURVES,
-    EVERYWHERE,
     OWN_MODES,
     WEAK_SECTIONS,
     Convention,
@@ -80,7 +79,8 @@ def list_modes(layer_names: LayerNames, *, convention: Convention = "comfy") -> 
     Raises:
         InvalidReference: no such convention
     """
-    return [*EVERYWHERE, *_find_modes(find_spatial_transformers(layer_names), convention)]
+    transformers = find_spatial_transformers(layer_names)
+    return [*_list_formulas(transformers), *_find_modes(transformers, convention)]
 
 
 # Modes
@@ -92,10 +92,19 @@ def _compute_mode(name: str, transformers: Transformers) -> Mode | None:
         return Mode(dict.fromkeys(range(len(transformers)), 1.0))
     if name in CURVES:
         return Mode({t: CURVES[name](t / len(transformers)) for t in range(len(transformers))})
-    if name in WEAK_SECTIONS:
+    if name in WEAK_SECTIONS and _has_unet_sections(transformers):
         weak = WEAK_SECTIONS[name]
         return Mode({t: 0.2 if one.section in weak else 1.0 for t, one in enumerate(transformers)})
     return None
+
+
+def _has_unet_sections(transformers: Transformers) -> bool:
+    return any(one.section in ("down", "mid", "up") for one in transformers)
+
+
+def _list_formulas(transformers: Transformers) -> list[str]:
+    """Return the modes that are formulas for this base; a diffusion transformer has no weak sections."""
+    return ["full", *CURVES, *(WEAK_SECTIONS if _has_unet_sections(transformers) else ())]
 
 
 def _find_modes(transformers: Transformers, convention: Convention) -> Mapping[str, Mode]:
@@ -112,11 +121,12 @@ def _explain_missing_mode(
 ) -> str:
     """Name the missing mode, its base, a similar mode and the existing ones, in one sentence."""
     base = family(transformers)
-    known = [*EVERYWHERE, *modes]
+    known = [*_list_formulas(transformers), *modes]
     available = ", ".join(known)
+    kind = "spatial transformers" if _has_unet_sections(transformers) else "transformer blocks"
     if not base and any(name in one for bases in CONVENTIONS.values() for one in bases.values()):
         return (
-            f"which layers are {name!r} is not known for a base of {len(transformers)} spatial transformers; "
+            f"which layers are {name!r} is not known for a base of {len(transformers)} {kind}; "
             f"give weights by block name or number, or one of {available}"
         )
     where = f"{base} in the convention {convention!r}" if base else "this base"

@@ -130,7 +130,7 @@ class JobReference(ClosedSettings):
     step_weights: tuple[Number, ...] | None = None
     measured_in: Axis = "steps"
     mask: File | None = None
-    crop: Annotated[CropName | Span, BeforeValidator(normalize_spelling)] = "center"
+    crop: Annotated[CropName | Span, BeforeValidator(normalize_spelling)] = "native"
     negative: Files | None = None
     noise: tuple[Noise, Share] | None = None
     """[kind, amount]: "fade", "dissolve", "gaussian" or "shuffle"."""

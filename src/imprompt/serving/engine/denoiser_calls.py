@@ -13,8 +13,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from imprompt.attention.processor import LayerState
 from imprompt.attention.sharing import RowTerms, list_attention_layers, merge_terms, read_terms, use_states
+from imprompt.attention.terms import LayerState
 
 _REMEMBERED = 16
 """How many merged values of the latest calls are kept."""
