@@ -24,7 +24,9 @@ KEY = "0123456789abcdef"
 @pytest.fixture(scope="module")
 def service(toy: ToyModel) -> Iterator[Service]:
     access = Access({KEY: "tests", "another key of them": "others"}, [*LOOPBACK], ["https://page.example"])
-    with served.running_service(served.toy_settings(toy, limits={"body_megabytes": 0.01}), access=access) as service:
+    with served.running_service(
+        served.toy_settings(toy, limits={"body_megabytes": 0.01}), access=access
+    ) as service:
         yield service
 
 
@@ -42,7 +44,13 @@ def all_routes(client: TestClient) -> list[tuple[str, str]]:
 
 
 def test_every_route_but_health_needs_the_key(client: TestClient) -> None:
-    routes = [*all_routes(client), ("GET", "/"), ("GET", "/openapi.json"), ("GET", "/metrics"), ("GET", "/nothing")]
+    routes = [
+        *all_routes(client),
+        ("GET", "/"),
+        ("GET", "/openapi.json"),
+        ("GET", "/metrics"),
+        ("GET", "/nothing"),
+    ]
     assert len(routes) > 30
     for method, path in routes:
         status = client.request(method, path.replace("{", "").replace("}", "")).status_code
@@ -94,7 +102,9 @@ def test_a_key_comes_in_three_ways(client: TestClient, headers: dict[str, str], 
         ({"Host": ""}, 421),
     ],
 )
-def test_other_pages_and_other_names_are_refused(client: TestClient, headers: dict[str, str], status: int) -> None:
+def test_other_pages_and_other_names_are_refused(
+    client: TestClient, headers: dict[str, str], status: int
+) -> None:
     picture = Path(served.__file__).parents[1] / "docs" / "examples" / "ponytail.png"
     response = client.post("/api/assets", content=picture.read_bytes(), headers=WITH_KEY | headers)
     assert response.status_code == status, response.text
@@ -102,7 +112,10 @@ def test_other_pages_and_other_names_are_refused(client: TestClient, headers: di
 
 def test_a_page_that_is_allowed_gets_the_headers_for_it(client: TestClient) -> None:
     allowed, other = ({"Origin": origin} for origin in ("https://page.example", "https://evil.example"))
-    assert client.get("/readyz", headers=allowed).headers["access-control-allow-origin"] == "https://page.example"
+    assert (
+        client.get("/readyz", headers=allowed).headers["access-control-allow-origin"]
+        == "https://page.example"
+    )
     assert "access-control-allow-origin" not in client.get("/readyz", headers=other).headers
 
 
@@ -123,7 +136,9 @@ def test_a_large_body_is_refused_with_and_without_its_length(client: TestClient)
 def test_a_form_of_very_many_fields_is_refused(toy: ToyModel) -> None:
     with served.running_service(served.toy_settings(toy)) as service:
         client = TestClient(create_app(service), base_url="http://localhost")
-        fields = b"".join(b'--x\r\nContent-Disposition: form-data; name="a%d"\r\n\r\n1\r\n' % n for n in range(5000))
+        fields = b"".join(
+            b'--x\r\nContent-Disposition: form-data; name="a%d"\r\n\r\n1\r\n' % n for n in range(5000)
+        )
         form = {"Content-Type": "multipart/form-data; boundary=x"}
         response = client.post("/v1/images/edits", content=fields + b"--x--\r\n", headers=form)
         assert response.status_code == 400
@@ -133,8 +148,12 @@ def test_a_form_of_very_many_fields_is_refused(toy: ToyModel) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"prompt": NaN}', b"[" * 50_000, b"\xff\xfe"])
-@pytest.mark.parametrize("path", ["/api/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/options"])
-def test_a_body_that_is_no_object_is_a_client_error(toy: ToyModel, open_client: TestClient, path: str, body: bytes) -> None:
+@pytest.mark.parametrize(
+    "path", ["/api/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/options"]
+)
+def test_a_body_that_is_no_object_is_a_client_error(
+    toy: ToyModel, open_client: TestClient, path: str, body: bytes
+) -> None:
     response = open_client.post(path, content=body, headers={"Content-Type": "application/json"})
     assert 400 <= response.status_code < 500 or (path.endswith("options") and b"NaN" in body)
 
@@ -153,14 +172,18 @@ def test_a_defect_reveals_nothing(open_client: TestClient, monkeypatch: pytest.M
 
     monkeypatch.setattr(jobs_api, "describe_capabilities", fail)
     app = open_client.app
-    response = TestClient(app, base_url="http://localhost", raise_server_exceptions=False).get("/api/capabilities")
+    response = TestClient(app, base_url="http://localhost", raise_server_exceptions=False).get(
+        "/api/capabilities"
+    )
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
     assert response.headers["x-request-id"].startswith("req_")
 
 
-def test_the_log_has_request_ids_and_no_prompts(open_client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_request_ids_and_no_prompts(
+    open_client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "imprompt"):
         response = open_client.post("/api/jobs", json={"prompt": "secret", "steps": 1})
         assert "event: done" in open_client.get(response.json()["events"]).text
@@ -222,15 +245,22 @@ def test_a_wrong_configuration_is_one_sentence(tmp_path: Path, text: str, word: 
 
 def test_a_configuration_names_files_relative_to_itself(tmp_path: Path, toy: ToyModel) -> None:
     file = toy.base.parent / "models.toml"
-    file.write_text(f'[[models]]\nname = "toy"\nbase = "{toy.base.name}"\nadapters = ["{toy.adapter.name}"]\n')
+    file.write_text(
+        f'[[models]]\nname = "toy"\nbase = "{toy.base.name}"\nadapters = ["{toy.adapter.name}"]\n'
+    )
     (model,) = ServerSettings.from_toml(file).models
     assert (model.base, model.adapters) == (str(toy.base), (str(toy.adapter),))
 
 
 def test_names_that_clients_have_hard_coded_mean_the_first_model_or_what_an_alias_says() -> None:
     models = [{"name": name, "base": "mini"} for name in ("first", "second")]
-    settings = ServerSettings.model_validate({"models": models, "aliases": {"dall-e-2": "second", "x": "second"}})
-    names = {name: getattr(settings.find_model(name), "name", None) for name in (None, "dall-e-3", "dall-e-2", "x", "y")}
+    settings = ServerSettings.model_validate(
+        {"models": models, "aliases": {"dall-e-2": "second", "x": "second"}}
+    )
+    names = {
+        name: getattr(settings.find_model(name), "name", None)
+        for name in (None, "dall-e-3", "dall-e-2", "x", "y")
+    }
     assert names == {None: "first", "dall-e-3": "first", "dall-e-2": "second", "x": "second", "y": None}
 
 

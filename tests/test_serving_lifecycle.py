@@ -97,7 +97,9 @@ def test_many_clients_that_hang_up_lose_no_row(service: Service, address: str) -
         if number % 3:
             served.wait_until(lambda: count_steps(service) > 0, seconds=0.05)
         connection.close()
-    assert served.wait_until(lambda: service.engine.running == service.engine.waiting == 0 and not service.jobs.unfinished)
+    assert served.wait_until(
+        lambda: service.engine.running == service.engine.waiting == 0 and not service.jobs.unfinished
+    )
     with contextlib.closing(ask(address, "/v1/images/generations", {"prompt": "a cat"})) as connection:
         assert len(json.load(connection.getresponse())["data"]) == 1
 
@@ -109,7 +111,8 @@ def test_a_job_goes_on_when_a_reader_of_its_events_leaves(service: Service, addr
     reader.request("GET", job["events"])
     reader.getresponse().readline()
     reader.close()
-    again = urllib.request.urlopen(f"http://{address}{job['events']}").read().decode()
+    with urllib.request.urlopen(f"http://{address}{job['events']}") as answer:
+        again = answer.read().decode()
     assert "event: done" in again
     assert again.count("event: step") == 40
 
@@ -121,7 +124,9 @@ def test_a_server_that_stops_finishes_what_runs_and_refuses_the_rest(toy: ToyMod
     with served.running_service(served.toy_settings(toy, batching={"pictures": 1})) as service:
         client = TestClient(create_app(service), base_url="http://localhost")
         running, waiting = (client.post("/api/jobs", json={"steps": 60}).json() for _ in range(2))
-        assert served.wait_until(lambda: service.engine.running == 1)
+        assert served.wait_until(
+            lambda: client.get(f"/api/jobs/{running['id']}").json()["status"] == "running"
+        )
         draining = threading.Thread(target=lambda: asyncio.run(service.drain(30)))
         draining.start()
         assert served.wait_until(lambda: service.is_draining)
@@ -179,7 +184,9 @@ def toy_request(toy: ToyModel) -> Any:
     return RequestJob.model_validate(served.toy_job(toy))
 
 
-def test_an_engine_that_fails_answers_500_and_goes_on(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_answers_500_and_goes_on(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = TestClient(create_app(service), base_url="http://localhost")
     group, is_broken = service.engine._group_calls, threading.Event()
     is_broken.set()
@@ -205,23 +212,29 @@ def test_an_engine_that_fails_answers_500_and_goes_on(service: Service, monkeypa
 def process(toy: ToyModel) -> Iterator[tuple[subprocess.Popen[str], str]]:
     config = toy.base.parent / "served.toml"
     config.write_text(
-        f'[[models]]\nname = "toy"\nbase = "{toy.base}"\nadapters = ["{toy.adapter}"]\nimage_encoder = "{toy.image_encoder}"\n'
+        f'[[models]]\nname = "toy"\nbase = "{toy.base}"\n'
+        f'adapters = ["{toy.adapter}"]\nimage_encoder = "{toy.image_encoder}"\n'
     )
     command = [sys.executable, "-m", "imprompt", "serve", str(config), "--port", "0"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
     match = re.search(r"127\.0\.0\.1:\d+", process.stdout.readline())
     assert match is not None
     yield process, match[0]
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def is_ready(address: str) -> bool:
     try:
-        return urllib.request.urlopen(f"http://{address}/readyz").status == 200
+        with urllib.request.urlopen(f"http://{address}/readyz") as answer:
+            return answer.status == 200
     except OSError:
         return False
 
@@ -233,14 +246,18 @@ def test_a_signal_under_load_truncates_no_answer(
 ) -> None:
     running, address = process
     assert served.wait_until(lambda: is_ready(address), 60)
-    connections = [ask(address, "/v1/images/generations", {"prompt": "a cat", "num_inference_steps": 100 + n}) for n in range(12)]
+    connections = [
+        ask(address, "/v1/images/generations", {"prompt": "a cat", "num_inference_steps": 100 + n})
+        for n in range(12)
+    ]
     time.sleep(0.3)
     running.send_signal(sign)
     statuses = []
     for connection in connections:
-        response = connection.getresponse()
-        statuses.append(response.status)
-        assert json.load(response)  # whole JSON, whatever it says
+        with contextlib.closing(connection):
+            response = connection.getresponse()
+            statuses.append(response.status)
+            assert json.load(response)  # whole JSON, whatever it says
     assert {*statuses} <= {200, 503}
     assert 200 in statuses
     assert running.wait(30) == 0

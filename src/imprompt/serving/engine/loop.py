@@ -197,7 +197,9 @@ class Engine:
                 active.thread.resume()
         for group in self._group_calls():
             self._run_group(group)
-        self._active = [active for active in self._active if active.thread.status not in ("saving", "finished")]
+        self._active = [
+            active for active in self._active if active.thread.status not in ("saving", "finished")
+        ]
         self._await_work()
 
     def _admit(self) -> None:

@@ -109,7 +109,9 @@ class _Progress:
         parts = self._request.previews + 1  # The last part ends with the picture itself.
         before, now = (parts * step // self._steps for step in (self._done, self._done + 1))
         if self._request.previews and now > before and self._done + 1 < self._steps:
-            preview = Preview(arguments["sample"], arguments["timestep"], output, self._request.job.guidance_scale)
+            preview = Preview(
+                arguments["sample"], arguments["timestep"], output, self._request.job.guidance_scale
+            )
             self._request.listener.on_preview(self._done + 1, draw_preview(self._model.pipe, preview))
 
     def finish_step(self) -> None:
@@ -117,5 +119,3 @@ class _Progress:
         self._done = min(self._done + 1, self._steps)  # Samplers of second order report every call.
         self._request.listener.on_step(self._done, self._steps)
         self._thread.check()
-
-

@@ -1,7 +1,8 @@
 """What a picture will look like, from one call of the U-Net.
 
-The input of a U-Net is x = √ᾱ x₀ + √(1 - ᾱ) ε whatever the scheduler, because the schedulers that count in σ scale
-their latents to it, ᾱ = 1 / (1 + σ²), before each call. So x₀ follows from the input, the output and the time step:
+The input of a U-Net is x = √ᾱ x₀ + √(1 - ᾱ) ε whatever the scheduler, because the schedulers that count in σ
+scale their latents to it, ᾱ = 1 / (1 + σ²), before each call. So x₀ follows from the input, the output and
+the time step:
 
     ε-prediction    x₀ = (x - √(1 - ᾱ) ε) / √ᾱ          (Ho et al. 2020, equation 15)
     v-prediction    x₀ = √ᾱ x - √(1 - ᾱ) v              (Salimans & Ho 2022, appendix D)
