@@ -125,6 +125,13 @@ class ServedJob:
             self._events.append(JobEvent(self._number, name, data))
             self._wake()
 
+    def begin(self, index: int) -> None:
+        """Note that a picture is computed from now on."""
+        with self._lock:
+            if self.status == "queued":
+                self.status, self.started = "running", time.time()
+            self.add("started", picture=index)
+
     def warn(self, message: str) -> None:
         """Add a warning, once."""
         with self._lock:
@@ -299,10 +306,7 @@ class JobStore:
 
     def _listen(self, job: ServedJob, index: int) -> PictureListener:
         def start() -> None:
-            job.started = job.started or time.time()
-            if job.status == "queued":
-                job.status = "running"
-            job.add("started", picture=index)
+            job.begin(index)
 
         def step(done: int, steps: int) -> None:
             job.progress[index] = done, steps

@@ -39,6 +39,16 @@ class ServedModel(BaseOptions):
     height: Side | None = None
     """The size of a request that has none; by default the base's own."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "ServedModel":
+        if self.offload == "model":
+            raise ValueError(
+                "offload: a server keeps no model between pictures with 'model'; use 'group' or 'sequential'"
+            )
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width and height belong together; give both, or neither")
+        return self
+
 
 class Limits(ClosedSettings):
     """What a request may ask for; it is checked before any work."""

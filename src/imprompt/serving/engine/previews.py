@@ -37,7 +37,7 @@ def draw_preview(pipe: Any, preview: Preview) -> Image.Image:
     latents = F.avg_pool2d(latents, shrink, ceil_mode=True)
     vae = pipe.vae
     decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-    return pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+    return pipe.image_processor.postprocess(decoded.float().nan_to_num(), output_type="pil")[0]
 
 
 def predict_latents(scheduler: Any, preview: Preview) -> Float[Tensor, "1 channels height width"]:
