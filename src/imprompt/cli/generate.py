@@ -51,6 +51,10 @@ def generate(
     guidance_scale: Annotated[
         float | None, number_option("Scale of classifier-free guidance; 1 turns it off. Default: 7.5.")
     ] = None,
+    true_guidance_scale: Annotated[
+        float | None,
+        number_option("FLUX.1: scale of guidance away from the negative prompt; 1 turns it off. Default: 1."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of denoising steps. Default: 25.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="The same seed gives the same picture. Default: 0.")

@@ -20,6 +20,7 @@ _JOB_OPTIONS = (
     "prompt",
     "negative_prompt",
     "guidance_scale",
+    "true_guidance_scale",
     "steps",
     "seed",
     "count",

@@ -17,6 +17,7 @@ from torch import Tensor
 from imprompt.errors import ConfigError, MissingExtra, UnknownModel
 from imprompt.generation.job.base_options import BaseOptions, JobEmbedding, JobLora, Offload
 from imprompt.generation.job.samplers import SAMPLERS
+from imprompt.generation.transformer_bases import count_latent_channels, find_transformer
 from imprompt.runtime.foreign_models import explain_failure, ignore_own_deprecations, parse_source
 from imprompt.runtime.hub import fetch_file
 
@@ -38,6 +39,10 @@ def apply_base_options(pipe: Any, options: BaseOptions) -> None:
     for embedding in options.embeddings:
         load_embedding(pipe, embedding)
     if options.scheduler is not None:
+        if find_transformer(pipe) is not None:
+            raise ConfigError(
+                f"scheduler {options.scheduler!r} is for bases that predict noise; this base has its own"
+            )
         pipe.scheduler = build_scheduler(options.scheduler, pipe.scheduler)
     if options.tiling:
         pipe.vae.enable_tiling()
@@ -74,7 +79,7 @@ def load_autoencoder(name: str, pipe: Any) -> AutoencoderKL:
     source = parse_source(name)
     with explain_failure(f"the autoencoder {name} cannot be loaded"), ignore_own_deprecations():
         vae: Any = AutoencoderKL.from_pretrained(source.name, torch_dtype=pipe.dtype, **source.options)
-    given, wanted = vae.config.latent_channels, pipe.unet.config.out_channels
+    given, wanted = vae.config.latent_channels, count_latent_channels(pipe)
     if given != wanted:
         raise ConfigError(f"the autoencoder {name} has {given} latent channels; this base has {wanted}")
     return vae.to(pipe.device)

@@ -89,6 +89,8 @@ def _describe(
         "width": size[0],
         "height": size[1],
     }
+    if settings.true_guidance_scale != 1:
+        described["true_guidance_scale"] = float(settings.true_guidance_scale)
     if settings.guidance_interval != (0, 1):
         described["guidance_interval"] = list(settings.guidance_interval)
     if settings.init_image is not None:

@@ -25,6 +25,7 @@ from imprompt.generation.models import derive_pipeline
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.generation.prompts import build_prompt_arguments
 from imprompt.generation.settings import Settings, build_call_arguments, check_settings
+from imprompt.generation.transformer_bases import build_guidance_arguments
 
 References = ReferenceLike | Sequence[ReferenceLike | list[ReferenceLike]]
 """One image prompt, or several that act together; see `ImagePromptAdapter.use`."""
@@ -54,7 +55,8 @@ def generate(
     For several adapters, a picture to start from, inpainting and ControlNets: `generate_each`.
 
     Args:
-        pipe: any diffusers text-to-image pipeline with a U-Net, to which this adapter is not attached
+        pipe: any diffusers text-to-image pipeline with a U-Net, of FLUX.1 or of Stable Diffusion 3.5, to
+            which this adapter is not attached
         adapter: an adapter that fits it
         references: an image prompt, or several in a list; each is a `Reference` (with its own settings) or
             simply a picture: a file, a PIL picture or an array
@@ -113,6 +115,12 @@ def generate_each(
     called = derive_pipeline(pipe, settings)
     parameters = inspect.signature(type(called).__call__).parameters
     arguments = build_prompt_arguments(pipe, settings) | build_call_arguments(pipe, settings)
+    arguments |= build_guidance_arguments(
+        pipe,
+        called,
+        negative_prompt=settings.negative_prompt,
+        true_guidance_scale=settings.true_guidance_scale,
+    )
     arguments |= build_step_arguments(called, settings, on_step)
     if "height" not in parameters:  # Image-to-image takes the size from the picture.
         del arguments["width"], arguments["height"]

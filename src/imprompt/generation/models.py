@@ -14,6 +14,7 @@ from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation.repository import fetch_base
 from imprompt.generation.settings import Settings
+from imprompt.generation.transformer_bases import find_transformer, is_flux
 from imprompt.runtime.devices import choose_device
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.foreign_models import (
@@ -41,7 +42,8 @@ def load_pipeline(
             folder in diffusers' format, a hub id owner/name, or a single file (`.safetensors` or `.ckpt`) of
             Stable Diffusion 1.5, 2.x or SDXL in the layout of the original code
         device: by default the first GPU (cuda, xpu or mps), or the CPU if there is none
-        dtype: number format; by default float16 on a GPU, float32 on the CPU
+        dtype: number format; by default float16 on a GPU, bfloat16 there for a base with a transformer, which
+            overflows in float16, and float32 on the CPU
         variant: variant of the files in a folder or on the hub, such as "fp16"
         revision: branch, tag or commit of a repository on the hub
 
@@ -51,6 +53,7 @@ def load_pipeline(
         ConfigError: `variant` or `revision` for the embedded model or a single file, which have none
     """
     device = choose_device(device)
+    chooses = dtype is None
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     is_file = find_name_fault(name) is None and Path(name).is_file()
     if is_embedded(name) or is_file:
@@ -70,6 +73,8 @@ def load_pipeline(
     if not Path(name).exists():
         fetched = fetch_base(name, variant=variant, revision=revision, prefers_half=dtype == torch.float16)
         source, variant = (name, variant) if fetched is None else fetched
+    if chooses and Path(source, "transformer").is_dir() and device.type != "cpu":
+        dtype = torch.bfloat16
     with explain_failure(f"the base model {name} cannot be loaded"), ignore_own_deprecations():
         pipe = AutoPipelineForText2Image.from_pretrained(
             source, dtype=dtype, variant=variant, revision=revision
@@ -97,8 +102,16 @@ def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
         return embedded.to(pipe.device)
     _check_name("ControlNet", name, "config.json")
     with explain_failure(f"the ControlNet {name} cannot be loaded"):
-        controlnet: Any = ControlNetModel.from_pretrained(name, torch_dtype=pipe.dtype)
+        controlnet: Any = _find_controlnet_class(pipe).from_pretrained(name, torch_dtype=pipe.dtype)
     return controlnet.to(pipe.device)
+
+
+def _find_controlnet_class(pipe: DiffusionPipeline) -> Any:
+    if find_transformer(pipe) is None:
+        return ControlNetModel
+    from diffusers.models import controlnets  # imported late, as few bases need it
+
+    return controlnets.FluxControlNetModel if is_flux(pipe) else controlnets.SD3ControlNetModel
 
 
 def make_control_image(picture: Image.Image, model: str) -> Image.Image:
@@ -138,10 +151,15 @@ def _choose_pipeline(settings: Settings) -> tuple[Any, str]:
 
 
 def _check_controls(pipe: Any, models: Sequence[ControlNetModel]) -> None:
-    """Refuse a ControlNet whose inputs or blocks differ from those of the base's U-Net."""
+    """Refuse a ControlNet whose inputs or blocks differ from those of the base's denoiser."""
+    transformer = find_transformer(pipe)
+    keys = ("block_out_channels", "cross_attention_dim", "in_channels")
+    if transformer is not None:
+        keys = ("joint_attention_dim", "attention_head_dim", "num_attention_heads", "in_channels")
     for model in models:
-        for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
-            its, base = getattr(model.config, key), getattr(pipe.unet.config, key)
+        for key in keys:
+            denoiser = pipe.unet if transformer is None else transformer
+            its, base = getattr(model.config, key, None), getattr(denoiser.config, key)
             if its != base:
                 raise ConfigError(
                     f"this ControlNet is for another base: its {key} is {its}, the base's {base}"

@@ -7,9 +7,11 @@ both                     their families are compared
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from imprompt.attention.choices import FAMILY_OF_WIDTH
+from imprompt.attention.choices import FAMILIES, FAMILY_OF_WIDTH
 from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.checkpoint.published import PUBLISHED
 from imprompt.errors import AdapterMismatch, ConfigError, UnknownModel
@@ -23,15 +25,29 @@ USUAL_BASES = {
     "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
     "Kolors": "Kwai-Kolors/Kolors-diffusers",
+    "FLUX.1": "black-forest-labs/FLUX.1-dev",
+    "SD3.5 Large": "stabilityai/stable-diffusion-3.5-large",
 }
 """Family → the base that is used if only the adapter is given."""
 
-USUAL_ADAPTERS = {"mini": "mini", "SD1.5": "sd15", "SDXL": "sdxl", "Kolors": "kolors-plus"}
+USUAL_ADAPTERS = {
+    "mini": "mini",
+    "SD1.5": "sd15",
+    "SDXL": "sdxl",
+    "Kolors": "kolors-plus",
+    "FLUX.1": "flux-instantx",
+    "SD3.5 Large": "sd35",
+}
 """Family → the adapter that is used if only the base is given."""
+
+USUAL_GUIDANCE = {"FLUX.1": 3.5, "SD3.5 Large": 4.5}
+"""Family → the guidance scale in its publishers' examples, where it is not the default of a job."""
 
 
 def pair_models(job: Job) -> Job:
     """Return the job with a base and an adapter, each chosen to fit the other if it is not given.
+
+    The guidance scale is the base's usual one, if it is not given either.
 
     Only names, headers and `config.json` files are read.
 
@@ -45,7 +61,10 @@ def pair_models(job: Job) -> Job:
     adapter = job.adapter
     if adapter is None and any(one.adapter is None for one in job.references):
         adapter = _choose_adapter(base, family)
-    job = job.model_copy(update={"base": base, "adapter": adapter})
+    changes: dict[str, Any] = {"base": base, "adapter": adapter}
+    if family in USUAL_GUIDANCE and "guidance_scale" not in job.model_fields_set:
+        changes["guidance_scale"] = USUAL_GUIDANCE[family]
+    job = job.model_copy(update=changes)
     for name in job.by_adapter:
         _compare_families(name, base, family)
     return job
@@ -98,7 +117,7 @@ def recognize_adapter(name: str) -> str | None:
 
 
 def recognize_base(name: str, revision: str | None = None) -> str | None:
-    """Return the family of a base by its U-Net's configuration; None if it is no well-known one.
+    """Return the family of a base by its denoiser's configuration; None if it is no well-known one.
 
     Raises:
         UnknownModel: its configuration cannot be read
@@ -113,14 +132,29 @@ def recognize_base(name: str, revision: str | None = None) -> str | None:
         return None
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
+        if values.get("_class_name") in ("FluxTransformer2DModel", "SD3Transformer2DModel"):
+            return _recognize_transformer(values)
         width, text_width = values["cross_attention_dim"], values.get("encoder_hid_dim")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnknownModel(f"{config} cannot be read as the configuration of a U-Net") from error
     return "Kolors" if text_width == 4096 else FAMILY_OF_WIDTH.get(width)
 
 
+def _recognize_transformer(values: Mapping[str, Any]) -> str | None:
+    """Return the family of a base by its transformer's configuration."""
+    if values["_class_name"] == "FluxTransformer2DModel":
+        width, layers = values.get("joint_attention_dim", 4096), values.get("num_layers", 19)
+        return FAMILIES.get((layers, width))
+    return FAMILIES.get((values.get("num_layers", 18), values.get("caption_projection_dim", 1152)))
+
+
 def _find_config(name: str, revision: str | None) -> Path | None:
-    local = Path(name, "unet", "config.json")
     if Path(name).exists():
-        return local if local.is_file() else None
-    return fetch_file(name, "unet/config.json", revision) if is_hub_id(name) else None
+        places = (Path(name, part, "config.json") for part in ("unet", "transformer"))
+        return next((place for place in places if place.is_file()), None)
+    if not is_hub_id(name):
+        return None
+    try:
+        return fetch_file(name, "unet/config.json", revision)
+    except UnknownModel:
+        return fetch_file(name, "transformer/config.json", revision)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imprompt.errors import ConfigError, MissingExtra
 from imprompt.generation.settings import Settings
+from imprompt.generation.transformer_bases import find_transformer, is_flux
 
 _WORDS_SHOWN = 60
 """The most characters of the words that a warning repeats."""
@@ -28,8 +29,11 @@ def build_prompt_arguments(pipe: Any, settings: Settings) -> dict[str, Any]:
     if settings.prompt_weighting:
         return encode_weighted_prompts(pipe, settings)
     texts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
-    for text in texts.values():
-        warn_of_dropped_words(pipe, text)
+    if find_transformer(pipe) is None:  # The others read far longer texts by T5.
+        for text in texts.values():
+            warn_of_dropped_words(pipe, text)
+    if is_flux(pipe):
+        del texts["negative_prompt"]
     if settings.clip_skip is None:
         return texts
     if hasattr(pipe, "text_encoder_2"):
@@ -98,6 +102,8 @@ def encode_weighted_prompts(pipe: Any, settings: Settings) -> dict[str, Any]:
     """
     if importlib.util.find_spec("compel") is None:
         raise MissingExtra("compel", "prompts")
+    if find_transformer(pipe) is not None:
+        raise ConfigError("prompt_weighting is for bases with CLIP's text encoder alone; leave it out")
     encoder = _build_weighted_encoder(pipe, settings.clip_skip)
     try:
         encoded = encoder(settings.prompt, negative_prompt=settings.negative_prompt)

@@ -76,6 +76,7 @@ def read_inputs(job: Job) -> JobInputs:
         negative_prompt=job.negative_prompt,
         guidance_scale=job.guidance_scale,
         guidance_interval=job.guidance_interval,
+        true_guidance_scale=job.true_guidance_scale,
         steps=job.steps,
         size=job.size,
         init_image=init_images.get("init_image"),

@@ -11,6 +11,7 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image, ImageOps
 
+from imprompt.attention.pipeline_state import count_timesteps
 from imprompt.errors import ConfigError
 from imprompt.generation.job.limits import (
     DEFAULT_STEPS,
@@ -19,6 +20,12 @@ from imprompt.generation.job.limits import (
     find_settings_fault,
     find_size_fault,
     find_text_fault,
+)
+from imprompt.generation.transformer_bases import (
+    check_guidance,
+    find_own_size,
+    find_patch,
+    find_transformer,
 )
 from imprompt.inputs.crop import MAX_PROPORTION
 
@@ -41,8 +48,11 @@ class Settings:
     Args:
         prompt: the text prompt; "" leaves everything to the image prompts
         negative_prompt: the text of what to avoid
-        guidance_scale: w of classifier-free guidance; at most 1 turns guidance off
+        guidance_scale: w of classifier-free guidance; at most 1 turns guidance off. FLUX.1 [dev] is distilled
+            and takes it as an input
         guidance_interval: (start, end): the fraction of the steps with guidance; outside it there is none
+        true_guidance_scale: w of classifier-free guidance on FLUX.1, with the negative prompt; at most 1, the
+            default, turns it off
         steps: denoising steps
         size: width and height in pixels, multiples of 8. By default the base's own; with `init_image`, its
             proportions, the shorter side as long as the base's own
@@ -59,6 +69,7 @@ class Settings:
     negative_prompt: str = ""
     guidance_scale: float | int = 7.5
     guidance_interval: tuple[float | int, float | int] = (0.0, 1.0)
+    true_guidance_scale: float | int = 1.0
     steps: int = DEFAULT_STEPS
     size: tuple[int, int] | None = None
     init_image: Image.Image | None = None
@@ -127,8 +138,15 @@ def _is_whole(values: object, length: int | None = None) -> bool:
 
 
 def _check_guidance(pipe: DiffusionPipeline, settings: Settings) -> None:
-    if not math.isfinite(settings.guidance_scale):
-        raise ConfigError(f"guidance_scale must be a finite number, not {settings.guidance_scale}")
+    for name in ("guidance_scale", "true_guidance_scale"):
+        if not math.isfinite(scale := getattr(settings, name)):
+            raise ConfigError(f"{name} must be a finite number, not {scale}")
+    check_guidance(
+        pipe,
+        negative_prompt=settings.negative_prompt,
+        true_guidance_scale=settings.true_guidance_scale,
+        has_interval=tuple(settings.guidance_interval) != (0, 1),
+    )
     if fault := find_settings_fault(settings):
         raise ConfigError(fault)
     if tuple(settings.guidance_interval) == (0, 1):
@@ -140,9 +158,10 @@ def _check_guidance(pipe: DiffusionPipeline, settings: Settings) -> None:
 def _check_schedule(scheduler: Any, steps: int) -> None:
     """Try the steps on a copy: some schedulers refuse too many, and some would fail at the first step."""
     trial = copy.deepcopy(scheduler)
+    shift = {"mu": 1.0} if trial.config.get("use_dynamic_shifting", False) else {}
     try:
-        trial.set_timesteps(steps)
-        fits = float(trial.timesteps.max()) < trial.config.num_train_timesteps
+        trial.set_timesteps(steps, **shift)
+        fits = float(trial.timesteps.max()) <= count_timesteps(trial)
     except ValueError:
         fits = False
     if not fits:
@@ -191,6 +210,8 @@ def _check_images(settings: Settings) -> None:
 
 def _check_mask(pipe: Any, settings: Settings) -> None:
     """Refuse to use an inpainting model without a mask; its U-Net reads latents twice, and the mask."""
+    if find_transformer(pipe) is not None:
+        return
     channels, latents = pipe.unet.config.in_channels, pipe.unet.config.out_channels
     if channels == 2 * latents + 1 and settings.inpaint is None:
         raise ConfigError(
@@ -216,7 +237,7 @@ def build_call_arguments(pipe: DiffusionPipeline, settings: Settings) -> dict[st
         }
     if settings.inpaint is not None:
         arguments["mask_image"] = fit_picture(settings.inpaint, size)
-    return arguments | _control_arguments(settings, size)
+    return arguments | _control_arguments(pipe, settings, size)
 
 
 def fit_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -224,14 +245,20 @@ def fit_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
-def _control_arguments(settings: Settings, size: tuple[int, int]) -> dict[str, Any]:
+def _name_control(pipe: Any, settings: Settings) -> str:
+    """Return the argument for a ControlNet's picture."""
+    is_alone = settings.init_image is None and find_transformer(pipe) is None
+    return "image" if is_alone else "control_image"
+
+
+def _control_arguments(pipe: Any, settings: Settings, size: tuple[int, int]) -> dict[str, Any]:
     if not settings.controls:
         return {}
     images = [fit_picture(control.image, size) for control in settings.controls]
     scales = [float(control.scale) for control in settings.controls]
     several = len(images) > 1
     return {
-        "image" if settings.init_image is None else "control_image": images if several else images[0],
+        _name_control(pipe, settings): images if several else images[0],
         "controlnet_conditioning_scale": scales if several else scales[0],
     }
 
@@ -249,9 +276,11 @@ def _size(pipe: DiffusionPipeline, settings: Settings) -> tuple[int, int] | None
 
 
 def _own_size(pipe: Any) -> int:
+    if find_transformer(pipe) is not None:
+        return find_own_size(pipe)
     latent = pipe.unet.config.sample_size
     return (latent if isinstance(latent, int) else min(latent)) * pipe.vae_scale_factor
 
 
 def _unit(pipe: DiffusionPipeline) -> int:
-    return math.lcm(8, getattr(pipe, "vae_scale_factor", 8))
+    return math.lcm(8, getattr(pipe, "vae_scale_factor", 8) * find_patch(pipe))

@@ -58,6 +58,8 @@ class Job(BaseOptions):
     guidance_scale: Number = 7.5
     guidance_interval: Span = (0.0, 1.0)
     """[start, end]: the fraction of the steps with guidance; outside it there is none."""
+    true_guidance_scale: Number = 1.0
+    """Of classifier-free guidance on FLUX.1, with the negative prompt; 1 turns it off."""
     steps: Steps = DEFAULT_STEPS
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     count: Count = 1
