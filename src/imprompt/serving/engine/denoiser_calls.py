@@ -23,7 +23,7 @@ _LASTING = ("encoder_hidden_states", "added_cond_kwargs", "timestep_cond")
 """The arguments that a generation passes unchanged at every step; merged ones are kept."""
 
 
-class DenoiserCall(NamedTuple):
+class UNetCall(NamedTuple):
     """One generation's call of a U-Net.
 
     Args:
@@ -62,7 +62,7 @@ class MergedDenoiser:
         self._states = _Memory()
         self._tensors = _Memory()
 
-    def read_call(self, *args: Any, **kwargs: Any) -> DenoiserCall:
+    def read_call(self, *args: Any, **kwargs: Any) -> UNetCall:
         """Return a call with these arguments of the U-Net's forward, and what acts in this thread."""
         arguments = self._signature.bind(*args, **kwargs).arguments
         sample = arguments["sample"]
@@ -71,14 +71,14 @@ class MergedDenoiser:
         timestep = torch.as_tensor(arguments["timestep"], device=sample.device).float()
         arguments |= {"timestep": timestep.reshape(-1).expand(rows), "return_dict": False}
         key = tuple((name, _describe(value, rows)) for name, value in sorted(arguments.items()))
-        return DenoiserCall(self, arguments, rows, key, read_terms(self.layers))
+        return UNetCall(self, arguments, rows, key, read_terms(self.layers))
 
     def bucket(self, rows: int) -> int:
         """Return the number of rows in which a batch is run."""
         return choose_bucket(max(rows, self.fixed_rows or 1))
 
     @torch.no_grad()
-    def run(self, calls: Sequence[DenoiserCall]) -> list[Tensor]:
+    def run(self, calls: Sequence[UNetCall]) -> list[Tensor]:
         """Return the output of each call, "rows channels height width"; all calls have equal keys."""
         counts = [call.rows for call in calls]
         rows = self.bucket(sum(counts))
@@ -102,7 +102,7 @@ class MergedDenoiser:
         return self._tensors.find(values, rows, lambda: _concatenate(values, rows))
 
     def _merge_states(
-        self, calls: Sequence[DenoiserCall], counts: Sequence[int], rows: int
+        self, calls: Sequence[UNetCall], counts: Sequence[int], rows: int
     ) -> list[LayerState]:
         """Return the layers' states: for the same terms the same objects, which keep the text's K and V."""
         by_layer = list(zip(*(call.terms for call in calls), strict=True))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from imprompt.errors import ImpromptError
-from imprompt.serving.engine.denoiser_calls import DenoiserCall
+from imprompt.serving.engine.denoiser_calls import UNetCall
 from imprompt.serving.engine.models import ModelStore
 from imprompt.serving.engine.picture_thread import PictureCanceled, PictureThread
 from imprompt.serving.engine.pictures import PictureRequest, make_picture
@@ -282,7 +282,7 @@ class Engine:
             self._active.remove(active)
 
 
-def _call_of(active: _Active) -> DenoiserCall:
+def _call_of(active: _Active) -> UNetCall:
     call = active.thread.call
     assert call is not None
     return call

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from imprompt.serving.engine.denoiser_calls import DenoiserCall
+from imprompt.serving.engine.denoiser_calls import UNetCall
 
 Status = Literal["preparing", "waiting", "turn", "calling", "saving", "finished"]
 
@@ -37,7 +37,7 @@ class PictureThread:
     def __init__(self, make: Callable[["PictureThread"], None], notify: Callable[[], None]) -> None:
         self._make, self._notify = make, notify
         self.status: Status = "preparing"
-        self.call: DenoiserCall | None = None
+        self.call: UNetCall | None = None
         self._result: Tensor | None = None
         self._reason: Exception | None = None
         self._turn, self._pause = threading.Semaphore(0), threading.Semaphore(0)
@@ -81,7 +81,7 @@ class PictureThread:
         self._notify()
         self._await_turn()
 
-    def call_denoiser(self, call: DenoiserCall) -> Tensor:
+    def call_denoiser(self, call: UNetCall) -> Tensor:
         """End the turn with a call of the U-Net; return its output in the next turn."""
         self.call, self.status = call, "calling"
         self._pause.release()
