@@ -12,7 +12,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -54,7 +54,10 @@ def list_attention_layers(unet: nn.Module) -> list[Attention]:
 def read_terms(layers: Sequence[Attention]) -> list[RowTerms]:
     """Return what acts in each layer for the generation of this thread."""
     states = (_own_state(layer) for layer in layers)
-    return [RowTerms() if state is None else RowTerms(state.terms, state.loras) for state in states]
+    return [
+        RowTerms() if state is None else RowTerms(cast(tuple[ImageTerm, ...], state.terms), state.loras)
+        for state in states
+    ]
 
 
 def note_run(layers: Sequence[Attention]) -> None:

@@ -101,9 +101,7 @@ class MergedDenoiser:
             return _concatenate(values, rows)
         return self._tensors.find(values, rows, lambda: _concatenate(values, rows))
 
-    def _merge_states(
-        self, calls: Sequence[UNetCall], counts: Sequence[int], rows: int
-    ) -> list[LayerState]:
+    def _merge_states(self, calls: Sequence[UNetCall], counts: Sequence[int], rows: int) -> list[LayerState]:
         """Return the layers' states: for the same terms the same objects, which keep the text's K and V."""
         by_layer = list(zip(*(call.terms for call in calls), strict=True))
         sources = [part for parts in by_layer for term in parts for part in term]
