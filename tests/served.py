@@ -1,4 +1,4 @@
-"""A server of the toy model, for the tests: settings, an engine that is fed by hand, an application in this process."""
+"""A server of the toy model, for the tests: settings, an engine that is fed by hand, a live server."""
 
 import threading
 import time
@@ -100,7 +100,9 @@ class Bench:
         options = {"queue_seconds": 1e9, **options}
         self.engine = Engine(store, batching, on_step=self.reports.append, **options)
 
-    def request(self, values: dict[str, Any], client: str = "somebody", previews: int = 0) -> tuple[Log, PictureRequest]:
+    def request(
+        self, values: dict[str, Any], client: str = "somebody", previews: int = 0
+    ) -> tuple[Log, PictureRequest]:
         log = Log()
         request = PictureRequest(
             job=RequestJob.model_validate(values),

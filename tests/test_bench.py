@@ -1,6 +1,7 @@
 """The measurements run; nothing is timed here."""
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -41,3 +42,21 @@ def test_attention_overhead_prints_ratios(
     assert "ours/diffusers" in printed
     if form:
         assert json.loads(printed)["model"] == "tiny random"
+
+
+def test_serving_gives_every_server_the_same_requests_and_sums_up_in_seconds() -> None:
+    bench = load("serving")
+    first, second = (list(itertools.islice(bench.make_requests(), 20)) for _ in range(2))
+    assert first == second
+    assert {request["steps"] for request in first} == {*bench.STEPS}
+    summary = bench.summarize([[1.0] * 5, [3.0] * 10, [2.0] * 20], seconds=10)
+    assert (summary["requests/s"], summary["slowest round"], summary["fastest round"]) == (1.0, 0.5, 2.0)
+    assert (summary["P50"], summary["P99"], summary["requests"]) == (2.0, 3.0, 35)
+
+
+@pytest.mark.slow
+def test_serving_measures_three_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("serving").main(["--users", "2", "--seconds", "20", "--rounds", "1", "--json"]) == 0
+    servers = json.loads(capsys.readouterr().out)["servers"]
+    assert [*servers] == ["ours", "one at a time", "plain"]
+    assert all(server["requests"] > 0 for server in servers.values())

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def address(service: Service) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def client(address: str) -> webuiapi.WebUIApi:
+def client(address: str) -> Any:  # its types are wrong
     return webuiapi.WebUIApi(baseurl=f"{address}/sdapi/v1", steps=3, username="anybody", password=KEY)
 
 
@@ -65,7 +66,7 @@ def base64_picture(seed: int = 0, mode: str = "RGB") -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def test_txt2img(client: webuiapi.WebUIApi) -> None:
+def test_txt2img(client: Any) -> None:
     result = client.txt2img(prompt="a cat", negative_prompt="rain", seed=5, width=16, height=24, batch_size=2)
     assert [picture.size for picture in result.images] == [(16, 24)] * 2
     assert result.info["all_seeds"] == [5, 6]
@@ -74,11 +75,10 @@ def test_txt2img(client: webuiapi.WebUIApi) -> None:
     assert result.parameters["prompt"] == "a cat"
 
 
-def test_an_ip_adapter_unit_is_a_reference(
-    client: webuiapi.WebUIApi, toy: ToyModel, tmp_path: Path
-) -> None:
+def test_an_ip_adapter_unit_is_a_reference(client: Any, toy: ToyModel, tmp_path: Path) -> None:
+    picture: Any = tiny.picture(seed=1)
     unit = webuiapi.ControlNetUnit(
-        image=tiny.picture(seed=1),
+        image=picture,
         module="ip-adapter_clip_h",
         model=client.controlnet_model_list()[0] + " [0123abcd]",
         weight=0.6,
@@ -103,7 +103,13 @@ def test_a_unit_may_have_several_pictures_a_region_and_weights(address: str, ser
         "advanced_weighting": [1.0, 0.5, 0.0, 1.0],
         "guidance": 0.7,
     }
-    body = {"prompt": "", "width": 16, "height": 16, "steps": 2, "alwayson_scripts": {"controlnet": {"args": [unit]}}}
+    body = {
+        "prompt": "",
+        "width": 16,
+        "height": 16,
+        "steps": 2,
+        "alwayson_scripts": {"controlnet": {"args": [unit]}},
+    }
     status, answer = call(address, "/sdapi/v1/txt2img", body)
     assert status == 200
     settings = json.loads(Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).info["imprompt"])
@@ -114,11 +120,18 @@ def test_a_unit_may_have_several_pictures_a_region_and_weights(address: str, ser
     assert reference["mask"].endswith(".png")
 
 
-def test_img2img_and_inpainting(client: webuiapi.WebUIApi) -> None:
+def test_img2img_and_inpainting(client: Any) -> None:
     original = tiny.picture(seed=1).resize((16, 16))
     mask = Image.new("L", (16, 16), 0)
     mask.paste(255, (8, 0, 16, 16))
-    common: Any = {"images": [original], "prompt": "a hat", "width": 16, "height": 16, "seed": 1, "sampler_name": "DDIM"}
+    common: Any = {
+        "images": [original],
+        "prompt": "a hat",
+        "width": 16,
+        "height": 16,
+        "seed": 1,
+        "sampler_name": "DDIM",
+    }
     whole = client.img2img(**common, denoising_strength=0.7)
     part = client.img2img(**common, denoising_strength=1.0, mask_image=mask)
     before = np.asarray(original.convert("RGB"))
@@ -129,7 +142,7 @@ def test_img2img_and_inpainting(client: webuiapi.WebUIApi) -> None:
     assert "mask_blur was ignored" in part.info["warnings"]
 
 
-def test_lists(client: webuiapi.WebUIApi) -> None:
+def test_lists(client: Any) -> None:
     assert [model["model_name"] for model in client.get_sd_models()] == ["toy", "other"]
     names = [sampler["name"] for sampler in client.get_samplers()]
     assert {"Euler", "Euler a", "DPM++ 2M", "DDIM"} <= {*names}
@@ -150,9 +163,17 @@ UNIT = {"module": "ip-adapter-auto", "image": ""}
         ({"enable_hr": True}, 422, "enable_hr"),
         ({"script_name": "x/y/z plot"}, 422, "script_name"),
         ({"alwayson_scripts": {"ADetailer": {"args": [True]}}}, 422, "ADetailer"),
-        ({"alwayson_scripts": {"ControlNet": {"args": [{"ipadapter_input": "gAS", **UNIT}]}}}, 422, "pickled"),
+        (
+            {"alwayson_scripts": {"ControlNet": {"args": [{"ipadapter_input": "gAS", **UNIT}]}}},
+            422,
+            "pickled",
+        ),
         ({"alwayson_scripts": {"ControlNet": {"args": [UNIT]}}}, 422, "no image"),
-        ({"alwayson_scripts": {"ControlNet": {"args": [{"module": "canny", "image": "x"}]}}}, 422, "no ControlNet"),
+        (
+            {"alwayson_scripts": {"ControlNet": {"args": [{"module": "canny", "image": "x"}]}}},
+            422,
+            "no ControlNet",
+        ),
         ({"override_settings": {"sd_model_checkpoint": "nope"}}, 404, "Checkpoint not found"),
         ({"steps": 10**6}, 400, "steps may be 200"),
         ({"width": 17, "height": 17}, 400, "multiple of 8"),
@@ -161,14 +182,21 @@ UNIT = {"module": "ip-adapter-auto", "image": ""}
 def test_what_cannot_be_done_is_an_error_in_the_form_of_the_web_ui(
     address: str, changes: dict[str, Any], status: int, word: str
 ) -> None:
-    code, answer = call(address, "/sdapi/v1/txt2img", {"prompt": "a cat", "width": 16, "height": 16, **changes})
+    code, answer = call(
+        address, "/sdapi/v1/txt2img", {"prompt": "a cat", "width": 16, "height": 16, **changes}
+    )
     assert code == status
     assert {*answer} == {"error", "detail", "body", "errors"}
     assert word in answer["detail"]
 
 
 def test_scripts_that_are_off_are_no_error(address: str) -> None:
-    body = {"steps": 1, "width": 16, "height": 16, "alwayson_scripts": {"ADetailer": {"args": [False]}, "ControlNet": {"args": []}}}
+    body = {
+        "steps": 1,
+        "width": 16,
+        "height": 16,
+        "alwayson_scripts": {"ADetailer": {"args": [False]}, "ControlNet": {"args": []}},
+    }
     assert call(address, "/sdapi/v1/txt2img", body)[0] == 200
 
 

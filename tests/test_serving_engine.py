@@ -1,4 +1,4 @@
-"""The engine's laws: a row does not depend on its neighbors, and a served picture is that of `imprompt generate`."""
+"""The engine's laws: a row does not depend on its neighbors; a served picture is that of generate."""
 
 import threading
 import time
@@ -87,18 +87,21 @@ def test_in_one_bucket_the_bytes_do_not_depend_on_the_neighbors(toy: ToyModel, p
     values = jobs["two references"]
     with served.running_engine(toy, Batching(pictures=4, deterministic=True)) as bench:
         alone = bench.make(values)[0].pixels
-        others = [bench.make(values, *(jobs[kind] for kind in kinds))[0].pixels for kinds in (
-            ("one reference",), ("text only", "scheduled", "two pictures"), ("without guidance", "guidance in part"),
-        )]  # fmt: skip
+        companies = (
+            ("one reference",),
+            ("text only", "scheduled", "two pictures"),
+            ("without guidance", "guidance in part"),
+        )
+        others = [bench.make(values, *(jobs[kind] for kind in kinds))[0].pixels for kinds in companies]
         assert {report.bucket for report in bench.reports} == {8}
     assert served.all_equal([alone, *others])
 
 
-def test_many_interleaved_requests_equal_their_serial_run(
-    toy: ToyModel, pictures: list[str]
-) -> None:
+def test_many_interleaved_requests_equal_their_serial_run(toy: ToyModel, pictures: list[str]) -> None:
     jobs = [
-        served.toy_job(toy, references=[{"images": pictures[n % 3], "scale": n / 10}], seed=n, steps=1 + n % 4)
+        served.toy_job(
+            toy, references=[{"images": pictures[n % 3], "scale": n / 10}], seed=n, steps=1 + n % 4
+        )
         for n in range(16)
     ]
     with served.running_engine(toy, Batching(pictures=4, deterministic=True)) as bench:
@@ -235,7 +238,7 @@ def test_a_full_queue_refuses_and_says_how_long_to_wait(toy: ToyModel) -> None:
     with served.running_engine(toy, Batching(pictures=1), queue_seconds=1.0) as bench:
         release = threading.Event()
         log, request = bench.request(served.toy_job(toy, steps=2))
-        log.on_step = lambda: release.wait(60) and None
+        log.on_step = lambda: assert_true(release.wait(60))
         bench.engine.submit([request])
         assert served.wait_until(lambda: bool(log.steps))
         bench.engine.submit([bench.request(served.toy_job(toy, steps=30))[1]])
@@ -256,6 +259,10 @@ def test_clients_take_turns() -> None:
     expected = [str(request) for request in queue]
     taken = [str(queue.take()) for _ in range(len(queue))]
     assert taken == expected == ["a1", "b1", "c1", "a2", "c2", "a3"]
+
+
+def assert_true(value: bool) -> None:
+    assert value
 
 
 class FakeRequest(str):

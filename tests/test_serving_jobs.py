@@ -56,7 +56,9 @@ def submit(client: TestClient, **values: Any) -> dict[str, Any]:
     return response.json()
 
 
-def read_events(client: TestClient, job: dict[str, Any], after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
+def read_events(
+    client: TestClient, job: dict[str, Any], after: int = 0
+) -> list[tuple[int, str, dict[str, Any]]]:
     """All events of a job: (id, name, data)."""
     headers = {"Last-Event-ID": str(after)} if after else {}
     text = client.get(job["events"], headers=headers).text
@@ -88,7 +90,13 @@ def test_events_tell_everything_in_order(client: TestClient, asset: str) -> None
     assert [data["step"] for _, name, data in events if name == "step"] == [1, 2, 3, 4, 5, 6]
     assert [data["step"] for _, name, data in events if name == "preview"] == [2, 4]
     (image,) = [data for _, name, data in events if name == "image"]
-    assert {**image} == {"picture": 0, "url": f"/api/jobs/{job['id']}/pictures/0", "seed": 4, "width": 16, "height": 16}
+    assert {**image} == {
+        "picture": 0,
+        "url": f"/api/jobs/{job['id']}/pictures/0",
+        "seed": 4,
+        "width": 16,
+        "height": 16,
+    }
     previews = [data["image"] for _, name, data in events if name == "preview"]
     assert all(preview.startswith("data:image/webp;base64,") for preview in previews)
 
@@ -124,7 +132,8 @@ def test_a_strip_shows_the_strength_and_zero_is_the_picture_without_references(
     job = submit(client, prompt="a cat", references=[{"images": asset}], strip=scales, steps=3, seed=1)
     events = read_events(client, job)
     assert sorted(
-        ((data["picture"], data["scale"]) for _, name, data in events if name == "image"), key=lambda one: one[0]
+        ((data["picture"], data["scale"]) for _, name, data in events if name == "image"),
+        key=lambda one: one[0],
     ) == list(enumerate(scales))
     without, zero, half, full = read_pictures(client, job)
     assert served.differ(without, zero) <= 1  # bit for bit only if both ran in buckets of one size
@@ -144,7 +153,7 @@ def test_a_random_seed_is_named_and_makes_the_picture_again(client: TestClient) 
     read_events(client, first)
     second = submit(client, prompt="a cat", steps=2, seed=first["seed"])
     read_events(client, second)
-    assert np.array_equal(*read_pictures(client, first), *read_pictures(client, second))
+    assert served.all_equal([*read_pictures(client, first), *read_pictures(client, second)])
 
 
 def test_canceling_frees_the_row(client: TestClient, service: Service) -> None:
@@ -156,7 +165,9 @@ def test_canceling_frees_the_row(client: TestClient, service: Service) -> None:
     assert client.delete(f"/api/jobs/{job['id']}").json()["status"] == "canceled"
 
 
-@pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG"), ("webp", b"RIFF"), ("jpeg", b"\xff\xd8\xff")])
+@pytest.mark.parametrize(
+    ("kind", "magic"), [("png", b"\x89PNG"), ("webp", b"RIFF"), ("jpeg", b"\xff\xd8\xff")]
+)
 def test_formats(client: TestClient, kind: str, magic: bytes) -> None:
     job = submit(client, format=kind, quality=50, steps=1)
     read_events(client, job)
@@ -208,9 +219,7 @@ def test_a_fault_that_shows_late_is_an_event(client: TestClient) -> None:
     assert (state["status"], state["error"]["type"]) == ("failed", "invalid_request_error")
 
 
-def test_a_full_queue_answers_429_with_the_time_to_wait(
-    toy: ToyModel, client: TestClient
-) -> None:
+def test_a_full_queue_answers_429_with_the_time_to_wait(toy: ToyModel, client: TestClient) -> None:
     limits = {"queue_seconds": 0.01}
     with served.running_service(served.toy_settings(toy, limits=limits, batching={"pictures": 1})) as service:
         client = TestClient(create_app(service), base_url="http://localhost")
@@ -249,7 +258,10 @@ def test_the_view_is_what_the_encoder_sees(client: TestClient, toy: ToyModel) ->
     file = io.BytesIO()
     tiny.picture(seed=1).resize((60, 40)).save(file, "PNG")
     name = client.post("/api/assets", content=file.getvalue()).json()["id"]
-    views = {crop: decode(client.get(f"/api/assets/{name}/view?crop={crop}").content) for crop in ("center", "pad", "tiles")}
+    views = {
+        crop: decode(client.get(f"/api/assets/{name}/view?crop={crop}").content)
+        for crop in ("center", "pad", "tiles")
+    }
     assert views["center"].shape == views["pad"].shape == (28, 28, 3)
     assert views["tiles"].shape == (28, 64, 3)
     assert not np.array_equal(views["center"], views["pad"])
@@ -311,7 +323,9 @@ def test_examples_and_a_fresh_one(client: TestClient) -> None:
     assert client.get(examples[0]["url"]).headers["content-type"] == "image/png"
     fresh = client.post("/api/examples/draw", json={"seed": 12})
     assert fresh.status_code == 201
-    assert np.array_equal(decode(client.get(fresh.json()["url"]).content), np.asarray(draw(12).convert("RGB")))
+    assert np.array_equal(
+        decode(client.get(fresh.json()["url"]).content), np.asarray(draw(12).convert("RGB"))
+    )
     assert client.post("/api/examples/draw").status_code == 201
 
 

@@ -1,8 +1,9 @@
-"""The OpenAI Images API with the official client, and with the request bodies of clients that write their own."""
+"""The OpenAI Images API with the official client, and with the request bodies of other clients."""
 
 import base64
 import io
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,9 @@ def test_an_edit_is_the_picture_of_generate_with_these_references(
     references = [{"image": 1, "scale": 0.4, "end": 0.8}, {"image": 0, "mode": "full"}]
     extra = {"references": json.dumps(references), "seed": 3, "num_inference_steps": 4, "guidance_scale": 2.5}
     response = client.images.edit(
-        image=[file.read_bytes() for file in files], prompt="a dog", extra_body=extra | {"negative_prompt": "rain"}
+        image=[file.read_bytes() for file in files],
+        prompt="a dog",
+        extra_body=extra | {"negative_prompt": "rain"},
     )
     job = served.toy_job(toy, prompt="a dog", negative_prompt="rain", seed=3, steps=4, guidance_scale=2.5)
     job["references"] = [{"images": str(files[1]), "scale": 0.4, "end": 0.8}, {"images": str(files[0])}]
@@ -89,7 +92,9 @@ def test_an_edit_is_the_picture_of_generate_with_these_references(
 @pytest.mark.parametrize("count", [1, 3])
 def test_all_pictures_of_an_edit_are_references(client: OpenAI, count: int) -> None:
     pictures: Any = [(f"{seed}.png", png(seed), "image/png") for seed in range(count)]
-    response = client.images.edit(image=pictures if count > 1 else pictures[0], prompt="", input_fidelity="high")
+    response = client.images.edit(
+        image=pictures if count > 1 else pictures[0], prompt="", input_fidelity="high"
+    )
     assert response.model_extra is not None
     assert response.model_extra["references_used"] == count
 
@@ -100,7 +105,9 @@ def test_a_mask_says_what_of_the_first_picture_is_repainted(client: OpenAI) -> N
     alpha.paste(0, (8, 0, 16, 16))
     mask = original.convert("RGBA")
     mask.putalpha(alpha)
-    response = client.images.edit(image=[encode(original), png(2)], mask=encode(mask), prompt="a hat", size="16x16")
+    response = client.images.edit(
+        image=[encode(original), png(2)], mask=encode(mask), prompt="a hat", size="16x16"
+    )
     assert response.data is not None
     made, before = decode(response.data[0].b64_json), np.asarray(original.convert("RGB"))
     assert np.array_equal(made[:, :8], before[:, :8])
@@ -121,7 +128,9 @@ def test_streaming_sends_previews_and_then_the_picture(client: OpenAI) -> None:
 
 
 def test_an_error_in_a_stream_reaches_the_client(client: OpenAI) -> None:
-    stream = client.images.edit(image=png(), prompt="x", stream=True, extra_body={"references": '[{"image":0,"without":"y"}]'})
+    stream = client.images.edit(
+        image=png(), prompt="x", stream=True, extra_body={"references": '[{"image":0,"without":"y"}]'}
+    )
     with pytest.raises(openai.APIError, match="without"):
         list(stream)
 
@@ -167,7 +176,9 @@ def test_words_that_the_model_does_not_read_are_a_warning(client: OpenAI) -> Non
     assert "drops" in response.model_extra["warnings"][0]
 
 
-@pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG"), ("webp", b"RIFF"), ("jpeg", b"\xff\xd8\xff")])
+@pytest.mark.parametrize(
+    ("kind", "magic"), [("png", b"\x89PNG"), ("webp", b"RIFF"), ("jpeg", b"\xff\xd8\xff")]
+)
 def test_formats(client: OpenAI, kind: Any, magic: bytes) -> None:
     response = client.images.generate(prompt="a cat", output_format=kind, output_compression=60)
     assert response.data is not None
@@ -238,7 +249,11 @@ def test_open_webui_generates(address: str) -> None:
     """The body of routers/images.py, engine "openai"."""
     body = {"model": "dall-e-2", "prompt": "a cat", "n": 1, "size": "16x16", "response_format": "b64_json"}
     status, answer = post(
-        address, "/v1/images/generations", json.dumps(body).encode(), "application/json", Authorization="Bearer x"
+        address,
+        "/v1/images/generations",
+        json.dumps(body).encode(),
+        "application/json",
+        Authorization="Bearer x",
     )
     assert status == 200
     assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")  # it takes it for PNG
@@ -257,7 +272,11 @@ def test_pictures_under_every_name_and_in_chunks(address: str, name: str) -> Non
     connection = http.client.HTTPConnection(address.removeprefix("http://"))
     pieces = (body[start : start + 500] for start in range(0, len(body), 500))
     connection.request(
-        "POST", "/v1/images/edits", pieces, {"Content-Type": "multipart/form-data; boundary=x"}, encode_chunked=True
+        "POST",
+        "/v1/images/edits",
+        pieces,
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        encode_chunked=True,
     )
     answer = json.load(connection.getresponse())
     connection.close()
@@ -278,7 +297,9 @@ def test_an_edit_in_json(address: str) -> None:
 def test_a_repeated_request_joins_the_job_of_the_first(address: str, service: Service) -> None:
     body = json.dumps({"prompt": "a cat"}).encode()
     headers = {"Idempotency-Key": "abc"}
-    answers = [post(address, "/v1/images/generations", body, "application/json", **headers)[1] for _ in range(2)]
+    answers = [
+        post(address, "/v1/images/generations", body, "application/json", **headers)[1] for _ in range(2)
+    ]
     assert answers[0]["data"] == answers[1]["data"]  # though the seed is random
     other = post(address, "/v1/images/generations", body, "application/json")[1]
     assert other["data"] != answers[0]["data"]

@@ -1,11 +1,11 @@
 """One forward pass of a U-Net for several generations, each with its own image prompts.
 
-Each generation runs in a thread of its own, on a stand-in for the U-Net: the same layers, but another forward.
-The stand-in reads what acts in the layers for its thread. `merge_terms` makes of these, for each layer, what acts
-in a batch of all rows.
+Each generation runs in a thread of its own, on a stand-in for the U-Net: the same layers, but another
+forward. The stand-in reads what acts in the layers for its thread. `merge_terms` makes of these, for each
+layer, what acts in a batch of all rows.
 
-A row's output does not depend on the other rows. A term that only some rows have becomes K' = 0 and V' = 0 for the
-others, which adds zeros to their output, and every row adds its own terms in its own order.
+A row's output does not depend on the other rows. A term that only some rows have becomes K' = 0 and V' = 0
+for the others, which adds zeros to their output, and every row adds its own terms in its own order.
 """
 
 import copy
@@ -37,7 +37,9 @@ def make_stand_in(unet: nn.Module, forward: Callable[..., Any]) -> Any:
     """
     stand_in = copy.copy(unet)
     for name, value in vars(unet).items():
-        if isinstance(value, OrderedDict) and name.endswith(("_hooks", "_hooks_with_kwargs", "_always_called")):
+        if isinstance(value, OrderedDict) and name.endswith(
+            ("_hooks", "_hooks_with_kwargs", "_always_called")
+        ):
             vars(stand_in)[name] = OrderedDict()
     vars(stand_in)["forward"] = forward
     return stand_in
@@ -108,9 +110,12 @@ def _find_term(part: RowTerms, place: int, tokens: int) -> ImageTerm | None:
 
 def _merge_slot(terms: Sequence[ImageTerm | None], counts: Sequence[int]) -> ImageTerm:
     like = next(term for term in terms if term is not None)
-    keys = [_rows_or_zeros(term and term.key, like.key, count) for term, count in zip(terms, counts, strict=True)]
+    keys = [
+        _rows_or_zeros(term and term.key, like.key, count) for term, count in zip(terms, counts, strict=True)
+    ]
     values = [
-        _rows_or_zeros(term and term.value, like.value, count) for term, count in zip(terms, counts, strict=True)
+        _rows_or_zeros(term and term.value, like.value, count)
+        for term, count in zip(terms, counts, strict=True)
     ]
     weights = [term and term.weight for term in terms]
     return ImageTerm(torch.cat(keys), torch.cat(values), _merge_weights(weights, counts))

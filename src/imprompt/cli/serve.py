@@ -63,11 +63,8 @@ def serve(
 ) -> None:
     r"""Serve pictures over HTTP: a page, and the APIs of OpenAI and of A1111's web UI.
 
-    The OpenAI client, Open WebUI, SillyTavern and webuiapi work with it as they are.
-
-        from openai import OpenAI
-        client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-        client.images.edit(image=open("cat.png", "rb"), prompt="wearing a hat")
+    The OpenAI client, Open WebUI, SillyTavern and webuiapi work with it as
+    they are; their address is http://127.0.0.1:8000/v1 or .../sdapi/v1.
 
     A configuration names more models:
 
@@ -84,7 +81,8 @@ def serve(
     """
     with exit_on_interrupt(), pause_garbage_collection():
         server, service, settings = (
-            import_with_extra(f"imprompt.serving.{name}", "serve") for name in ("server", "service", "settings")
+            import_with_extra(f"imprompt.serving.{name}", "serve")
+            for name in ("server", "service", "settings")
         )
         values = settings.ServerSettings() if config is None else settings.ServerSettings.from_toml(config)
         if deterministic:
@@ -95,7 +93,7 @@ def serve(
         )
         listener = server.listen(host, port)
         quiet_libraries()
-    page = Path(service.__file__).parent / "page"
+    page = Path(str(service.__file__)).parent / "page"
     options = service.ServerOptions(access=access, page=page, draw=_find_drawing())
     server.log_to_standard_error()
     address = f"[{host}]" if ":" in host else host

@@ -74,7 +74,7 @@ def warn_of_dropped_words(pipe: Any, text: str) -> None:
 
 
 def find_dropped_words(pipe: Any, text: str) -> str | None:
-    """Return a sentence about the words of a text that the text encoder does not read; None if it reads all."""
+    """Return a sentence about words that the text encoder does not read; None if it reads all."""
     tokenizer = getattr(pipe, "tokenizer", None)
     if not text or tokenizer is None or not hasattr(tokenizer, "decode"):
         return None

@@ -1,7 +1,8 @@
 """Requests of A1111's web UI with ControlNet's IP-Adapter units, translated into requests of our own.
 
-The fields are those of stable-diffusion-webui (modules/api/models.py) and of sd-webui-controlnet's ControlNetUnit. What
-would change the picture and cannot be done here is refused; what only tunes it becomes a warning.
+The fields are those of stable-diffusion-webui (modules/api/models.py) and of sd-webui-controlnet's
+ControlNetUnit. What would change the picture and cannot be done here is refused; what only tunes it becomes a
+warning.
 """
 
 import re
@@ -26,7 +27,15 @@ SCHEDULERS = {"automatic": "Automatic", "karras": "Karras"}
 """The names and labels of noise schedules."""
 
 _PREVIEWS = 3
-_REFUSED = ("enable_hr", "restore_faces", "tiling", "script_name", "subseed_strength", "styles", "refiner_checkpoint")
+_REFUSED = (
+    "enable_hr",
+    "restore_faces",
+    "tiling",
+    "script_name",
+    "subseed_strength",
+    "styles",
+    "refiner_checkpoint",
+)
 """Fields that would change the picture; any value but an empty one is refused."""
 
 _NEUTRAL = {
@@ -37,7 +46,12 @@ _NEUTRAL = {
 }
 """Fields that tune the picture, with the values that change nothing."""
 
-_UNIT_ALIASES = {"guidance": "guidance_end", "input_image": "image", "mask_image": "mask", "lowvram": "low_vram"}
+_UNIT_ALIASES = {
+    "guidance": "guidance_end",
+    "input_image": "image",
+    "mask_image": "mask",
+    "lowvram": "low_vram",
+}
 _HASH = re.compile(r" \[[0-9a-f]+\]$")
 
 
@@ -70,7 +84,9 @@ class Translator:
         limits: the server's
     """
 
-    def __init__(self, values: Mapping[str, Any], served: ServedModel, assets: AssetStore, limits: Limits) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], served: ServedModel, assets: AssetStore, limits: Limits
+    ) -> None:
         self._values = {name: value for name, value in values.items() if value is not None}
         self._served, self._assets, self._limits = served, assets, limits
         self._warnings: list[str] = []
@@ -108,7 +124,11 @@ class Translator:
             **self._read_units(),
         }
         self._warn_of_others(has_picture=has_picture)
-        shown = {key: value for key, value in values.items() if key not in ("init_images", "mask", "alwayson_scripts")}
+        shown = {
+            key: value
+            for key, value in values.items()
+            if key not in ("init_images", "mask", "alwayson_scripts")
+        }
         return WebuiRequest(parse_request(own), self._served, shown, sampler, self._warnings)
 
     def _count(self) -> int:
@@ -126,7 +146,9 @@ class Translator:
             raise ApiError(422, "alwayson_scripts must be an object")
         for name, script in scripts.items():
             if name.lower() != "controlnet" and _is_used(script):
-                raise ApiError(422, f"always on script {name[:60]} not found: this server has ControlNet only")
+                raise ApiError(
+                    422, f"always on script {name[:60]} not found: this server has ControlNet only"
+                )
 
     def _read_overrides(self) -> dict[str, Any]:
         overrides = self._values.get("override_settings") or {}
@@ -134,14 +156,16 @@ class Translator:
             raise ApiError(422, "override_settings must be an object")
         skip = overrides.get("CLIP_stop_at_last_layers")
         known = ("CLIP_stop_at_last_layers", "sd_model_checkpoint", "sd_vae")
-        self._warnings += [f"override_settings.{name[:60]} was ignored" for name in overrides if name not in known]
+        self._warnings += [
+            f"override_settings.{name[:60]} was ignored" for name in overrides if name not in known
+        ]
         return {"clip_skip": skip} if isinstance(skip, int) and skip > 1 else {}
 
     def _read_start(self) -> dict[str, Any]:
         pictures = self._values.get("init_images")
         if not isinstance(pictures, list) or not pictures:
             raise ApiError(404, "Init image not found")
-        own = {"init_image": self._store(pictures[0], "init_images[0]")}
+        own: dict[str, Any] = {"init_image": self._store(pictures[0], "init_images[0]")}
         own["strength"] = _to_float(self._values.get("denoising_strength", DEFAULT_STRENGTH))
         if len(pictures) > 1:
             self._warnings.append("only the first of init_images was used")
@@ -183,10 +207,14 @@ class Translator:
         for place, given in enumerate(units):
             if not isinstance(given, dict):
                 raise ApiError(422, f"ControlNet unit {place} must be an object")
-            unit = {_UNIT_ALIASES.get(name, name): value for name, value in given.items()}
+            unit: dict[str, Any] = {
+                _UNIT_ALIASES.get(str(name), str(name)): value for name, value in given.items()
+            }
             if unit.get("enabled", True):
                 name = f"ControlNet unit {place}"
-                is_reference = "ip-adapter" in f"{unit.get('module')} {unit.get('model')}".lower().replace("_", "-")
+                is_reference = "ip-adapter" in f"{unit.get('module')} {unit.get('model')}".lower().replace(
+                    "_", "-"
+                )
                 (references if is_reference else controls).append(
                     self._read_reference(unit, name) if is_reference else self._read_control(unit, name)
                 )
@@ -194,7 +222,9 @@ class Translator:
 
     def _read_reference(self, unit: Mapping[str, Any], name: str) -> dict[str, Any]:
         if unit.get("ipadapter_input"):
-            raise ApiError(422, f"{name}: ipadapter_input is a pickled file, which is refused; send the image")
+            raise ApiError(
+                422, f"{name}: ipadapter_input is a pickled file, which is refused; send the image"
+            )
         own: dict[str, Any] = {
             "images": self._read_images(unit.get("image"), name),
             "scale": _to_float(unit.get("weight", 1.0)),
@@ -208,7 +238,9 @@ class Translator:
         if weights := unit.get("advanced_weighting"):
             own["layers"] = {str(number): _to_float(weight) for number, weight in enumerate(weights)}
         if unit.get("mask"):
-            self._warnings.append(f"{name}: mask was ignored; a region of the picture is effective_region_mask")
+            self._warnings.append(
+                f"{name}: mask was ignored; a region of the picture is effective_region_mask"
+            )
         return own
 
     def _read_images(self, given: object, name: str) -> list[str]:
@@ -233,7 +265,9 @@ class Translator:
 
     def _read_control(self, unit: Mapping[str, Any], name: str) -> dict[str, Any]:
         if not self._served.controls:
-            raise ApiError(422, f"{name}: this model has no ControlNet, only IP-Adapters: choose an ip-adapter module")
+            raise ApiError(
+                422, f"{name}: this model has no ControlNet, only IP-Adapters: choose an ip-adapter module"
+            )
         model = _HASH.sub("", str(unit.get("model") or "None"))
         if model not in (*self._served.controls, "None"):
             known = ", ".join(self._served.controls)
@@ -258,9 +292,11 @@ def find_sampler(name: str, schedule: str) -> tuple[str, str]:
         ApiError: 404 Sampler not found, in the web UI's own words
     """
     if schedule.lower() not in SCHEDULERS:
-        raise ApiError(422, f"Scheduler not found: {schedule[:40]!r}; the schedulers are {', '.join(SCHEDULERS)}")
+        raise ApiError(
+            422, f"Scheduler not found: {schedule[:40]!r}; the schedulers are {', '.join(SCHEDULERS)}"
+        )
     title = name if schedule.lower() == "automatic" or name.endswith("Karras") else f"{name} Karras"
-    by_title = {sampler.title.lower(): own for own, sampler in reversed(SAMPLERS.items())}
+    by_title = {sampler.title.lower(): own for own, sampler in reversed([*SAMPLERS.items()])}
     own = by_title.get(title.lower()) or (name if name in SAMPLERS else None)
     if own is None:
         raise ApiError(404, "Sampler not found", param="sampler_name")

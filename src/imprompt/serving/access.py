@@ -118,10 +118,15 @@ def read_keys(path: Path) -> dict[str, str]:
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise ConfigError(f"the file of keys {path} cannot be read") from error
-    keys = {words[-1]: words[0] if len(words) > 1 else f"key {number}" for number, words in enumerate(lines, 1)
-            if words and not words[0].startswith("#")}  # fmt: skip
+    keys = {
+        words[-1]: words[0] if len(words) > 1 else f"key {number}"
+        for number, words in enumerate(lines, 1)
+        if words and not words[0].startswith("#")
+    }
     if not keys:
         raise ConfigError(f"the file of keys {path} holds none; write one in a line")
     if any(len(key) < _LEAST_CHARACTERS for key in keys):
-        raise ConfigError(f"a key in {path} is shorter than {_LEAST_CHARACTERS} characters; make a longer one")
+        raise ConfigError(
+            f"a key in {path} is shorter than {_LEAST_CHARACTERS} characters; make a longer one"
+        )
     return keys

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -12,19 +13,22 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from imprompt.errors import ImpromptError
-from importlib.metadata import version
 from imprompt.serving.failures import ApiError
 from imprompt.serving.middleware import Gate, answer_error
 from imprompt.serving.routes import a1111_api, health_api, jobs_api, openai_api
 from imprompt.serving.service import Service
 
-_DESCRIPTION = """Pictures from image prompts. Three APIs stand on one queue: `/api` (jobs with events), `/v1` (the
-OpenAI Images API) and `/sdapi/v1` (a part of A1111's). docs/serving.md describes them."""
+_DESCRIPTION = (
+    "Pictures from image prompts. Three APIs stand on one queue: /api (jobs with events), /v1 (the OpenAI "
+    "Images API) and /sdapi/v1 (a part of A1111's). docs/serving.md describes them."
+)
 
 
 def create_app(service: Service) -> ASGIApp:
     """Build the application; the service is started and closed by the caller."""
-    app = FastAPI(title="imprompt", version=version("imprompt"), description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="imprompt", version=version("imprompt"), description=_DESCRIPTION, docs_url=None, redoc_url=None
+    )
     router = APIRouter()
     for part in (jobs_api, openai_api, a1111_api, health_api):
         part.add_routes(router, service)
@@ -50,7 +54,9 @@ def _surround(app: ASGIApp, service: Service) -> ASGIApp:
     if not access.origins:
         return gate
     headers = ["authorization", "x-api-key", "content-type", "last-event-id"]
-    return CORSMiddleware(gate, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=headers)
+    return CORSMiddleware(
+        gate, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=headers
+    )
 
 
 async def _answer_wrong_request(request: Request, error: RequestValidationError) -> object:

@@ -1,4 +1,4 @@
-"""Pictures that clients send: checked, stored once under a hash of their content, and named by it in requests."""
+"""Pictures that clients send: checked, stored once, and named by a hash of their content in requests."""
 
 import asyncio
 import base64
@@ -115,7 +115,9 @@ class AssetStore:
             if asset is not None:
                 self._assets[name] = asset
                 return asset
-        raise UnknownAsset(f"there is no picture {name[:_SHOWN]!r} here (any more); send it to /api/assets again")
+        raise UnknownAsset(
+            f"there is no picture {name[:_SHOWN]!r} here (any more); send it to /api/assets again"
+        )
 
     @contextmanager
     def hold(self, ids: Iterable[str]) -> Iterator[None]:
@@ -166,7 +168,7 @@ def check_header(data: bytes, name: str, limits: Limits) -> None:
         raise ImageError(f"{name} is truncated or damaged") from error
     if not 0 < pixels <= limits.picture_megapixels * 1e6:
         raise ImageError(
-            f"{name} has {pixels:,} pixels; it may have {limits.picture_megapixels:g} million: make it smaller"
+            f"{name} has {pixels:,} pixels; it may have {limits.picture_megapixels:g} million: shrink it"
         )
 
 

@@ -21,7 +21,7 @@ class ApiError(HTTPException):
     Args:
         status: the status code
         message: one sentence
-        kind: a type of the OpenAI API: invalid_request_error, authentication_error, rate_limit_error, server_error
+        kind: a type of error of the OpenAI API, such as invalid_request_error or server_error
         code: a word for programs
         param: the field at fault
         headers: further headers

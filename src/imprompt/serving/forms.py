@@ -16,7 +16,7 @@ from imprompt.serving.failures import ApiError
 from imprompt.serving.settings import Limits
 
 _PICTURES = re.compile(r"(images?|url|input_reference)(\[\d*\])?")
-"""The official client sends `image` for one file and `image[]` for several; other clients send the other names."""
+"""The official client sends `image` for one file, `image[]` for several; others send the other names."""
 
 _FEW_FIELDS = 100
 _BASE64_GROWTH = 1.4
@@ -107,7 +107,9 @@ class _Reader:
         if isinstance(value, UploadFile):
             return (await self._assets.add(await value.read(), name)).id
         if isinstance(value, Mapping):
-            value = value.get("image_url") or value.get("url") or value.get("file_id") or value.get("b64_json")
+            value = (
+                value.get("image_url") or value.get("url") or value.get("file_id") or value.get("b64_json")
+            )
             value = value.get("url") if isinstance(value, Mapping) else value
         if not isinstance(value, str) or not value:
             raise ConfigError(f"{name} must be a file, a data: URI, or the id of a picture")

@@ -48,7 +48,7 @@ class ServerStopping(ImpromptError):
         super().__init__("the server is about to stop: try again later")
 
 
-class Event(NamedTuple):
+class JobEvent(NamedTuple):
     """Something that happened to a job.
 
     Args:
@@ -102,7 +102,7 @@ class ServedJob:
         self.requests: list[PictureRequest] = []
         self.progress: dict[int, tuple[int, int]] = {}
         self.warnings: list[str] = []
-        self._events: list[Event] = []
+        self._events: list[JobEvent] = []
         self._number = 0
         self._watchers: set[Callable[[], None]] = set()
         self._lock = threading.RLock()
@@ -122,8 +122,15 @@ class ServedJob:
             if self.status in OVER:
                 return
             self._number += 1
-            self._events.append(Event(self._number, name, data))
+            self._events.append(JobEvent(self._number, name, data))
             self._wake()
+
+    def begin(self, index: int) -> None:
+        """Note that a picture is computed from now on."""
+        with self._lock:
+            if self.status == "queued":
+                self.status, self.started = "running", time.time()
+            self.add("started", picture=index)
 
     def warn(self, message: str) -> None:
         """Add a warning, once."""
@@ -160,14 +167,14 @@ class ServedJob:
         with self._lock:
             self._events = [event for event in self._events if event.name != "preview"]
 
-    def events_after(self, number: int) -> list[Event]:
+    def events_after(self, number: int) -> list[JobEvent]:
         """Return all events with a larger id."""
         with self._lock:
             return [event for event in self._events if event.id > number]
 
     async def follow(
         self, after: int, find_place: Callable[[], Mapping[str, Any] | None]
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[JobEvent]:
         """Yield events as they happen, until the job is over.
 
         Args:
@@ -192,7 +199,7 @@ class ServedJob:
                     return
                 if (now := find_place()) is not None and now != place:
                     place = now
-                    yield Event(0, "queued", now)
+                    yield JobEvent(0, "queued", now)
                 try:
                     await asyncio.wait_for(news.wait(), _QUEUE_SECONDS)
                 except TimeoutError:
@@ -299,10 +306,7 @@ class JobStore:
 
     def _listen(self, job: ServedJob, index: int) -> PictureListener:
         def start() -> None:
-            job.started = job.started or time.time()
-            if job.status == "queued":
-                job.status = "running"
-            job.add("started", picture=index)
+            job.begin(index)
 
         def step(done: int, steps: int) -> None:
             job.progress[index] = done, steps

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' format. No label holds a prompt or anything else that a client wrote."""
+"""What the server counts, in Prometheus' format. No label holds anything that a client wrote."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,7 +19,9 @@ class Metrics:
         self.jobs = self._counter("jobs", "Jobs that are over, by their state", "status")
         self.images = self._counter("images", "Pictures that were made", "model")
         self.canceled = self._counter("canceled", "Jobs that were canceled, by what they were doing", "stage")
-        self.events = self._counter("cache_events", "Models loaded; image encodings found or computed", "event")
+        self.events = self._counter(
+            "cache_events", "Models loaded; image encodings found or computed", "event"
+        )
         self.queue_wait = self._histogram("queue_wait_seconds", "Time of a job in the queue", _SECONDS)
         self.job_time = self._histogram("job_seconds", "Time of a job from request to end", _SECONDS)
         self.step_time = Histogram(

@@ -1,6 +1,7 @@
 """What happens around every request: its id, access, limits, headers, log and count.
 
-It is plain ASGI: a middleware of Starlette's BaseHTTPMiddleware would hide from a route that its client has left.
+It is plain ASGI: a middleware of Starlette's BaseHTTPMiddleware would hide from a route that its client has
+left.
 """
 
 import logging
@@ -59,7 +60,10 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = {**_HEADERS, "x-request-id": name}
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in own.items())]
+                message["headers"] = [
+                    *message["headers"],
+                    *((k.encode(), v.encode()) for k, v in own.items()),
+                ]
             await send(message)
 
         try:
@@ -83,7 +87,9 @@ class Gate:
     def _check_work(self, method: str, headers: dict[str, str]) -> None:
         if method == "POST" and self._is_draining():
             wait = {"Retry-After": "10", "x-should-retry": "false"}
-            raise ApiError(503, "the server is about to stop", kind="server_error", code="draining", headers=wait)
+            raise ApiError(
+                503, "the server is about to stop", kind="server_error", code="draining", headers=wait
+            )
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > self._max_bytes:
             raise self._too_large()

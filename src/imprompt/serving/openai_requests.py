@@ -1,7 +1,7 @@
 """Requests of the OpenAI Images API, translated into requests of our own.
 
-The fields are those of openai-python 3.57 (types/image_generate_params.py and image_edit_params.py); the additional ones
-have the names that vLLM-Omni 0.30 and SGLang-diffusion 0.5.23 share.
+The fields are those of openai-python 3.57 (types/image_generate_params.py and image_edit_params.py); the
+additional ones have the names that vLLM-Omni 0.30 and SGLang-diffusion 0.5.23 share.
 """
 
 import json
@@ -19,14 +19,32 @@ from imprompt.serving.forms import Form
 from imprompt.serving.requests import GenerationRequest, ReferenceRequest, parse_request
 from imprompt.serving.settings import ServedModel
 
-QUALITIES = {"low": 0.4, "medium": 1.0, "standard": 1.0, "auto": 1.0, "high": 1.6, "hd": 1.6, "xhigh": 2.0, "max": 2.0}
+QUALITIES = {
+    "low": 0.4,
+    "medium": 1.0,
+    "standard": 1.0,
+    "auto": 1.0,
+    "high": 1.6,
+    "hd": 1.6,
+    "xhigh": 2.0,
+    "max": 2.0,
+}
 """Quality → steps, as a factor on the model's own."""
 
 FIDELITIES = {"low": 0.6, "high": 0.9}
 """input_fidelity → scale of the references; as in the API, low is the default of an edit."""
 
 _FORMATS = ("png", "webp", "jpeg")
-_IGNORED = ("moderation", "style", "user", "safety_identifier", "complexity", "frame_duration_ms", "svg", "markup")
+_IGNORED = (
+    "moderation",
+    "style",
+    "user",
+    "safety_identifier",
+    "complexity",
+    "frame_duration_ms",
+    "svg",
+    "markup",
+)
 """Fields that have no meaning here, and change nothing that a client could miss."""
 
 _PASSED = {
@@ -88,7 +106,9 @@ def translate_request(form: Form, served: ServedModel, assets: AssetStore, *, is
     values |= _read_output(fields)
     values["steps"] = _read_steps(quality, served)
     for name, own in _PASSED.items():
-        kind = {"num_inference_steps": int, "seed": int, "guidance_scale": float, "strength": float}.get(name, str)
+        kind = {"num_inference_steps": int, "seed": int, "guidance_scale": float, "strength": float}.get(
+            name, str
+        )
         if (value := fields.take(name, kind)) is not None:
             values[own] = value
     values["count"] = fields.take("n", int) or 1
@@ -128,7 +148,9 @@ class _Fields:
         try:
             return _convert(value, kind)
         except (ValueError, TypeError):
-            word = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, "JSON")
+            word = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
+                kind, "JSON"
+            )
             message = f"{name} must be {word}, not {str(value)[:60]!r}"
             raise ApiError(400, message, code="invalid_type", param=name) from None
 
@@ -142,7 +164,9 @@ def _convert(value: Any, kind: Callable[[Any], Any]) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
-        return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower()) or _require_false(value)
+        return {"true": True, "1": True, "false": False, "0": False}.get(
+            str(value).lower()
+        ) or _require_false(value)
     if kind is str and not isinstance(value, str):
         raise TypeError
     if kind in (int, float) and isinstance(value, bool):
@@ -180,7 +204,9 @@ def _read_output(fields: _Fields) -> dict[str, Any]:
     kind = _choose(fields, "output_format", _FORMATS) or "png"
     compression = fields.take("output_compression", int)
     if compression is not None and not 0 <= compression <= 100:
-        raise ApiError(400, "output_compression must be 0 to 100", code="invalid_value", param="output_compression")
+        raise ApiError(
+            400, "output_compression must be 0 to 100", code="invalid_value", param="output_compression"
+        )
     quality = None if compression is None or kind == "png" else max(1, compression)
     return {"format": kind, "quality": quality}
 
@@ -210,7 +236,9 @@ def _read_pictures(fields: _Fields, form: Form, assets: AssetStore) -> dict[str,
     pictures, values = list(form.pictures), dict[str, Any]()
     if form.mask is not None or role == "init":
         if not pictures:
-            raise ApiError(400, "a mask needs a picture (image)", code="missing_required_parameter", param="image")
+            raise ApiError(
+                400, "a mask needs a picture (image)", code="missing_required_parameter", param="image"
+            )
         values["init_image"] = pictures.pop(0)
     if form.mask is not None:
         values["inpaint"] = convert_mask(form.mask, values["init_image"], assets)
@@ -238,16 +266,20 @@ def _spread_scales(references: list[dict[str, Any]], scales: Any) -> None:
 
 
 def _translate_reference(given: Any, pictures: list[str]) -> dict[str, Any]:
-    """Translate one of `references`; a picture is an index into those of the request, an id, or a data: URI."""
+    """Translate one of `references`; a picture is an index into those sent, an id, or a data: URI."""
     if not isinstance(given, dict):
         raise ApiError(400, "references must be a list of objects", code="invalid_type", param="references")
-    values = {_REFERENCE_NAMES.get(name, name): value for name, value in given.items()}
+    values: dict[str, Any] = {
+        _REFERENCE_NAMES.get(str(name), str(name)): value for name, value in given.items()
+    }
 
     def find(picture: Any) -> Any:
         if isinstance(picture, bool) or not isinstance(picture, int):
             return picture
         if not 0 <= picture < len(pictures):
-            raise ConfigError(f"references: there is no picture {picture} among the {len(pictures)} that were sent")
+            raise ConfigError(
+                f"references: there is no picture {picture} among the {len(pictures)} that were sent"
+            )
         return pictures[picture]
 
     for name in ("images", "negative", "mask"):
@@ -275,7 +307,9 @@ def convert_mask(mask: str, picture: str, assets: AssetStore) -> str:
     """
     asset, below = assets.find(mask), assets.find(picture)
     if (asset.width, asset.height) != (below.width, below.height):
-        message = f"mask has {asset.width}x{asset.height} pixels, and the picture {below.width}x{below.height}"
+        message = (
+            f"mask has {asset.width}x{asset.height} pixels, and the picture {below.width}x{below.height}"
+        )
         raise ApiError(400, message, code="invalid_value", param="mask")
     with Image.open(asset.path) as opened:
         if not opened.has_transparency_data:
@@ -283,4 +317,3 @@ def convert_mask(mask: str, picture: str, assets: AssetStore) -> str:
             raise ApiError(400, message, code="invalid_value", param="mask")
         alpha = opened.convert("RGBA").getchannel("A")
     return store_mask(alpha.point(lambda value: 255 - value), assets)
-

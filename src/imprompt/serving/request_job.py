@@ -1,4 +1,4 @@
-"""The job of one picture that a client asks for: the job format of `imprompt generate`, and a few limits more."""
+"""The job of a picture that a client asks for: that of `imprompt generate`, or one without references."""
 
 from typing import Annotated
 

@@ -73,7 +73,7 @@ class GenerationRequest(ClosedSettings):
     """One of the model's adapters; by default the first one."""
     prompt: Text = ""
     negative_prompt: Text = ""
-    references: list[ReferenceRequest] = []
+    references: tuple[ReferenceRequest, ...] = ()
     guidance_scale: Number | None = None
     guidance_interval: Span | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -85,12 +85,12 @@ class GenerationRequest(ClosedSettings):
     init_image: PictureName | None = None
     strength: Number | None = None
     inpaint: PictureName | None = None
-    controls: list[ControlRequest] = []
+    controls: tuple[ControlRequest, ...] = ()
     scheduler: str | None = None
     clip_skip: Annotated[int, Field(ge=1, le=12)] | None = None
     prompt_weighting: bool = False
-    strip: Annotated[list[Number | None], Field(max_length=20)] = []
-    """Scales for all references, a picture of the same seed for each; null is a picture without references."""
+    strip: Annotated[tuple[Number | None, ...], Field(max_length=20)] = ()
+    """Scales for all references, a picture of one seed for each; null is a picture without references."""
     previews: Annotated[int, Field(ge=0, le=MAX_PREVIEWS)] = 0
     """How many previews of each picture are sent while it is made."""
     format: Format = "png"
@@ -144,7 +144,9 @@ def parse_request(values: Any) -> GenerationRequest:
         raise ConfigError(explain_fault(error, GenerationRequest)) from error
 
 
-async def plan_request(request: GenerationRequest, settings: ServerSettings, assets: AssetStore) -> RequestPlan:
+async def plan_request(
+    request: GenerationRequest, settings: ServerSettings, assets: AssetStore
+) -> RequestPlan:
     """Choose the model, store pictures that came with the request, and make the job of each picture.
 
     Raises:
@@ -233,7 +235,9 @@ class _Translation:
             for place, one in enumerate(request.references)
         ]
         values["controls"] = [await self._translate_control(one) for one in request.controls]
-        values["adapter"] = self._choose(request.adapter, served.adapters, "adapter") if request.references else None
+        values["adapter"] = (
+            self._choose(request.adapter, served.adapters, "adapter") if request.references else None
+        )
         return {**values, "output": str(self._assets.folder / "out.png")}
 
     async def _translate_reference(self, reference: ReferenceRequest, place: str) -> dict[str, Any]:

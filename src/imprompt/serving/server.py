@@ -121,5 +121,3 @@ def log_to_standard_error() -> None:
     logging.getLogger("imprompt").setLevel(logging.INFO)
     # It repeats words of a prompt, which belong into the client's answer and into no log.
     warnings.filterwarnings("ignore", message="this base reads")
-
-

@@ -1,4 +1,4 @@
-"""The server without its routes: settings, models, engine, pictures and jobs, started and stopped together."""
+"""The server without its routes: settings, models, engine, pictures and jobs, as one thing."""
 
 import asyncio
 import tempfile

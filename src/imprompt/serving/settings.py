@@ -1,5 +1,6 @@
-"""The settings of a server: its models, its limits, and how it batches; all of it can stand in a TOML file."""
+"""The settings of a server, which a TOML file may hold: its models, its limits, and how it batches."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ class ServedModel(BaseOptions):
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w.:/ -]+$")]
     base: Name
-    """"mini", a folder in diffusers' format, a hub id, or a single file, as `--base` of `imprompt generate`."""
+    """"mini", a folder in diffusers' format, a hub id, or a file, as `--base` of `imprompt generate`."""
     adapters: tuple[Name, ...] = ()
     """The adapters that clients may choose, as `--adapter`; the first one is the default."""
     image_encoder: Name | None = None
@@ -37,6 +38,16 @@ class ServedModel(BaseOptions):
     width: Side | None = None
     height: Side | None = None
     """The size of a request that has none; by default the base's own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ServedModel":
+        if self.offload == "model":
+            raise ValueError(
+                "offload: a server keeps no model between pictures with 'model'; use 'group' or 'sequential'"
+            )
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width and height belong together; give both, or neither")
+        return self
 
 
 class Limits(ClosedSettings):
@@ -85,7 +96,7 @@ class ServerSettings(ClosedSettings):
 
     models: tuple[ServedModel, ...] = ()
     """The models; by default the embedded one."""
-    aliases: dict[str, str] = {}
+    aliases: Mapping[str, str] = Field(default_factory=dict)
     """Other names for models. Names that clients have hard-coded mean the first model."""
     loaded_models: Annotated[int, Field(ge=1)] = 2
     """How many bases are kept in memory; the least recently used leaves."""

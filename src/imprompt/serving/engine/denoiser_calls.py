@@ -1,8 +1,8 @@
 """Calls of one U-Net by several generations, put together into one call of a fixed number of rows.
 
-A generation's call has a row for each picture and branch of guidance. Calls with equal shapes and options are put one
-after another and filled up to a bucket of 1, 2, 4, 8, ... rows. In a bucket the bits of a row do not depend on the
-other rows, so the same seed in the same bucket gives the same picture.
+A generation's call has a row for each picture and branch of guidance. Calls with equal shapes and options are
+put one after another and filled up to a bucket of 1, 2, 4, 8, ... rows. In a bucket the bits of a row do not
+depend on the other rows, so the same seed in the same bucket gives the same picture.
 """
 
 import inspect
@@ -101,8 +101,10 @@ class MergedDenoiser:
             return _concatenate(values, rows)
         return self._tensors.find(values, rows, lambda: _concatenate(values, rows))
 
-    def _merge_states(self, calls: Sequence[DenoiserCall], counts: Sequence[int], rows: int) -> list[LayerState]:
-        """Return the layers' states; those of the same terms are the same objects, which keep the text's K and V."""
+    def _merge_states(
+        self, calls: Sequence[DenoiserCall], counts: Sequence[int], rows: int
+    ) -> list[LayerState]:
+        """Return the layers' states: for the same terms the same objects, which keep the text's K and V."""
         by_layer = list(zip(*(call.terms for call in calls), strict=True))
         sources = [part for parts in by_layer for term in parts for part in term]
         return self._states.find(

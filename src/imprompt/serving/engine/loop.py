@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from imprompt.errors import ImpromptError
@@ -24,6 +25,9 @@ FIRST_GUESS = 0.02
 
 _SMOOTHING = 0.1
 """The weight of the latest call in the running mean of seconds per row."""
+
+_LAST_TURN = 10.0
+"""The longest time that the last turn gets when the engine is closed."""
 
 _BEAT = 0.5
 """Seconds after which a loop without work looks around."""
@@ -61,9 +65,11 @@ class StepReport(NamedTuple):
     seconds: float
 
 
-class _Active(NamedTuple):
-    request: PictureRequest
-    thread: PictureThread
+class _Active:
+    """A picture in the making, and the rows of U-Net calls that were computed for it."""
+
+    def __init__(self, request: PictureRequest, thread: PictureThread) -> None:
+        self.request, self.thread, self.rows = request, thread, 0
 
 
 class Engine:
@@ -95,6 +101,7 @@ class Engine:
         self._changed = threading.Condition()
         self._is_open = True
         self._has_signal = False
+        self._most_together: dict[object, int] = {}
         self._seconds_per_row: dict[str, float] = defaultdict(lambda: FIRST_GUESS)
         self.beat = time.monotonic()
         self.failures = 0
@@ -109,7 +116,7 @@ class Engine:
         with self._changed:
             self._is_open = False
         self.cancel(lambda request: True)
-        self._thread.join()
+        self._thread.join(_LAST_TURN)
 
     # For other threads
 
@@ -131,8 +138,10 @@ class Engine:
     def estimate_seconds(self) -> float:
         """Estimate how long the work takes that waits or is under way."""
         with self._changed:
-            requests = [*self._queue, *(active.request for active in self._active)]
-            return sum((self.estimate(request) for request in requests), 0.0)
+            left = [(active.request, active.request.rows - active.rows) for active in self._active]
+            left += [(request, request.rows) for request in self._queue]
+            paces = self._seconds_per_row
+            return sum((max(0, rows) * paces[request.served.name] for request, rows in left), 0.0)
 
     def estimate(self, request: PictureRequest) -> float:
         """Estimate the seconds of one picture, alone."""
@@ -197,7 +206,9 @@ class Engine:
                 active.thread.resume()
         for group in self._group_calls():
             self._run_group(group)
-        self._active = [active for active in self._active if active.thread.status not in ("saving", "finished")]
+        self._active = [
+            active for active in self._active if active.thread.status not in ("saving", "finished")
+        ]
         self._await_work()
 
     def _admit(self) -> None:
@@ -217,8 +228,8 @@ class Engine:
             if active.thread.status == "calling":
                 call = _call_of(active)
                 groups[id(call.denoiser), call.key].append(active)
-        most = self._batching.pictures
-        for group in groups.values():
+        for kind, group in groups.items():
+            most = self._most_together.get(kind, self._batching.pictures)
             yield from (group[start : start + most] for start in range(0, len(group), most))
 
     def _run_group(self, group: Sequence[_Active]) -> None:
@@ -227,6 +238,9 @@ class Engine:
             outputs = self._denoise(group)
         except Exception as error:
             if len(group) > 1:  # One picture's fault, or too little memory for all, must not end the others.
+                if isinstance(error, torch.OutOfMemoryError):
+                    call = _call_of(group[0])
+                    self._most_together[id(call.denoiser), call.key] = max(1, len(group) // 2)
                 for active in group:
                     self._run_group([active])
                 return
@@ -243,6 +257,8 @@ class Engine:
         name, seconds = group[0].request.served.name, time.perf_counter() - start
         before = self._seconds_per_row.get(name, seconds / rows)
         self._seconds_per_row[name] = before + _SMOOTHING * (seconds / rows - before)
+        for active, call in zip(group, calls, strict=True):
+            active.rows += call.rows
         self._on_step(StepReport(name, rows, calls[0].denoiser.bucket(rows), seconds))
         return outputs
 

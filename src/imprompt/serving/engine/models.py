@@ -1,4 +1,4 @@
-"""The models of a server: loaded when a picture first needs them, shared by all pictures, dropped when unused."""
+"""The models of a server: loaded when a picture first needs them, shared by all, dropped when unused."""
 
 import copy
 import hashlib
@@ -56,7 +56,7 @@ class LoadedModel:
         return {*job.by_adapter} <= {*self.adapters} and controls <= {*self.controlnets}
 
     def for_picture(self, job: RequestJob, unet: Any) -> JobModels:
-        """Return the models of one picture: all weights are shared, but scheduler and attachments are its own.
+        """Return the models of one picture: weights are shared, scheduler and attachments are its own.
 
         Args:
             job: the picture's job
@@ -182,4 +182,3 @@ class RememberingEncoder(ImageEncoder):
         while len(self._results) > _ENCODED_PICTURES:
             del self._results[next(iter(self._results))]
         return dict(result)
-

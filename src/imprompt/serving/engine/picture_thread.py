@@ -1,8 +1,8 @@
 """A thread that makes one picture, and computes only while it is its turn.
 
-The engine gives turns. A turn ends where the picture needs the U-Net: the engine collects these calls, runs them as
-one, and gives the next turn with the result. So one thread computes at any time, and the library's own pipelines run
-unchanged.
+The engine gives turns. A turn ends where the picture needs the U-Net: the engine collects these calls, runs
+them as one, and gives the next turn with the result. So one thread computes at any time, and the library's
+own pipelines run unchanged.
 
     preparing → waiting → (turn) → calling → (turn) → calling → ... → saving → finished
 """

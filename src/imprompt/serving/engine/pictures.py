@@ -1,5 +1,6 @@
 """One picture that somebody waits for, and how it is made by the library's own `run_job`."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from imprompt.serving.engine.picture_thread import PictureThread
 from imprompt.serving.engine.previews import Preview, draw_preview
 from imprompt.serving.request_job import RequestJob
 from imprompt.serving.settings import ServedModel
+
+_log = logging.getLogger("imprompt.serving")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,13 +112,18 @@ class _Progress:
         parts = self._request.previews + 1  # The last part ends with the picture itself.
         before, now = (parts * step // self._steps for step in (self._done, self._done + 1))
         if self._request.previews and now > before and self._done + 1 < self._steps:
-            preview = Preview(arguments["sample"], arguments["timestep"], output, self._request.job.guidance_scale)
-            self._request.listener.on_preview(self._done + 1, draw_preview(self._model.pipe, preview))
+            preview = Preview(
+                arguments["sample"], arguments["timestep"], output, self._request.job.guidance_scale
+            )
+            try:
+                picture = draw_preview(self._model.pipe, preview)
+            except Exception:  # a preview is worth no picture
+                _log.exception("a preview failed")
+            else:
+                self._request.listener.on_preview(self._done + 1, picture)
 
     def finish_step(self) -> None:
         """Report a step, and end here if the picture is canceled: nothing is decoded for nobody."""
         self._done = min(self._done + 1, self._steps)  # Samplers of second order report every call.
         self._request.listener.on_step(self._done, self._steps)
         self._thread.check()
-
-

@@ -1,7 +1,8 @@
 """What a picture will look like, from one call of the U-Net.
 
-The input of a U-Net is x = √ᾱ x₀ + √(1 - ᾱ) ε whatever the scheduler, because the schedulers that count in σ scale
-their latents to it, ᾱ = 1 / (1 + σ²), before each call. So x₀ follows from the input, the output and the time step:
+The input of a U-Net is x = √ᾱ x₀ + √(1 - ᾱ) ε whatever the scheduler, because the schedulers that count in σ
+scale their latents to it, ᾱ = 1 / (1 + σ²), before each call. So x₀ follows from the input, the output and
+the time step:
 
     ε-prediction    x₀ = (x - √(1 - ᾱ) ε) / √ᾱ          (Ho et al. 2020, equation 15)
     v-prediction    x₀ = √ᾱ x - √(1 - ᾱ) v              (Salimans & Ho 2022, appendix D)
@@ -36,7 +37,7 @@ def draw_preview(pipe: Any, preview: Preview) -> Image.Image:
     latents = F.avg_pool2d(latents, shrink, ceil_mode=True)
     vae = pipe.vae
     decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-    return pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+    return pipe.image_processor.postprocess(decoded.float().nan_to_num(), output_type="pil")[0]
 
 
 def predict_latents(scheduler: Any, preview: Preview) -> Float[Tensor, "1 channels height width"]:

@@ -1,6 +1,7 @@
 """The part of A1111's API that its clients use: /sdapi/v1/*, and /controlnet/* for IP-Adapter units."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -24,7 +25,15 @@ from imprompt.serving.settings import ServedModel
 
 _MAX_CLIENTS = 1000
 _EMPTY_LISTS = (
-    *("sd-vae", "upscalers", "latent-upscale-modes", "loras", "hypernetworks", "face-restorers", "prompt-styles"),
+    *(
+        "sd-vae",
+        "upscalers",
+        "latent-upscale-modes",
+        "loras",
+        "hypernetworks",
+        "face-restorers",
+        "prompt-styles",
+    ),
     "realesrgan-models",
 )
 _EMPTY_OBJECTS: Mapping[str, dict[str, Any]] = {
@@ -60,7 +69,9 @@ def _add_lists(router: APIRouter, service: Service) -> None:
     answer("sd-models", [_describe_model(model) for model in service.settings.models])
     titles = dict.fromkeys(sampler.title for sampler in SAMPLERS.values())
     answer("samplers", [{"name": title, "aliases": [], "options": {}} for title in titles])
-    answer("schedulers", [{"name": name, "label": label, "aliases": None} for name, label in SCHEDULERS.items()])
+    answer(
+        "schedulers", [{"name": name, "label": label, "aliases": None} for name, label in SCHEDULERS.items()]
+    )
 
 
 def _describe_model(model: ServedModel) -> dict[str, Any]:
@@ -81,7 +92,12 @@ def _add_controlnet(router: APIRouter, service: Service) -> None:
     names = [*dict.fromkeys((*adapters, *controls))]
     modules = ["none", "ip-adapter-auto", "ip-adapter_clip_h", "ip-adapter_clip_g"]
     types = {
-        kind: {"module_list": modules, "model_list": ["None", *some], "default_option": "none", "default_model": "None"}
+        kind: {
+            "module_list": modules,
+            "model_list": ["None", *some],
+            "default_option": "none",
+            "default_model": "None",
+        }
         for kind, some in (("All", names), ("IP-Adapter", adapters))
     }
     answers: dict[str, Any] = {
@@ -92,7 +108,9 @@ def _add_controlnet(router: APIRouter, service: Service) -> None:
         "settings": {"control_net_unit_count": service.settings.limits.pictures},
     }
     for path, value in answers.items():
-        router.add_api_route(f"/controlnet/{path}", _constant(value), methods=["GET"], name=f"controlnet {path}")
+        router.add_api_route(
+            f"/controlnet/{path}", _constant(value), methods=["GET"], name=f"controlnet {path}"
+        )
 
 
 def _constant(value: Any) -> Any:
@@ -132,10 +150,9 @@ class WebuiApi:
         webui = await asyncio.to_thread(translator.translate, has_picture=has_picture)
         job = await service.submit(webui.request, client)
         self._remember(client, job)
-        try:
+        # A request that another one interrupts is answered with the pictures that there are.
+        with contextlib.suppress(ClientLeft):
             await wait_for_job(request, service, job)
-        except ClientLeft:  # or interrupted by another request, which the web UI answers with what there is
-            pass
         return JSONResponse(await asyncio.to_thread(_describe_result, webui, job))
 
     def _choose_model(self, client: str, values: Mapping[str, Any]) -> ServedModel:
@@ -156,7 +173,9 @@ class WebuiApi:
         job = self._jobs.get(client_of(request))
         if job is None or job.status in OVER:
             return _describe_progress(0.0, 0.0, 0, (0, 0), None)
-        steps = [job.progress.get(index, (0, picture.job.steps)) for index, picture in enumerate(job.plan.pictures)]
+        steps = [
+            job.progress.get(index, (0, picture.job.steps)) for index, picture in enumerate(job.plan.pictures)
+        ]
         done, whole = (sum(column) for column in zip(*steps, strict=True))
         preview = None if skip_current_image else job.find_preview()
         image = preview and convert_data_uri(preview, "PNG")
@@ -174,7 +193,12 @@ class WebuiApi:
         """Return the options that clients read."""
         served = self._service.settings.find_model(self._models.get(client_of(request)))
         name = served.name if served else self._service.settings.models[0].name
-        return {"sd_model_checkpoint": name, "sd_checkpoint_hash": "", "sd_vae": "Automatic", "samples_format": "png"}
+        return {
+            "sd_model_checkpoint": name,
+            "sd_checkpoint_hash": "",
+            "sd_vae": "Automatic",
+            "samples_format": "png",
+        }
 
     async def set_options(self, request: Request) -> dict[str, Any]:
         """Choose a model for this client; other options have no effect."""

@@ -1,4 +1,4 @@
-"""Jobs of our own: POST /api/jobs, its events, its pictures; pictures that clients send; what the server can do."""
+"""The jobs API: jobs, their events and pictures, pictures that clients send, what the server can do."""
 
 import asyncio
 import io
@@ -40,7 +40,10 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
-    body = {"content": {"application/json": {"schema": GenerationRequest.model_json_schema()}}, "required": True}
+    body = {
+        "content": {"application/json": {"schema": GenerationRequest.model_json_schema()}},
+        "required": True,
+    }
 
     @router.post("/api/jobs", status_code=202, openapi_extra={"requestBody": body})
     async def submit(request: Request) -> JSONResponse:

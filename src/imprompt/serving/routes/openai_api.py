@@ -15,7 +15,7 @@ from imprompt.serving.access import SIGNED_PATHS
 from imprompt.serving.encoding import convert_data_uri, encode_file
 from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import read_form
-from imprompt.serving.jobs import OVER, Event, ServedJob, ServedPicture
+from imprompt.serving.jobs import OVER, JobEvent, ServedJob, ServedPicture
 from imprompt.serving.openai_requests import ImagesRequest, translate_request
 from imprompt.serving.requests import UnknownServedModel
 from imprompt.serving.routes.waiting import (
@@ -106,7 +106,9 @@ class ImagesApi:
         client, key = client_of(request), request.headers.get("idempotency-key")
         if key is None:
             return await self._service.submit(images.request, client)
-        self._by_key = {one: job for one, job in self._by_key.items() if self._service.jobs.find(job.id) is job}
+        self._by_key = {
+            one: job for one, job in self._by_key.items() if self._service.jobs.find(job.id) is job
+        }
         known = self._by_key.get((client, key))
         if known is not None and known.status not in ("failed", "canceled"):
             return known
@@ -139,7 +141,7 @@ class ImagesApi:
 
     async def _stream(
         self, request: Request, images: ImagesRequest, job: ServedJob, *, is_edit: bool
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[JobEvent]:
         """Yield the events of the API; the job is canceled if the client leaves."""
         prefix, previews = "image_edit" if is_edit else "image_generation", 0
         try:
@@ -147,7 +149,11 @@ class ImagesApi:
                 data: Mapping[str, Any] = event.data
                 if event.name == "preview":
                     body = {"b64_json": convert_data_uri(data["image"], images.request.format)}
-                    body |= {"partial_image_index": previews, "step": data["step"], "picture": data["picture"]}
+                    body |= {
+                        "partial_image_index": previews,
+                        "step": data["step"],
+                        "picture": data["picture"],
+                    }
                     previews += 1
                     yield _make_event(f"{prefix}.partial_image", images, job, body)
                 elif event.name == "image":
@@ -157,14 +163,16 @@ class ImagesApi:
             try:
                 check_end(job)
             except Exception as error:  # the status was sent long ago
-                yield Event(0, "error", error_data(error))
+                yield JobEvent(0, "error", error_data(error))
         finally:
             if job.status not in OVER:
                 self._service.jobs.cancel(job)
 
 
-def _make_event(name: str, images: ImagesRequest, job: ServedJob, body: Mapping[str, Any]) -> Event:
-    return Event(0, name, {"type": name, "created_at": int(time.time()), **_describe_output(images, job), **body})
+def _make_event(name: str, images: ImagesRequest, job: ServedJob, body: Mapping[str, Any]) -> JobEvent:
+    return JobEvent(
+        0, name, {"type": name, "created_at": int(time.time()), **_describe_output(images, job), **body}
+    )
 
 
 def _describe_output(images: ImagesRequest, job: ServedJob) -> dict[str, Any]:

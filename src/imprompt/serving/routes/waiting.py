@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from imprompt.serving.failures import convert_error
-from imprompt.serving.jobs import Event, ServedJob
+from imprompt.serving.jobs import JobEvent, ServedJob
 from imprompt.serving.service import Service
 
 PING_SECONDS = 15.0
@@ -33,7 +33,10 @@ async def wait_for_job(request: Request, service: Service, job: ServedJob) -> No
         ClientLeft: nobody waits any more
     """
     job.waiters += 1
-    ending, leaving = asyncio.ensure_future(wait_for_end(job)), asyncio.ensure_future(_wait_for_leave(request))
+    ending, leaving = (
+        asyncio.ensure_future(wait_for_end(job)),
+        asyncio.ensure_future(_wait_for_leave(request)),
+    )
     try:
         await asyncio.wait({ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -67,7 +70,7 @@ async def _wait_for_leave(request: Request) -> None:
         pass
 
 
-def stream_events(events: AsyncIterator[Event | None]) -> StreamingResponse:
+def stream_events(events: AsyncIterator[JobEvent | None]) -> StreamingResponse:
     """Answer with server-sent events; None becomes a comment that keeps the connection open."""
 
     async def write() -> AsyncIterator[str]:
@@ -84,9 +87,11 @@ def format_event(name: str, data: Mapping[str, Any], number: int = 0) -> str:
     return f"{number_line}event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
-async def with_pings(events: AsyncIterator[Event], seconds: float | int = PING_SECONDS) -> AsyncIterator[Event | None]:
+async def with_pings(
+    events: AsyncIterator[JobEvent], seconds: float | int = PING_SECONDS
+) -> AsyncIterator[JobEvent | None]:
     """Yield the events, and None after each silence of some seconds."""
-    pending: asyncio.Task[Event] | None = None
+    pending: asyncio.Task[JobEvent] | None = None
     try:
         while True:
             pending = pending or asyncio.ensure_future(anext(events))  # pyright: ignore[reportArgumentType]
