@@ -74,7 +74,7 @@ class Page:
             except StaleElementReferenceException:
                 pass
             time.sleep(0.05)
-        raise AssertionError(f"still not so after {seconds} s; the page says {self.text('#status')!r}")
+        raise AssertionError(f"still not so after {seconds} s; the page says {[self.text(one) for one in ('#status', '#fault')]}")
 
     def all(self, selector: str) -> list[WebElement]:
         """The elements of a selector that can be seen."""

@@ -3,12 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -38,8 +40,17 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, _answer_wrong_request)  # pyright: ignore[reportArgumentType]
     page = service.options.page
     if page is not None and (page / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=page, html=True))
+        app.mount("/", _PageFiles(directory=page, html=True))
     return _surround(app, service)
+
+
+class _PageFiles(StaticFiles):
+    """The files of the page; a browser asks each time whether the server has newer ones."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 def _surround(app: ASGIApp, service: Service) -> ASGIApp:

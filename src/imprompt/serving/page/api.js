@@ -23,7 +23,8 @@ export async function call(method, path, body) {
 	if (response.ok) return response;
 	const { status } = response;
 	const { error } = await response.json().catch(() => ({}));
-	throw new ApiError(asSentence(error?.message ?? `The server answers ${status}`), { status, place: error?.param ?? "" });
+	const message = asSentence(error?.message ?? `The server answers ${status}`);
+	throw new ApiError(message, { status, place: error?.param ?? "" });
 }
 
 const json = async (...request) => (await call(...request)).json();

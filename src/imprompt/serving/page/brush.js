@@ -3,7 +3,10 @@
 import { $, make, setSource } from "./dom.js";
 import { canvasBlob } from "./pictures.js";
 
-const AREAS = { All: [0, 0, 1, 1], Left: [0, 0, 0.5, 1], Right: [0.5, 0, 0.5, 1], Top: [0, 0, 1, 0.5], Bottom: [0, 0.5, 1, 0.5], None: [0, 0, 0, 0] };
+const AREAS = {
+	All: [0, 0, 1, 1], Left: [0, 0, 0.5, 1], Right: [0.5, 0, 0.5, 1], Top: [0, 0, 1, 0.5], Bottom: [0, 0.5, 1, 0.5],
+	None: [0, 0, 0, 0],
+};
 const KEYS = { ArrowLeft: [-0.05, 0], ArrowRight: [0.05, 0], ArrowUp: [0, -0.05], ArrowDown: [0, 0.05] };
 
 const dialog = $("#brush");

@@ -37,5 +37,5 @@ export function Python(request, names) {
 	const values = Object.entries(asJob(request, names)).filter(([, value]) => value.length !== 0);
 	return [...explain(request, names), "import imprompt", "", "job = imprompt.Job(",
 		...values.map(([name, value]) => `    ${name}=${JSON.stringify(value)},`), ")",
-		"for picture, settings in imprompt.run_job(job):", "    imprompt.save_picture(picture, settings.output)", ""].join("\n");
+		"for picture, made in imprompt.run_job(job):", "    imprompt.save_picture(picture, made.output)", ""].join("\n");
 }

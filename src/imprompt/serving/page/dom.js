@@ -15,7 +15,8 @@ export function setSource(picture, url) {
 }
 
 export function fillSelect(select, values, titles = {}) {
-	select.replaceChildren(...values.map((value) => make("option", { value, textContent: titles[value] ?? value.replaceAll("_", " ") })));
+	const titleOf = (value) => titles[value] ?? value.replaceAll("_", " ");
+	select.replaceChildren(...values.map((value) => make("option", { value }, titleOf(value))));
 }
 
 /** Make the children of a list those of `items`. An item keeps its element by its key, and the element the focus. */

@@ -1,23 +1,20 @@
 // The form: fields that show settings and change them, cards of references, and notes beside them.
 
-import { asSentence, pictureUrl, viewUrl } from "./api.js";
+import { pictureUrl, viewUrl } from "./api.js";
 import { $, $$, fillSelect, make, patchList, setSource } from "./dom.js";
 import { listNotes } from "./notes.js";
+import { chooseAdapter } from "./settings.js";
 
-const USES = {
-	full: "Everything", style: "Style", composition: "Layout", "strong style": "Style, strong",
-	"precise style": "Style without layout", "precise composition": "Layout without style",
-};
+const USES = { full: "everything", style: "style", composition: "layout" };
 /** Fields of a request → the controls that they are about. */
-const CONTROLS = { strength: "start.strength", init_image: "start.strength", inpaint: "start.strength", controls: "control.scale", height: "width" };
+const CONTROLS = { strength: "start.strength", controls: "control.scale", height: "width" };
 
 const percent = (value) => `${Math.round(value * 100)} %`;
-const chooseAdapter = ({ settings, model }) => model.adapters.find(({ name }) => name === settings.adapter) ?? model.adapters[0];
 
 export const referenceOf = (element, { settings }) =>
 	settings.references.find((one) => one.key === element.closest(".card")?.dataset.key);
 
-/** The object that holds the value of a field, and the value's name: "start.strength" is `strength` of `start`. */
+/** The object that holds the value of a field, and the value's name in it. */
 function locate(field, page) {
 	const owner = referenceOf(field, page) ?? page.settings;
 	const [name, inner] = field.name.split(".");
@@ -25,8 +22,9 @@ function locate(field, page) {
 }
 
 function findDefault(name, { capabilities, model }) {
-	const { steps, guidance_scale } = model;
-	return { steps, guidance_scale, model: capabilities.models[0].name, adapter: model.adapters[0]?.name, count: 1, scheduler: "" }[name] ?? null;
+	const { steps, guidance_scale, adapters } = model;
+	const defaults = { steps, guidance_scale, model: capabilities.models[0].name, adapter: adapters[0]?.name };
+	return { ...defaults, count: 1, scheduler: "" }[name] ?? null;
 }
 
 /** Store what a field says; a value that is not allowed is not stored. */
@@ -43,7 +41,7 @@ export function readField(field, page) {
 export function showForm(page, edited) {
 	const { settings, model, capabilities } = page;
 	const { references, seed, start, control } = settings;
-	patchList($("#references"), references, () => createCard(page), (card, one, index) => showCard(card, one, index, page));
+	patchList($("#references"), references, () => createCard(page), (...one) => showCard(page, ...one));
 	showSlot("start", start);
 	showSlot("control", control);
 	for (const field of $$("[name]")) {
@@ -60,15 +58,15 @@ export function showForm(page, edited) {
 
 function createCard({ capabilities, model }) {
 	const card = $("template").content.firstElementChild.cloneNode(true);
-	const names = [...Object.keys(USES).filter((name) => name === "full" || model.modes.includes(name)), ...model.modes];
-	fillSelect($("[name=layers]", card), [...new Set(names)], USES);
+	const names = Object.keys(USES).filter((name) => model.modes.includes(name));
+	fillSelect($("[name=layers]", card), [...new Set(["full", ...names, ...model.modes])], USES);
 	fillSelect($("[name=crop]", card), capabilities.crops);
 	return card;
 }
 
-function showCard(card, reference, index, page) {
+function showCard(page, card, reference, index) {
 	const { image, on, start, end, crop, mask } = reference;
-	const { name, takes } = chooseAdapter(page);
+	const { name, takes } = chooseAdapter(page.settings, page.model);
 	const [picture] = $$("img", card);
 	card.classList.toggle("off", !on);
 	$("legend", card).textContent = `Image prompt ${index + 1}`;
@@ -81,8 +79,8 @@ function showCard(card, reference, index, page) {
 	picture.alt = `What the image encoder sees of ${image.name}`;
 	$(".face", card).hidden = !takes.includes("face_embedding");
 	$("[data-act=paintReference]", card).textContent = mask ? "Change" : "Paint";
-	const parts = [(start > 0 || end < 1) && `${percent(start)} to ${percent(end)}`, crop !== "center" && crop, mask && "area"];
-	$(".value", card).textContent = parts.filter(Boolean).join(" · ");
+	const interval = (start > 0 || end < 1) && `${percent(start)} to ${percent(end)}`;
+	$(".value", card).textContent = [interval, crop !== "center" && crop, mask && "area"].filter(Boolean).join(" · ");
 }
 
 function showSlot(name, { image, mask }) {
@@ -96,12 +94,11 @@ function showSlot(name, { image, mask }) {
 
 /** Adapt the choices to the model. */
 export function showModel({ capabilities, model }) {
-	const namesOf = (list) => list.map(({ name }) => name);
-	const choices = { model: namesOf(capabilities.models), adapter: namesOf(model.adapters), "control.model": model.controls };
-	for (const [name, values] of Object.entries(choices)) {
-		const select = $(`[name="${name}"]`);
-		fillSelect(select, values);
-		select.parentElement.hidden = values.length < 2;
+	const choices = { model: capabilities.models, adapter: model.adapters, "control.model": model.controls };
+	for (const [field, list] of Object.entries(choices)) {
+		const select = $(`[name="${field}"]`);
+		fillSelect(select, list.map((one) => one.name ?? one));
+		select.parentElement.hidden = list.length < 2;
 	}
 	fillSelect($("[name=scheduler]"), ["", ...capabilities.schedulers], { "": "the model's own" });
 	$("#prompts").hidden = !model.adapters.length;
@@ -115,7 +112,7 @@ function showNotes(notes) {
 	for (const field of $$("#settings :invalid[name]")) {
 		const card = field.closest(".card");
 		const place = card ? `references[${[...card.parentElement.children].indexOf(card)}]` : field.name;
-		addNote(place, "error", asSentence(field.validationMessage));
+		addNote(place, "error", field.validationMessage);
 	}
 }
 

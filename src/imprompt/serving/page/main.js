@@ -7,16 +7,14 @@ import { $, $$, make } from "./dom.js";
 import { addNote, findFault, readField, referenceOf, showForm, showModel } from "./form.js";
 import { addPicture } from "./pictures.js";
 import { findSelection, select, showStage } from "./results.js";
-import { activeRun, forgetRuns, measureRun, pictureOf, rejoinRuns, requestOf, runs, settingsOf, startRun, stopRun } from "./runs.js";
+import { activeRun, forgetRuns, measureRun, pictureOf, rejoinRuns, runs, startRun, stopRun } from "./runs.js";
+import { requestOf, settingsOf } from "./runs.js";
 import { buildRequest, completeSettings, loadSettings, namePictures, newReference, saveSettings } from "./settings.js";
 
 const STRIP = [0, 0.25, 0.5, 0.75, 1];
 const FIRST_PROMPT = "sunglasses, on a red background";
-/** The second click of a double click on Generate is not meant for Stop. */
-const GUARD_MS = 400;
 
 const page = { settings: null, capabilities: null, model: null };
-let submittedAt = 0;
 let isSubmitting = false;
 
 // Settings
@@ -69,7 +67,8 @@ async function guard(act, place = "") {
 async function takeFiles(files, target) {
 	const slot = page.settings[target.closest("#start, #control")?.id];
 	await guard(async () => {
-		if (slot) Object.assign(slot, { image: await addPicture(files[0], { side: page.capabilities.limits.side }), mask: null });
+		const { side } = page.capabilities.limits;
+		if (slot) Object.assign(slot, { image: await addPicture(files[0], { side }), mask: null });
 		else for (const file of files) addReference(await addPicture(file));
 		changeSettings();
 	}, slot ? "" : "references");
@@ -89,7 +88,9 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 		if (name === "drop") takeFiles([...files], event.target);
 	});
 }
-document.addEventListener("paste", ({ clipboardData: { files }, target }) => files.length && takeFiles([...files], target));
+document.addEventListener("paste", ({ clipboardData: { files }, target }) => {
+	if (files.length) takeFiles([...files], target);
+});
 
 async function showExamples() {
 	const examples = await listExamples();
@@ -129,7 +130,8 @@ function paintReference(reference) {
 	const { run, index } = findSelection();
 	const made = run && pictureOf(run, index);
 	const { start, width: w, height: h } = page.settings;
-	const { width, height } = w || h ? { width: w ?? h, height: h ?? w } : start.image ?? made ?? { width: 512, height: 512 };
+	const own = (w || h) && { width: w ?? h, height: h ?? w };
+	const { width, height } = own ?? start.image ?? made ?? { width: 512, height: 512 };
 	const texts = { title: "Where this picture acts", hint: "Paint the part of the result that follows this picture." };
 	return paint(reference, { ...texts, width, height, background: made?.url });
 }
@@ -154,7 +156,8 @@ async function generate() {
 	changeSettings();
 	if (findFault()) return;
 	const { settings, model } = page;
-	await submit({ ...buildRequest(settings, model), previews: 4 }, { kind: "pictures", settings, names: namePictures(settings) });
+	const details = { kind: "pictures", settings, names: namePictures(settings) };
+	await submit({ ...buildRequest(settings, model), previews: 4 }, details);
 }
 
 /** Make the picture that is looked at again with its seed: at several strengths, or without image prompts. */
@@ -166,7 +169,6 @@ function compare(kind, strip) {
 
 async function submit(request, { settings, ...details }) {
 	if (isSubmitting || activeRun()) return;
-	submittedAt = performance.now();
 	isSubmitting = true;
 	showProgress("Sending…");
 	await guard(async () => {
@@ -181,9 +183,13 @@ async function submit(request, { settings, ...details }) {
 $("#settings").addEventListener("submit", (event) => {
 	event.preventDefault();
 	if (!isSubmitting && !activeRun()) generate();
-	else if (performance.now() - submittedAt > GUARD_MS) guard(stopRun);
+	else guard(stopRun);
 });
-document.addEventListener("keydown", ({ key, ctrlKey, metaKey }) => key === "Enter" && (ctrlKey || metaKey) && $("#settings").requestSubmit());
+// The second click of a double click on Generate is not meant for Stop.
+$("#generate").addEventListener("click", (event) => event.detail > 1 && event.preventDefault());
+document.addEventListener("keydown", ({ key, ctrlKey, metaKey }) => {
+	if (key === "Enter" && (ctrlKey || metaKey)) $("#settings").requestSubmit();
+});
 
 // Progress
 
@@ -201,12 +207,13 @@ function showProgress(message) {
 
 function describeRun(run) {
 	const { status, count, steps, timings, taken, pace = 0 } = run;
-	if (status === "queued") return run.position ? `${run.position} before it, about ${Math.ceil(run.eta_s)} s` : "Starting…";
+	if (status === "queued") return `${run.position ?? 0} before it, about ${Math.ceil(run.eta_s)} s`;
 	if (status === "done") return `Done in ${(timings.queue_s + timings.run_s).toFixed(1)} s`;
 	if (status !== "running") return status === "canceled" ? "Stopped" : "Failed";
 	const left = Math.round((1 - measureRun(run)) * count * steps * pace);
 	const step = `Step ${Math.max(0, ...Object.values(taken))} of ${steps}`;
-	return [count > 1 && `${run.pictures.length} of ${count}`, step, left > 2 && `${left} s left`].filter(Boolean).join(" · ");
+	const parts = [count > 1 && `${run.pictures.length} of ${count}`, step, left > 2 && `${left} s left`];
+	return parts.filter(Boolean).join(" · ");
 }
 
 // Buttons
@@ -235,10 +242,6 @@ const ACTIONS = {
 		references.splice(references.indexOf(referenceOf(button, page)), 1);
 		changeSettings();
 		$("#prompts .add input").focus();
-	},
-	reset: () => {
-		const { references, prompt, start, control, model } = page.settings;
-		useSettings({ references, prompt, start, control, model });
 	},
 	forget: () => {
 		forgetRuns();

@@ -4,9 +4,6 @@ import { isOver, viewUrl } from "./api.js";
 import { $, make, patchList, setSource } from "./dom.js";
 import { findRun, pictureOf, runs } from "./runs.js";
 
-/** Pictures of the embedded model have 128 pixels; they are shown larger. */
-const LEAST_WIDTH = 448;
-
 let selected = null;
 
 /** Look at a picture of a run. */
@@ -23,6 +20,8 @@ export function findSelection() {
 	return { run, index: index ?? (run?.kind === "strip" ? Math.floor(run.count / 2) : 0) };
 }
 
+const titleOf = (run) => run.request.prompt ?? "Without text";
+
 export function showStage() {
 	const { run, index } = findSelection();
 	$("#welcome").hidden = run;
@@ -31,8 +30,9 @@ export function showStage() {
 		showPicture(run, index);
 		showFacts(run, index);
 	}
-	showTiles($("#row"), run && (run.count > 1 || run.source) ? listRow(run) : [], (item) => item.run === run && item.index === index);
-	const covers = runs.map((one) => ({ key: one.id, run: one, index: one.count - 1, title: one.request.prompt ?? "Without text" }));
+	const row = run && (run.count > 1 || run.source) ? listRow(run) : [];
+	showTiles($("#row"), row, (item) => item.run === run && item.index === index);
+	const covers = runs.map((one) => ({ key: one.id, run: one, index: one.count - 1, title: titleOf(one) }));
 	showTiles($("#past ul"), covers, (item) => item.run === run);
 	$("#past").hidden = runs.length < 2;
 }
@@ -42,9 +42,9 @@ function showPicture(run, index) {
 	const frame = $(".frame");
 	frame.className = `frame ${kind}`;
 	frame.style.setProperty("--ratio", width / height);
-	frame.style.setProperty("--width", `${Math.max(width, LEAST_WIDTH)}px`);
+	frame.style.setProperty("--width", `${width}px`);
 	setSource(frame.firstElementChild, url);
-	frame.firstElementChild.alt = run.request.prompt ?? "Picture of the image prompt";
+	frame.firstElementChild.alt = titleOf(run);
 }
 
 /** What there is of a picture: its address, kind ("made", "preview", "waiting" or "missing") and size. */
@@ -52,17 +52,19 @@ function look(run, index) {
 	const made = pictureOf(run, index);
 	if (made) return { ...made, kind: "made" };
 	const { width, height } = run.request;
-	const size = width ? { width, height } : runs.find((one) => one.pictures.length)?.pictures[0] ?? { width: 1, height: 1 };
+	const last = runs.find((one) => one.pictures.length)?.pictures[0];
+	const size = width ? { width, height } : last ?? { width: 1, height: 1 };
 	const url = run.previews[index];
 	if (isOver(run)) return { ...size, kind: "missing", url: "" };
 	return { ...size, kind: url ? "preview" : "waiting", url };
 }
 
 function showFacts(run, index) {
-	const { prompt = "Without text", references } = run.request;
+	const { references } = run.request;
 	const made = pictureOf(run, index);
-	$("#viewer h2").textContent = prompt;
-	$("dl").replaceChildren(...listFacts(run, made).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+	$("#viewer h2").textContent = titleOf(run);
+	const pair = ([name, value]) => [make("dt", {}, name), make("dd", {}, value)];
+	$("dl").replaceChildren(...listFacts(run, made).flatMap(pair));
 	$("#viewer ul").replaceChildren(...run.warnings.map((text) => make("li", {}, text)));
 	$("#viewer .actions").hidden = !made;
 	for (const name of ["strip", "without"]) $(`[data-act=${name}]`).hidden = !references || run.kind !== "pictures";
@@ -72,7 +74,8 @@ function showFacts(run, index) {
 
 function listFacts({ request, status, timings, error, count, names }, made) {
 	const { references, model, adapter, steps, guidance_scale: guidance } = request;
-	const view = ({ images, crop = "center" }) => make("img", { src: viewUrl(images, { model, adapter, crop }), alt: names[images] });
+	const view = ({ images, crop = "center" }) =>
+		make("img", { src: viewUrl(images, { model, adapter, crop }), alt: names[images] });
 	const scales = references?.map((one) => (made && "scale" in made ? made.scale ?? "none" : one.scale));
 	const state = { canceled: "Stopped", failed: error?.message }[status];
 	return [
@@ -89,8 +92,9 @@ function listFacts({ request, status, timings, error, count, names }, made) {
 /** The pictures of a run; one that is made for comparison stands beside the one that it is compared with. */
 function listRow(run) {
 	const { strip } = run.request;
-	const titles = strip ? strip.map((scale) => String(scale ?? "Without")) : Array.from({ length: run.count }, (_, index) => `${index + 1}`);
-	const own = titles.map((title, index) => ({ key: `${run.id}/${index}`, run, index, title }));
+	const title = (index) => (strip ? strip[index] ?? "Without" : index + 1);
+	const tile = (index) => ({ key: `${run.id}/${index}`, run, index, title: title(index) });
+	const own = [...Array(run.count).keys()].map(tile);
 	const source = run.kind === "without" && findRun(run.source.id);
 	return source ? [{ key: source.id, run: source, index: run.source.index, title: "With" }, ...own] : own;
 }

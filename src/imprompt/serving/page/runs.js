@@ -7,9 +7,9 @@ const KEY = "imprompt.runs";
 const MOST = 24;
 
 /**
- * Newest first. A run has what the server says of a job, its `request`, the page's `settings`, `names` of pictures by
- * id, its `kind` ("pictures", "strip", "without"), `source` ({id, index} of the picture that it is compared with), and
- * by index `previews` and `taken`, the steps.
+ * Newest first. A run has what the server says of a job, its request, the page's settings, names of pictures by id, a
+ * kind ("pictures", "strip", "without"), and by index previews and steps that are taken. One that was made to compare
+ * has its source: {id, index}.
  */
 export const runs = readStores(KEY) ?? [];
 
@@ -44,7 +44,10 @@ function follow(run, onEvent) {
 const UPDATES = {
 	queued: (run, { position, eta_s }) => Object.assign(run, { position, eta_s }),
 	started: (run) => (run.status = "running"),
-	step: (run, { picture, step, s_per_step }) => Object.assign(run, { pace: s_per_step, taken: { ...run.taken, [picture]: step } }),
+	step: (run, { picture, step, s_per_step }) => {
+		run.taken[picture] = step;
+		run.pace = s_per_step;
+	},
 	preview: (run, { picture, image }) => (run.previews[picture] = image),
 	warning: (run, { message }) => (run.warnings = [...new Set([...run.warnings, message])]),
 	image: (run, data) => (run.pictures = [...run.pictures.filter((one) => one.picture !== data.picture), data]),
@@ -71,7 +74,8 @@ export function forgetRuns() {
 }
 
 /** The part of all steps that is done, 0 to 1. */
-export const measureRun = ({ taken, count, steps }) => Object.values(taken).reduce((sum, one) => sum + one, 0) / (count * steps);
+export const measureRun = ({ taken, count, steps }) =>
+	Object.values(taken).reduce((sum, one) => sum + one, 0) / (count * steps);
 
 export const pictureOf = (run, index) => run.pictures.find((one) => one.picture === index);
 

@@ -1,4 +1,4 @@
-// What the user has set, kept in the browser and, except for pictures, in the address; and the request that it becomes.
+// What the user has set, kept in the browser and, without pictures, in the address; and the request of it.
 
 const KEY = "imprompt.settings";
 
@@ -21,7 +21,7 @@ export function completeSettings(values) {
 	};
 }
 
-/** The settings of this tab, or else of the last one, with those of the address above them; null: a first visit. */
+/** The settings of this tab, or of the last one, and above them those of the address; null: a first visit. */
 export function loadSettings() {
 	const stored = readStores(KEY);
 	const shared = [...new URLSearchParams(location.hash.slice(1))].filter(([name]) => name in SCALARS);
@@ -50,21 +50,25 @@ export function writeStores(key, value) {
 	} catch { /* then nothing is kept */ }
 }
 
+export const chooseAdapter = ({ adapter }, { adapters }) =>
+	adapters.find(({ name }) => name === adapter) ?? adapters[0];
+
 export function buildRequest({ references, start, control, model: _, ...scalars }, model) {
-	const { width, height, adapter, steps, guidance_scale: guidance } = scalars;
+	const { width, height, steps, guidance_scale } = scalars;
 	const active = references.filter((one) => one.on).map(buildReference);
-	const hasControl = control.image && { image: control.image.id, model: control.model, scale: control.scale };
+	const follow = ({ image, mask, ...rest }) => ({ ...rest, image: image.id });
+	const controls = control.image ? [follow(control)] : [];
 	const request = {
 		...scalars,
 		model: model.name,
-		adapter: active.length ? adapter ?? model.adapters[0].name : null,
+		adapter: active.length ? chooseAdapter(scalars, model).name : null,
 		references: active,
 		steps: steps ?? model.steps,
-		guidance_scale: guidance ?? model.guidance_scale,
+		guidance_scale: guidance_scale ?? model.guidance_scale,
 		width: width ?? height,
 		height: height ?? width,
 		...(start.image && { init_image: start.image.id, strength: start.strength, inpaint: start.mask }),
-		controls: hasControl ? [hasControl] : [],
+		controls,
 	};
 	return Object.fromEntries(Object.entries(request).filter(([, value]) => value !== null && value.length !== 0));
 }
@@ -76,8 +80,8 @@ function buildReference({ image, scale, ...rest }) {
 
 /** The ids of all pictures of a request. */
 export function listPictures({ references = [], controls = [], init_image: init, inpaint }) {
-	const ids = [...references.flatMap((one) => [one.images, one.mask]), init, inpaint, ...controls.map((one) => one.image)];
-	return [...new Set(ids.filter(Boolean))];
+	const ids = [...references, ...controls].flatMap((one) => [one.images, one.image, one.mask]);
+	return [...new Set([...ids, init, inpaint].filter(Boolean))];
 }
 
 /** Id → name of all pictures of settings. */
