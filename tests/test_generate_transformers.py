@@ -127,7 +127,7 @@ def test_a_picture_is_generated_and_can_be_made_again(
         stored = json.loads(picture.info[SETTINGS_KEY])
     assert stored["base"].endswith(bases[kind].folder.name)
     again = tmp_path / "again.png"
-    words = bases[kind].options[2:6]  # A picture does not contain where the adapter is.
+    words = bases[kind].options[:6]  # A picture does not contain where its models are.
     done = imprompt("generate", "--like", out, *words, "--output", again)
     assert done.code == 0, done.error
     with Image.open(out) as one, Image.open(again) as other:
