@@ -1,9 +1,9 @@
 """The faults of diffusers' adapters for transformers and of public ports; each has a test that it is gone.
 
 "S" are those of diffusers 0.42 on Stable Diffusion 3.5, "F" those on FLUX.1, "P" those of other programs.
-Where diffusers' behavior can be shown, it is. Left out are a report that nobody has reproduced (S2), and three faults
-that are here, too: the resampler runs at every step (S12), tensor parallelism is not supported (F10), and
-diffusers' skipping of attention fails on any FLUX.1 (F11).
+Where diffusers' behavior can be shown, it is. Left out are a report that nobody has reproduced (S2), and
+three faults that are here, too: the resampler runs at every step (S12), tensor parallelism is not supported
+(F10), and diffusers' skipping of attention fails on any FLUX.1 (F11).
 """
 
 from collections.abc import Iterator
