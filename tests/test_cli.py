@@ -342,9 +342,11 @@ def test_help_of_generate_teaches_by_example(imprompt: Imprompt) -> None:
 def test_options_of_generate_are_exactly_these(imprompt: Imprompt) -> None:
     lines = imprompt("generate", "--help").output.splitlines()
     options = {match[1] for line in lines if (match := re.match(r"│ (--[a-z-]+)", line))}
-    stable = "prompt negative-prompt scale guidance-scale true-guidance-scale steps seed count size width height base adapter output"
+    stable = (
+        "prompt negative-prompt scale guidance-scale steps seed count size width height base adapter output"
+    )
     newer = (
-        "image-encoder view mode mask from until crop negative combine init-image strength inpaint control "
+        "true-guidance-scale image-encoder view mode mask from until crop negative combine init-image strength inpaint control "
         "control-model control-scale job overwrite like save-job lora vae embedding variant revision "
         "scheduler fast clip-skip prompt-weighting device dtype offload tiling"
     )
