@@ -78,6 +78,7 @@ class ByHand:
         layout: the branches of each call of a step
         each: rows of each prompt in each branch
         calls: (step, branches) of every call, where a step has not always the same ones
+        deviation: what a port of InstantX' adapter does otherwise, see test_transformer_faults.py
     """
 
     transformer: Any
@@ -85,6 +86,7 @@ class ByHand:
     layout: Sequence[Branches] = (("positive",),)
     each: int = 1
     calls: Sequence[tuple[int, Branches]] = ()
+    deviation: str = ""
     count: int = field(default=-1, init=False)
     timestep: Tensor = field(default_factory=lambda: torch.zeros(1), init=False)
     text: int = field(default=0, init=False)
@@ -156,9 +158,13 @@ class HandFlux:
         rotate: Any = apply_rotary_emb
         query, key = (rotate(x, image_rotary_emb, sequence_dim=1) for x in (query, key))
         out = attended(query, key, value)
+        if self.hand.deviation == "the query after rotation" and not words:
+            own = query
         gated, ungated = self._image(own, heads, 0 if words else self.hand.text)
         if encoder_hidden_states is None:
             return out + gated
+        if self.hand.deviation == "added after W_out":
+            gated, ungated = torch.zeros_like(gated), gated
         text, picture = out[:, :words], out[:, words:] + gated
         return attn.to_out[0](picture), attn.to_add_out(text), ungated
 
@@ -181,6 +187,7 @@ class HandFlux:
                 key, value = key + heads(layer.to_key.bias), value + heads(layer.to_value.bias)
                 ungated = ungated + weight * attended(own, key, value)
             else:
+                value = rms(value, 1e-5) if self.hand.deviation == "V' normalized" else value
                 gated = gated + weight * attended(own, rms(key, 1e-5), value)
         return gated, ungated
 

@@ -16,14 +16,16 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import tiny
 
-COUNT = 26
-FAULTS: dict[str, int] = {}
+COUNTS = {"test_faults": 26, "test_transformer_faults": 26}
+"""File → how many faults it is about; those of the second have letters, too."""
+
+FAULTS: dict[str, int | str] = {}
 """Test → the fault that it is about."""
 
 Test = TypeVar("Test", bound=Callable[..., None])
 
 
-def fault(number: int) -> Callable[[Test], Test]:
+def fault(number: int | str) -> Callable[[Test], Test]:
     """Say which fault a test is about."""
 
     def register(test: Test) -> Test:
@@ -40,27 +42,29 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.passed: dict[int, bool] = {}
+        self.passed: dict[str, dict[str, bool]] = {file: {} for file in COUNTS}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         number = dict(report.user_properties).get("fault")
-        if isinstance(number, int) and (report.when == "call" or not report.passed):
-            self.passed[number] = self.passed.get(number, True) and report.passed
+        if number is not None and (report.when == "call" or not report.passed):
+            passed = self.passed[Path(report.nodeid.partition("::")[0]).stem]
+            passed[str(number)] = passed.get(str(number), True) and report.passed
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self.passed:
-            return
-        failed = sorted(number for number, passed in self.passed.items() if not passed)
-        count = f"{len(self.passed) - len(failed)} of {COUNT}"
-        terminalreporter.write_line(
-            f"faults of the reference implementations that imprompt is without: {count}"
-            + (f" (not {', '.join(map(str, failed))})" if failed else "")
-        )
+        whose = {"test_faults": "the reference implementations", "test_transformer_faults": "transformers"}
+        for file, passed in self.passed.items():
+            if not passed:
+                continue
+            failed = sorted(number for number, one in passed.items() if not one)
+            terminalreporter.write_line(
+                f"faults of {whose[file]} that imprompt is without: {len(passed) - len(failed)} of "
+                f"{COUNTS[file]}" + (f" (not {', '.join(failed)})" if failed else "")
+            )
 
 
-def number_of(item: pytest.Item) -> int | None:
+def number_of(item: pytest.Item) -> int | str | None:
     """The fault that a test is about."""
-    return FAULTS.get(item.name.partition("[")[0]) if item.path.stem == "test_faults" else None
+    return FAULTS.get(item.name.partition("[")[0]) if item.path.stem in COUNTS else None
 
 
 def assert_close(one: Tensor, other: Tensor, within: float = 1e-5) -> None:

@@ -23,8 +23,16 @@ import tiny_transformers
 from conftest import Result
 from imprompt import Reference, generate
 from imprompt.checkpoint import save_adapter
-from imprompt.errors import ConfigError
+from imprompt.errors import AdapterMismatch, ConfigError
 from imprompt.generation.generate import generate_each
+from imprompt.generation.job import Job
+from imprompt.generation.pairing import (
+    USUAL_ADAPTERS,
+    USUAL_BASES,
+    USUAL_GUIDANCE,
+    pair_models,
+    recognize_base,
+)
 from imprompt.generation.settings import Settings
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.runtime.picture_files import SETTINGS_KEY
@@ -127,7 +135,7 @@ def test_a_picture_is_generated_and_can_be_made_again(
         stored = json.loads(picture.info[SETTINGS_KEY])
     assert stored["base"].endswith(bases[kind].folder.name)
     again = tmp_path / "again.png"
-    words = bases[kind].options[2:6]  # A picture does not contain where the adapter is.
+    words = bases[kind].options[:6]  # A picture does not contain where its models are.
     done = imprompt("generate", "--like", out, *words, "--output", again)
     assert done.code == 0, done.error
     with Image.open(out) as one, Image.open(again) as other:
@@ -206,3 +214,33 @@ def test_the_library_generates_alike_alone_or_among_several(kind: Kind) -> None:
     (alone,) = generate(pipe, one, tiny.picture(), seed=4, **arguments)
     assert several[1].tobytes() == alone.tobytes() != several[0].tobytes()
     assert not torch.is_grad_enabled() or not one.is_attached
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"_class_name": "FluxTransformer2DModel", "num_layers": 19, "joint_attention_dim": 4096}, "FLUX.1"),
+        (
+            {"_class_name": "SD3Transformer2DModel", "num_layers": 38, "caption_projection_dim": 2432},
+            "SD3.5 Large",
+        ),
+        ({"_class_name": "SD3Transformer2DModel", "num_layers": 24, "caption_projection_dim": 1536}, None),
+    ],
+)
+def test_a_base_is_recognized_by_its_transformer_and_paired(
+    config: dict[str, Any], family: str | None, tmp_path: Path, cat: Path
+) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    assert recognize_base(str(tmp_path)) == family
+    references: Any = [{"images": str(cat)}]
+    if family is None:
+        with pytest.raises(ConfigError, match="for which no adapter is known"):
+            pair_models(Job(base=str(tmp_path), references=references))
+        return
+    paired = pair_models(Job(base=str(tmp_path), references=references))
+    assert paired.adapter == USUAL_ADAPTERS[family]
+    assert paired.guidance_scale == USUAL_GUIDANCE[family]
+    with pytest.raises(AdapterMismatch, match=f"the base .* is {family}"):
+        pair_models(Job(base=str(tmp_path), adapter="sd15", references=references))
+    assert family in USUAL_BASES

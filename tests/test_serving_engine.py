@@ -13,7 +13,8 @@ import torch
 import served
 import tiny
 from conftest import ToyModel
-from imprompt.attention.processor import ImageTerm, LoraTerm, attend, project
+from imprompt.attention.processor import project
+from imprompt.attention.terms import ImageTerm, LoraTerm, attend
 from imprompt.attention.sharing import RowTerms, merge_terms
 from imprompt.errors import ConfigError, ImageError
 from imprompt.generation.job import Job

@@ -7,6 +7,7 @@ all pipelines in the quick run; the others are slow.
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -270,8 +271,6 @@ def test_several_pictures_of_one_reference_share_one_softmax(case: TransformerCa
 
 @feature("diffusers", lambda case, kind: case.theirs and kind != "flux-instantx")
 def test_an_adapter_makes_what_diffusers_makes(case: TransformerCase, kind: Kind) -> None:
-    if case.calls:
-        pytest.skip("diffusers merges the branches in skip-layer guidance")
     it = Scene(case, kind)
     assert len(it.base)  # made before diffusers' own adapter is loaded
     if kind == "sd35":
@@ -373,3 +372,21 @@ def test_a_picture_for_diffusers_own_adapter_is_refused_on_sd35() -> None:
         pytest.raises(AttachmentError, match="it takes no ip_adapter_image"),
     ):
         it.case.latents(it.pipe, ip_adapter_image=tiny.picture())
+
+
+# The page
+
+
+def table() -> str:
+    """The table of docs/transformers.md: ✓ is a test of this file, – is what diffusers' pipeline lacks."""
+    lines = [["pipeline", "adapter", *FEATURES], ["---"] * 2 + [":-:"] * len(FEATURES)]
+    for case in CASES:
+        for kind in KINDS[case.family]:
+            marks = ["✓" if has(case, kind) else "–" for has in FEATURES.values()]
+            lines.append([str(case).replace(", ", ": ", 1), kind, *marks])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def test_the_page_says_what_these_tests_show() -> None:
+    page = Path(__file__).parents[1] / "docs" / "transformers.md"
+    assert table() in page.read_text()

@@ -132,20 +132,22 @@ def recognize_base(name: str, revision: str | None = None) -> str | None:
         return None
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
-        if values.get("_class_name") in ("FluxTransformer2DModel", "SD3Transformer2DModel"):
+        if config.parent.name == "transformer":
             return _recognize_transformer(values)
         width, text_width = values["cross_attention_dim"], values.get("encoder_hid_dim")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnknownModel(f"{config} cannot be read as the configuration of a U-Net") from error
+        noun = "transformer" if config.parent.name == "transformer" else "U-Net"
+        raise UnknownModel(f"{config} cannot be read as the configuration of a {noun}") from error
     return "Kolors" if text_width == 4096 else FAMILY_OF_WIDTH.get(width)
 
 
 def _recognize_transformer(values: Mapping[str, Any]) -> str | None:
     """Return the family of a base by its transformer's configuration."""
-    if values["_class_name"] == "FluxTransformer2DModel":
-        width, layers = values.get("joint_attention_dim", 4096), values.get("num_layers", 19)
-        return FAMILIES.get((layers, width))
-    return FAMILIES.get((values.get("num_layers", 18), values.get("caption_projection_dim", 1152)))
+    names = {
+        "FluxTransformer2DModel": ("num_layers", "joint_attention_dim"),
+        "SD3Transformer2DModel": ("num_layers", "caption_projection_dim"),
+    }.get(values["_class_name"])
+    return FAMILIES.get((values.get(names[0]), values.get(names[1]))) if names else None
 
 
 def _find_config(name: str, revision: str | None) -> Path | None:
