@@ -1,6 +1,6 @@
 """What the distilled base loses in 4 and 8 steps against the base's own 25, and how long a picture takes.
 
-    python bench/few_steps.py [--subjects N] [--lora FILE] [--output FOLDER]
+    python bench/few_steps.py LORA [--subjects N] [--steps N ...] [--output FOLDER]
 
 The same unseen characters, noise, adapter and judge for every number of steps. A loss is the mean of paired
 differences, in brackets its 95 % interval by bootstrap over characters. Seconds are those of one picture at a
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--subjects", type=int, default=96, help="unseen characters")
-    parser.add_argument("--lora", type=Path, help="a LoRA that was distilled, in place of the shipped one")
+    parser.add_argument("lora", type=Path, help="file of a LoRA that was distilled for the embedded base")
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[8, 4], help="numbers of steps after the LoRA"
     )
@@ -96,12 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_arms(lora: Path | None, steps: Sequence[int]) -> list[Arm]:
+def build_arms(lora: Path, steps: Sequence[int]) -> list[Arm]:
     """Build the base with its own 25 steps, then the distilled one with each number of steps."""
     judge, adapter = CharacterJudge.load(mini.WEIGHTS / "judge"), mini.adapter()
     base = SuiteModels(mini.pipeline(), adapter, judge)
-    distilled = mini.pipeline(style=mini.FEW_STEPS) if lora is None else load_distilled(lora)
-    few = replace(base, pipe=distilled)
+    few = replace(base, pipe=load_distilled(lora))
     return [
         Arm("25 steps, guidance 3", base, ImageSettings()),
         *(Arm(f"{count} steps", few, ImageSettings(count, 1.0)) for count in steps),
@@ -109,7 +108,7 @@ def build_arms(lora: Path | None, steps: Sequence[int]) -> list[Arm]:
 
 
 def load_distilled(lora: Path) -> Any:
-    """Load the base with a LoRA from elsewhere."""
+    """Load the base with a LoRA, and the scheduler that it needs."""
     pipe: Any = mini.pipeline()
     pipe.load_lora_weights(str(lora.parent), weight_name=lora.name)
     pipe.fuse_lora()

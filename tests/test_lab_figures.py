@@ -106,7 +106,6 @@ def models() -> SuiteModels:
         face=face.requires_grad_(False),
         controlnet=control,
         fine_tuned=build_pipeline(1),
-        few_steps=build_pipeline(2),
     )
 
 
@@ -138,7 +137,7 @@ def figures(models: SuiteModels, folder: Path) -> list[Figure]:
 
 def test_one_call_makes_every_figure_and_the_page(figures: list[Figure], folder: Path) -> None:
     assert [figure.name for figure in figures] == list(load_texts())
-    assert len(figures) == len(PANELS) + 1 == 12
+    assert len(figures) == len(PANELS) + 1 == 11
     text = (folder / "README.md").read_text(encoding="utf-8")
     for figure in figures:
         assert f"]({figure.name}.jpg)" in text
@@ -146,7 +145,7 @@ def test_one_call_makes_every_figure_and_the_page(figures: list[Figure], folder:
         with Image.open(folder / f"{figure.name}.jpg") as sheet:
             assert sheet.width > 128 * len(figure.columns)
             assert 2 * 128 < sheet.height < 3 * 128
-    assert text.count("Should show: ") == text.count("**Does it? ") == 12
+    assert text.count("Should show: ") == text.count("**Does it? ") == 11
 
 
 def test_every_number_has_a_threshold_and_every_threshold_a_number(figures: list[Figure]) -> None:
@@ -188,8 +187,7 @@ def save_models(models: SuiteModels, folder: Path) -> None:
     tuned: Any = copy.deepcopy(pipe.unet)
     tuned.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
     changes: Any = get_peft_model_state_dict(tuned)
-    for style in ("lines", "few-steps"):
-        StableDiffusionPipeline.save_lora_weights(folder / "styles" / style, unet_lora_layers=changes)
+    StableDiffusionPipeline.save_lora_weights(folder / "styles" / "lines", unet_lora_layers=changes)
 
 
 def test_all_parts_come_from_one_folder(
@@ -209,7 +207,6 @@ def test_all_parts_come_from_one_folder(
     assert loaded.fine_tuned is not None
     assert loaded.fine_tuned.unet is not loaded.pipe.unet
     assert loaded.face.face_embedder is not None
-    assert type(loaded.few_steps.scheduler).__name__ == "LCMScheduler"
 
 
 def test_a_row_has_the_same_noise_in_every_column_and_batch(

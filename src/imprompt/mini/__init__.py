@@ -1,8 +1,7 @@
 """The embedded model: a miniature text-to-image model and its image-prompt adapters, inside this package.
 
 It draws characters of 128 × 128 px. It is a pipeline of diffusers, so code for Stable Diffusion works on it.
-There are also a fine-tuned base (`pipeline(style="lines")`), one for few steps
-(`pipeline(style="few-steps")`) and a ControlNet on edges (`controlnet()`).
+There are also a fine-tuned base (`pipeline(style="lines")`) and a ControlNet on edges (`controlnet()`).
 recipes/mini-*.toml make the model; weights/README.md is its model card.
 """
 
@@ -16,7 +15,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from imprompt.checkpoint import EMBEDDED_WEIGHTS, find_embedded_part, load_embedded_adapter
@@ -41,9 +39,6 @@ Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 WEIGHTS = EMBEDDED_WEIGHTS
 
-FEW_STEPS = "few-steps"
-"""The style that was distilled by consistency, which needs diffusers' `LCMScheduler`."""
-
 adapter = load_embedded_adapter
 
 
@@ -53,8 +48,7 @@ def pipeline(
     """Load the embedded base model as diffusers' text-to-image pipeline, 128 × 128 px, on the CPU.
 
     Args:
-        style: name of a fine-tuned style: "lines", or "few-steps" for four to eight steps without guidance;
-            all styles share the adapters
+        style: name of a fine-tuned style, "lines"; all styles share the adapters
         weights: a folder written by `imprompt mini train`
         dtype: number format of the computation; the files hold float16
 
@@ -72,8 +66,6 @@ def pipeline(
     )
     if style is not None:
         fine_tune(pipe, style, weights)
-    if style == FEW_STEPS:
-        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     # Under this key diffusers keeps the name from which a pipeline was loaded; pictures state it.
     pipe.register_to_config(_name_or_path="mini" if style is None else f"mini:{style}")
     return pipe

@@ -44,9 +44,6 @@ TEXT_SCALES = {"sunglasses": 1.0, "pixel-art": 0.75, "red ground": 1.0}
 IDENTITY_SCALES = (0.5, 0.75, 1.0)
 """λ of the adapter of one embedding where a style is asked for; the floor is of the middle one."""
 
-STEPS = (8, 4)
-"""The numbers of steps on the distilled base."""
-
 STRENGTHS = (0.5, 0.7, 0.9)
 """The strengths of image to image."""
 
@@ -206,23 +203,6 @@ def draw_identity(images: FigureImages) -> Figure:
     return build_figure("identity", columns, numbers)
 
 
-def draw_few_steps(images: FigureImages) -> Figure:
-    """Draw with few steps of the distilled base."""
-    pipe = require(images.models.few_steps, "base for few steps")
-    made = {
-        steps: images.generate(
-            images.build_prompts(), pipe=pipe, num_inference_steps=steps, guidance_scale=1.0
-        )
-        for steps in STEPS
-    }
-    columns = {"image prompt": images.drawings}
-    columns |= {f"{images.settings.paint.steps} steps": images.alone}
-    columns |= {f"{steps} steps": pictures for steps, pictures in made.items()}
-    floor = images.measure_kept(images.unprompted)
-    numbers = {f"kept-{steps}": (images.measure_kept(pictures), floor) for steps, pictures in made.items()}
-    return build_figure("few-steps", columns, numbers)
-
-
 def draw_mixing(images: FigureImages) -> Figure:
     """Draw two image prompts in one image: both everywhere, and one above the other."""
     both = images.generate(images.build_prompts(scale=0.5), images.build_prompts(images.partners, scale=0.5))
@@ -295,7 +275,6 @@ PANELS: tuple[Callable[[FigureImages], Figure], ...] = (
     draw_inpainting,
     draw_fine_grained,
     draw_identity,
-    draw_few_steps,
     draw_mixing,
     draw_style_and_layout,
 )

@@ -31,7 +31,6 @@ class SuiteModels:
         face: another adapter, of face embeddings; only figures use it
         controlnet: of edges; only figures use it
         fine_tuned: the base as fine-tuned on line drawings; only figures use it
-        few_steps: the base distilled for few steps; only figures use it
     """
 
     pipe: StableDiffusionPipeline | StableDiffusionControlNetPipeline
@@ -42,7 +41,6 @@ class SuiteModels:
     face: ImagePromptAdapter | None = None
     controlnet: ControlNetModel | None = None
     fine_tuned: StableDiffusionPipeline | None = None
-    few_steps: StableDiffusionPipeline | None = None
 
 
 @dataclass(frozen=True)
