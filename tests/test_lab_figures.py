@@ -22,7 +22,6 @@ from imprompt.checkpoint import EMBEDDED, save_adapter
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import ImageEncoder
-from imprompt.inputs.recognizer import CharacterEmbedder, CharacterRecognizer
 from imprompt.lab.figures import FigureSettings, evaluate_figures, make_figures
 from imprompt.lab.figures.figure import Figure, build_criterion, build_figure, load_texts
 from imprompt.lab.figures.images import FigureImages, sample_suitable
@@ -39,6 +38,7 @@ from imprompt.lab.figures.page import write_section
 from imprompt.lab.figures.panels import PANELS, draw_fine_tuned, draw_inpainting, draw_variations
 from imprompt.lab.figures.people import (
     PeopleGalleries,
+    draw_again,
     draw_others,
     find_free_attributes,
     sample_people,
@@ -54,10 +54,10 @@ from imprompt.lab.suite.scoring import Readings
 from imprompt.lab.suite.showcase import COLUMNS
 from imprompt.lab.suite.structure import draw_line_pictures, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES, Subject
-from imprompt.projection import FaceProjection, LinearProjection
+from imprompt.projection import LinearProjection
 
 SIZE = 32
-QUICK = FigureSettings(subjects=3, shown=2, gallery=5, paint=ImageSettings(steps=2, batch_size=2))
+QUICK = FigureSettings(subjects=3, shown=2, paint=ImageSettings(steps=2, batch_size=2))
 
 
 def build_pipeline(seed: int) -> Any:
@@ -92,9 +92,6 @@ def models() -> SuiteModels:
         )
         adapter.image_encoder = ImageEncoder(tiny.vision_model())
         adapters.append(adapter.requires_grad_(False))
-    torch.manual_seed(0)
-    face = ImagePromptAdapter.for_unet(pipe.unet, FaceProjection(tiny.SD_CONTEXT, 2, embedding_dim=8))
-    face.face_embedder = CharacterEmbedder(build_recognizer(), ImageEncoder(tiny.vision_model()))
     control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 4))
     judge = CharacterJudge(build_network((8, 16), (1, 1), 4, SIZE), build_caption_patterns()).eval()
     return SuiteModels(
@@ -103,14 +100,9 @@ def models() -> SuiteModels:
         judge,
         "untrained",
         plus=adapters[1],
-        face=face.requires_grad_(False),
         controlnet=control,
         fine_tuned=build_pipeline(1),
     )
-
-
-def build_recognizer() -> CharacterRecognizer:
-    return CharacterRecognizer(tiny.EMBEDDING_DIM, 16, 8).eval()
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +129,7 @@ def figures(models: SuiteModels, folder: Path) -> list[Figure]:
 
 def test_one_call_makes_every_figure_and_the_page(figures: list[Figure], folder: Path) -> None:
     assert [figure.name for figure in figures] == list(load_texts())
-    assert len(figures) == len(PANELS) + 1 == 11
+    assert len(figures) == len(PANELS) + 1 == 10
     text = (folder / "README.md").read_text(encoding="utf-8")
     for figure in figures:
         assert f"]({figure.name}.jpg)" in text
@@ -145,7 +137,7 @@ def test_one_call_makes_every_figure_and_the_page(figures: list[Figure], folder:
         with Image.open(folder / f"{figure.name}.jpg") as sheet:
             assert sheet.width > 128 * len(figure.columns)
             assert 2 * 128 < sheet.height < 3 * 128
-    assert text.count("Should show: ") == text.count("**Does it? ") == 11
+    assert text.count("Should show: ") == text.count("**Does it? ") == 10
 
 
 def test_every_number_has_a_threshold_and_every_threshold_a_number(figures: list[Figure]) -> None:
@@ -178,10 +170,8 @@ def save_models(models: SuiteModels, folder: Path) -> None:
     tiny.vision_model().save_pretrained(folder / "image_encoder")
     tiny.image_processor().save_pretrained(folder / "image_encoder")
     (folder / "adapter").mkdir()
-    for adapter, name in ((models.adapter, "mini"), (models.plus, "mini-plus"), (models.face, "mini-face")):
+    for adapter, name in ((models.adapter, "mini"), (models.plus, "mini-plus")):
         save_adapter(adapter, folder / "adapter" / EMBEDDED[name].file)  # type: ignore[arg-type]
-    (folder / "recognizer").mkdir()
-    build_recognizer().save(folder / "recognizer")
     models.controlnet.save_pretrained(folder / "control")  # type: ignore[union-attr]
     models.judge.save(folder / "judge")
     tuned: Any = copy.deepcopy(pipe.unet)
@@ -206,7 +196,6 @@ def test_all_parts_come_from_one_folder(
     assert loaded.controlnet is not None
     assert loaded.fine_tuned is not None
     assert loaded.fine_tuned.unet is not loaded.pipe.unet
-    assert loaded.face.face_embedder is not None
 
 
 def test_a_row_has_the_same_noise_in_every_column_and_batch(
@@ -277,6 +266,7 @@ def test_a_person_is_found_by_its_own_drawing(models: SuiteModels) -> None:
     drawings = [draw(person.target) for person in people]
     galleries = PeopleGalleries(models.judge, people, 5)
     assert galleries.measure_found(drawings).tolist() == [1, 1]
+    assert [draw_again(person).tobytes() for person in people] != [one.tobytes() for one in drawings]
     others = [draw_others(person, 1)[0] for person in people]
     assert galleries.measure_found(others).tolist() == [0, 0]
 

@@ -15,14 +15,13 @@ from imprompt import Reference, generate, load_adapter, mini
 from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.judges import CharacterJudge
-from imprompt.lab.figures.people import sample_people
 from imprompt.lab.suite.scoring import read_pictures
 from imprompt.lab.suite.structure import measure_edge_gaps, measure_line_shares
 from imprompt.lab.suite.subjects import sample_subjects
 
 SIZE = 128
 FILES = [path for path in mini.WEIGHTS.rglob("*") if path.is_file()]
-SHAPES = {"mini": ("base", 4), "mini-plus": ("plus", 16), "mini-face": ("faceid", 4)}
+SHAPES = {"mini": ("base", 4), "mini-plus": ("plus", 16)}
 """Each adapter's variant and number of tokens."""
 
 every_adapter = pytest.mark.parametrize("name", EMBEDDED)
@@ -72,9 +71,7 @@ def test_an_adapter_file_finds_its_own_encoder_again(name: str) -> None:
 
 
 def test_an_embedded_adapter_that_is_not_there_is_named() -> None:
-    with pytest.raises(
-        UnknownModel, match="no embedded adapter 'maxi'; they are: mini, mini-plus, mini-face"
-    ):
+    with pytest.raises(UnknownModel, match="no embedded adapter 'maxi'; they are: mini, mini-plus"):
         mini.adapter("maxi")
 
 
@@ -120,22 +117,6 @@ def test_pictures_keep_more_of_their_own_reference_than_of_another(
     own = kept_share(judge, made, [subject.picture for subject in subjects])
     others = kept_share(judge, made, [subject.picture for subject in (*subjects[1:], subjects[0])])
     assert own > others + 0.2
-
-
-def test_a_face_adapter_keeps_the_person_where_the_text_asks_for_another_style(
-    pipe: StableDiffusionPipeline,
-) -> None:
-    people, judge = sample_people(8), CharacterJudge.load(mini.WEIGHTS / "judge")
-    adapter = load_adapter("mini-face")
-    made = [
-        generate(pipe, adapter, [person.subject.picture], prompt=person.text, steps=10)[0]
-        for person in people
-    ]
-    words = read_pictures(judge, made).words
-    styles = [word == person.target.style for word, person in zip(words["style"], people, strict=True)]
-    assert sum(styles) >= 6
-    hair = [word == person.target.get("hair") for word, person in zip(words["hair"], people, strict=True)]
-    assert sum(hair) >= 5
 
 
 # What stands beside the base

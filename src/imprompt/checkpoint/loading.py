@@ -64,8 +64,8 @@ def load_adapter(
     becomes float16.
 
     Args:
-        source: "mini", "mini-plus" or "mini-face" (the embedded ones), the short name of a published one
-            (`imprompt variants` lists them), a file, or "owner/name:file/in/repo" on the hub
+        source: "mini" or "mini-plus" (the embedded ones), the short name of a published one (`imprompt
+            variants` lists them), a file, or "owner/name:file/in/repo" on the hub
         image_encoder: a model, a folder, or a hub id "owner/name:subfolder"; None for an adapter that will
             only take encoded inputs. By default the encoder that the file names, the embedded one for the
             embedded adapters, or the one that published adapters of these widths need, from the hub; none for
@@ -84,10 +84,9 @@ def load_adapter(
         adapter = load_embedded_adapter(name)
         _refuse_version(face_plus_version, name)
         known: EncoderLike | None = adapter.image_encoder
-        phrase = "its own image encoder" if known else "identity embedding of the recognizer"
+        phrase = "its own image encoder"
     else:
         adapter, description = _load_file(_locate(name), face_plus_version)
-        adapter.face_embedder = _find_face_embedder(description)
         known = _find_encoder(description) if image_encoder == "known" else None
         phrase = description.encoder or ""
     image_encoder = known if image_encoder == "known" else image_encoder
@@ -98,11 +97,10 @@ def load_adapter(
 
 
 def load_embedded_adapter(name: str = "mini", *, weights: Path = EMBEDDED_WEIGHTS) -> ImagePromptAdapter:
-    """Load one of the embedded model's image-prompt adapters, with its image encoder or its face embedder.
+    """Load one of the embedded model's image-prompt adapters, with its image encoder.
 
     Args:
-        name: "mini" maps the image embedding to four tokens, "mini-plus" the grid of features to sixteen,
-            "mini-face" the recognizer's embedding of the person to four
+        name: "mini" maps the image embedding to four tokens, "mini-plus" the grid of features to sixteen
         weights: a folder written by `imprompt mini train`
 
     Raises:
@@ -110,15 +108,9 @@ def load_embedded_adapter(name: str = "mini", *, weights: Path = EMBEDDED_WEIGHT
     """
     if name not in EMBEDDED:
         raise UnknownModel(f"there is no embedded adapter {name!r}; they are: {', '.join(EMBEDDED)}")
-    variant, file = EMBEDDED[name]
-    path = find_embedded_part(weights / "adapter") / file
-    if variant == "faceid":
-        adapter = load_adapter(path, image_encoder=None)
-        adapter.face_embedder = load_embedded_recognizer(weights)
-    else:
-        encoder = load_image_encoder(find_embedded_part(weights / "image_encoder"))
-        adapter = load_adapter(path, image_encoder=encoder)
-    return adapter.float()
+    folder = find_embedded_part(weights / "adapter")
+    encoder = load_image_encoder(find_embedded_part(weights / "image_encoder"))
+    return load_adapter(folder / EMBEDDED[name].file, image_encoder=encoder).float()
 
 
 def load_embedded_recognizer(weights: Path = EMBEDDED_WEIGHTS) -> CharacterEmbedder:
@@ -272,7 +264,12 @@ def _unify_formats(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _find_encoder(description: Description) -> EncoderLike | None:
-    """Return the encoder that the file names ("mini" or one on the hub), else that of published adapters."""
+    """Return the encoder that the file names ("mini" or one on the hub), else that of published adapters.
+
+    An adapter of face embeddings alone needs none.
+    """
+    if set(description.takes) == {"face_embedding"}:
+        return None
     stated = description.metadata.get("image_encoder", "")
     if stated == "mini":
         return load_image_encoder(find_embedded_part(EMBEDDED_WEIGHTS / "image_encoder"))
@@ -280,11 +277,6 @@ def _find_encoder(description: Description) -> EncoderLike | None:
         return stated
     sources = (describe_encoder(name, width).source for name, width in description.takes.items())
     return next((source for source in sources if source), None)
-
-
-def _find_face_embedder(description: Description) -> CharacterEmbedder | None:
-    """Return the embedded model's face embedder for a file that was trained with it."""
-    return load_embedded_recognizer() if description.metadata.get("face_model") == "mini" else None
 
 
 def _load_fitting_encoder(

@@ -49,13 +49,11 @@ class EmbeddedAdapter(NamedTuple):
 EMBEDDED = {
     "mini": EmbeddedAdapter("base", "ip-adapter.safetensors"),
     "mini-plus": EmbeddedAdapter("plus", "ip-adapter-plus.safetensors"),
-    "mini-face": EmbeddedAdapter("faceid", "ip-adapter-faceid.safetensors"),
 }
 """Name → embedded adapter."""
 
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "mini" / "weights"
-"""The embedded model's shipped weights: `base`, `adapter`, `image_encoder`, `recognizer`, `styles`,
-`control`, `judge`."""
+"""The embedded model's shipped weights: `base`, `adapter`, `image_encoder`, `styles`, `control`, `judge`."""
 
 VIT_H = "h94/IP-Adapter:models/image_encoder"
 VIT_BIGG = "h94/IP-Adapter:sdxl_models/image_encoder"

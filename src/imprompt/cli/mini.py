@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from imprompt.checkpoint import EMBEDDED_WEIGHTS
 from imprompt.cli.outputs import keep_existing
 from imprompt.cli.terminal import import_with_extra
 from imprompt.errors import ConfigError
@@ -140,7 +139,7 @@ def export(
     recognizer: Annotated[
         str | None,
         typer.Option(
-            help="Model whose recognizer embeds faces: mini, a folder, or a name in the cache. Then the "
+            help="Folder of a model whose recognizer embeds faces, or a name in the cache. Then the "
             "references are other views of the same person, for the presets mini-face and mini-face-plus."
         ),
     ] = None,
@@ -153,13 +152,13 @@ def export(
 
     imprompt mini export characters
 
-    imprompt mini export people --recognizer mini
+    imprompt mini export people --recognizer mini-128
     """
     exporting = import_with_extra("imprompt.lab.making.exporting", "mini")
     if recognizer is None:
         exporting.export_samples(output, layout=layout, count=count, held_out=held_out, seed=seed)
     else:
-        folder = EMBEDDED_WEIGHTS if recognizer == "mini" else resolve_in_cache(recognizer)
+        folder = resolve_in_cache(recognizer)
         exporting.export_people(output, folder, layout=layout, count=count, held_out=held_out, seed=seed)
     typer.echo(f"wrote {count:,} samples to {output}, {held_out:,} to {output}-held-out")
 

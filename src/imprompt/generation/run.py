@@ -225,6 +225,6 @@ def load_job_adapter(name: str, job: Job) -> ImagePromptAdapter:
         name, image_encoder=job.image_encoder or "known", face_plus_version=job.face_plus_version
     )
     with_pictures = [one for one in job.by_adapter[name] if one.face is None and not one.is_embeddings]
-    if "face_embedding" in adapter.projection.takes and adapter.face_embedder is None and with_pictures:
+    if "face_embedding" in adapter.projection.takes and with_pictures:
         adapter.face_embedder = InsightFaceEmbedder()
     return adapter

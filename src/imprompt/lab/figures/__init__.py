@@ -68,7 +68,6 @@ def evaluate_figures(
     models = replace(
         models,
         plus=mini.adapter("mini-plus", weights=folder).to(device),
-        face=mini.adapter("mini-face", weights=folder).to(device),
         controlnet=cast(Any, mini.controlnet(weights=folder)).to(device),
         fine_tuned=mini.pipeline(style="lines", weights=folder).to(device),
     )

@@ -39,13 +39,11 @@ class FigureSettings:
     Attributes:
         subjects: characters for every number
         shown: rows of a figure
-        gallery: number of drawings of a style among which a person is searched, its own included
         paint: how images are generated
     """
 
     subjects: int = 48
     shown: int = 6
-    gallery: int = 200
     paint: ImageSettings = field(default_factory=ImageSettings)
 
 

@@ -22,8 +22,6 @@ from imprompt.lab.figures.measures import (
     measure_edge_correlations,
     measure_seed_differences,
 )
-from imprompt.lab.figures.people import PeopleGalleries, sample_people
-from imprompt.lab.making.drawing import draw
 from imprompt.lab.suite.structure import draw_line_pictures, measure_line_shares
 from imprompt.lab.suite.subjects import CHANGES
 
@@ -40,9 +38,6 @@ HIDDEN = (150, 152, 156)
 
 TEXT_SCALES = {"sunglasses": 1.0, "pixel-art": 0.75, "red ground": 1.0}
 """λ for each text."""
-
-IDENTITY_SCALES = (0.5, 0.75, 1.0)
-"""λ of the adapter of one embedding where a style is asked for; the floor is of the middle one."""
 
 STRENGTHS = (0.5, 0.7, 0.9)
 """The strengths of image to image."""
@@ -182,27 +177,6 @@ def draw_fine_grained(images: FigureImages) -> Figure:
     return build_figure("fine-grained", columns, numbers)
 
 
-def draw_identity(images: FigureImages) -> Figure:
-    """Draw a person in another style, from its face embedding and from its picture."""
-    face = require(images.models.face, "adapter mini-face")
-    people = sample_people(images.settings.subjects)
-    few = FigureImages(images.models, images.settings, [person.subject for person in people])
-    galleries = PeopleGalleries(images.models.judge, people, images.settings.gallery)
-    texts = [person.text for person in people]
-    plain = {one: few.generate(few.build_prompts(scale=one), prompt=texts) for one in IDENTITY_SCALES}
-    faced = few.generate(few.build_prompts(), adapter=face, prompt=texts)
-    columns = {"image prompt": few.drawings}
-    columns |= {"the same person": [few.fit(draw(person.target)) for person in people]}
-    columns |= {f"mini, scale {scale:g}": pictures for scale, pictures in plain.items()}
-    columns["mini-face"] = faced
-    best = plain[IDENTITY_SCALES[1]]
-    numbers = {
-        "found": (galleries.measure_found(faced), galleries.measure_found(best)),
-        "style": (galleries.measure_style(faced), galleries.measure_style(few.alone)),
-    }
-    return build_figure("identity", columns, numbers)
-
-
 def draw_mixing(images: FigureImages) -> Figure:
     """Draw two image prompts in one image: both everywhere, and one above the other."""
     both = images.generate(images.build_prompts(scale=0.5), images.build_prompts(images.partners, scale=0.5))
@@ -274,7 +248,6 @@ PANELS: tuple[Callable[[FigureImages], Figure], ...] = (
     draw_image_to_image,
     draw_inpainting,
     draw_fine_grained,
-    draw_identity,
     draw_mixing,
     draw_style_and_layout,
 )

@@ -2,9 +2,10 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.lab.figures.figure import Values
@@ -105,6 +106,12 @@ class PeopleGalleries:
         return np.array(
             [float(word == one.target.style) for word, one in zip(words, self.people, strict=True)]
         )
+
+
+def draw_again(person: PersonInStyle, seed: int = 2) -> Image.Image:
+    """Draw the same person in the asked style with other shapes of the same attributes."""
+    rng = random.Random(f"{seed}/people/{person.subject.number}")
+    return draw(replace(person.target, seed=rng.randrange(2**31)))
 
 
 def draw_others(person: PersonInStyle, count: int, seed: int = 1) -> Pictures:

@@ -28,7 +28,6 @@ class SuiteModels:
         judge: reads the images
         name: the adapter's name
         plus: another adapter, of the grid of features; only figures use it
-        face: another adapter, of face embeddings; only figures use it
         controlnet: of edges; only figures use it
         fine_tuned: the base as fine-tuned on line drawings; only figures use it
     """
@@ -38,7 +37,6 @@ class SuiteModels:
     judge: CharacterJudge
     name: str = "adapter"
     plus: ImagePromptAdapter | None = None
-    face: ImagePromptAdapter | None = None
     controlnet: ControlNetModel | None = None
     fine_tuned: StableDiffusionPipeline | None = None
 

@@ -191,20 +191,28 @@ class ImagePromptObjective(LatentObjective):
 
     def metadata(self) -> dict[str, str]:
         """Return the facts on training in the adapter's file, without the folders of this machine."""
-        base, encoder = self.config.base, self.base.image_encoder
-        faces = (
-            {"face_model": self.config.adapter.face_model} if "face_embedding" in self.config.takes else {}
-        )
-        encoder_name = "mini" if base.image_encoder == "known" else strip_folders(base.image_encoder)
+        base = self.config.base
         return {
             "steps": str(self.steps_taken()),
             "seed": str(self.config.training.seed),
             "base": strip_folders(base.model),
             "prediction": self.noising.prediction,
             "preset": self.config.preset,
-            **faces,
-            **({"image_encoder": encoder_name, "encoder": encoder.name} if encoder else {}),
+            **self.describe_inputs(),
         }
+
+    def describe_inputs(self) -> dict[str, str]:
+        """Return the models that compute what the adapter takes: image encoder, face model."""
+        source, encoder, takes = (
+            self.config.base.image_encoder,
+            self.base.image_encoder,
+            set(self.config.takes),
+        )
+        named = {"face_model": self.config.adapter.face_model} if "face_embedding" in takes else {}
+        if encoder is None or takes == {"face_embedding"}:
+            return named
+        name = "mini" if source == "known" else strip_folders(source)
+        return {"image_encoder": name, "encoder": encoder.name, **named}
 
 
 def shuffle_references(batches: Sequence[PromptBatch]) -> list[PromptBatch]:
