@@ -64,7 +64,8 @@ IMAGES = (
 UNIT = "enabled image weight guidance_start guidance_end mask model advanced_weighting"
 WEBUI = (
     "prompt negative_prompt seed steps cfg_scale width height batch_size n_iter mask sampler_name "
-    "sampler_index scheduler override_settings init_images denoising_strength enable_hr script_name inpainting_mask_invert"
+    "sampler_index scheduler override_settings init_images denoising_strength enable_hr script_name "
+    "inpainting_mask_invert"
 )
 images = objects(*IMAGES.split(), references=references | values | st.just('[{"image": 0}]'))
 units = st.lists(objects(*UNIT.split(), module=st.just("ip-adapter-auto") | values), max_size=2)
