@@ -37,7 +37,8 @@ _BRING = """
     const files = new DataTransfer();
     files.items.add(new File([bytes], name, {type: "image/png"}));
     const options = {bubbles: true, cancelable: true, dataTransfer: files, clipboardData: files};
-    element.dispatchEvent(event === "drop" ? new DragEvent(event, options) : new ClipboardEvent(event, options));
+    const Kind = event === "drop" ? DragEvent : ClipboardEvent;
+    element.dispatchEvent(new Kind(event, options));
 """
 _RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 
@@ -159,7 +160,8 @@ class Page:
 
     def complaints(self) -> list[str]:
         """What the browser has complained about since the last call, scripts that failed for one."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]  # pyright: ignore[reportAttributeAccessIssue]
+        entries = self.driver.get_log("browser")  # pyright: ignore[reportAttributeAccessIssue]
+        return [entry["message"] for entry in entries if "favicon.ico" not in entry["message"]]
 
     def find_violations(self, axe: str) -> list[str]:
         """What axe-core finds wrong with the page as it is now."""
@@ -172,7 +174,10 @@ class Page:
         return [f"{one['id']}: {node['html'][:200]}" for one in result["violations"] for node in one["nodes"]]
 
     def screenshot(self, path: Path) -> None:
-        self.driver.save_screenshot(str(path))
+        """Save what is seen, in 256 colors."""
+        self._command("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+        picture = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+        picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 @contextmanager

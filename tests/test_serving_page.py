@@ -1,6 +1,7 @@
 """The page of `imprompt serve` in Chromium: everything that a visitor does with it."""
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -371,3 +372,22 @@ def test_axe_finds_nothing(
     assert page.find_violations(axe) == []
     page.click("[data-act=paint]")
     assert page.find_violations(axe) == []
+
+
+def test_screenshots_for_the_documents(page: Page, tmp_path: Path) -> None:
+    """With IMPROMPT_FIGURES=docs/figures this test makes the figures of docs/serving.md."""
+    folder = Path(os.environ.get("IMPROMPT_FIGURES", tmp_path))
+    for name, size, seed in (("wide", (1280, 800), 3733796616), ("phone", (390, 844), 5)):
+        page.open(*size, touch=name == "phone")
+        page.set("[name=seed]", seed)
+        page.click("#welcome .tile")
+        page.finish()
+        page.click("[data-act=strip]")
+        assert page.finish()["status"] == "done"
+        page.wait(lambda: len(page.all("#row .made")) == 5)
+        page.run(
+            "document.querySelector('#stage').scrollIntoView(); document.querySelector('#generate').focus()"
+        )
+        file = folder / f"serve-{name}.png"
+        page.screenshot(file)
+        assert file.stat().st_size < 150_000

@@ -203,7 +203,8 @@ function showProgress(message) {
 	$("#generate").classList.toggle("primary", !isBusy);
 	$("progress").value = run ? measureRun(run) : 0;
 	$("#status").textContent = message || (run || (!isSubmitting && runs.length) ? describeRun(run ?? runs[0]) : "");
-	if (run?.status === "running") $("#live").textContent = `${Math.floor(measureRun(run) * 4) * 25} percent`;
+	const quarter = run?.status === "running" && `${Math.floor(measureRun(run) * 4) * 25} percent`;
+	if (quarter && $("#live").textContent !== quarter) $("#live").textContent = quarter;
 }
 
 function describeRun(run) {
