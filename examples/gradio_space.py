@@ -1,7 +1,7 @@
 """A page of Gradio for a Hugging Face Space: `pip install imprompt gradio`, then `python gradio_space.py`.
 
-In a Space, this file is `app.py`, and `requirements.txt` has the line `imprompt`. For another base, load any pipeline of
-diffusers and an adapter that fits it: docs/quickstart.md has the lines. `imprompt serve` has a page of its own.
+In a Space this file is `app.py`. For another base, load any pipeline of diffusers and an adapter that fits
+it: docs/quickstart.md has the lines. `imprompt serve` has a page of its own.
 """
 
 import gradio as gr
@@ -24,7 +24,10 @@ def generate(
     for strength in STRENGTHS if strip else (scale,):
         reference = imprompt.Reference(picture, scale=strength, layers=layers)
         pictures += imprompt.generate(PIPE, ADAPTER, reference, prompt=prompt, seed=int(seed))
-    return [(made, f"strength {one:g}") for made, one in zip(pictures, STRENGTHS if strip else (scale,), strict=True)]
+    return [
+        (made, f"strength {one:g}")
+        for made, one in zip(pictures, STRENGTHS if strip else (scale,), strict=True)
+    ]
 
 
 demo = gr.Interface(

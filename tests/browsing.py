@@ -7,19 +7,21 @@ import shutil
 import subprocess
 import tarfile
 import time
+import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 _FLAGS = (
@@ -27,7 +29,17 @@ _FLAGS = (
     *("disable-background-networking", "disable-component-update", "disable-sync"),
 )
 _AXE = "axe-core@4.14.1"
-_AXE_HASH = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="  # of the registry: sha512
+_AXE_HASH = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
+"""SHA-512, as the registry states it."""
+_BRING = """
+    const [element, base64, name, event] = arguments;
+    const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    const files = new DataTransfer();
+    files.items.add(new File([bytes], name, {type: "image/png"}));
+    const options = {bubbles: true, cancelable: true, dataTransfer: files, clipboardData: files};
+    const Kind = event === "drop" ? DragEvent : ClipboardEvent;
+    element.dispatchEvent(new Kind(event, options));
+"""
 _RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 
 
@@ -74,7 +86,8 @@ class Page:
             except StaleElementReferenceException:
                 pass
             time.sleep(0.05)
-        raise AssertionError(f"still not so after {seconds} s; the page says {[self.text(one) for one in ('#status', '#fault')]}")
+        says = [self.text(selector) for selector in ("#status", "#fault")]
+        raise AssertionError(f"still not so after {seconds} s; the page says {says}")
 
     def all(self, selector: str) -> list[WebElement]:
         """The elements of a selector that can be seen."""
@@ -100,12 +113,16 @@ class Page:
 
     def set(self, selector: str, value: object) -> None:
         """Set a field as typing or dragging does."""
-        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
-        self.run(script, self.find(selector), str(value))
+        event = "arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
+        self.run(f"arguments[0].value = arguments[1]; {event}", self.find(selector), str(value))
 
     def send(self, selector: str, path: Path) -> None:
         """Choose a file."""
         self.find(selector).send_keys(str(path))
+
+    def bring(self, path: Path, selector: str, event: str) -> None:
+        """Drop or paste a file on an element."""
+        self.run(_BRING, self.find(selector), b64encode(path.read_bytes()).decode(), path.name, event)
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -115,7 +132,10 @@ class Page:
         """Drag from a place to another; both are fractions of the element."""
         element = self.find(selector)
         (x, y), (to_x, to_y) = (
-            (round((place[0] - 0.5) * element.size["width"]), round((place[1] - 0.5) * element.size["height"]))
+            (
+                round((place[0] - 0.5) * element.size["width"]),
+                round((place[1] - 0.5) * element.size["height"]),
+            )
             for place in (begin, end)
         )
         chain = ActionChains(self.driver).move_to_element_with_offset(element, x, y).click_and_hold()
@@ -140,7 +160,8 @@ class Page:
 
     def complaints(self) -> list[str]:
         """What the browser has complained about since the last call, scripts that failed for one."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]  # pyright: ignore[reportAttributeAccessIssue]
+        entries = self.driver.get_log("browser")  # pyright: ignore[reportAttributeAccessIssue]
+        return [entry["message"] for entry in entries if "favicon.ico" not in entry["message"]]
 
     def find_violations(self, axe: str) -> list[str]:
         """What axe-core finds wrong with the page as it is now."""
@@ -153,7 +174,10 @@ class Page:
         return [f"{one['id']}: {node['html'][:200]}" for one in result["violations"] for node in one["nodes"]]
 
     def screenshot(self, path: Path) -> None:
-        self.driver.save_screenshot(str(path))
+        """Save what is seen, in 256 colors."""
+        self._command("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+        picture = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+        picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 @contextmanager
@@ -177,7 +201,7 @@ def running_browser(folder: Path) -> Iterator[Chrome]:
 
 
 def read_axe(folder: Path) -> str:
-    """Return the script of axe-core from the npm registry, kept in a folder; skip the test where there is no npm."""
+    """Return the script of axe-core from the npm registry; skip the test where there is no npm."""
     file = folder / f"{_AXE}.tgz"
     if not file.is_file():
         if shutil.which("npm") is None:
@@ -193,3 +217,33 @@ def read_axe(folder: Path) -> str:
         script = archive.extractfile("package/axe.min.js")
         assert script is not None
         return script.read().decode()
+
+
+def fetch(address: str, path: str) -> bytes:
+    with urllib.request.urlopen(address + path) as response:
+        return response.read()
+
+
+def post(address: str, path: str, values: dict[str, Any]) -> bytes:
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(address + path, json.dumps(values).encode(), headers)
+    with urllib.request.urlopen(request) as response:
+        return response.read()
+
+
+def pixels(address: str, run: dict[str, Any], index: int = 0) -> np.ndarray:
+    return np.asarray(served_picture(address, run["pictures"][index]["url"]))
+
+
+def served_picture(address: str, path: str) -> Image.Image:
+    return Image.open(io.BytesIO(fetch(address, path))).convert("RGB")
+
+
+def save_photo(path: Path, size: tuple[int, int] = (4000, 3000)) -> Path:
+    """A photo of 12 megapixels that a phone has stored on its side: the red half is up when it is shown."""
+    photo = Image.new("RGB", size, "blue")
+    ImageDraw.Draw(photo).rectangle((0, 0, size[0] // 2, size[1]), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(path, exif=exif)
+    return path

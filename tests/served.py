@@ -1,5 +1,6 @@
 """A server of the toy model, for the tests: settings, an engine that is fed by hand, a live server."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,8 @@ from PIL import Image
 
 import tiny
 from conftest import ToyModel
-from imprompt.generation.run import JobResult
+from imprompt.generation.job import Job
+from imprompt.generation.run import JobModels, JobResult, load_models, run_job
 from imprompt.serving.app import create_app
 from imprompt.serving.engine.loop import Engine
 from imprompt.serving.engine.models import ModelStore
@@ -44,6 +46,20 @@ def toy_job(toy: ToyModel, **changes: Any) -> dict[str, Any]:
     """The job of one picture."""
     models = {"base": str(toy.base), "adapter": str(toy.adapter), "image_encoder": str(toy.image_encoder)}
     return {**models, "steps": 3, "references": [], **changes}
+
+
+@functools.cache
+def _load_once(base: str, adapter: str, image_encoder: str, scheduler: str | None) -> JobModels:
+    values = {"base": base, "adapter": adapter, "image_encoder": image_encoder, "scheduler": scheduler}
+    return load_models(Job.model_validate({**values, "references": ["any.png"]}))
+
+
+def generate(values: dict[str, Any]) -> np.ndarray:
+    """The picture that `imprompt generate` makes of a job."""
+    job = Job.model_validate(values)
+    names = (values["base"], values["adapter"], values["image_encoder"])
+    (result,) = run_job(job, models=_load_once(*names, job.scheduler))
+    return np.asarray(result.picture)
 
 
 def save_picture_of(seed: int, folder: Path) -> str:

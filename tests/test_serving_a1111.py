@@ -19,8 +19,6 @@ from PIL import Image
 import served
 import tiny
 from conftest import ToyModel
-from imprompt.generation.job import Job
-from imprompt.generation.run import run_job
 from imprompt.serving.access import Access
 from imprompt.serving.service import Service
 
@@ -90,8 +88,8 @@ def test_an_ip_adapter_unit_is_a_reference(client: Any, toy: ToyModel, tmp_path:
     )
     reference = {"images": served.save_picture_of(1, tmp_path), "scale": 0.6, "start": 0.2, "end": 0.9}
     job = served.toy_job(toy, references=[reference], prompt="a cat", seed=5, steps=6, guidance_scale=7.0)
-    (expected,) = run_job(Job.model_validate(job | {"scheduler": "ddim"}))
-    assert np.array_equal(np.asarray(result.image.convert("RGB")), np.asarray(expected.picture))
+    expected = served.generate(job | {"scheduler": "ddim"})
+    assert np.array_equal(np.asarray(result.image.convert("RGB")), expected)
 
 
 def test_a_unit_may_have_several_pictures_a_region_and_weights(address: str, service: Service) -> None:

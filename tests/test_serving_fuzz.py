@@ -16,7 +16,7 @@ from imprompt.serving.app import create_app
 from imprompt.serving.engine.loop import QueueFull
 from imprompt.serving.requests import GenerationRequest, ReferenceRequest
 
-QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,9 @@ IMAGES = (
 )
 UNIT = "enabled image weight guidance_start guidance_end mask model advanced_weighting"
 WEBUI = (
-    "prompt negative_prompt seed steps cfg_scale width height batch_size n_iter mask sampler_name sampler_index "
-    "scheduler override_settings init_images denoising_strength enable_hr script_name inpainting_mask_invert"
+    "prompt negative_prompt seed steps cfg_scale width height batch_size n_iter mask sampler_name "
+    "sampler_index scheduler override_settings init_images denoising_strength enable_hr script_name "
+    "inpainting_mask_invert"
 )
 images = objects(*IMAGES.split(), references=references | values | st.just('[{"image": 0}]'))
 units = st.lists(objects(*UNIT.split(), module=st.just("ip-adapter-auto") | values), max_size=2)

@@ -16,8 +16,6 @@ from starlette.testclient import TestClient
 import served
 import tiny
 from conftest import ToyModel
-from imprompt.generation.job import Job
-from imprompt.generation.run import run_job
 from imprompt.serving.app import create_app
 from imprompt.serving.service import Service
 
@@ -117,8 +115,7 @@ def test_the_picture_is_that_of_generate_and_carries_its_settings(
     (picture,) = read_pictures(client, job)
     values = reference | {"images": served.save_picture_of(0, tmp_path)}
     expected = served.toy_job(toy, prompt="a cat", references=[values], steps=4, seed=4, guidance_scale=2.0)
-    (result,) = run_job(Job.model_validate(expected))
-    assert np.array_equal(picture, np.asarray(result.picture))
+    assert np.array_equal(picture, served.generate(expected))
     data = client.get(f"/api/jobs/{job['id']}/pictures/0").content
     settings = json.loads(Image.open(io.BytesIO(data)).info["imprompt"])
     assert (settings["seed"], settings["steps"], settings["references"][0]["scale"]) == (4, 4, 0.4)
@@ -392,4 +389,4 @@ def test_many_clients_lose_nothing(client: TestClient, service: Service) -> None
     for thread in threads:
         thread.join(60)
     assert results == dict.fromkeys(range(12), "done")
-    assert service.engine.running == service.engine.waiting == 0
+    assert served.wait_until(lambda: service.engine.running == service.engine.waiting == 0)

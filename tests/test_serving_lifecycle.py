@@ -105,7 +105,7 @@ def test_many_clients_that_hang_up_lose_no_row(service: Service, address: str) -
 
 
 def test_a_job_goes_on_when_a_reader_of_its_events_leaves(service: Service, address: str) -> None:
-    with contextlib.closing(ask(address, "/api/jobs", {"steps": 40})) as connection:
+    with contextlib.closing(ask(address, "/api/jobs", {"steps": 15})) as connection:
         job = json.load(connection.getresponse())
     reader = http.client.HTTPConnection(address)
     reader.request("GET", job["events"])
@@ -114,7 +114,7 @@ def test_a_job_goes_on_when_a_reader_of_its_events_leaves(service: Service, addr
     with urllib.request.urlopen(f"http://{address}{job['events']}") as answer:
         again = answer.read().decode()
     assert "event: done" in again
-    assert again.count("event: step") == 40
+    assert again.count("event: step") == 15
 
 
 # Draining
@@ -123,7 +123,7 @@ def test_a_job_goes_on_when_a_reader_of_its_events_leaves(service: Service, addr
 def test_a_server_that_stops_finishes_what_runs_and_refuses_the_rest(toy: ToyModel) -> None:
     with served.running_service(served.toy_settings(toy, batching={"pictures": 1})) as service:
         client = TestClient(create_app(service), base_url="http://localhost")
-        running, waiting = (client.post("/api/jobs", json={"steps": 60}).json() for _ in range(2))
+        running, waiting = (client.post("/api/jobs", json={"steps": 25}).json() for _ in range(2))
         assert served.wait_until(
             lambda: client.get(f"/api/jobs/{running['id']}").json()["status"] == "running"
         )
@@ -192,7 +192,8 @@ def test_an_engine_that_fails_answers_500_and_goes_on(
     is_broken.set()
 
     def fail() -> Any:
-        if is_broken.is_set():
+        calls = [active for active in service.engine._active if active.thread.status == "calling"]
+        if calls and is_broken.is_set():
             is_broken.clear()
             raise SystemError("broken")
         return group()

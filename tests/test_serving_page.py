@@ -1,119 +1,30 @@
-"""The page of `imprompt serve`: its files; and, in a browser, everything that a visitor does with it."""
+"""The page of `imprompt serve` in Chromium: everything that a visitor does with it."""
 
 import json
+import os
 import random
 import re
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
-from starlette.testclient import TestClient
+from PIL import Image
+from selenium.webdriver import ActionChains, Keys
 
 import browsing
 import served
-import tiny
-from browsing import Page
+from browsing import Page, pixels, post, save_photo, served_picture
 from conftest import ToyModel
 from imprompt.generation.job import Job
 from imprompt.generation.run import run_job
-from imprompt.serving.app import create_app
-from imprompt.serving.requests import GenerationRequest, ReferenceRequest
 from imprompt.serving.service import EXAMPLES, Service
 from imprompt.serving.settings import ServerSettings
 
+pytestmark = pytest.mark.slow
+
 PAGE = EXAMPLES.parent / "page"
-FILES = sorted(path.name for path in PAGE.iterdir())
-POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-
-SVG = "http://www.w3.org/2000/svg"
-"""A name, which no browser fetches."""
-
-
-def read(name: str) -> str:
-    return (PAGE / name).read_text(encoding="utf-8")
-
-
-SCRIPTS = "\n".join(read(name) for name in FILES if name.endswith(".js"))
-
-
-# The files
-
-
-@pytest.fixture(scope="module")
-def client(toy: ToyModel) -> Iterator[TestClient]:
-    with served.running_service(served.toy_settings(toy), page=PAGE, draw=draw) as service:
-        yield TestClient(create_app(service), base_url="http://localhost")
-
-
-def draw(seed: int) -> Image.Image:
-    return tiny.picture(seed=seed % 100)
-
-
-def test_every_file_is_served_with_its_type_and_the_policy(client: TestClient) -> None:
-    for name in ("", *FILES):
-        response = client.get(f"/{name}")
-        assert response.status_code == 200
-        kind = TYPES[Path(name or "index.html").suffix]
-        assert response.headers["content-type"].partition(";")[0] == kind
-        assert response.headers["content-security-policy"] == POLICY
-        assert response.headers["x-content-type-options"] == "nosniff"
-        assert response.content == (PAGE / (name or "index.html")).read_bytes()
-
-
-def test_the_page_has_less_than_60_kilobytes_in_all() -> None:
-    assert sum((PAGE / name).stat().st_size for name in FILES) < 60 * 1024
-
-
-def test_the_page_needs_no_other_address_and_nothing_inline() -> None:
-    for name in FILES:
-        assert not re.search(r"(https?:)?//[a-z]", read(name).replace(SVG, "")), name
-    page = read("index.html")
-    assert re.findall(r"<script[^>]*>", page) == ['<script type="module" src="main.js">']
-    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page)
-    modules = {name for names in re.findall(r'from "\./([\w.]+)"', SCRIPTS) for name in [names]}
-    assert modules | {"main.js"} == {name for name in FILES if name.endswith(".js")}
-
-
-def test_the_scripts_look_for_elements_that_the_page_has() -> None:
-    page = read("index.html")
-    for name in re.findall(r'\$\$?\("#([\w-]+)', SCRIPTS):
-        assert f'id="{name}"' in page, name
-    buttons = set(re.findall(r'data-act="(\w+)"', page))
-    assert buttons == set(re.findall(r"^\t(\w+): (?:async )?\(", read("main.js"), re.MULTILINE)) | {"paint"}
-
-
-def test_the_page_uses_routes_fields_and_events_that_the_api_has(client: TestClient) -> None:
-    paths = client.get("/openapi.json").json()["paths"]
-    called = re.findall(r'"(GET|POST|DELETE)", [`"](/api/[^`"]*)', read("api.js"))
-    assert len(called) >= 7
-    for method, path in called:
-        route = re.sub(r"\$\{id\}", "{name}", path)
-        assert method.lower() in paths[route], (method, route)
-    assert "/api/jobs/{name}/events" in paths
-    assert "/api/assets/{name}/view" in paths
-    fields = set(re.findall(r'name="(\w+)"', read("index.html").partition("<template>")[0])) - {"viewport"}
-    assert fields <= set(GenerationRequest.model_fields)
-    cards = set(re.findall(r'name="(\w+)"', read("index.html").partition("<template>")[2]))
-    assert cards - {"on"} <= set(ReferenceRequest.model_fields)
-    documented = re.findall(r"^\| `(\w+)` \|", served_events(), re.MULTILINE)
-    names = re.findall(r'"(\w+)"', "".join(re.findall(r"^const (?:ENDS|EVENTS) = .*$", read("api.js"), re.MULTILINE)))
-    assert set(names) == set(documented)
-
-
-def served_events() -> str:
-    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
-    return text.partition("### Events")[2].partition("###")[0]
-
-
-# In a browser
-
-slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -149,32 +60,6 @@ def page(browser_page: Page) -> Iterator[Page]:
     assert browser_page.complaints() == []
 
 
-def fetch(address: str, path: str) -> bytes:
-    with urllib.request.urlopen(address + path) as response:
-        return response.read()
-
-
-def pixels(address: str, run: dict[str, Any], index: int = 0) -> np.ndarray:
-    return np.asarray(served_picture(address, run["pictures"][index]["url"]))
-
-
-def served_picture(address: str, path: str) -> Image.Image:
-    import io
-
-    return Image.open(io.BytesIO(fetch(address, path))).convert("RGB")
-
-
-def save_photo(path: Path, size: tuple[int, int] = (4000, 3000)) -> Path:
-    """A photo of 12 megapixels that a phone has stored on its side: the red half is up when it is shown."""
-    photo = Image.new("RGB", size, "blue")
-    ImageDraw.Draw(photo).rectangle((0, 0, size[0] // 2, size[1]), "red")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    photo.save(path, exif=exif)
-    return path
-
-
-@slow
 def test_the_first_visit_makes_a_picture_with_one_click(page: Page) -> None:
     tiles = [tile.text for tile in page.all("#welcome .tile span")]
     assert tiles == ["blue hair", "glasses", "spiky hair", "draw a new one"]
@@ -186,8 +71,9 @@ def test_the_first_visit_makes_a_picture_with_one_click(page: Page) -> None:
     assert not page.all("#welcome")
 
 
-@slow
-def test_a_photo_is_turned_shrunk_and_shown_as_the_encoder_sees_it(page: Page, address: str, tmp_path: Path) -> None:
+def test_a_photo_is_turned_shrunk_and_shown_as_the_encoder_sees_it(
+    page: Page, address: str, tmp_path: Path
+) -> None:
     page.send("#prompts input[type=file]", save_photo(tmp_path / "photo.jpg"))
     page.wait(lambda: page.all(".card"))
     image = page.run("return JSON.parse(sessionStorage.getItem('imprompt.settings')).references[0].image")
@@ -200,12 +86,23 @@ def test_a_photo_is_turned_shrunk_and_shown_as_the_encoder_sees_it(page: Page, a
     assert bottom[2] > 200 > 50 > bottom[0]
     page.click(".card summary")
     page.set(".card [name=crop]", "pad")
-    source = page.wait(lambda: page.run("const view = document.querySelector('.card img'); return view.complete && view.src"))
+    source = page.wait(
+        lambda: page.run("const view = document.querySelector('.card img'); return view.complete && view.src")
+    )
     assert "crop=pad" in source
     assert source.startswith(f"{address}/api/assets/{image['id']}/view")
 
 
-@slow
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_pictures_are_dropped_and_pasted(page: Page, event: str) -> None:
+    page.bring(EXAMPLES / "glasses.png", "main", event)
+    page.wait(lambda: page.all(".card"))
+    assert page.text(".card .name") == "glasses"
+    page.bring(EXAMPLES / "glasses.png", "#start summary", event)
+    page.wait(lambda: page.find("#start .value").get_property("textContent") == "glasses")
+    assert len(page.all(".card")) == 1
+
+
 def test_a_painted_area_is_where_a_reference_acts(page: Page, address: str) -> None:
     page.click("#welcome .tile")
     everywhere = page.finish()
@@ -227,7 +124,6 @@ def test_a_painted_area_is_where_a_reference_acts(page: Page, address: str) -> N
     assert "mask" not in page.generate()["request"]["references"][0]
 
 
-@slow
 def test_inpainting_changes_only_what_is_painted(page: Page, address: str) -> None:
     start = Image.open(EXAMPLES / "glasses.png").convert("RGB").resize((128, 128))
     page.click("#start summary")
@@ -243,7 +139,6 @@ def test_inpainting_changes_only_what_is_painted(page: Page, address: str) -> No
     assert change[68:].mean() > 20
 
 
-@slow
 def test_outlines_of_a_picture_are_followed(page: Page) -> None:
     page.click("#control summary")
     page.send("#control input[type=file]", EXAMPLES / "glasses.png")
@@ -251,10 +146,11 @@ def test_outlines_of_a_picture_are_followed(page: Page) -> None:
     page.set("[name='control.scale']", 0.8)
     run = page.generate()
     assert run["status"] == "done"
-    assert [{**one, "image": ""} for one in run["request"]["controls"]] == [{"image": "", "model": "mini", "scale": 0.8}]
+    assert [{**one, "image": ""} for one in run["request"]["controls"]] == [
+        {"image": "", "model": "mini", "scale": 0.8}
+    ]
 
 
-@slow
 def test_stop_ends_a_run_within_a_step(page: Page, service: Service) -> None:
     page.set("[name=steps]", 200)
     page.click("#generate")
@@ -269,7 +165,6 @@ def test_stop_ends_a_run_within_a_step(page: Page, service: Service) -> None:
     assert sum(done for done, _ in job.progress.values()) < 200
 
 
-@slow
 def test_a_reload_joins_the_run_again(page: Page) -> None:
     page.set("[name=steps]", 80)
     page.click("#welcome .tile")
@@ -283,7 +178,6 @@ def test_a_reload_joins_the_run_again(page: Page) -> None:
     assert len(run["pictures"]) == 1
 
 
-@slow
 def test_one_click_shows_all_strengths_and_another_the_base_model(page: Page, address: str) -> None:
     page.set("[name=steps]", 8)
     page.click("#welcome .tile")
@@ -304,7 +198,6 @@ def test_one_click_shows_all_strengths_and_another_the_base_model(page: Page, ad
     assert page.value(".card input[type=number]") == "0.75"
 
 
-@slow
 def test_settings_of_a_picture_come_back_and_survive_toggles_and_reloads(page: Page) -> None:
     page.set("[name=steps]", 6)
     page.click("#welcome .tile")
@@ -329,7 +222,6 @@ def test_settings_of_a_picture_come_back_and_survive_toggles_and_reloads(page: P
     assert page.text(".card:last-child .name") == f"picture {run['pictures'][0]['seed']}"
 
 
-@slow
 @pytest.mark.parametrize("kind", ["Toml", "Python"])
 def test_copied_code_makes_the_same_picture(page: Page, address: str, tmp_path: Path, kind: str) -> None:
     page.set("[name=steps]", 6)
@@ -349,7 +241,6 @@ def test_copied_code_makes_the_same_picture(page: Page, address: str, tmp_path: 
     assert served.differ(made, pixels(address, run)) <= 1
 
 
-@slow
 def test_what_is_wrong_is_said_beside_the_control(page: Page, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("no picture")
     page.send("#prompts input[type=file]", tmp_path / "notes.png")
@@ -362,9 +253,10 @@ def test_what_is_wrong_is_said_beside_the_control(page: Page, tmp_path: Path) ->
     assert page.all("#note-steps")
     assert page.runs == []
     page.set("[name=steps]", 6)
-    page.set("[name=scheduler]", "lcm")
+    page.set("[name=prompt]", "glasses " * 100)
     page.click("#welcome .tile")
     page.finish()
+    assert page.text("#viewer ul")
     page.set(".card [name=scale]", 1.2)
     assert "The text counts for little" in page.text(".card .note")
     page.click(".card summary")
@@ -373,19 +265,50 @@ def test_what_is_wrong_is_said_beside_the_control(page: Page, tmp_path: Path) ->
     assert "It ends before it begins." in page.text(".card .note")
 
 
-@slow
-def test_a_server_that_is_gone_is_said(toy: ToyModel, browser_page: Page) -> None:
-    with served.running_service(served.toy_settings(toy), page=PAGE) as service:
+def test_a_server_that_is_full_or_gone_is_said(toy: ToyModel, browser_page: Page) -> None:
+    settings = served.toy_settings(toy, limits={"queue_seconds": 1e-9})
+    with served.running_service(settings, page=PAGE) as service:
         with served.live_server(service) as address:
             page = Page(browser_page.driver, address)
             page.open()
             assert page.generate()["status"] == "done"
+            page.set("[name=steps]", 200)
+            job = json.loads(post(address, "/api/jobs", {"steps": 200, "count": 10}))
+            page.click("#generate")
+            page.wait(lambda: "again in" in page.text("#fault"))
+            assert page.text("#generate") == "Generate"
+            assert job["status"] == "queued"
         page.click("#generate")
         page.wait(lambda: page.text("#fault") == "The server does not answer. Does it still run?")
     page.complaints()
 
 
-@slow
+def test_another_model_brings_its_own_choices(toy: ToyModel, browser_page: Page) -> None:
+    models = [
+        served.toy_model(toy),
+        {"name": "mini", "base": "mini", "adapters": ["mini", "mini-plus"], "controls": ["mini"]},
+    ]
+    settings = ServerSettings.model_validate({"models": models})
+    with served.running_service(settings, page=PAGE) as service, served.live_server(service) as address:
+        page = Page(browser_page.driver, address)
+        page.open()
+        page.click("#more summary")
+        assert (page.value("[name=steps]"), page.value("[name=prompt]")) == ("2", "")
+        assert not page.all("#control")
+        assert not page.all("[name=adapter]")
+        page.set("header select", "mini")
+        assert page.value("[name=steps]") == "25"
+        assert page.all("#control")
+        page.set("[name=adapter]", "mini-plus")
+        page.reload()
+        assert (page.value("header select"), page.value("[name=adapter]")) == ("mini", "mini-plus")
+        page.set("header select", "toy")
+        page.click("#welcome .tile")
+        assert page.finish()["model"] == "toy"
+        page.wait(lambda: "ease in" in page.text(".card [name=layers]"))  # known once the model is in memory
+    page.complaints()
+
+
 def test_it_works_on_a_phone(page: Page) -> None:
     page.open(390, 844, touch=True)
     for selector in ("#welcome .tile", None):
@@ -400,15 +323,16 @@ def test_it_works_on_a_phone(page: Page) -> None:
         details.click()
     small = [
         (element.get_attribute("name"), element.size)
-        for element in page.all("#settings button, #settings select, #settings [type=number], #settings [type=range]")
+        for element in page.all(
+            "#settings button, #settings select, #settings [type=number], #settings [type=range]"
+        )
         if element.size["height"] < 43.9
     ]
     assert small == []
 
 
-@slow
 def test_it_works_by_keyboard_alone(page: Page) -> None:
-    keys = browsing.Keys
+    keys = Keys
     page.run("document.querySelector('#welcome .tile').focus()")
     page.press(keys.ENTER)
     page.finish()
@@ -421,12 +345,11 @@ def test_it_works_by_keyboard_alone(page: Page) -> None:
     page.press(keys.SPACE, keys.ARROW_LEFT, keys.SPACE, *[keys.TAB] * 10, keys.ENTER)
     page.wait(lambda: page.text("[data-act=paintReference]") == "Change")
     page.run("document.querySelector('[name=prompt]').focus()")
-    browsing.ActionChains(page.driver).key_down(keys.CONTROL).send_keys(keys.ENTER).key_up(keys.CONTROL).perform()
+    ActionChains(page.driver).key_down(keys.CONTROL).send_keys(keys.ENTER).key_up(keys.CONTROL).perform()
     page.wait(lambda: len(page.runs) == 2)
     assert "mask" in page.finish()["request"]["references"][0]
 
 
-@slow
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (768, 1024), (390, 844)])
 def test_axe_finds_nothing(
@@ -449,3 +372,22 @@ def test_axe_finds_nothing(
     assert page.find_violations(axe) == []
     page.click("[data-act=paint]")
     assert page.find_violations(axe) == []
+
+
+def test_screenshots_for_the_documents(page: Page, tmp_path: Path) -> None:
+    """With IMPROMPT_FIGURES=docs/figures this test makes the figures of docs/serving.md."""
+    folder = Path(os.environ.get("IMPROMPT_FIGURES", tmp_path))
+    for name, size, seed in (("wide", (1280, 800), 3733796616), ("phone", (390, 844), 5)):
+        page.open(*size, touch=name == "phone")
+        page.set("[name=seed]", seed)
+        page.click("#welcome .tile")
+        page.finish()
+        page.click("[data-act=strip]")
+        assert page.finish()["status"] == "done"
+        page.wait(lambda: len(page.all("#row .made")) == 5)
+        page.run(
+            "document.querySelector('#stage').scrollIntoView(); document.querySelector('#generate').focus()"
+        )
+        file = folder / f"serve-{name}.png"
+        page.screenshot(file)
+        assert file.stat().st_size < 150_000

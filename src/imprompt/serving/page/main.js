@@ -7,8 +7,9 @@ import { $, $$, make } from "./dom.js";
 import { addNote, findFault, readField, referenceOf, showForm, showModel } from "./form.js";
 import { addPicture } from "./pictures.js";
 import { findSelection, select, showStage } from "./results.js";
-import { activeRun, forgetRuns, measureRun, pictureOf, rejoinRuns, runs, startRun, stopRun } from "./runs.js";
-import { requestOf, settingsOf } from "./runs.js";
+import {
+	activeRun, forgetRuns, measureRun, pictureOf, rejoinRuns, requestOf, runs, settingsOf, startRun, stopRun,
+} from "./runs.js";
 import { buildRequest, completeSettings, loadSettings, namePictures, newReference, saveSettings } from "./settings.js";
 
 const STRIP = [0, 0.25, 0.5, 0.75, 1];
@@ -122,8 +123,9 @@ async function paint(owner, options) {
 function paintStart() {
 	const { start } = page.settings;
 	const { id, width, height } = start.image;
-	const texts = { title: "What is repainted", hint: "Paint what changes. The rest stays as it is." };
-	return paint(start, { ...texts, width, height, background: pictureUrl(id) });
+	const title = "What is repainted";
+	const hint = "Paint what changes. The rest stays as it is.";
+	return paint(start, { title, hint, width, height, background: pictureUrl(id) });
 }
 
 function paintReference(reference) {
@@ -132,8 +134,9 @@ function paintReference(reference) {
 	const { start, width: w, height: h } = page.settings;
 	const own = (w || h) && { width: w ?? h, height: h ?? w };
 	const { width, height } = own ?? start.image ?? made ?? { width: 512, height: 512 };
-	const texts = { title: "Where this picture acts", hint: "Paint the part of the result that follows this picture." };
-	return paint(reference, { ...texts, width, height, background: made?.url });
+	const title = "Where this picture acts";
+	const hint = "Paint the part of the result that follows it.";
+	return paint(reference, { title, hint, width, height, background: made?.url });
 }
 
 // Runs
@@ -146,7 +149,7 @@ function handleEvent(run, name) {
 
 async function endRun(run) {
 	if (run.error) addNote(run.error.message.split(/[ :]/)[0], "error", asSentence(run.error.message));
-	announce(describeRun(run));
+	$("#live").textContent = describeRun(run);
 	if (page.model.loaded) return;
 	page.capabilities = await readCapabilities(); // The modes of a model are known once it is in memory.
 	useModel();
@@ -193,8 +196,6 @@ document.addEventListener("keydown", ({ key, ctrlKey, metaKey }) => {
 
 // Progress
 
-const announce = (text) => ($("#live").textContent = text);
-
 function showProgress(message) {
 	const run = activeRun();
 	const isBusy = isSubmitting || Boolean(run);
@@ -202,7 +203,8 @@ function showProgress(message) {
 	$("#generate").classList.toggle("primary", !isBusy);
 	$("progress").value = run ? measureRun(run) : 0;
 	$("#status").textContent = message || (run || (!isSubmitting && runs.length) ? describeRun(run ?? runs[0]) : "");
-	if (run?.status === "running") announce(`${Math.floor(measureRun(run) * 4) * 25} percent`);
+	const quarter = run?.status === "running" && `${Math.floor(measureRun(run) * 4) * 25} percent`;
+	if (quarter && $("#live").textContent !== quarter) $("#live").textContent = quarter;
 }
 
 function describeRun(run) {
@@ -221,10 +223,7 @@ function describeRun(run) {
 const ACTIONS = {
 	strip: () => compare("strip", STRIP),
 	without: () => compare("without", [null]),
-	restore: ({ run, index }) => {
-		useSettings(settingsOf(run, index));
-		announce("These settings are set.");
-	},
+	restore: ({ run, index }) => useSettings(settingsOf(run, index)),
 	reuse: async ({ run, index }) => {
 		const { url, seed } = pictureOf(run, index);
 		addReference(await addPicture(await (await call("GET", url)).blob(), { name: `picture ${seed}` }));

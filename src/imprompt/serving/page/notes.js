@@ -16,7 +16,7 @@ export function listNotes(settings, model, limits) {
 function noteReference({ on, isLost, scale, start, end, layers, crop, image: { width, height } }, place, prompt) {
 	const isLong = Math.max(width, height) > 1.4 * Math.min(width, height);
 	return [
-		[isLost, place, "error", "The server does not have this picture any more. Remove it, and add it again."],
+		[isLost, place, "error", "The server has lost this picture. Remove it, and add it again."],
 		[start >= end, place, "error", "It ends before it begins."],
 		[scale === 0, place, "hint", "At strength 0 this picture has no effect."],
 		[scale >= 1 && layers === "full" && prompt, place, "hint", "The text counts for little now. Try 0.5 to 0.8."],
@@ -32,7 +32,7 @@ function noteTogether({ start, prompt, negative_prompt: negative, steps, guidanc
 	return [
 		[full.length > 1 && sum > 1.6, "references", "hint",
 			`The strengths add up to ${sum.toFixed(2)}. Lower them, or give each picture its own area.`],
-		[!prompt && !active.length && !image, "prompt", "hint", "Without text and picture, the model invents something."],
+		[!prompt && !active.length && !image, "prompt", "hint", "Without both, the model invents something."],
 		[negative && guidance <= 1, "negative_prompt", "hint", "A negative text acts only with guidance above 1."],
 		[image && (steps ?? model.steps) * strength < 1, "strength", "error", "That is less than one step. Repaint more."],
 	];
