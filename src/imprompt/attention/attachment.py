@@ -18,7 +18,7 @@ from torch import nn
 from imprompt.attention.batch import BatchPlan
 from imprompt.attention.callers import Caller
 from imprompt.attention.choices import Injection
-from imprompt.attention.conditioning import LayerInputs
+from imprompt.attention.conditioning import LayerInputs, TimedRows
 from imprompt.attention.denoiser_call import DenoiserCall, is_kind
 from imprompt.attention.denoiser_layers import DenoiserLayers
 from imprompt.attention.diffusers_internals import (
@@ -44,10 +44,11 @@ class StackEntry:
     """Image prompts on a caller's stack; those on top are active.
 
     Args:
-        source: a `BatchPlan` for whole generations, or the inputs of each layer, with a row per sample
+        source: what computes the inputs of the layers for each call, such as a `BatchPlan` for whole
+            generations; or the inputs of each layer themselves, with a row per sample
     """
 
-    def __init__(self, source: BatchPlan | Mapping[int, LayerInputs]) -> None:
+    def __init__(self, source: BatchPlan | TimedRows | Mapping[int, LayerInputs]) -> None:
         self.source = source
         self.is_entered = False
 
@@ -95,8 +96,8 @@ class Attachment:
         injection: Injection = "unet",
     ) -> None:
         self.target = target
-        self.denoiser = unwrap_compiled(get_denoiser(target))
         self._called = get_denoiser(target)
+        self.denoiser = unwrap_compiled(self._called)
         self.on_detach: Callable[[], None] = _do_nothing
         # PyTorch skips hooks that a compiled module gets later, but no change of a processor.
         self._owner = Owner(self, checks_compiled=injection.startswith("flux"))
@@ -140,11 +141,12 @@ class Attachment:
         """Whether image prompts are active that no `with` will end."""
         return any(not entry.is_entered for caller in self._callers for entry in caller.stack)
 
-    def activate(self, source: BatchPlan | Mapping[int, LayerInputs]) -> "ActiveReferences":
+    def activate(self, source: BatchPlan | TimedRows | Mapping[int, LayerInputs]) -> "ActiveReferences":
         """Activate image prompts until the returned context ends, when the ones before them return.
 
         Args:
-            source: a `BatchPlan` for whole generations, or the inputs of each layer, with a row per sample
+            source: what computes the inputs of the layers for each call, such as a `BatchPlan` for whole
+            generations; or the inputs of each layer themselves, with a row per sample
 
         Raises:
             AttachmentError: the denoiser is compiled, and image prompts of another thread are active in it
@@ -226,7 +228,7 @@ class Attachment:
 
     def _refresh(self) -> None:
         """Add or remove the hook as the stacks need it, and update the layers for this thread."""
-        needs_hook = any(isinstance(caller.stack[-1].source, BatchPlan) for caller in self._callers)
+        needs_hook = any(not isinstance(caller.stack[-1].source, Mapping) for caller in self._callers)
         if needs_hook != (self._unhook is not _do_nothing):
             self._unhook()
             self._unhook = add_hook(get_denoiser(self.target), self._owner) if needs_hook else _do_nothing
@@ -237,7 +239,7 @@ class Attachment:
             return
         caller = Caller.find_current(self._callers)
         source = caller.stack[-1].source if caller else {}
-        self._set_inputs({} if isinstance(source, BatchPlan) else source)
+        self._set_inputs(source if isinstance(source, Mapping) else {})
 
     def _set_inputs(self, inputs: Mapping[int, LayerInputs]) -> None:
         forward = self._forward
@@ -261,11 +263,10 @@ class Attachment:
                 f"not {Caller().name}, which draws; call adapter.use(...) where the pipeline is called"
             )
         self.check_in_place()
-        inputs = source = caller.stack[-1].source
-        if isinstance(source, BatchPlan):
-            inputs = source.expand(call)
-            if source.other_pipeline is not None:
-                self._refuse_in(source.other_pipeline())
+        source = caller.stack[-1].source
+        inputs = source if isinstance(source, Mapping) else source.expand(call)
+        if not isinstance(source, Mapping) and source.other_pipeline is not None:
+            self._refuse_in(source.other_pipeline())
         self.set_inputs(inputs, call)
 
     def set_inputs(self, inputs: Mapping[int, LayerInputs], call: DenoiserCall) -> None:
