@@ -346,7 +346,8 @@ def test_options_of_generate_are_exactly_these(imprompt: Imprompt) -> None:
         "prompt negative-prompt scale guidance-scale steps seed count size width height base adapter output"
     )
     newer = (
-        "true-guidance-scale image-encoder view mode mask from until crop negative combine init-image strength inpaint control "
+        "true-guidance-scale "
+        "image-encoder view mode mask from until crop negative combine init-image strength inpaint control "
         "control-model control-scale job overwrite like save-job lora vae embedding variant revision "
         "scheduler fast clip-skip prompt-weighting device dtype offload tiling"
     )

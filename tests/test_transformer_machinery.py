@@ -4,7 +4,7 @@ Each works as by itself, or is refused with a sentence.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jaxtyping
@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from by_hand_transformers import ByHand, HandTerm
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import AttachmentError
 from imprompt.reference import Reference
 from test_transformers import close, differ, every_kind, prompted, run
-from tiny_transformers import KINDS, Kind, adapter, call, embeddings, transformer
+from tiny_transformers import Kind, adapter, call, embeddings, transformer
 
 
 @pytest.fixture(autouse=True)
@@ -230,24 +231,41 @@ def test_compiling_each_block_alone_works(kind: Kind, compiling: CompileCounter)
 
 @every_kind
 def test_gradient_checkpointing_changes_no_gradient(kind: Kind) -> None:
-    assert KINDS
-    if kind == "sd35":
-        pytest.skip("its training follows")
     model, one = transformer(kind).requires_grad_(False), adapter(kind).requires_grad_(True)
-    inputs, rows = call(kind), embeddings(kind, 2)[:, None]
-    gradients = []
+    rows, gradients = embeddings(kind, 2)[:, None], []
     for checkpointing in (False, True):
         if checkpointing:
             model.enable_gradient_checkpointing()
             model.train()
-        gradients.append(_gradients(model, one, inputs, rows))
+        with one.attach(model):
+            gradients.append(differentiate(kind, model, one, lambda: one.conditioned_on(rows, 0.7)))
     for plain, other in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, other)
 
 
-def _gradients(model: Any, one: ImagePromptAdapter, inputs: Any, rows: Tensor) -> list[Tensor]:
-    with torch.enable_grad(), one.attach(model), one.conditioned_on(rows):
-        model(**inputs).sample.square().mean().backward()
+@every_kind
+def test_a_training_step_by_flow_matching_has_the_gradients_of_the_equation(kind: Kind) -> None:
+    """x_σ = (1 - σ) x + σ ε, the target is ε - x, and each sample has its own time and picture."""
+    model, one = transformer(kind).requires_grad_(False), adapter(kind).requires_grad_(True)
+    rows = embeddings(kind, 2)[:, None]
+    with one.attach(model):
+        ours = differentiate(kind, model, one, lambda: one.conditioned_on(rows, 0.7))
+    by_hand = ByHand(model, [HandTerm(one, rows, scale=0.7)])
+    for mine, other in zip(ours, differentiate(kind, model, one, by_hand.installed), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+
+
+def differentiate(kind: Kind, model: Any, one: ImagePromptAdapter, prompt: Callable[[], Any]) -> list[Tensor]:
+    """The gradients of one step by flow matching, for every weight of the adapter."""
+    inputs, noise = call(kind), call(kind, seed=1)["hidden_states"]
+    unit = 1000 if kind == "sd35" else 1
+    sigma = inputs["timestep"] / unit
+    shape = (-1, *[1] * (noise.ndim - 1))
+    clean = inputs["hidden_states"]
+    noisy = (1 - sigma.reshape(shape)) * clean + sigma.reshape(shape) * noise
+    with torch.enable_grad(), prompt():
+        predicted = model(**inputs | {"hidden_states": noisy}).sample
+        (predicted - (noise - clean)).square().mean().backward()
     made = [parameter.grad.clone() for parameter in one.parameters() if parameter.grad is not None]
     one.zero_grad()
     assert len(made) == len([*one.parameters()])

@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from imprompt.adapter.weights import AdapterWeights
 from imprompt.attention.attachment import ActiveReferences, Attachment
 from imprompt.attention.batch import BatchPlan
 from imprompt.attention.choices import NO_IMAGE, Injection, LoraShapes
-from imprompt.attention.conditioning import Conditioning, LayerInputs
+from imprompt.attention.conditioning import Conditioning, LayerInputs, TimedRows
 from imprompt.attention.diffusers_internals import Branches
 from imprompt.attention.layers import UNet, find_cross_attention_layers, read_layer_shapes
 from imprompt.attention.pipeline_state import Clock
@@ -298,8 +298,8 @@ class ImagePromptAdapter(AdapterWeights):
         """Use image embeddings, a row per sample of the batch, with gradients to the adapter's weights.
 
         For training: there is no guidance and no repetition, and a LoRA has strength 1. A zero row is a
-        dropped image (paper, section 3.2.2). With gradient checkpointing, call `backward` inside the context
-        too, where the layers are run again.
+        dropped image (paper, section 3.2.2). On Stable Diffusion 3.5 the time steps are those of each call.
+        With gradient checkpointing, call `backward` inside the context too, where the layers are run again.
 
         Args:
             inputs: the encoders' outputs for every sample of the next forward pass; a tensor for a projection
@@ -314,6 +314,8 @@ class ImagePromptAdapter(AdapterWeights):
         attachment = self._require_attachment()
         if isinstance(inputs, Tensor):
             inputs = {next(iter(self.projection.takes)): inputs}
+        if self.injection == "sd35":
+            return attachment.activate(TimedRows(self._compute_rows(inputs, scale, attachment)))
         weight = scale.reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale
         terms = {
             number: (ImageTerm(*(split_heads(x, attachment.heads(number)) for x in (key, weight * value))),)
@@ -323,6 +325,21 @@ class ImagePromptAdapter(AdapterWeights):
         return attachment.activate(
             {number: LayerInputs(terms.get(number, ()), loras.get(number)) for number in {*terms, *loras}}
         )
+
+    def _compute_rows(
+        self, inputs: ProjectionInputs, scale: float | int | Tensor, attachment: Attachment
+    ) -> Callable[[Tensor], dict[int, LayerInputs]]:
+        """Return what computes the inputs of the layers at time steps, with gradients."""
+        weight = scale.reshape(-1, 1, 1, 1) if isinstance(scale, Tensor) else scale
+
+        def compute(timestep: Tensor) -> dict[int, LayerInputs]:
+            terms = self.compute_joint_terms(inputs, timestep, [*self.shapes], attachment.heads(0))
+            return {
+                number: LayerInputs((term._replace(weight=weight * term.weight),))
+                for number, term in terms.items()
+            }
+
+        return compute
 
 
 def _forget_attachment(adapter: "weakref.ref[ImagePromptAdapter]") -> None:

@@ -9,22 +9,16 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, cast, get_args
-
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.models.unets.unet_motion_model import UNetMotionModel
-from torch import nn
 
 from imprompt.attention.batch import BatchPlan
 from imprompt.attention.callers import Caller
 from imprompt.attention.choices import Injection
-from imprompt.attention.conditioning import LayerInputs
-from imprompt.attention.denoiser_call import DenoiserCall, is_kind
+from imprompt.attention.conditioning import LayerInputs, TimedRows
+from imprompt.attention.denoiser_call import DenoiserCall
 from imprompt.attention.denoiser_layers import DenoiserLayers
 from imprompt.attention.diffusers_internals import (
     find_split_layers,
     get_compiled_call,
-    get_pipeline_denoiser,
     is_compiled,
     unwrap_compiled,
 )
@@ -35,19 +29,20 @@ from imprompt.attention.ip_adapter_calls import (
     unblock_ip_adapter_calls,
     unblock_ip_adapter_methods,
 )
-from imprompt.attention.layers import Shapes, UNet, describe_base
-from imprompt.attention.unet_layers import UNetLayers
-from imprompt.errors import AdapterMismatch, AttachmentError
+from imprompt.attention.layers import Shapes
+from imprompt.attention.placement import get_denoiser, place_layers
+from imprompt.errors import AttachmentError
 
 
 class StackEntry:
     """Image prompts on a caller's stack; those on top are active.
 
     Args:
-        source: a `BatchPlan` for whole generations, or the inputs of each layer, with a row per sample
+        source: what computes the inputs of the layers for each call, such as a `BatchPlan` for whole
+            generations; or the inputs of each layer themselves, with a row per sample
     """
 
-    def __init__(self, source: BatchPlan | Mapping[int, LayerInputs]) -> None:
+    def __init__(self, source: BatchPlan | TimedRows | Mapping[int, LayerInputs]) -> None:
         self.source = source
         self.is_entered = False
 
@@ -95,8 +90,8 @@ class Attachment:
         injection: Injection = "unet",
     ) -> None:
         self.target = target
-        self.denoiser = unwrap_compiled(get_denoiser(target))
         self._called = get_denoiser(target)
+        self.denoiser = unwrap_compiled(self._called)
         self.on_detach: Callable[[], None] = _do_nothing
         # PyTorch skips hooks that a compiled module gets later, but no change of a processor.
         self._owner = Owner(self, checks_compiled=injection.startswith("flux"))
@@ -140,11 +135,12 @@ class Attachment:
         """Whether image prompts are active that no `with` will end."""
         return any(not entry.is_entered for caller in self._callers for entry in caller.stack)
 
-    def activate(self, source: BatchPlan | Mapping[int, LayerInputs]) -> "ActiveReferences":
+    def activate(self, source: BatchPlan | TimedRows | Mapping[int, LayerInputs]) -> "ActiveReferences":
         """Activate image prompts until the returned context ends, when the ones before them return.
 
         Args:
-            source: a `BatchPlan` for whole generations, or the inputs of each layer, with a row per sample
+            source: what computes the inputs of the layers for each call, such as a `BatchPlan` for whole
+            generations; or the inputs of each layer themselves, with a row per sample
 
         Raises:
             AttachmentError: the denoiser is compiled, and image prompts of another thread are active in it
@@ -226,7 +222,7 @@ class Attachment:
 
     def _refresh(self) -> None:
         """Add or remove the hook as the stacks need it, and update the layers for this thread."""
-        needs_hook = any(isinstance(caller.stack[-1].source, BatchPlan) for caller in self._callers)
+        needs_hook = any(not isinstance(caller.stack[-1].source, Mapping) for caller in self._callers)
         if needs_hook != (self._unhook is not _do_nothing):
             self._unhook()
             self._unhook = add_hook(get_denoiser(self.target), self._owner) if needs_hook else _do_nothing
@@ -237,7 +233,7 @@ class Attachment:
             return
         caller = Caller.find_current(self._callers)
         source = caller.stack[-1].source if caller else {}
-        self._set_inputs({} if isinstance(source, BatchPlan) else source)
+        self._set_inputs(source if isinstance(source, Mapping) else {})
 
     def _set_inputs(self, inputs: Mapping[int, LayerInputs]) -> None:
         forward = self._forward
@@ -261,11 +257,10 @@ class Attachment:
                 f"not {Caller().name}, which draws; call adapter.use(...) where the pipeline is called"
             )
         self.check_in_place()
-        inputs = source = caller.stack[-1].source
-        if isinstance(source, BatchPlan):
-            inputs = source.expand(call)
-            if source.other_pipeline is not None:
-                self._refuse_in(source.other_pipeline())
+        source = caller.stack[-1].source
+        inputs = source if isinstance(source, Mapping) else source.expand(call)
+        if not isinstance(source, Mapping) and source.other_pipeline is not None:
+            self._refuse_in(source.other_pipeline())
         self.set_inputs(inputs, call)
 
     def set_inputs(self, inputs: Mapping[int, LayerInputs], call: DenoiserCall) -> None:
@@ -316,72 +311,6 @@ class ActiveReferences:
         self.attachment.deactivate(self.entry)
         if kind is None and self.attachment.is_attached:
             self.attachment.check_denoiser()  # A new one would not call the hook, so would not be noticed.
-
-
-def get_denoiser(target: object) -> nn.Module:
-    """Return the module that is called at every step: the denoiser, or the compiled module around it.
-
-    Raises:
-        AttachmentError: the pipeline has none
-    """
-    module = target if isinstance(target, nn.Module) else get_pipeline_denoiser(target)
-    if module is not None:
-        return module
-    raise AttachmentError(f"{type(target).__name__} has no U-Net and no transformer to attach to")
-
-
-def get_unet(target: object) -> UNet:
-    """Return the U-Net of a pipeline, or the one inside a compiled module.
-
-    Raises:
-        AttachmentError: there is none that an adapter can be attached to
-    """
-    unet = unwrap_compiled(get_denoiser(target))
-    if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
-        kinds = " and ".join(kind.__name__ for kind in get_args(UNet))
-        raise AttachmentError(f"cannot attach to {type(unet).__name__}; only {kinds} are supported")
-    return unet
-
-
-def place_layers(
-    target: object, owner: Owner, shapes: Shapes, lora_layers: Collection[int], injection: Injection
-) -> DenoiserLayers:
-    """Find an adapter's layers in a denoiser, and put there what lets image prompts act.
-
-    Raises:
-        AttachmentError, AdapterMismatch: see `Attachment`
-    """
-    denoiser = unwrap_compiled(get_denoiser(target))
-    kind = _TRANSFORMERS.get(injection)
-    if kind is None and not any(is_kind(denoiser, name) for name in _TRANSFORMERS.values()):
-        return UNetLayers(get_unet(target), owner, shapes, lora_layers)
-    if kind is None or not is_kind(denoiser, kind):
-        raise AdapterMismatch(
-            f"this adapter is for {describe_base(shapes)}; the denoiser of this base is of another kind "
-            f"({type(denoiser).__name__})"
-        )
-    if injection == "sd35":
-        from imprompt.attention.joint_layers import (
-            JointLayers,  # its classes of diffusers take long to import
-        )
-
-        return JointLayers(cast("Any", denoiser), owner, shapes)
-    if injection == "flux-redux":
-        from imprompt.attention.text_tokens import TextTokens
-
-        return TextTokens(cast("Any", denoiser), owner, shapes)
-    from imprompt.attention.flux_layers import FluxLayers
-
-    return FluxLayers(cast("Any", denoiser), owner, shapes, is_ungated=injection == "flux-xlabs")
-
-
-_TRANSFORMERS: dict[Injection, str] = {
-    "flux-xlabs": "FluxTransformer2DModel",
-    "flux-instantx": "FluxTransformer2DModel",
-    "flux-redux": "FluxTransformer2DModel",
-    "sd35": "SD3Transformer2DModel",
-}
-"""Injection → the class of the transformers that have it."""
 
 
 def _warn_of_other_adapters(layers: DenoiserLayers) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from imprompt.attention.denoiser_call import DenoiserCall
 from imprompt.attention.diffusers_internals import Branches
 from imprompt.attention.pipeline_state import Moment
 from imprompt.attention.terms import ImageTerm, JointTerm, KeyValue, LoraTerm, Term
@@ -18,6 +19,26 @@ class LayerInputs(NamedTuple):
 
     terms: tuple[Term, ...] = ()
     lora: LoraTerm | None = None
+
+
+class TimedRows:
+    """Image prompts with a row for each sample, whose terms belong to the time steps of each call.
+
+    It stands in the place of a `BatchPlan`, for training.
+
+    Args:
+        compute: returns the inputs of each layer at time steps " batch"
+    """
+
+    other_pipeline = None
+
+    def __init__(self, compute: Callable[[Tensor], Mapping[int, LayerInputs]]) -> None:
+        self.compute = compute
+
+    def expand(self, denoising: DenoiserCall) -> Mapping[int, LayerInputs]:
+        """Return the inputs of each layer for the batch that the denoiser is about to process."""
+        times = torch.as_tensor(denoising.timestep, device=denoising.sample.device)
+        return self.compute(times.expand(len(denoising.sample)))
 
 
 class BatchRows(NamedTuple):

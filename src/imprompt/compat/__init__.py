@@ -18,9 +18,9 @@ has a fault.
     calls      `load_ip_adapter` and its companions on every pipeline
 """
 
-from imprompt.attention.attachment import get_denoiser, get_unet
 from imprompt.attention.denoiser_call import name_denoiser
 from imprompt.attention.diffusers_internals import has_own_ip_adapter, unwrap_compiled
+from imprompt.attention.placement import get_denoiser, get_unet
 from imprompt.compat.calls import MIXINS, find_adapters, start_answering, stop_answering
 from imprompt.compat.transformers import build_adapters
 from imprompt.errors import AttachmentError
