@@ -3,9 +3,9 @@
     python bench/identity.py ADAPTER@SCALE ... [--subjects N] [--recognizer MODEL] [--output FOLDER]
 
 Every image prompt is a person of a combination of hair, skin and hairdo that no part of the embedded model
-has seen; the text names another style. A person counts as found if its own drawing in that style is nearest to
-the picture, by the judge's embedding, among 200 drawings of the style with the same expression and ground. The
-last row is another drawing of the same person: the most that can be found.
+has seen; the text names another style. A person counts as found if its own drawing in that style is nearest
+to the picture, by the judge's embedding, among 200 drawings of the style with the same expression and ground.
+The last row is another drawing of the same person: the most that can be found.
 """
 
 import argparse
