@@ -14,8 +14,8 @@ import served
 import tiny
 from conftest import ToyModel
 from imprompt.attention.processor import project
-from imprompt.attention.terms import ImageTerm, LoraTerm, attend
 from imprompt.attention.sharing import RowTerms, merge_terms
+from imprompt.attention.terms import ImageTerm, LoraTerm, attend
 from imprompt.errors import ConfigError, ImageError
 from imprompt.serving.engine.denoiser_calls import choose_bucket
 from imprompt.serving.engine.loop import EngineFailure, QueueFull
