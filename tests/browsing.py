@@ -24,6 +24,11 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from imprompt.serving.service import EXAMPLES
+
+PAGE = EXAMPLES.parent / "page"
+"""The files of the page."""
+
 _FLAGS = (
     *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "hide-scrollbars"),
     *("disable-background-networking", "disable-component-update", "disable-sync"),

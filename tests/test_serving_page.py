@@ -15,16 +15,13 @@ from selenium.webdriver import ActionChains, Keys
 
 import browsing
 import served
-from browsing import Page, pixels, post, save_photo, served_picture
-from conftest import ToyModel
+from browsing import PAGE, Page, pixels, save_photo, served_picture
 from imprompt.generation.job import Job
 from imprompt.generation.run import run_job
 from imprompt.serving.service import EXAMPLES, Service
 from imprompt.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.slow
-
-PAGE = EXAMPLES.parent / "page"
 
 
 @pytest.fixture(scope="module")
@@ -263,50 +260,6 @@ def test_what_is_wrong_is_said_beside_the_control(page: Page, tmp_path: Path) ->
     page.set(".card [name=start]", 0.8)
     page.set(".card [name=end]", 0.5)
     assert "It ends before it begins." in page.text(".card .note")
-
-
-def test_a_server_that_is_full_or_gone_is_said(toy: ToyModel, browser_page: Page) -> None:
-    settings = served.toy_settings(toy, limits={"queue_seconds": 1e-9})
-    with served.running_service(settings, page=PAGE) as service:
-        with served.live_server(service) as address:
-            page = Page(browser_page.driver, address)
-            page.open()
-            assert page.generate()["status"] == "done"
-            page.set("[name=steps]", 200)
-            job = json.loads(post(address, "/api/jobs", {"steps": 200, "count": 10}))
-            page.click("#generate")
-            page.wait(lambda: "again in" in page.text("#fault"))
-            assert page.text("#generate") == "Generate"
-            assert job["status"] == "queued"
-        page.click("#generate")
-        page.wait(lambda: page.text("#fault") == "The server does not answer. Does it still run?")
-    page.complaints()
-
-
-def test_another_model_brings_its_own_choices(toy: ToyModel, browser_page: Page) -> None:
-    models = [
-        served.toy_model(toy),
-        {"name": "mini", "base": "mini", "adapters": ["mini", "mini-plus"], "controls": ["mini"]},
-    ]
-    settings = ServerSettings.model_validate({"models": models})
-    with served.running_service(settings, page=PAGE) as service, served.live_server(service) as address:
-        page = Page(browser_page.driver, address)
-        page.open()
-        page.click("#more summary")
-        assert (page.value("[name=steps]"), page.value("[name=prompt]")) == ("2", "")
-        assert not page.all("#control")
-        assert not page.all("[name=adapter]")
-        page.set("header select", "mini")
-        assert page.value("[name=steps]") == "25"
-        assert page.all("#control")
-        page.set("[name=adapter]", "mini-plus")
-        page.reload()
-        assert (page.value("header select"), page.value("[name=adapter]")) == ("mini", "mini-plus")
-        page.set("header select", "toy")
-        page.click("#welcome .tile")
-        assert page.finish()["model"] == "toy"
-        page.wait(lambda: "ease in" in page.text(".card [name=layers]"))  # known once the model is in memory
-    page.complaints()
 
 
 def test_it_works_on_a_phone(page: Page) -> None:

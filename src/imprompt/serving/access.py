@@ -56,7 +56,8 @@ class Access:
                 "this server needs a key: send it as Bearer token, as x-api-key, or as the password of Basic",
                 kind="authentication_error",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": 'Basic realm="imprompt", Bearer'},
+                # Chromium ignores a header with two challenges, and then asks for no key.
+                headers={"WWW-Authenticate": 'Basic realm="imprompt"'},
             )
         return owner
 

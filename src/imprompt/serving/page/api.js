@@ -17,7 +17,9 @@ export class ApiError extends Error {
 export async function call(method, path, body) {
 	const type = body instanceof Blob ? body.type : "application/json";
 	const content = body instanceof Blob ? body : JSON.stringify(body);
-	const response = await fetch(path, { method, body: content, headers: { "content-type": type } }).catch(() => {
+	const options = { method, body: content, headers: { "content-type": type } };
+	// An address that holds a key would be refused.
+	const response = await fetch(location.origin + path, options).catch(() => {
 		throw new ApiError("The server does not answer. Does it still run?");
 	});
 	if (response.ok) return response;
