@@ -152,6 +152,17 @@ class Engine:
         with self._changed:
             return next((place for place, other in enumerate(self._queue) if other is request), None)
 
+    def check_room(self) -> None:
+        """Refuse work that could not be taken, before anything of it is read.
+
+        Raises:
+            QueueFull: there is too much work already
+        """
+        with self._changed:
+            waiting = sum(map(self.estimate, self._queue), 0.0)
+        if waiting > self._queue_seconds:
+            raise QueueFull(waiting - self._queue_seconds)
+
     def submit(self, requests: Sequence[PictureRequest]) -> None:
         """Put pictures into the queue, all of them or none.
 

@@ -89,7 +89,7 @@ class ModelStore:
         self._loading = threading.Lock()  # Held while files are read; libraries are patched meanwhile.
 
     @property
-    def loaded(self) -> list[str]:
+    def names(self) -> list[str]:
         """The names of the models in memory."""
         return list(self._models)
 

@@ -144,6 +144,7 @@ class WebuiApi:
 
     async def _make(self, request: Request, *, has_picture: bool) -> JSONResponse:
         service, client = self._service, client_of(request)
+        service.engine.check_room()
         values = parse_json(await request.body())
         served = self._choose_model(client, values)
         translator = Translator(values, served, service.assets, service.settings.limits)

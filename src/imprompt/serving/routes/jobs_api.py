@@ -48,6 +48,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.post("/api/jobs", status_code=202, openapi_extra={"requestBody": body})
     async def submit(request: Request) -> JSONResponse:
         """Put a job into the queue."""
+        service.engine.check_room()
         values = parse_json(await request.body())
         job = await service.submit(parse_request(values), client_of(request))
         return JSONResponse(describe_job(service, job), 202, {"Location": f"/api/jobs/{job.id}"})
