@@ -92,7 +92,7 @@ def test_two_prompts_with_a_picture_each_are_kept_apart_on_flux() -> None:
     """diffusers merges them silently: each row gets both pictures."""
     pipe, one, prompts = flux(), adapter("flux-xlabs"), ["a cat", "a red dog"]
     pictures = torch.stack([embeddings("flux-xlabs", seed=seed) for seed in range(2)])
-    given = {"ip_adapter_image_embeds": [pictures], "negative_ip_adapter_image_embeds": [pictures * 0]}
+    given: Any = {"ip_adapter_image_embeds": [pictures], "negative_ip_adapter_image_embeds": [pictures * 0]}
     with enabled(pipe, one):
         together = FLUX.latents(pipe, prompts, **given)
         for row, prompt in enumerate(prompts):
@@ -131,7 +131,7 @@ def test_the_callers_dictionary_stays_as_it_is() -> None:
 def test_embeddings_need_no_image_encoder_without_guidance() -> None:
     """diffusers encodes a black picture although nothing needs it, and crashes."""
     pipe = FLUX.build()
-    given = {"ip_adapter_image_embeds": [embeddings("flux-xlabs")[None]]}
+    given: Any = {"ip_adapter_image_embeds": [embeddings("flux-xlabs")[None]]}
     given["negative_ip_adapter_image_embeds"] = given["ip_adapter_image_embeds"]
     imprompt.compat.enable(pipe)
     pipe.load_ip_adapter(
@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(InvalidReference, match="got 3 scales for 2 blocks"):
             pipe.set_ip_adapter_scale([0.1, 0.2, 0.3])
         three = [embeddings("flux-xlabs", 3)[:, None]]
-        given = {"ip_adapter_image_embeds": three, "negative_ip_adapter_image_embeds": three}
+        given: Any = {"ip_adapter_image_embeds": three, "negative_ip_adapter_image_embeds": three}
         with pytest.raises(AmbiguousBatch, match="rows for 2 prompts"):
             FLUX.latents(pipe, ["a", "b"], **given)
         pipe.unload_ip_adapter()

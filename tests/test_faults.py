@@ -535,10 +535,8 @@ def test_features_and_face_stand_in_the_reference_and_batches_are_exact(pipe: An
 
 @fault(23)
 def test_masks_act_on_flux_instead_of_being_ignored() -> None:
-    model, one, inputs = (
-        make("flux-xlabs")
-        for make in (tiny_transformers.transformer, tiny_transformers.adapter, tiny_transformers.call)
-    )
+    model, one = tiny_transformers.transformer("flux-xlabs"), tiny_transformers.adapter("flux-xlabs")
+    inputs = tiny_transformers.call("flux-xlabs")
     picture, made = tiny_transformers.embeddings("flux-xlabs"), []
     for mask in (None, torch.eye(4)):
         with torch.no_grad(), one.attach(model), one.references(Reference(picture, mask=mask)):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 import pytest
 import torch
 from PIL import Image
@@ -15,12 +14,13 @@ from transformers import (
     CLIPTextModelWithProjection,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
+    T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
 import tiny
 import tiny_transformers
 from conftest import Result
+from faults import of_diffusers
 from imprompt import Reference, generate
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import AdapterMismatch, ConfigError
@@ -73,8 +73,8 @@ def clip(width: int, *, seed: int = 0, projected: bool = False) -> Any:
 
 def flux_pipeline() -> Any:
     words = t5()
-    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportAttributeAccessIssue]
-    return diffusers.FluxPipeline(  # pyright: ignore[reportAttributeAccessIssue]
+    scheduler: Any = of_diffusers("FlowMatchEulerDiscreteScheduler")
+    return of_diffusers("FluxPipeline")(
         scheduler=scheduler(use_dynamic_shifting=True),
         vae=autoencoder("FLUX.1"),
         text_encoder=clip(FLUX_POOLED),
@@ -87,8 +87,8 @@ def flux_pipeline() -> Any:
 
 def joint_pipeline() -> Any:
     words = t5(width=JOINT_CONTEXT)
-    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportAttributeAccessIssue]
-    return diffusers.StableDiffusion3Pipeline(  # pyright: ignore[reportAttributeAccessIssue]
+    scheduler: Any = of_diffusers("FlowMatchEulerDiscreteScheduler")
+    return of_diffusers("StableDiffusion3Pipeline")(
         transformer=tiny_transformers.joint_transformer(),
         scheduler=scheduler(),
         vae=autoencoder("SD3.5"),

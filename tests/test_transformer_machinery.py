@@ -10,7 +10,8 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
+from diffusers.hooks.group_offloading import apply_group_offloading
+from diffusers.hooks.layerwise_casting import apply_layerwise_casting
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-def expected(kind: Kind, **settings: Any) -> Tensor:
-    reference = Reference(embeddings(kind), **{"scale": 0.7} | settings)
+def expected(kind: Kind) -> Tensor:
+    reference = Reference(embeddings(kind), scale=0.7)
     return prompted(transformer(kind), adapter(kind), call(kind), reference)
 
 
@@ -85,7 +86,7 @@ def test_another_attention_backend_stays_set_and_changes_nothing(kind: Kind) -> 
 @pytest.mark.parametrize("level", ["leaf_level", "block_level"])
 def test_group_offloading_changes_nothing(kind: Kind, level: str) -> None:
     model, cpu = transformer(kind), torch.device("cpu")
-    blocks = {"num_blocks_per_group": 1} if level == "block_level" else {}
+    blocks: Any = {"num_blocks_per_group": 1} if level == "block_level" else {}
     apply_group_offloading(model, onload_device=cpu, offload_device=cpu, offload_type=level, **blocks)
     close(prompted(model, adapter(kind), call(kind), Reference(embeddings(kind), scale=0.7)), expected(kind))
 

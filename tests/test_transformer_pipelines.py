@@ -58,7 +58,8 @@ class Scene:
     """A pipeline with an adapter that fits it, and its pictures."""
 
     def __init__(self, case: TransformerCase, kind: Kind) -> None:
-        self.case, self.kind = case, kind
+        self.case = case
+        self.kind: Kind = kind
         self.pipe = case.build()
         self.adapter = fitting(kind)
 
@@ -77,7 +78,8 @@ class Scene:
         """A term of by_hand: a picture for each prompt, and what stands for "no image"."""
         positive = torch.stack([self.picture(seed) for seed in seeds or (0,)])
         negative = settings.pop("negative", no_image(self.kind, positive))
-        return HandTerm(adapter or self.adapter, positive, negative, **{"scale": SCALE} | settings)
+        chosen: Any = {"scale": SCALE} | settings
+        return HandTerm(adapter or self.adapter, positive, negative, **chosen)
 
     def attached(self, *references: Any, **arguments: Any) -> Tensor:
         with self.adapter.attach(self.pipe), self.adapter.use(*references):
@@ -216,6 +218,7 @@ def test_a_reference_acts_between_its_start_and_its_end(case: TransformerCase, k
     it = scene(case, kind)
     times = list_timesteps(it)
     positions = {"steps": [i / len(times) for i in range(len(times))], "noise": [1 - t / 1000 for t in times]}
+    axis: Any
     for axis, places in positions.items():
         end = places[-1] - 0.01
         ours = it.attached(Reference(it.picture(), scale=SCALE, end=end, measured_in=axis))
@@ -286,7 +289,7 @@ def test_an_adapter_makes_what_diffusers_makes(case: TransformerCase, kind: Kind
     else:
         it.pipe.set_ip_adapter_scale(SCALE)
         black = encoder().black("image_embedding")[None]
-        given = {"ip_adapter_image_embeds": [it.picture()[None]]}
+        given: Any = {"ip_adapter_image_embeds": [it.picture()[None]]}
         given |= {"negative_ip_adapter_image_embeds": [black[None]]}
         theirs = case.latents(it.pipe, **given)
     it.check(ours, theirs)

@@ -36,7 +36,9 @@ HEIGHT, WIDTH, STEPS, TEXT = 16, 24, 2, 5
 PICTURE, CONTROL = (tiny.picture(seed=seed, width=WIDTH, height=HEIGHT) for seed in (7, 8))
 HALF = Image.new("L", (WIDTH, HEIGHT))
 HALF.paste(255, (0, 0, 13, HEIGHT))
-POSITIVE, NEGATIVE, STACKED = ("positive",), ("negative",), ("negative", "positive")
+POSITIVE: Branches = ("positive",)
+NEGATIVE: Branches = ("negative",)
+STACKED: Branches = ("negative", "positive")
 
 Family = Literal["FLUX.1", "SD3.5"]
 

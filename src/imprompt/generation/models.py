@@ -109,9 +109,11 @@ def load_controlnet(name: str, pipe: DiffusionPipeline) -> ControlNetModel:
 def _find_controlnet_class(pipe: DiffusionPipeline) -> Any:
     if find_transformer(pipe) is None:
         return ControlNetModel
-    from diffusers.models import controlnets  # imported late, as few bases need it
+    # Imported late, as few bases need them.
+    from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
+    from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetModel
 
-    return controlnets.FluxControlNetModel if is_flux(pipe) else controlnets.SD3ControlNetModel
+    return FluxControlNetModel if is_flux(pipe) else SD3ControlNetModel
 
 
 def make_control_image(picture: Image.Image, model: str) -> Image.Image:

@@ -146,8 +146,9 @@ def _recognize_transformer(values: Mapping[str, Any]) -> str | None:
     names = {
         "FluxTransformer2DModel": ("num_layers", "joint_attention_dim"),
         "SD3Transformer2DModel": ("num_layers", "caption_projection_dim"),
-    }.get(values["_class_name"])
-    return FAMILIES.get((values.get(names[0]), values.get(names[1]))) if names else None
+    }.get(values["_class_name"], ("", ""))
+    layers, width = (values.get(name, 0) for name in names)
+    return FAMILIES.get((layers, width))
 
 
 def _find_config(name: str, revision: str | None) -> Path | None:
