@@ -1,4 +1,4 @@
-"""The page of `imprompt serve` in Chromium: servers that are full, gone, behind a key, or have other models."""
+"""The page of `imprompt serve` in Chromium: servers that are full, gone, behind a key, or of other models."""
 
 import json
 from collections.abc import Iterator
@@ -43,10 +43,12 @@ def test_another_model_brings_its_own_choices(toy: ToyModel, browser: Chrome) ->
         served.toy_model(toy),
         {"name": "mini", "base": "mini", "adapters": ["mini", "mini-plus"], "controls": ["mini"]},
     ]
+    models.append(served.toy_model(toy, name="bare", adapters=[]))
     settings = ServerSettings.model_validate({"models": models})
     with served.running_service(settings, page=PAGE) as service, served.live_server(service) as address:
         page = Page(browser, address)
         page.open()
+        page.complaints()
         page.click("#more summary")
         assert (page.value("[name=steps]"), page.value("[name=prompt]")) == ("2", "")
         assert not page.all("#control")
@@ -61,6 +63,13 @@ def test_another_model_brings_its_own_choices(toy: ToyModel, browser: Chrome) ->
         page.click("#welcome .tile")
         assert page.finish()["model"] == "toy"
         page.wait(lambda: "ease in" in page.text(".card [name=layers]"))  # known once the model is in memory
+        page.set("header select", "bare")
+        assert not page.all("#prompts")
+        run = page.generate()
+        assert (run["status"], "references" in run["request"]) == ("done", False)
+        page.set("header select", "toy")
+        assert len(page.all(".card")) == 1
+        assert page.complaints() == []
 
 
 def test_the_browser_asks_for_the_key_and_sends_it_everywhere(toy: ToyModel, browser: Chrome) -> None:

@@ -3,7 +3,7 @@
 import { pictureUrl, viewUrl } from "./api.js";
 import { $, $$, fillSelect, make, patchList, setSource } from "./dom.js";
 import { listNotes } from "./notes.js";
-import { chooseAdapter } from "./settings.js";
+import { chooseAdapter, usableReferences } from "./settings.js";
 
 const USES = { full: "everything", style: "style", composition: "layout" };
 /** Fields of a request → the controls that they are about. */
@@ -40,8 +40,9 @@ export function readField(field, page) {
 /** Show the settings in all fields, except in the one that is being edited, and notes. */
 export function showForm(page, edited) {
 	const { settings, model, capabilities } = page;
-	const { references, seed, start, control } = settings;
-	patchList($("#references"), references, () => createCard(page), (...one) => showCard(page, ...one));
+	const { seed, start, control } = settings;
+	const create = () => createCard(page);
+	patchList($("#references"), usableReferences(settings, model), create, (...one) => showCard(page, ...one));
 	showSlot("start", start);
 	showSlot("control", control);
 	for (const field of $$("[name]")) {

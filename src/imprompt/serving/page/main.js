@@ -107,7 +107,7 @@ async function showExamples() {
 			const title = name.replaceAll("-", " ");
 			add(title, make("img", { src: url, alt: "" }), () => ({ ...one, name: title }));
 		}
-		if (page.capabilities.can_draw) add("draw a new one", make("i", { ariaHidden: "true" }, "✎"), drawExample);
+		if (page.capabilities.can_draw) add("draw a new one", make("i", {}, "✎"), drawExample);
 	}
 }
 
@@ -148,11 +148,13 @@ function handleEvent(run, name) {
 }
 
 async function endRun(run) {
-	if (run.error) addNote(run.error.message.split(/[ :]/)[0], "error", asSentence(run.error.message));
 	$("#live").textContent = describeRun(run);
-	if (page.model.loaded) return;
-	page.capabilities = await readCapabilities(); // The modes of a model are known once it is in memory.
-	useModel();
+	if (!page.model.loaded) {
+		// The modes of a model are known once it is in memory.
+		page.capabilities = await readCapabilities().catch(() => page.capabilities);
+		useModel();
+	}
+	if (run.error) addNote(run.error.message.split(/[ :]/)[0], "error", asSentence(run.error.message));
 }
 
 async function generate() {
@@ -260,7 +262,7 @@ async function copy(write) {
 	const text = write(requestOf(run, index), run.names);
 	$("#code").hidden = false;
 	$("#code pre").textContent = text;
-	// Browsers let a page copy only behind HTTPS or on this machine's own address.
+	// Browsers let pages copy only behind HTTPS or on this machine.
 	const isCopied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
 	$("#code span").textContent = isCopied ? "Copied" : "Select and copy it";
 	if (!isCopied) getSelection().selectAllChildren($("#code pre"));

@@ -1,11 +1,12 @@
 // What settings mean together, in words for the place beside the control.
 
-import { chooseAdapter } from "./settings.js";
+import { chooseAdapter, usableReferences } from "./settings.js";
 
 /** Return notes [place, kind, text]; a place is a field of the request, and an "error" prevents the run. */
 export function listNotes(settings, model, limits) {
-	const active = settings.references.filter((one) => one.on);
-	const cards = settings.references.flatMap((one, index) => noteReference(one, `references[${index}]`, settings.prompt));
+	const references = usableReferences(settings, model);
+	const active = references.filter((one) => one.on);
+	const cards = references.flatMap((one, index) => noteReference(one, `references[${index}]`, settings.prompt));
 	const notes = [...cards, ...noteTogether(settings, active, model), ...noteLimits(settings, model, limits)];
 	const { takes } = chooseAdapter(settings, model) ?? { takes: [] };
 	const needsFace = active.length && takes.includes("face_embedding");

@@ -35,7 +35,7 @@ function follow(run, onEvent) {
 	}, async (isFinal) => {
 		onEvent(run, "lost");
 		if (!isFinal) return;
-		const lost = { status: "failed", error: { message: "The server was started again and does not know this run." } };
+		const lost = { status: "failed", error: { message: "The server has forgotten this run." } };
 		Object.assign(run, await readJob(run.id).catch(() => lost));
 		onEvent(run, "done");
 	});

@@ -53,9 +53,13 @@ export function writeStores(key, value) {
 export const chooseAdapter = ({ adapter }, { adapters }) =>
 	adapters.find(({ name }) => name === adapter) ?? adapters[0];
 
-export function buildRequest({ references, start, control, model: _, ...scalars }, model) {
+/** The references that a model can use. */
+export const usableReferences = ({ references }, { adapters }) => (adapters.length ? references : []);
+
+export function buildRequest(settings, model) {
+	const { references, start, control, model: _, ...scalars } = settings;
 	const { width, height, steps, guidance_scale } = scalars;
-	const active = references.filter((one) => one.on).map(buildReference);
+	const active = usableReferences(settings, model).filter((one) => one.on).map(buildReference);
 	const follow = ({ image, mask, ...rest }) => ({ ...rest, image: image.id });
 	const controls = control.image ? [follow(control)] : [];
 	const request = {
