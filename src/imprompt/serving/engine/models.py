@@ -142,7 +142,7 @@ class ModelStore:
             return model
 
     def _drop_idle(self, room: int = 0) -> None:
-        """Drop the least recently used models that no picture needs, to keep at most so many and some room."""
+        """Drop the least recently used models that no picture needs, so that there is room for some more."""
         with self._lock:
             idle = [name for name, model in self._models.items() if not model.users]
             dropped = idle[: max(0, len(self._models) + room - self._most)]
