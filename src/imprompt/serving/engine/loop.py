@@ -29,6 +29,9 @@ _SMOOTHING = 0.1
 _LAST_TURN = 10.0
 """The longest time that the last turn gets when the engine is closed."""
 
+_PAUSE = 0.1
+"""Seconds between a failure of the loop and its next turn, which may fail again."""
+
 _BEAT = 0.5
 """Seconds after which a loop without work looks around."""
 
@@ -204,6 +207,7 @@ class Engine:
                 self.failures += 1
                 _log.exception("the engine failed, and begins anew")
                 self._abandon(error)
+                time.sleep(_PAUSE)
 
     def _turn(self) -> None:
         """Take pictures from the queue, and bring all of them to their next U-Net call."""

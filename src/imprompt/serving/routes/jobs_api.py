@@ -62,6 +62,8 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     async def follow(name: str, last_event_id: Annotated[int, Header()] = 0) -> Response:
         """Send the events of a job, from the beginning or after Last-Event-ID."""
         job = _find_job(service, name)
+        if job.status in OVER and not job.events_after(last_event_id):
+            return Response(status_code=204)  # A browser would connect again and again otherwise.
         events = job.follow(last_event_id, lambda: service.jobs.find_place(job))
         return stream_events(with_pings(events))
 
