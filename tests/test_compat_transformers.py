@@ -10,7 +10,6 @@ from torch import Tensor
 
 import imprompt.compat
 import tiny
-import tiny_transformers
 from imprompt.errors import AmbiguousBatch, AttachmentError, InvalidReference
 from imprompt.inputs.encoder import ImageEncoder
 from imprompt.reference import Reference
@@ -240,4 +239,3 @@ def test_what_does_not_fit_is_refused() -> None:
     load(pipe, adapter("flux-xlabs"))
     with pytest.raises(AttachmentError, match="own IP-Adapter is loaded on this transformer"):
         imprompt.compat.enable(pipe)
-    assert tiny_transformers.KINDS

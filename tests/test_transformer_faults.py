@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import tiny
 from by_hand_transformers import ByHand, HandTerm
 from faults import fault
 from imprompt.checkpoint import PUBLISHED, build_adapter, load_adapter, save_adapter
@@ -317,4 +316,3 @@ def test_the_query_of_sd35_is_normalized_once() -> None:
         close(ours, run(model, inputs))
     assert isinstance(model.transformer_blocks[0].attn.norm_q, nn.Module)
     assert isinstance(ours, Tensor)
-    assert tiny.EMBEDDING_DIM
