@@ -447,6 +447,13 @@ def test_an_image_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
         load_adapter(tmp_path / "a.safetensors", image_encoder=tiny.vision_model())
 
 
+def test_an_adapter_of_faces_alone_gets_no_image_encoder_even_if_its_file_names_one(tmp_path: Path) -> None:
+    """The embedded base and Stable Diffusion's presets have an encoder, which earlier files name."""
+    adapter = adapter_files.adapter(tiny.sd_unet(), "faceid")
+    save_adapter(adapter, tmp_path / "a.safetensors", {"image_encoder": "mini"})
+    assert load_adapter(tmp_path / "a.safetensors").image_encoder is None
+
+
 def test_an_image_encoder_for_an_adapter_that_takes_faces_alone_is_refused(tmp_path: Path) -> None:
     save_adapter(adapter_files.adapter(tiny.sd_unet(), "faceid"), tmp_path / "a.safetensors")
     assert load_adapter(tmp_path / "a.safetensors").image_encoder is None
