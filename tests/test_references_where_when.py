@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import tiny
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.layers import count_halvings, find_cross_attention_layers
+from imprompt.attention.unet_layers import UNetLayers
 from imprompt.errors import AttachmentError, InvalidReference
 from imprompt.reference import Reference
 from showing import STEPS, close, latents, made, output, ramp, shown
@@ -56,8 +57,9 @@ def test_a_mask_is_the_mean_over_each_positions_part_of_the_picture(
     mask, sample = ramp(24, 48), torch.randn(2, 4, 12, 8)
     with adapter.attach(unet) as attachment, adapter.references(Reference(tiny.embedding(1), mask=mask)):
         output(unet, sample=sample)
-        for layer, processor in attachment.layers.terms.items():
-            height, width = {0: (12, 8), 1: (6, 4)}[attachment.layers.levels[layer]]
+        layers = cast(UNetLayers, attachment.layers)
+        for layer, processor in layers.terms.items():
+            height, width = {0: (12, 8), 1: (6, 4)}[layers.levels[layer]]
             blocks = mask.reshape(height, 24 // height, width, 48 // width)
             (term,) = processor.state.terms
             assert term.weight is not None

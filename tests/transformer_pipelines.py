@@ -15,6 +15,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
 
@@ -78,8 +79,8 @@ class TransformerCase:
         """Make the pipeline."""
         kind: Any = getattr(diffusers, self.kind)
         parts: dict[str, Any] = dict.fromkeys(kind._get_signature_keys(kind)[0])
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportAttributeAccessIssue]
-        parts |= {"vae": autoencoder(self.family), "scheduler": scheduler(shift=1.5)}
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=1.5)
+        parts |= {"vae": autoencoder(self.family), "scheduler": scheduler}
         parts["transformer"] = self.transformer()
         if self.control:
             parts["controlnet"] = controlnet(self.family)
@@ -115,7 +116,9 @@ class TransformerCase:
     def _texts(self, prompts: Sequence[str], guided: bool) -> dict[str, Any]:
         is_flux = self.family == "FLUX.1"
         widths = (FLUX_CONTEXT, FLUX_POOLED) if is_flux else (JOINT_CONTEXT, JOINT_POOLED)
-        texts = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), embed(prompts, *widths), strict=True))
+        texts: dict[str, Any] = dict(
+            zip(("prompt_embeds", "pooled_prompt_embeds"), embed(prompts, *widths), strict=True)
+        )
         if is_flux and self.guided is None:
             return texts
         if is_flux:
