@@ -112,7 +112,8 @@ class Bench:
     def __init__(self, toy: ToyModel, batching: Batching, **options: Any) -> None:
         self.served = ServedModel.model_validate(toy_model(toy))
         self.reports: list[Any] = []
-        store = ModelStore(2, batching)
+        self.events: list[str] = []
+        store = ModelStore(2, batching, self.events.append)
         options = {"queue_seconds": 1e9, **options}
         self.engine = Engine(store, batching, on_step=self.reports.append, **options)
 

@@ -234,6 +234,8 @@ def test_without_rules_everybody_is_let_in_under_his_address() -> None:
         ('[aliases]\nx = "y"', "there is no model 'y'"),
         ("[batching]\npictures = 0", "greater than or equal to 1"),
         ("x = ", "TOML"),
+        ('[[models]]\nname = "a"\nbase = "mini"\noffload = "model"', "'group' or 'sequential'"),
+        ('[[models]]\nname = "a"\nbase = "mini"\nwidth = 8', "width and height belong together"),
     ],
 )
 def test_a_wrong_configuration_is_one_sentence(tmp_path: Path, text: str, word: str) -> None:

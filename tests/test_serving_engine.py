@@ -18,9 +18,11 @@ from imprompt.attention.sharing import RowTerms, merge_terms
 from imprompt.errors import ConfigError, ImageError
 from imprompt.serving.engine.denoiser_calls import choose_bucket
 from imprompt.serving.engine.loop import EngineFailure, QueueFull
+from imprompt.serving.engine.models import ModelStore
 from imprompt.serving.engine.picture_thread import PictureCanceled
 from imprompt.serving.engine.queue import FairQueue
-from imprompt.serving.settings import Batching
+from imprompt.serving.request_job import RequestJob
+from imprompt.serving.settings import Batching, ServedModel
 
 # diffusers' Heun scheduler with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -283,6 +285,31 @@ def test_previews_come_evenly_and_the_last_one_resembles_the_picture(
     assert len(log.previews) == 4
     errors = [served.differ(np.asarray(picture.resize((16, 16))), final) for picture in log.previews]
     assert errors[-1] <= errors[0]
+
+
+# Models
+
+
+def test_the_least_recently_used_model_leaves_unless_a_picture_needs_it(toy: ToyModel) -> None:
+    first, second, third = (ServedModel.model_validate(served.toy_model(toy, name=name)) for name in "abc")
+    events: list[str] = []
+    store = ModelStore(2, Batching(), events.append)
+    job = RequestJob.model_validate(served.toy_job(toy))
+    for model in (first, second, first, third):
+        with store.use(model, job):
+            pass
+    assert store.names == ["a", "c"]
+    with store.use(first, job), store.use(third, job), store.use(second, job):
+        assert store.names == ["a", "c", "b"]  # all are needed
+    assert store.names == ["a", "c"]
+    assert events.count("load") == 4
+
+
+def test_a_picture_is_encoded_once_for_all_requests(toy: ToyModel, pictures: list[str]) -> None:
+    with served.running_engine(toy) as bench:
+        bench.make(*(served.toy_job(toy, references=[pictures[0]], seed=seed, steps=1) for seed in range(4)))
+        assert bench.events.count("miss") == 1
+        assert bench.events.count("hit") == 3
 
 
 # What acts in a layer

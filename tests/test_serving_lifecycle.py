@@ -65,7 +65,18 @@ def test_a_client_that_hangs_up_frees_its_row(service: Service, address: str, pa
     at_cancel = job.progress[0][0]
     assert served.wait_until(lambda: service.engine.running == 0)
     assert job.progress[0][0] <= at_cancel + 1
-    assert 'canceled_total{stage="running"} 1.0' in service.metrics.render().decode()
+    metrics = service.metrics.render().decode()
+    assert 'canceled_total{stage="running"} 1.0' in metrics
+    assert 'code="500"' not in metrics
+
+
+def test_a_client_whose_job_another_one_cancels_gets_a_conflict(service: Service, address: str) -> None:
+    with contextlib.closing(ask(address, "/v1/images/generations", LONG)) as connection:
+        assert served.wait_until(lambda: count_steps(service) > 0)
+        (job,) = service.jobs.unfinished
+        service.jobs.cancel(job)
+        response = connection.getresponse()
+        assert (response.status, json.load(response)["error"]["code"]) == (409, "canceled")
 
 
 def test_a_client_that_hangs_up_in_a_stream_frees_its_row(service: Service, address: str) -> None:

@@ -41,7 +41,7 @@ def _describe_model(service: Service, model: ServedModel) -> dict[str, Any]:
     store = service.engine.store
     return {
         "name": model.name,
-        "loaded": model.name in store.loaded,
+        "loaded": model.name in store.names,
         "adapters": [describe_adapter(name) for name in model.adapters],
         "modes": store.find_modes(model.name),
         "controls": list(model.controls),

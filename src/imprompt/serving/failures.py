@@ -79,7 +79,7 @@ def _find_field(message: str) -> str | None:
 def render_error(error: ApiError, path: str) -> JSONResponse:
     """Return the answer as the clients of a path expect it."""
     headers = dict(error.headers or {})
-    if error.status_code in (400, 401, 403, 404, 405, 413, 422, 501):
+    if error.status_code in (400, 401, 403, 404, 405, 409, 413, 422, 501):
         headers["x-should-retry"] = "false"  # The OpenAI client obeys it.
     body: dict[str, Any] = {"error": describe_failure(error)}
     if path.startswith(("/sdapi/", "/controlnet/")):

@@ -42,7 +42,7 @@ class Metrics:
             "running": ("Pictures that are computed", lambda: engine.running),
             "queue_seconds": ("Estimated seconds of work", engine.estimate_seconds),
             "engine_failures": ("How often the engine failed and began anew", lambda: engine.failures),
-            "loaded_models": ("Models in memory", lambda: len(engine.store.loaded)),
+            "loaded_models": ("Models in memory", lambda: len(engine.store.names)),
             "memory_bytes": ("Resident memory of the process", read_memory),
         }
         for name, (text, read) in gauges.items():

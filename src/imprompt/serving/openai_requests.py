@@ -59,6 +59,7 @@ _PASSED = {
 """Additional fields → our own names."""
 
 _REFERENCE_NAMES = {"image": "images", "mode": "layers", "weights_per_block": "layers"}
+_TRUTH_VALUES = {"true": True, "1": True, "false": False, "0": False}
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -147,7 +148,7 @@ class _Fields:
             return None
         try:
             return _convert(value, kind)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             word = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
                 kind, "JSON"
             )
@@ -162,11 +163,7 @@ class _Fields:
 
 def _convert(value: Any, kind: Callable[[Any], Any]) -> Any:
     if kind is bool:
-        if isinstance(value, bool):
-            return value
-        return {"true": True, "1": True, "false": False, "0": False}.get(
-            str(value).lower()
-        ) or _require_false(value)
+        return value if isinstance(value, bool) else _TRUTH_VALUES[str(value).lower()]
     if kind is str and not isinstance(value, str):
         raise TypeError
     if kind in (int, float) and isinstance(value, bool):
@@ -174,12 +171,6 @@ def _convert(value: Any, kind: Callable[[Any], Any]) -> Any:
     if kind is int and isinstance(value, float) and value != int(value):
         raise ValueError
     return kind(value)
-
-
-def _require_false(value: Any) -> bool:
-    if str(value).lower() not in ("false", "0"):
-        raise ValueError
-    return False
 
 
 def _choose(fields: _Fields, name: str, choices: tuple[str, ...]) -> str | None:

@@ -29,6 +29,9 @@ _SMOOTHING = 0.1
 _LAST_TURN = 10.0
 """The longest time that the last turn gets when the engine is closed."""
 
+_PAUSE = 0.1
+"""Seconds between a failure of the loop and its next turn, which may fail again."""
+
 _BEAT = 0.5
 """Seconds after which a loop without work looks around."""
 
@@ -152,6 +155,17 @@ class Engine:
         with self._changed:
             return next((place for place, other in enumerate(self._queue) if other is request), None)
 
+    def check_room(self) -> None:
+        """Refuse work that could not be taken, before anything of it is read.
+
+        Raises:
+            QueueFull: there is too much work already
+        """
+        with self._changed:
+            waiting = sum(map(self.estimate, self._queue), 0.0)
+        if waiting > self._queue_seconds:
+            raise QueueFull(waiting - self._queue_seconds)
+
     def submit(self, requests: Sequence[PictureRequest]) -> None:
         """Put pictures into the queue, all of them or none.
 
@@ -193,6 +207,7 @@ class Engine:
                 self.failures += 1
                 _log.exception("the engine failed, and begins anew")
                 self._abandon(error)
+                time.sleep(_PAUSE)
 
     def _turn(self) -> None:
         """Take pictures from the queue, and bring all of them to their next U-Net call."""

@@ -89,7 +89,7 @@ class ModelStore:
         self._loading = threading.Lock()  # Held while files are read; libraries are patched meanwhile.
 
     @property
-    def loaded(self) -> list[str]:
+    def names(self) -> list[str]:
         """The names of the models in memory."""
         return list(self._models)
 
@@ -117,6 +117,7 @@ class ModelStore:
         finally:
             with self._lock:
                 model.users -= 1
+            self._drop_idle()
 
     def _find(self, served: ServedModel) -> LoadedModel | None:
         """Return a loaded model, with one more user, as the most recently used one."""
@@ -131,7 +132,7 @@ class ModelStore:
         with self._loading:
             if (model := self._find(served)) is not None:  # another thread has loaded it meanwhile
                 return model
-            self._make_room()
+            self._drop_idle(room=1)
             self._count("load")
             # Every picture builds its own scheduler from the base's.
             pipe = load_base(job.model_copy(update={"scheduler": None}))
@@ -140,12 +141,14 @@ class ModelStore:
                 model.users += 1
             return model
 
-    def _make_room(self) -> None:
+    def _drop_idle(self, room: int = 0) -> None:
+        """Drop the least recently used models that no picture needs, so that there is room for some more."""
         with self._lock:
             idle = [name for name, model in self._models.items() if not model.users]
-            for name in idle[: max(0, len(self._models) + 1 - self._most)]:
+            dropped = idle[: max(0, len(self._models) + room - self._most)]
+            for name in dropped:
                 del self._models[name]
-        if torch.cuda.is_available():
+        if dropped and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _load_parts(self, model: LoadedModel, job: RequestJob) -> None:

@@ -19,7 +19,7 @@ from imprompt.serving.encoding import convert_data_uri, encode_file
 from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import parse_json
 from imprompt.serving.jobs import OVER, ServedJob
-from imprompt.serving.routes.waiting import ClientLeft, client_of, wait_for_job
+from imprompt.serving.routes.waiting import JobCanceled, client_of, wait_for_job
 from imprompt.serving.service import Service
 from imprompt.serving.settings import ServedModel
 
@@ -144,6 +144,7 @@ class WebuiApi:
 
     async def _make(self, request: Request, *, has_picture: bool) -> JSONResponse:
         service, client = self._service, client_of(request)
+        service.engine.check_room()
         values = parse_json(await request.body())
         served = self._choose_model(client, values)
         translator = Translator(values, served, service.assets, service.settings.limits)
@@ -151,7 +152,7 @@ class WebuiApi:
         job = await service.submit(webui.request, client)
         self._remember(client, job)
         # A request that another one interrupts is answered with the pictures that there are.
-        with contextlib.suppress(ClientLeft):
+        with contextlib.suppress(JobCanceled):
             await wait_for_job(request, service, job)
         return JSONResponse(await asyncio.to_thread(_describe_result, webui, job))
 

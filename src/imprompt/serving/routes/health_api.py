@@ -21,7 +21,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     async def report() -> JSONResponse:
         """Return whether the server takes work; 503 and the reason if not."""
         fault = service.find_fault()
-        state: dict[str, Any] = {"ready": fault is None, "loaded": service.engine.store.loaded}
+        state: dict[str, Any] = {"ready": fault is None, "loaded": service.engine.store.names}
         return JSONResponse(state | ({"reason": fault} if fault else {}), 200 if fault is None else 503)
 
     @router.get("/metrics")

@@ -48,6 +48,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.post("/api/jobs", status_code=202, openapi_extra={"requestBody": body})
     async def submit(request: Request) -> JSONResponse:
         """Put a job into the queue."""
+        service.engine.check_room()
         values = parse_json(await request.body())
         job = await service.submit(parse_request(values), client_of(request))
         return JSONResponse(describe_job(service, job), 202, {"Location": f"/api/jobs/{job.id}"})
@@ -61,6 +62,8 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     async def follow(name: str, last_event_id: Annotated[int, Header()] = 0) -> Response:
         """Send the events of a job, from the beginning or after Last-Event-ID."""
         job = _find_job(service, name)
+        if job.status in OVER and not job.events_after(last_event_id):
+            return Response(status_code=204)  # A browser would connect again and again otherwise.
         events = job.follow(last_event_id, lambda: service.jobs.find_place(job))
         return stream_events(with_pings(events))
 

@@ -89,6 +89,7 @@ class ImagesApi:
 
     async def _answer(self, request: Request, *, is_edit: bool) -> Response:
         service = self._service
+        service.engine.check_room()
         form = await read_form(request, service.assets, service.settings.limits)
         model = form.values.get("model")
         served = service.settings.find_model(model if isinstance(model, str) else None)

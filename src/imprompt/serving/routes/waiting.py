@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from imprompt.serving.failures import convert_error
+from imprompt.serving.failures import ApiError, convert_error
 from imprompt.serving.jobs import JobEvent, ServedJob
 from imprompt.serving.service import Service
 
@@ -16,8 +16,11 @@ PING_SECONDS = 15.0
 """The longest silence of a stream; proxies cut silent connections."""
 
 
-class ClientLeft(Exception):
-    """The client closed the connection before the answer; nobody reads one."""
+class JobCanceled(ApiError):
+    """A job was canceled: by another request, or because its client left and nobody reads this answer."""
+
+    def __init__(self) -> None:
+        super().__init__(409, "the request was canceled", code="canceled")
 
 
 def client_of(request: Request) -> str:
@@ -30,7 +33,7 @@ async def wait_for_job(request: Request, service: Service, job: ServedJob) -> No
 
     Raises:
         ImpromptError: why the job failed
-        ClientLeft: nobody waits any more
+        JobCanceled: nobody waits any more, or somebody else canceled it
     """
     job.waiters += 1
     ending, leaving = (
@@ -52,11 +55,11 @@ def check_end(job: ServedJob) -> None:
     """Raise why a job is over, unless it is done.
 
     Raises:
-        Exception: the job's own error, or ClientLeft if it was canceled
+        Exception: the job's own error, or JobCanceled
     """
     if job.status == "done":
         return
-    raise job.error if job.error is not None else ClientLeft
+    raise job.error if job.error is not None else JobCanceled()
 
 
 async def wait_for_end(job: ServedJob) -> None:
