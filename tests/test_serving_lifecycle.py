@@ -173,6 +173,14 @@ def test_the_server_is_ready_once_its_model_is_loaded(service: Service) -> None:
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "loaded": ["toy"]})
 
 
+def test_every_batch_size_is_run_once_when_nothing_else_is_to_do(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imprompt.serving.service._QUIET", 0.05)
+    asyncio.run(service.prime())
+    assert 'images_total{model="toy"} 2.0' in service.metrics.render().decode()
+
+
 def test_an_engine_that_hangs_is_not_ready(toy: ToyModel) -> None:
     with served.running_service(served.toy_settings(toy), stuck_seconds=0.2) as service:
         asyncio.run(service.warm_up())

@@ -101,10 +101,12 @@ async def _serve(service: Service, listener: socket.socket, drain_seconds: float
         failure = _find_failure(warming)
         if failure is not None:
             server.should_exit = True
+        priming = asyncio.ensure_future(service.prime())
         await serving
-        warming.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ImpromptError):
-            await warming
+        for task in (warming, priming):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ImpromptError):
+                await task
     if failure is not None:
         raise failure
 

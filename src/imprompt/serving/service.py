@@ -25,6 +25,9 @@ EXAMPLES = Path(__file__).parent / "examples"
 _STUCK = 60.0
 """Seconds without a turn of the engine's loop after which the server is no longer ready."""
 
+_QUIET = 2.0
+"""Seconds without work after which the server prepares for more."""
+
 DrawCharacter = Callable[[int], Image.Image]
 """Draws a new character from a seed."""
 
@@ -99,6 +102,21 @@ class Service:
         if isinstance(job.error, ImpromptError):
             raise job.error
         self.is_warm = job.status == "done"
+
+    async def prime(self) -> None:
+        """Run one step in every batch size, when nothing else is to do: the first call of a size is slow."""
+        most = min(self.settings.batching.pictures, self.settings.limits.count)
+        for count in (2**power for power in range(1, most.bit_length())):
+            await self._wait_for_quiet()
+            job = await self.submit(GenerationRequest(steps=1, seed=0, count=count), "(warm-up)")
+            await asyncio.to_thread(job.is_over.wait)
+
+    async def _wait_for_quiet(self) -> None:
+        quiet_since = time.monotonic()
+        while time.monotonic() - quiet_since < _QUIET:
+            await asyncio.sleep(_QUIET / 10)
+            if self.engine.running or self.engine.waiting:
+                quiet_since = time.monotonic()
 
     async def submit(self, request: GenerationRequest, client: str) -> ServedJob:
         """Check a request and put it into the queue.
