@@ -148,5 +148,6 @@ EMBEDDED_MODEL = {
     "base": "mini",
     "adapters": ["mini", "mini-plus"],
     "controls": ["mini"],
+    "guidance_scale": 3.0,
 }
-"""What a server without settings serves."""
+"""What a server without settings serves, at the guidance scale at which the embedded model is measured."""
