@@ -168,7 +168,7 @@ def test_a_defect_reveals_nothing(open_client: TestClient, monkeypatch: pytest.M
     from imprompt.serving.routes import jobs_api
 
     def fail(*_: Any) -> Any:
-        raise ZeroDivisionError("/root/secret")
+        raise ZeroDivisionError("/home/ann/secret")
 
     monkeypatch.setattr(jobs_api, "describe_capabilities", fail)
     app = open_client.app
