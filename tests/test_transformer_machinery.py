@@ -150,18 +150,23 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
     torch._dynamo.reset()
 
 
+def compile_transformer(kind: Kind, backend: CompileCounter, *, in_place: bool) -> Any:
+    """A transformer whose forward is one graph."""
+    model: Any = transformer(kind)
+    if not in_place:
+        return torch.compile(model, backend=backend, fullgraph=True)
+    model.compile(backend=backend, fullgraph=True)
+    return model
+
+
 @pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_compiled_transformer_makes_what_it_makes_uncompiled(
     kind: Kind, in_place: bool, compiling: CompileCounter
 ) -> None:
-    model: Any = transformer(kind)
+    model = compile_transformer(kind, compiling, in_place=in_place)
     one, inputs = adapter(kind), call(kind)
-    if in_place:
-        model.compile(backend=compiling, fullgraph=True)
-    else:
-        model = torch.compile(model, backend=compiling, fullgraph=True)
     with one.attach(model), one.use(Reference(embeddings(kind), scale=0.7)):
         close(run(model, inputs), expected(kind), 1e-4)
 
@@ -203,12 +208,8 @@ def test_a_graph_that_was_made_without_the_adapter_is_noticed(
     kind: Kind, in_place: bool, compiling: CompileCounter
 ) -> None:
     """PyTorch does not look for hooks that a module has got since; the picture would be the base's."""
-    model: Any = transformer(kind)
+    model = compile_transformer(kind, compiling, in_place=in_place)
     one, inputs = adapter(kind), call(kind)
-    if in_place:
-        model.compile(backend=compiling, fullgraph=True)
-    else:
-        model = torch.compile(model, backend=compiling, fullgraph=True)
     run(model, inputs)
     with one.attach(model), one.use(embeddings(kind)):
         with pytest.raises(AttachmentError, match=r"torch\.compiler\.reset\(\)"):

@@ -8,7 +8,7 @@ latents stand among the keys, beside the image tokens, and λ cannot be folded i
 are those of the base (InstantX/SD3.5-Large-IP-Adapter, models/attention.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,7 @@ from imprompt.attention.denoiser_call import DenoiserCall
 from imprompt.attention.denoiser_layers import ProcessorLayers, QueryGrid
 from imprompt.attention.layers import Shapes, check_fit
 from imprompt.attention.processor import project_without_bias
-from imprompt.attention.terms import JointTerm, LayerTerms, attend, check_batch, merge_heads, split_heads
+from imprompt.attention.terms import JointTerm, LayerProcessor, attend, check_batch, merge_heads, split_heads
 from imprompt.errors import AdapterMismatch, AttachmentError
 
 EPSILON = 1e-6
@@ -47,23 +47,12 @@ def list_joint_shapes(transformer: SD3Transformer2DModel) -> dict[int, tuple[int
     return {number: (attn.inner_dim, attn.inner_dim) for number, (_, attn) in layers}
 
 
-class JointDecoupledAttention(LayerTerms):
+class JointDecoupledAttention(LayerProcessor):
     """The attention processor that an attached adapter installs on one block.
 
     The base's own processor computes the text and the latents, so without image prompts the layer returns the
     same bits as before. The image prompts are added behind the output projection, which is linear.
-
-    Attributes:
-        base: the processor that the layer had before, and will have again
     """
-
-    def __init__(self, base: Callable[..., Any]) -> None:
-        super().__init__()
-        self.base = base
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle the layer's own processor instead: copies are not attached."""
-        return _return_base, (self.base,)
 
     def __call__(
         self,
@@ -169,7 +158,3 @@ def _check_supported(name: str, attn: Attention) -> None:
             f"{name} has the attention processor {kind.__name__}, which is not supported; undo what put it "
             "there, or call transformer.set_attn_processor(JointAttnProcessor2_0()) before attaching"
         )
-
-
-def _return_base(processor: Callable[..., Any]) -> Callable[..., Any]:
-    return processor

@@ -11,7 +11,7 @@ Face adapters have a LoRA too, also on self-attention: W becomes W + s · up dow
 output matrices of the base (never for W'_k, W'_v).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from imprompt.attention.choices import Place
 from imprompt.attention.terms import (
     KeyValue,
+    LayerProcessor,
     LayerState,
-    LayerTerms,
     LoraTerm,
     Term,
     add_image_attention,
@@ -41,36 +41,21 @@ from imprompt.attention.terms import (
 )
 from imprompt.errors import AttachmentError
 
-AttentionProcessor = Callable[..., Tensor]
-"""The callable that computes a diffusers attention layer."""
-
 PLAIN_PROCESSORS = (AttnProcessor, SlicedAttnProcessor, XFormersAttnProcessor, FusedAttnProcessor2_0)
 """Other processors of diffusers for the same attention; they are called unchanged, for the text."""
 
 
-class DecoupledAttention(LayerTerms):
+class DecoupledAttention(LayerProcessor):
     """The attention processor that an attached adapter installs on one attention layer.
 
-    It is a plain object, not a module: the base model's parameters and `state_dict` do not contain it. For
-    the text it does what diffusers' `AttnProcessor2_0` does, operation for operation, so without image
+    For the text it does what diffusers' `AttnProcessor2_0` does, operation for operation, so without image
     prompts, and with λ = 0, the layer returns the same bits as before. Any other processor of
     `PLAIN_PROCESSORS` is called for the text, and the images' part is added to its output.
 
     The text's K and V are computed once per prompt. While image prompts are active they are cached, together
     with the very tensors they came from, and used again only for those same tensors, unchanged. In-place
     changes are noticed, except through `Tensor.data`. A compiled layer computes K and V at every step.
-
-    Attributes:
-        base: the processor that the layer had before, and will have again
     """
-
-    def __init__(self, base: AttentionProcessor) -> None:
-        super().__init__()
-        self.base = base
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle the layer's own processor instead: copies are not attached."""
-        return _return_base, (self.base,)
 
     def __call__(
         self,
@@ -212,10 +197,6 @@ def check_lora_supported(name: str, attn: Attention) -> None:
             f"{name} has the attention processor {type(base).__name__}; this adapter's LoRA needs "
             "AttnProcessor2_0: call unet.set_attn_processor(AttnProcessor2_0()) before attaching"
         )
-
-
-def _return_base(processor: AttentionProcessor) -> AttentionProcessor:
-    return processor
 
 
 def _head_mask(attn: Attention, mask: Tensor | None, context: Tensor) -> Tensor | None:

@@ -1,6 +1,6 @@
 """What acts at one layer: image prompts and LoRAs, by their owners, for each thread."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any, NamedTuple
 
@@ -226,3 +226,26 @@ class LayerTerms:
         state = self.latest if torch.compiler.is_compiling() else self.state
         state.has_run = True
         return state
+
+
+class LayerProcessor(LayerTerms):
+    """An attention processor that takes the place of the layer's own while an adapter is attached.
+
+    It is a plain object, not a module: the base model's parameters and `state_dict` do not contain it.
+
+    Attributes:
+        base: the processor that the layer had before, and will have again
+    """
+
+    def __init__(self, base: Callable[..., Any]) -> None:
+        super().__init__()
+        self.base = base
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy and pickle the layer's own processor instead: copies are not attached."""
+        return _return_base, (self.base,)
+
+
+def _return_base(processor: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the processor: what `LayerProcessor` is copied and pickled as."""
+    return processor

@@ -295,10 +295,19 @@ class DenoiserAdapters(Provider):
         call: DenoiserCall,
     ) -> Sequence[Mapping[int, LayerInputs]]:
         """Compute the inputs of each adapter."""
-        return [
-            compute_inputs(loaded.adapter.to(batch.device), loaded.attachment, prompt, batch, layout)
-            for loaded, prompt in zip(self.adapters, prompts, strict=True)
-        ]
+        pairs = zip(self.adapters, prompts, strict=True)
+        return [self.compute_one(loaded, prompt, batch, layout, call) for loaded, prompt in pairs]
+
+    def compute_one(
+        self,
+        loaded: LoadedAdapter,
+        prompt: AdapterPrompt,
+        batch: DenoiserBatch,
+        layout: RowLayout | None,
+        call: DenoiserCall,
+    ) -> Mapping[int, LayerInputs]:
+        """Compute the inputs of one adapter."""
+        return compute_inputs(loaded.adapter.to(batch.device), loaded.attachment, prompt, batch, layout)
 
 
 def _build(tensors: Mapping[str, Any], place: int) -> ImagePromptAdapter:

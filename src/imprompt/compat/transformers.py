@@ -4,7 +4,7 @@ Pipelines for FLUX.1 call the transformer for one branch of guidance at a time, 
 branch. Those for Stable Diffusion 3.5 stack both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -104,19 +104,30 @@ class JointAdapters(DenoiserAdapters):
         branches = list_branches(running.pipeline)
         return RowLayout(branches, list_call_branches(running, call), running.samples, running.prompts)
 
-    @torch.no_grad()
-    def compute(
+    def compute_one(
         self,
-        prompts: Sequence[AdapterPrompt],
+        loaded: LoadedAdapter,
+        prompt: AdapterPrompt,
         batch: DenoiserBatch,
         layout: RowLayout | None,
         call: DenoiserCall,
-    ) -> Sequence[Mapping[int, LayerInputs]]:
-        """Compute the inputs of each adapter, which belong to the time step."""
-        return [
-            _compute_terms(loaded, prompt, batch, layout, call)
-            for loaded, prompt in zip(self.adapters, prompts, strict=True)
-        ]
+    ) -> Mapping[int, LayerInputs]:
+        """Compute the inputs of one adapter, which belong to the time step."""
+        adapter, attachment = loaded.adapter.to(batch.device), loaded.attachment
+        scales = {layer: one for layer, one in prompt.scales.items() if attachment.is_compiled or one}
+        inputs = name_inputs(adapter, prompt, batch, layout)
+        times = torch.as_tensor(call.timestep, device=batch.device).expand(batch.rows)
+        masks = None if prompt.masks is None else fit_masks(prompt.masks, batch.rows, layout)
+        grids = {} if masks is None else resize_masks(masks, attachment, scales, batch)
+        terms = adapter.compute_joint_terms(inputs, times, [*scales], attachment.heads(0))
+        result: dict[int, LayerInputs] = {}
+        for layer, term in terms.items():
+            weight = term.weight * _read_number(scales[layer])
+            if layer in grids:
+                weight = weight * grids[layer][:, :1, :, None].to(weight)
+            weighted = term._replace(weight=weight)
+            result[layer] = LayerInputs((JointTerm(*(x.to(batch.device, batch.dtype) for x in weighted)),))
+        return result
 
 
 def build_adapters(denoiser: nn.Module, called: nn.Module) -> DenoiserAdapters:
@@ -126,30 +137,6 @@ def build_adapters(denoiser: nn.Module, called: nn.Module) -> DenoiserAdapters:
     if is_kind(denoiser, "SD3Transformer2DModel"):
         return JointAdapters(denoiser, called)
     return DenoiserAdapters(denoiser, called)
-
-
-def _compute_terms(
-    loaded: LoadedAdapter,
-    prompt: AdapterPrompt,
-    batch: DenoiserBatch,
-    layout: RowLayout | None,
-    call: DenoiserCall,
-) -> dict[int, LayerInputs]:
-    adapter, attachment = loaded.adapter.to(batch.device), loaded.attachment
-    scales = {layer: one for layer, one in prompt.scales.items() if attachment.is_compiled or one}
-    inputs = name_inputs(adapter, prompt, batch, layout)
-    times = torch.as_tensor(call.timestep, device=batch.device).expand(batch.rows)
-    masks = None if prompt.masks is None else fit_masks(prompt.masks, batch.rows, layout)
-    grids = {} if masks is None else resize_masks(masks, attachment, scales, batch)
-    terms = adapter.compute_joint_terms(inputs, times, [*scales], attachment.heads(0))
-    result: dict[int, LayerInputs] = {}
-    for layer, term in terms.items():
-        weight = term.weight * _read_number(scales[layer])
-        if layer in grids:
-            weight = weight * grids[layer][:, :1, :, None].to(weight)
-        weighted = term._replace(weight=weight)
-        result[layer] = LayerInputs((JointTerm(*(x.to(batch.device, batch.dtype) for x in weighted)),))
-    return result
 
 
 def _read_number(scale: Scale) -> float:
