@@ -91,6 +91,29 @@ def test_solver_substeps_are_steps_one_after_another(home: Path) -> None:
         assert torch.allclose(twice, objective.step(batch, half, middle, last, weights), atol=1e-6)
 
 
+def test_a_new_lora_already_takes_the_bases_own_step(home: Path) -> None:
+    """Its change begins as zero, so against one solver step without guidance it has nothing to learn."""
+    one = {"distillation__guidance_min": 1.0, "distillation__guidance_max": 1.0}
+    run, objective = run_of(home, "own-step", distillation__method="progressive", **one)
+    batch = batch_of(run)
+    with torch.no_grad():
+        errors = objective.errors(batch, torch.arange(len(batch.draws.noise)) % 10, batch.draws.uniform)
+        two = run_of(home, "two", distillation__method="progressive", distillation__solver_substeps=2, **one)[
+            1
+        ]
+        assert two.errors(batch, torch.zeros(len(batch.draws.noise)).long(), batch.draws.uniform).min() > 0
+    assert errors.max() < 1e-9
+
+
+def test_a_progressive_lora_is_trained_at_the_times_of_trailing_ddim(home: Path) -> None:
+    _, objective = run_of(home, "trailing", distillation__method="progressive", distillation__solver_steps=4)
+    later, earlier = objective.solver_times(torch.arange(4))
+    scheduler = few_steps.few_step_scheduler(objective.base.pipe, "progressive")
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == later.flip(0).tolist()
+    assert earlier[1:].tolist() == later[:-1].tolist()
+
+
 def test_the_students_picture_is_that_of_the_lcm_scheduler(home: Path) -> None:
     run, objective = run_of(home, "boundary")
     lcm: Any = LCMScheduler.from_config(objective.base.scheduler.config, clip_sample=False)
@@ -178,7 +201,7 @@ def test_without_an_adapter_nothing_of_references_is_cached(home: Path) -> None:
     assert objective.mechanism is None
     assert batch_of(run).inputs == {}
     shapes = read_shapes(
-        parse_config({"preset": "mini-lcm", "output": "x", "adapter": {"start": ""}}, "a test")
+        parse_config({"preset": "mini-few-steps", "output": "x", "adapter": {"start": ""}}, "a test")
     )
     assert shapes.inputs == 0
 
@@ -218,7 +241,7 @@ def test_settings_that_do_not_go_together_are_refused(
         config(home, "never", **{**DISTILLS, **settings})
 
 
-@pytest.mark.parametrize(("preset", "steps"), [("mini-lcm", 8), ("sd15-lcm", 50), ("sdxl-lcm", 50)])
+@pytest.mark.parametrize(("preset", "steps"), [("mini-few-steps", 4), ("sd15-lcm", 50), ("sdxl-lcm", 50)])
 def test_the_presets_distill(preset: str, steps: int) -> None:
     parsed = parse_config({"preset": preset, "output": "x"}, "a test")
     assert parsed.distills

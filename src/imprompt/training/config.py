@@ -178,10 +178,13 @@ class LossSettings(ClosedSettings):
 
 
 class DistillationSettings(ClosedSettings):
-    """A LoRA with which the base needs few steps, trained in place of an adapter (LCM-LoRA)."""
+    """A LoRA with which the base needs few steps, trained in place of an adapter."""
 
     rank: int = Field(default=0, ge=0)
     """Rank of the LoRA; 0 means that an adapter is trained."""
+    method: Literal["consistency", "progressive"] = "consistency"
+    """What one step of the LoRA learns: the picture at the end (LCM-LoRA, for any number of steps), or the
+    state at the next of solver_steps times (for exactly this number of steps)."""
     guidance_min: float = Field(default=5.0, ge=1)
     """Smallest guidance scale that is distilled; each sample has one between the two, drawn uniformly."""
     guidance_max: float = Field(default=15.0, ge=1)
@@ -189,7 +192,7 @@ class DistillationSettings(ClosedSettings):
     solver_steps: int = Field(default=50, ge=2)
     """Number of times at which the LoRA is trained; diffusers' LCMScheduler assumes 50."""
     solver_substeps: int = Field(default=1, ge=1)
-    """Number of DDIM steps of the base from one of these times to the one before it."""
+    """Number of guided DDIM steps of the base from one of these times to the next."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "DistillationSettings":

@@ -124,14 +124,15 @@ _LCM: Settings = {
     },
 }
 """As in diffusers' `train_lcm_distill_lora_sd_wds.py`, with averaged weights and a cool-down."""
-_MINI_LCM: Settings = {
+_MINI_FEW_STEPS: Settings = {
     "adapter": {"start": "mini"},
     "distillation": {
         "rank": 16,
+        "method": "progressive",
         "guidance_min": 3.0,
         "guidance_max": 3.0,
-        "solver_steps": 8,
-        "solver_substeps": 3,
+        "solver_steps": 4,
+        "solver_substeps": 4,
     },
     "loss": {"image_drop": 0.3, "text_drop": 0.3, "both_drop": 0.0, "timesteps": "uniform"},
     "training": {
@@ -167,7 +168,7 @@ PRESETS: Mapping[str, Settings] = {
         f"{name}-fine-tune": _fine_tune(name, _FROM_NEW_WEIGHTS[name])
         for name in ("mini", "mini-plus", "sd15", "sd15-plus", "sdxl", "sdxl-plus")
     },
-    "mini-lcm": _merge(_MINI, _LCM, _MINI_LCM),
+    "mini-few-steps": _merge(_MINI, _LCM, _MINI_FEW_STEPS),
     "sd15-lcm": _merge(_PAPER, _SD15, _LCM),
     "sdxl-lcm": _merge(_PAPER, _SDXL, _LCM),
 }

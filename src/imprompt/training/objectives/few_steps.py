@@ -1,13 +1,20 @@
-"""A base that needs few steps, by consistency distillation into a LoRA (LCM-LoRA).
+"""A base that needs few steps, by distillation into a LoRA.
 
+    x_s  = DDIM(x_t, t → s) of the base, guided by w               one solver step or several, s < t
+
+    consistency (LCM-LoRA)
     f(x, t) = c_skip(t) x + c_out(t) x̂(x, t)                     x̂: the picture that the U-Net predicts
-    x_s     = DDIM(x_t, t → s) of the base, guided by w            one solver step or several, s < t
-    loss    = huber(f_θ(x_t, t) - f_θ(x_s, s))                     without gradients of the second
+    loss = huber(f_θ(x_t, t) - f_θ(x_s, s))                        without gradients of the second
+
+    progressive
+    loss = huber(DDIM_θ(x_t, t → s) - x_s)                         one step of the LoRA, without guidance
 
 Luo et al. 2023, "Latent Consistency Models" (arXiv 2310.04378), algorithm 1, and "LCM-LoRA" (arXiv
-2311.05556). Guidance is distilled too, so the result is sampled at a guidance scale of 1, by diffusers'
-`LCMScheduler`, whose c_skip and c_out are these. With an adapter the image prompt is one of the conditions
-that are distilled, beside the text; the adapter itself stays as it is.
+2311.05556): sampled by diffusers' `LCMScheduler`, whose c_skip and c_out are these. Salimans & Ho 2022,
+"Progressive Distillation" (arXiv 2202.00512), algorithm 2, in one round, with the guided base of Meng et al.
+2023 (arXiv 2210.03142): sampled by `DDIMScheduler` with trailing times, in as many steps as there are times.
+Guidance is distilled too, so the result is sampled at a guidance scale of 1. With an adapter the image prompt
+is one of the conditions that are distilled, beside the text; the adapter itself stays as it is.
 """
 
 import contextlib
@@ -17,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from jaxtyping import Float, Int
 from peft import LoraConfig
@@ -54,11 +62,11 @@ BANDS = (0.1, 0.3, 0.5, 0.7, 1.0)
 """Shares of the solver's steps at which the held-out loss is measured."""
 
 SHOWN_STEPS = (8, 4, 2)
-"""Numbers of steps in the sample grid, below the base's own picture."""
+"""Numbers of steps in the sample grid of a consistency distillation, below the base's own picture."""
 
 
 class FewStepObjective(LatentObjective):
-    """Consistency distillation of a base into a LoRA.
+    """Distillation of a base into a LoRA.
 
     Args:
         config: the run
@@ -111,8 +119,12 @@ class FewStepObjective(LatentObjective):
         low, high = distillation.guidance_min, distillation.guidance_max
         with torch.no_grad():
             solved = self.solve(batch, noisy, later, earlier, low + (high - low) * weights)
-            target = self.consistent(batch, solved, earlier)
-        distance = self.consistent(batch, noisy, later) - target
+        if distillation.method == "progressive":
+            distance = self.jump(batch, noisy, later, earlier) - solved
+        else:
+            with torch.no_grad():
+                target = self.consistent(batch, solved, earlier)
+            distance = self.consistent(batch, noisy, later) - target
         return ((distance**2 + HUBER**2).sqrt() - HUBER).mean(dim=(1, 2, 3))
 
     def solver_times(self, steps: Int[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
@@ -130,6 +142,13 @@ class FewStepObjective(LatentObjective):
         out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
         picture, _ = self.split(noisy, times, self.denoise(batch, noisy, times))
         return skip * noisy + out * picture
+
+    def jump(
+        self, batch: PromptBatch, noisy: Tensor, later: Tensor, earlier: Tensor
+    ) -> Float[Tensor, "batch _ _ _"]:
+        """Take one DDIM step of the student, without guidance."""
+        picture, noise = self.split(noisy, later, self.denoise(batch, noisy, later))
+        return self.noising.add_noise(picture, noise, earlier)
 
     def solve(
         self, batch: PromptBatch, noisy: Tensor, later: Tensor, earlier: Tensor, weights: Tensor
@@ -188,8 +207,8 @@ class FewStepObjective(LatentObjective):
     def held_out(self) -> dict[str, float]:
         """Return the loss by solver step, with the same noise at every call."""
         count, losses = self.config.distillation.solver_steps, {}
-        for band in BANDS:
-            step, errors = round(band * count) - 1, []
+        for step in sorted({max(round(band * count), 1) - 1 for band in BANDS}):
+            errors = []
             for batch in self.held_out_batches():
                 moved = move_batch(batch, self.base.device)
                 steps = torch.full((len(moved.moments),), step, device=self.base.device)
@@ -208,8 +227,11 @@ class FewStepObjective(LatentObjective):
             drawn = [self.generate(rows, watch.sampling_steps, watch.guidance_scale)]
         finally:
             self.unet.enable_adapters()
-        with use_scheduler(self.base.pipe, LCMScheduler.from_config(self.base.scheduler.config)):
-            drawn += [self.generate(rows, steps, 1.0) for steps in SHOWN_STEPS]
+        distillation = self.config.distillation
+        is_progressive = distillation.method == "progressive"
+        with use_scheduler(self.base.pipe, few_step_scheduler(self.base.pipe, distillation.method)):
+            counts = (distillation.solver_steps,) if is_progressive else SHOWN_STEPS
+            drawn += [self.generate(rows, steps, 1.0) for steps in counts]
         side = drawn[0][0].width
         return picture_grid([[one.resize((side, side)) for one in row] for row in (references, *drawn)])
 
@@ -240,6 +262,13 @@ class FewStepObjective(LatentObjective):
     def export(self, output: Path) -> None:
         """Write the finished LoRA."""
         self.save(output)
+
+
+def few_step_scheduler(pipe: Any, method: str) -> Any:
+    """Return the scheduler that samples with the LoRA, with the noise levels of the pipeline's own."""
+    if method == "progressive":
+        return DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    return LCMScheduler.from_config(pipe.scheduler.config)
 
 
 def check_prediction(prediction: str, model: str) -> None:
