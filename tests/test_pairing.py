@@ -28,6 +28,11 @@ def test_without_both_it_is_the_embedded_model() -> None:
     assert (pair_models(job_of()).base, pair_models(job_of()).adapter) == ("mini", "mini")
 
 
+def test_the_embedded_model_has_its_own_guidance_scale_unless_one_is_given() -> None:
+    assert pair_models(job_of()).guidance_scale == 3.0
+    assert pair_models(job_of(guidance_scale=7.5)).guidance_scale == 7.5
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if PUBLISHED[name].base_family in USUAL_BASES])
 def test_every_published_adapter_has_a_base(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = PUBLISHED[name].base_family

@@ -49,7 +49,10 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="Text prompt.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Negative text prompt.")] = None,
     guidance_scale: Annotated[
-        float | None, number_option("Scale of classifier-free guidance; 1 turns it off. Default: 7.5.")
+        float | None,
+        number_option(
+            "Scale of classifier-free guidance; 1 turns it off. Default: 3 on the embedded model, 3.5 on FLUX.1, 4.5 on SD3.5, 7.5 on others."
+        ),
     ] = None,
     true_guidance_scale: Annotated[
         float | None,

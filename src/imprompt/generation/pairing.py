@@ -40,8 +40,9 @@ USUAL_ADAPTERS = {
 }
 """Family → the adapter that is used if only the base is given."""
 
-USUAL_GUIDANCE = {"FLUX.1": 3.5, "SD3.5 Large": 4.5}
-"""Family → the guidance scale in its publishers' examples, where it is not the default of a job."""
+USUAL_GUIDANCE = {"mini": 3.0, "FLUX.1": 3.5, "SD3.5 Large": 4.5}
+"""Family → the guidance scale in its publishers' examples, where it is not the default of a job; the embedded
+model keeps most of a reference at 3."""
 
 
 def pair_models(job: Job) -> Job:
