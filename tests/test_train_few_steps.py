@@ -220,6 +220,12 @@ def test_the_card_tells_how_to_use_the_lora(home: Path) -> None:
 # What cannot be
 
 
+def test_a_progressive_run_says_in_how_many_steps_its_lora_draws(home: Path) -> None:
+    run, _ = run_of(home, "progressive", distillation__method="progressive", distillation__solver_steps=5)
+    assert run.train()
+    assert "--fast hyper --steps 5" in generate_command(read_history(run.folder))
+
+
 def test_a_flow_matching_base_is_refused(home: Path) -> None:
     base = frozen()
     base.scheduler = FlowMatchEulerDiscreteScheduler()

@@ -33,4 +33,11 @@ def model_options(history: History) -> list[str]:
         return options
     where = history.newest_adapter.relative_to(history.folder)
     file = f"{history.setting('output', history.name)}/{where.as_posix()}"
-    return [*options, "--lora", file, "--fast", "lcm"] if history.distills else [*options, "--adapter", file]
+    return [*options, *few_step_options(history, file)] if history.distills else [*options, "--adapter", file]
+
+
+def few_step_options(history: History, file: str) -> list[str]:
+    """Return the options of `imprompt generate` for a LoRA for few steps."""
+    if history.setting("distillation.method", "consistency") == "consistency":
+        return ["--lora", file, "--fast", "lcm"]
+    return ["--lora", file, "--fast", "hyper", "--steps", str(history.setting("distillation.solver_steps"))]
