@@ -217,13 +217,20 @@ def test_the_card_tells_how_to_use_the_lora(home: Path) -> None:
     assert "--fast lcm" in generate_command(history)
 
 
-# What cannot be
-
-
-def test_a_progressive_run_says_in_how_many_steps_its_lora_draws(home: Path) -> None:
-    run, _ = run_of(home, "progressive", distillation__method="progressive", distillation__solver_steps=5)
+def test_a_progressive_lora_says_how_it_is_sampled(home: Path) -> None:
+    more = {"distillation__method": "progressive", "distillation__solver_steps": 5}
+    run, objective = run_of(home, "progressive", **more)
     assert run.train()
-    assert "--fast hyper --steps 5" in generate_command(read_history(run.folder))
+    run.folder.joinpath("config.json").write_text(objective.config.model_dump_json())
+    history = read_history(run.folder)
+    assert "--fast hyper --steps 5" in generate_command(history)
+    card = build_card(history)
+    assert "needs 5 steps, by progressive distillation" in card
+    assert 'DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")' in card
+    assert "num_inference_steps=5" in card
+
+
+# What cannot be
 
 
 def test_a_flow_matching_base_is_refused(home: Path) -> None:

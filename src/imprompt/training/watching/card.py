@@ -8,6 +8,7 @@ import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import safe_open
 
@@ -67,10 +68,10 @@ def _adapter_sections(history: History) -> list[str]:
 def _lora_sections(history: History) -> list[str]:
     size, count = _size(history)
     model, start = history.setting("base.model", "mini"), history.setting("adapter.start")
+    sampling = _few_step_sampling(history)
     about = (
-        f"A LoRA with which `{model}` needs four to eight steps, by consistency distillation (LCM-LoRA, Luo "
-        f"et al. 2023, [arXiv:2311.05556](https://arxiv.org/abs/2311.05556)); {count:,} parameters, "
-        f"{size / 1e6:.1f} MB. Sample with diffusers’ `LCMScheduler` at a guidance scale of 1."
+        f"A LoRA with which `{model}` needs {sampling.steps}, by {sampling.method}; {count:,} parameters, "
+        f"{size / 1e6:.1f} MB. Sample with diffusers’ `{sampling.scheduler}` at a guidance scale of 1."
         f"{f' The image prompts of `{start}` were distilled too.' if start else ''}"
     )
     options = model_options(history)
@@ -78,11 +79,11 @@ def _lora_sections(history: History) -> list[str]:
     command = shlex.join(["imprompt", "generate", "reference.png", *options])
     diffusers = _code(
         "python",
-        "from diffusers import LCMScheduler",
+        f"from diffusers import {sampling.scheduler}",
         "",
         'pipe.load_lora_weights(".")',
-        "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)",
-        'image = pipe("a prompt", num_inference_steps=4, guidance_scale=1.0).images[0]',
+        f"pipe.scheduler = {sampling.scheduler}.from_config(pipe.scheduler.config{sampling.options})",
+        f'image = pipe("a prompt", num_inference_steps={sampling.count}, guidance_scale=1.0).images[0]',
     )
     return [
         _header(history),
@@ -95,12 +96,37 @@ def _lora_sections(history: History) -> list[str]:
     ]
 
 
+class _FewStepSampling(NamedTuple):
+    """How a LoRA for few steps was made, and how it is sampled."""
+
+    method: str
+    steps: str
+    count: int
+    scheduler: str
+    options: str = ""
+
+
+def _few_step_sampling(history: History) -> _FewStepSampling:
+    if history.setting("distillation.method", "consistency") == "consistency":
+        paper = "Luo et al. 2023, [arXiv:2311.05556](https://arxiv.org/abs/2311.05556)"
+        method = f"consistency distillation (LCM-LoRA, {paper})"
+        return _FewStepSampling(method, "four to eight steps", 4, "LCMScheduler")
+    count = int(history.setting("distillation.solver_steps"))
+    paper = "Salimans & Ho 2022, [arXiv:2202.00512](https://arxiv.org/abs/2202.00512)"
+    options = ', timestep_spacing="trailing"'
+    return _FewStepSampling(
+        f"progressive distillation ({paper})", f"{count} steps", count, "DDIMScheduler", options
+    )
+
+
 def _header(history: History) -> str:
     """Return the facts that the hub reads; the owner chooses the license."""
     lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
     if (model := _hub_id(history.setting("base.model", ""))) is not None:
         lines.append(f"base_model: {model}")
-    tags = ("lora", "lcm", "imprompt") if history.distills else ("ip-adapter", "image-prompt", "imprompt")
+    tags = (
+        ("lora", "few-steps", "imprompt") if history.distills else ("ip-adapter", "image-prompt", "imprompt")
+    )
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
