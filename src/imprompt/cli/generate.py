@@ -51,7 +51,8 @@ def generate(
     guidance_scale: Annotated[
         float | None,
         number_option(
-            "Scale of classifier-free guidance; 1 turns it off. Default: 3 on the embedded model, 3.5 on FLUX.1, 4.5 on SD3.5, 7.5 on others."
+            "Scale of classifier-free guidance; 1 turns it off. Default: 7.5, but 3 on the embedded model, 3.5 "
+            "on FLUX.1, and 4.5 on SD3.5."
         ),
     ] = None,
     true_guidance_scale: Annotated[
