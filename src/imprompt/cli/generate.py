@@ -51,8 +51,8 @@ def generate(
     guidance_scale: Annotated[
         float | None,
         number_option(
-            "Scale of classifier-free guidance; 1 turns it off. Default: 7.5, but 3 on the embedded model, 3.5 "
-            "on FLUX.1, and 4.5 on SD3.5."
+            "Scale of classifier-free guidance; 1 turns it off. Default: 7.5; on the embedded model 3, on "
+            "FLUX.1 3.5, on SD3.5 4.5."
         ),
     ] = None,
     true_guidance_scale: Annotated[
