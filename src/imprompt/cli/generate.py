@@ -51,6 +51,14 @@ def generate(
     guidance_scale: Annotated[
         float | None, number_option("Scale of classifier-free guidance; 1 turns it off. Default: 7.5.")
     ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<start,end>",
+            help="Fractions of the steps between which there is guidance: 0,0.6 leaves it out of the last 40 "
+            "percent, which is faster. Default: 0,1.",
+        ),
+    ] = None,
     true_guidance_scale: Annotated[
         float | None,
         number_option("FLUX.1: scale of guidance away from the negative prompt; 1 turns it off. Default: 1."),

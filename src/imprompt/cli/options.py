@@ -80,6 +80,21 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
+def parse_interval(text: str) -> list[float]:
+    """Parse "0.2,0.8" into a start and an end.
+
+    Raises:
+        WrongUsage: another text
+    """
+    try:
+        start, end = (float(number) for number in text.split(","))
+    except ValueError:
+        raise WrongUsage(
+            f"--guidance-interval takes a start and an end, as in 0.2,0.8, not {text!r}"
+        ) from None
+    return [start, end]
+
+
 def build_job(options: Options) -> "Job":
     """Build the job: from a job file, from the settings of a picture (--like), or from the options alone.
 
@@ -132,6 +147,8 @@ def _collect_values(options: Options, before: dict[str, Any]) -> dict[str, Any]:
         if other := [name for name in ("width", "height") if name in options]:
             raise WrongUsage(f"--size sets width and height at once; leave out --{other[0]}")
         values["width"], values["height"] = parse_size(options["size"])
+    if "guidance_interval" in options:
+        values["guidance_interval"] = parse_interval(options["guidance_interval"])
     if "output" in options:
         values["output"] = str(options["output"])
     values["references"] = _collect_references(options, before.get("references", []))
