@@ -150,12 +150,12 @@ def test_the_own_forward_returns_and_gradients_take_the_ordinary_way() -> None:
 def test_what_cannot_have_graphs_is_refused() -> None:
     unet = tiny.sd_unet()
     with pytest.raises(AttachmentError, match="need a U-Net on a GPU, and this one is on cpu"):
-        use_cuda_graphs(unet).__enter__()
+        use_cuda_graphs(unet)
     with pytest.raises(AttachmentError, match="not for Linear"):
-        use_cuda_graphs(nn.Linear(1, 1)).__enter__()
+        use_cuda_graphs(nn.Linear(1, 1))
     replaced = pytest.raises(AttachmentError, match="is replaced already")
     with use_cuda_graphs(unet, capture_recording), replaced:
-        use_cuda_graphs(unet, capture_recording).__enter__()
+        use_cuda_graphs(unet, capture_recording)
 
 
 def test_more_shapes_than_the_limit_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:

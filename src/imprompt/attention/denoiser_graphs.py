@@ -137,7 +137,7 @@ class DenoiserGraph:
 
 
 class DenoiserGraphs:
-    """Takes the place of a U-Net's `forward`, and replays a graph for each shape of its inputs.
+    """A U-Net's forward that replays a graph for each shape of its inputs; use it with `with`.
 
     Weights are read where they are. If one is moved or replaced, as by a LoRA that is fused, or a processor
     is replaced, graphs are recorded anew. Other changes of the U-Net (FreeU, hooks inside it) need `clear()`.
@@ -158,6 +158,18 @@ class DenoiserGraphs:
         self._modules = list(unet.modules())
         self._weights: list[int] = []
         self._lock = threading.Lock()
+
+    def __enter__(self) -> "DenoiserGraphs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Restore the U-Net's own forward, if this took its place."""
+        if vars(self.unet).get("forward") is self:
+            del vars(self.unet)["forward"]
+        self.clear()
 
     def clear(self) -> None:
         """Drop all graphs; the next calls record new ones."""
@@ -249,12 +261,11 @@ def find_graphs(unet: object) -> DenoiserGraphs | None:
     return forward if isinstance(forward, DenoiserGraphs) else None
 
 
-@contextmanager
-def use_cuda_graphs(target: object, capture: Capture = capture_cuda_graph) -> Iterator[DenoiserGraphs]:
-    """Compute a U-Net by CUDA graphs inside this context. Enter it before `adapter.use`.
+def use_cuda_graphs(target: object, capture: Capture = capture_cuda_graph) -> DenoiserGraphs:
+    """Compute a U-Net by CUDA graphs from now on; the returned context ends this.
 
-    The first call with inputs of a new shape records a graph, which takes about three calls. Image prompts, λ,
-    masks, layers and texts change without a new one.
+    Call it before `adapter.use`. The first call with inputs of a new shape records a graph, which takes about
+    three calls. Image prompts, λ, masks, layers and texts change without a new one.
 
     Args:
         target: a pipeline, or a U-Net
@@ -274,7 +285,4 @@ def use_cuda_graphs(target: object, capture: Capture = capture_cuda_graph) -> It
         raise AttachmentError("this U-Net's forward is replaced already, by graphs, a cache or offloading")
     graphs = DenoiserGraphs(unet, capture)
     vars(unet)["forward"] = graphs
-    try:
-        yield graphs
-    finally:
-        del vars(unet)["forward"]
+    return graphs

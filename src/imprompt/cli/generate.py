@@ -257,6 +257,23 @@ def generate(
             rich_help_panel=SAMPLING,
         ),
     ] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<speed>",
+            help="exact, balanced or fast: sampler, steps, guidance interval and feature cache at once. "
+            "Other options override them. Default: exact.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    feature_cache: Annotated[
+        int | None,
+        typer.Option(
+            metavar="<n>",
+            help="Compute the U-Net's deep blocks at every n-th step only. Default: 1, at every step.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
     clip_skip: Annotated[
         int | None,
         typer.Option(
@@ -300,6 +317,14 @@ def generate(
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs",
+            help="Compute the U-Net by CUDA graphs: the same pictures, with less work for the processor.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
     tiling: Annotated[
         bool,
         typer.Option(

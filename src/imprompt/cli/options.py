@@ -41,6 +41,9 @@ _JOB_OPTIONS = (
     "prompt_weighting",
     "device",
     "dtype",
+    "speed",
+    "feature_cache",
+    "cuda_graphs",
     "variant",
     "revision",
     "offload",
@@ -142,6 +145,10 @@ def _load_job_file(options: Options) -> "Job":
 
 def _collect_values(options: Options, before: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the job: the earlier ones, overridden by the options."""
+    if "speed" in options:
+        from imprompt.generation.job.speeds import SPEED_SETTINGS
+
+        before = {name: value for name, value in before.items() if name not in SPEED_SETTINGS}
     values = before | {name: options[name] for name in _JOB_OPTIONS if name in options}
     if "size" in options:
         if other := [name for name in ("width", "height") if name in options]:
