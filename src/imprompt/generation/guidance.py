@@ -75,6 +75,8 @@ class IntervalGuidance:
         """Return the tensors for the next step."""
         if self.on_step is not None:
             self.on_step()
+        if step == 0:
+            self.doubled = {}  # of the picture before
         # Rounding must not move a step across a bound: 0.6 of 5 steps is 3.
         position = (step + 1) / pipe.num_timesteps + 1e-9
         if is_guided(position, self.settings.guidance_interval):
