@@ -170,6 +170,11 @@ BAD: dict[str, tuple[str, int, str]] = {
         2,
         "--size takes 512 or 512x768 (width x height), not '64by96' (see imprompt generate --help)",
     ),
+    "an interval that is none": (
+        "cat.png --guidance-interval 0.5",
+        2,
+        "--guidance-interval takes a start and an end, as in 0.2,0.8, not '0.5'",
+    ),
     "a width without a height": (
         "cat.png --width 64",
         1,

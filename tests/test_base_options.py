@@ -20,6 +20,7 @@ from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, parse_job, save_job
 from imprompt.generation.job.base_options import BaseOptions
 from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
+from imprompt.generation.job.speeds import SPEEDS
 from imprompt.generation.models import load_pipeline
 from imprompt.generation.settings import Settings
 from imprompt.runtime.devices import choose_device
@@ -175,6 +176,44 @@ def test_every_sampler_draws(name: str) -> None:
 def test_an_unknown_sampler_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="'dpm' is no scheduler; the schedulers are ddim, "):
         parse_job({"references": ["a.png"], "scheduler": "dpm"})
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_a_speed_fills_in_what_is_not_given_and_a_job_has_its_settings(speed: str) -> None:
+    job = parse_job({"references": ["a.png"], "speed": speed})
+    assert job == parse_job({"references": ["a.png"], **SPEEDS[speed]})
+    assert parse_job({"references": ["a.png"], "speed": speed, "steps": 12}).steps == 12
+    stored = job.model_dump(mode="json", exclude_defaults=True)
+    assert parse_job(stored) == job
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"guidance_scale": 1.0},
+        {"steps": 4},
+        {"scheduler": "euler_a"},
+        {"controls": [{"image": "a.png"}]},
+        {"guidance_scale": 1},
+    ],
+)
+def test_a_speed_leaves_out_what_cannot_go_with_a_given_setting(given: dict[str, Any]) -> None:
+    for speed in SPEEDS:
+        parse_job({"references": ["a.png"], "speed": speed, **given})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speed": "warp"}, "speed must be exact, balanced, fast, not 'warp'"),
+        ({"speed": "fast", "fast": "lcm"}, "speed = 'fast' and fast = 'lcm' both choose the sampler"),
+        ({"feature_cache": 2, "steps": 8}, "feature_cache needs 9 steps or more, not 8"),
+        ({"feature_cache": 2, "controls": [{"image": "a.png"}]}, "cannot be used with a ControlNet"),
+    ],
+)
+def test_speeds_and_caches_that_cannot_be_right(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_job({"references": ["a.png"], **settings})
 
 
 @pytest.mark.parametrize("fast", FAST_PRESETS)

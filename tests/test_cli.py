@@ -62,6 +62,8 @@ def test_a_picture_carries_its_settings_and_no_folders(imprompt: Imprompt, toy: 
         "0.5",
         "--guidance-scale",
         "3",
+        "--guidance-interval",
+        "0,0.5",
         "--seed",
         "7",
     )
@@ -74,6 +76,7 @@ def test_a_picture_carries_its_settings_and_no_folders(imprompt: Imprompt, toy: 
         "negative_prompt": "rain",
         "references": [{"images": ["cat.png"], "scale": 0.5}],
         "guidance_scale": 3.0,
+        "guidance_interval": [0.0, 0.5],
         "steps": 2,
         "seed": 7,
         "width": 16,
@@ -346,10 +349,11 @@ def test_options_of_generate_are_exactly_these(imprompt: Imprompt) -> None:
         "prompt negative-prompt scale guidance-scale steps seed count size width height base adapter output"
     )
     newer = (
-        "true-guidance-scale "
+        "guidance-interval true-guidance-scale "
         "image-encoder view mode mask from until crop negative combine init-image strength inpaint control "
         "control-model control-scale job overwrite like save-job lora vae embedding variant revision "
-        "scheduler fast clip-skip prompt-weighting device dtype offload tiling"
+        "scheduler fast speed feature-cache clip-skip prompt-weighting device dtype offload tiling "
+        "cuda-graphs"
     )
     assert options - {"--help"} == {f"--{name}" for name in f"{stable} {newer}".split()}
 

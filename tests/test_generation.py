@@ -4,7 +4,7 @@ import errno
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from PIL import Image
 import tiny
 from imprompt import mini
 from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.diffusers_internals import Branches
 from imprompt.errors import (
     AdapterMismatch,
     AttachmentError,
@@ -259,11 +260,74 @@ def xl() -> tuple[Any, ImagePromptAdapter]:
     return pipe, made
 
 
-def test_the_negative_half_is_computed_only_where_it_must_be(pipe: Any, adapter: ImagePromptAdapter) -> None:
-    rows: list[int] = []
-    with pipe.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))):
-        guided(pipe, adapter, (0.0, 0.5))
-    assert rows == [2, 2, 1, 1]
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.0, 0.5), [2, 2, 2, 2, 1, 1, 1, 1]),
+        ((0.25, 0.75), [2, 1, 2, 2, 2, 2, 1, 1]),  # nothing is called before the first step
+        ((0.5, 1.0), [2, 1, 1, 1, 2, 2, 2, 2]),
+    ],
+)
+def test_the_negative_half_is_computed_only_where_it_must_be(
+    pipe: Any, adapter: ImagePromptAdapter, interval: tuple[float, float], expected: list[int]
+) -> None:
+    calls = record_calls(pipe, adapter, interval)
+    assert [len(call.sample) for call in calls] == expected
+    assert [len(call.text) for call in calls] == expected
+
+
+@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)])
+def test_a_step_in_and_outside_the_interval_is_the_bare_unet_bit_for_bit(
+    pipe: Any, adapter: ImagePromptAdapter, interval: tuple[float, float]
+) -> None:
+    """Text, image prompt and mask have the rows of the latents, at the bounds of the interval too."""
+    branches: dict[int, Branches] = {1: ("positive",), 2: ("negative", "positive")}
+    for call in record_calls(pipe, adapter, interval, mask=MASK):
+        reference = Reference(tiny.picture(), mask=MASK)
+        act = functools.partial(adapter.use, reference, branches=branches[len(call.sample)])
+        with adapter.attach(pipe.unet), act(), torch.no_grad():
+            alone = pipe.unet(call.sample, call.timestep, call.text).sample
+        assert torch.equal(alone, call.output)
+
+
+MASK = torch.linspace(0, 1, 63).reshape(7, 9)
+
+
+class Call(NamedTuple):
+    """A recorded call of a U-Net."""
+
+    sample: torch.Tensor
+    timestep: torch.Tensor
+    text: torch.Tensor
+    output: torch.Tensor
+
+
+def record_calls(
+    pipe: Any, adapter: ImagePromptAdapter, interval: tuple[float, float], **settings: Any
+) -> list[Call]:
+    calls: list[Call] = []
+
+    def record(_: object, args: Any, options: dict[str, Any], output: Any) -> None:
+        calls.append(Call(*args, options["encoder_hidden_states"], output[0]))
+
+    with pipe.unet.register_forward_hook(record, with_kwargs=True):
+        one(
+            pipe,
+            adapter,
+            Reference(tiny.picture(), **settings),
+            guidance_interval=interval,
+            guidance_scale=5.0,
+            steps=8,
+        )
+    return calls
+
+
+def test_guidance_in_part_starts_anew_with_every_picture(pipe: Any, adapter: ImagePromptAdapter) -> None:
+    settings = Settings(steps=4, guidance_scale=5.0, guidance_interval=(0.25, 0.75))
+    prompted = [(adapter, [tiny.picture()])]
+    both = list(generate_each(pipe, prompted, settings, seeds=[0, 1]))
+    alone = [next(generate_each(pipe, prompted, settings, seeds=[seed])) for seed in (0, 1)]
+    assert [one.tobytes() for one in both] == [one.tobytes() for one in alone]
 
 
 # Several adapters

@@ -63,7 +63,7 @@ def compute_conditioning(
             finite
     """
     weights = [_scale_layers(reference, attachment.names) for reference in references]
-    layers = list(attachment.names) if attachment.is_compiled else _find_used_layers(weights)
+    layers = list(attachment.names) if attachment.needs_static_terms else _find_used_layers(weights)
     face_scale = torch.tensor([float(reference.face_scale) for reference in references])
     _check_finite(inputs for halves in encoded for inputs in halves[:2])
     images = math.lcm(*(count_images(inputs) for halves in encoded for inputs in halves[:2]))
@@ -112,7 +112,7 @@ def compute_timed_conditioning(
         InvalidReference: layers that the base does not have, or inputs that are not finite
     """
     weights = [_scale_layers(reference, attachment.names) for reference in references]
-    layers = list(attachment.names) if attachment.is_compiled else _find_used_layers(weights)
+    layers = list(attachment.names) if attachment.needs_static_terms else _find_used_layers(weights)
     _check_finite(inputs for halves in encoded for inputs in halves[:2])
     counts = sorted({count_images(inputs) for halves in encoded for inputs in halves[:2]})
     if len(counts) > 1:

@@ -241,7 +241,7 @@ class ImagePromptAdapter(AdapterWeights):
             branches=branches,
             clock=clock,
             loras=self.lora_terms(find_lora_scale(groups)) if self.lora else {},
-            is_static=attachment.is_compiled,
+            is_static=attachment.needs_static_terms,
         )
         return attachment.activate(plan)
 

@@ -15,6 +15,7 @@ from imprompt.attention.callers import Caller
 from imprompt.attention.choices import Injection
 from imprompt.attention.conditioning import LayerInputs, TimedRows
 from imprompt.attention.denoiser_call import DenoiserCall
+from imprompt.attention.denoiser_graphs import find_graphs
 from imprompt.attention.denoiser_layers import DenoiserLayers
 from imprompt.attention.diffusers_internals import (
     find_split_layers,
@@ -129,6 +130,11 @@ class Attachment:
     def is_compiled(self) -> bool:
         """Whether the denoiser goes through torch.compile."""
         return is_compiled(get_denoiser(self.target))
+
+    @property
+    def needs_static_terms(self) -> bool:
+        """Whether every layer must have all terms, as what is compiled or recorded depends on them."""
+        return self.is_compiled or find_graphs(self.denoiser) is not None
 
     @property
     def has_open_ended_references(self) -> bool:

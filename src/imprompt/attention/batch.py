@@ -215,7 +215,11 @@ class BatchPlan:
         terms: list[Term] = []
         for term, factor in zip(inputs.terms, compress(factors, used), strict=True):
             if self.is_static or set(factor) - {0.0, 1.0} or len(set(factor)) > 1:
-                by_row = batch.rows.expand(term.key.new_tensor(factor))[:, None, None, None]
+                # Not `new_tensor`, which waits for the device.
+                factors_of_prompts = torch.tensor(factor, dtype=term.key.dtype)
+                by_row = batch.rows.expand(factors_of_prompts)[:, None, None, None].to(
+                    term.key.device, non_blocking=True
+                )
                 terms.append(term._replace(weight=by_row if term.weight is None else by_row * term.weight))
             elif set(factor) == {1.0}:
                 terms.append(term)

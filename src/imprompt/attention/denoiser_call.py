@@ -55,8 +55,10 @@ def read_call(denoiser: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     kind = type(module)
     options = {**dict(zip(_list_parameters(kind), args, strict=False)), **kwargs}
     sample = options["sample"] if "sample" in options else options["hidden_states"]
-    unit = 1000 if is_kind(module, "FluxTransformer2DModel") else 1
-    return DenoiserCall(sample, options["timestep"] * unit, options["encoder_hidden_states"], options, module)
+    timestep = options["timestep"]
+    if is_kind(module, "FluxTransformer2DModel"):
+        timestep = 1000 * timestep
+    return DenoiserCall(sample, timestep, options["encoder_hidden_states"], options, module)
 
 
 @functools.cache

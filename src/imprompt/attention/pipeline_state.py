@@ -135,6 +135,7 @@ class Clock:
         """The pipeline's call during a forward pass."""
         self._list: Tensor | None = None
         self._first = -1
+        self._read: tuple[Tensor | None, list[float]] = None, []
 
     @property
     def generation(self) -> object:
@@ -149,13 +150,21 @@ class Clock:
         """
         pipeline = self.call.pipeline if self.call else self.pipeline
         scheduler: Any = getattr(pipeline, "scheduler", None)
-        now = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
         if self.call is not None and self.call.is_known and self.call.timesteps is not None:
-            step, steps = self.call.step, len(self.call.timesteps)
+            values = self._read_timesteps(self.call.timesteps)
+            step, steps = self.call.step, len(values)
+            now = values[step]
         else:
+            now = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
             step, steps = self._find_step(pipeline, scheduler, now)
         noise = 1 - now / count_timesteps(scheduler)
         return Moment(step, steps, noise, *find_sampler_position(scheduler, step, steps))
+
+    def _read_timesteps(self, timesteps: Tensor) -> list[float]:
+        """Return the values of a generation's timesteps; reading them waits for the device, so once only."""
+        if timesteps is not self._read[0]:
+            self._read = timesteps, [float(t) for t in timesteps.tolist()]
+        return self._read[1]
 
     def _find_step(self, pipeline: object, scheduler: Any, now: float) -> tuple[int, int]:
         """Find the step by the timestep, for a sampling loop that imprompt does not know."""

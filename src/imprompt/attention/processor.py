@@ -131,6 +131,14 @@ class TextKeyValue:
         same = same and all(mine is theirs for mine, theirs in zip(self.sources, sources, strict=True))
         return same and self.state == _state(sources)
 
+    def refresh(self, attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> None:
+        """Compute K and V anew at the same addresses, if what they came from has changed."""
+        if self.is_for(attn, context, loras):
+            return
+        for kept, fresh in zip(self.key_value, project_text(attn, context, loras), strict=True):
+            kept.copy_(fresh)
+        self.state = _state(self.sources)
+
 
 def project_text(attn: Attention, context: Tensor, loras: Sequence[LoraTerm] = ()) -> KeyValue:
     """Compute K = c_t W_k and V = c_t W_v, with split heads."""

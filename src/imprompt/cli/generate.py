@@ -55,6 +55,14 @@ def generate(
             "FLUX.1 3.5, on SD3.5 4.5."
         ),
     ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<start,end>",
+            help="Fractions of the steps between which there is guidance: 0,0.6 leaves it out of the last 40 "
+            "percent, which is faster. Default: 0,1.",
+        ),
+    ] = None,
     true_guidance_scale: Annotated[
         float | None,
         number_option("FLUX.1: scale of guidance away from the negative prompt; 1 turns it off. Default: 1."),
@@ -253,6 +261,23 @@ def generate(
             rich_help_panel=SAMPLING,
         ),
     ] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<speed>",
+            help="exact, balanced or fast: sampler, steps, guidance interval and feature cache at once. "
+            "Other options override them. Default: exact.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    feature_cache: Annotated[
+        int | None,
+        typer.Option(
+            metavar="<n>",
+            help="Compute the U-Net's deep blocks at every n-th step only. Default: 1, at every step.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
     clip_skip: Annotated[
         int | None,
         typer.Option(
@@ -296,6 +321,14 @@ def generate(
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs",
+            help="Compute the U-Net by CUDA graphs: the same pictures, with less work for the processor.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
     tiling: Annotated[
         bool,
         typer.Option(

@@ -41,6 +41,9 @@ _JOB_OPTIONS = (
     "prompt_weighting",
     "device",
     "dtype",
+    "speed",
+    "feature_cache",
+    "cuda_graphs",
     "variant",
     "revision",
     "offload",
@@ -78,6 +81,21 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.strip().isascii() and side.strip().isdigit() for side in sides):
         raise WrongUsage(f"--size takes 512 or 512x768 (width x height), not {text!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def parse_interval(text: str) -> list[float]:
+    """Parse "0.2,0.8" into a start and an end.
+
+    Raises:
+        WrongUsage: another text
+    """
+    try:
+        start, end = (float(number) for number in text.split(","))
+    except ValueError:
+        raise WrongUsage(
+            f"--guidance-interval takes a start and an end, as in 0.2,0.8, not {text!r}"
+        ) from None
+    return [start, end]
 
 
 def build_job(options: Options) -> "Job":
@@ -127,11 +145,17 @@ def _load_job_file(options: Options) -> "Job":
 
 def _collect_values(options: Options, before: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the job: the earlier ones, overridden by the options."""
+    if "speed" in options:
+        from imprompt.generation.job.speeds import SPEED_SETTINGS
+
+        before = {name: value for name, value in before.items() if name not in SPEED_SETTINGS}
     values = before | {name: options[name] for name in _JOB_OPTIONS if name in options}
     if "size" in options:
         if other := [name for name in ("width", "height") if name in options]:
             raise WrongUsage(f"--size sets width and height at once; leave out --{other[0]}")
         values["width"], values["height"] = parse_size(options["size"])
+    if "guidance_interval" in options:
+        values["guidance_interval"] = parse_interval(options["guidance_interval"])
     if "output" in options:
         values["output"] = str(options["output"])
     values["references"] = _collect_references(options, before.get("references", []))

@@ -78,7 +78,9 @@ def compute_inputs(
         AmbiguousBatch: rows of embeddings or masks that fit the batch in no way
         InvalidReference: λ for each picture without masks, or other numbers of these
     """
-    layers = {layer: one for layer, one in prompt.scales.items() if attachment.is_compiled or _acts(one)}
+    layers = {
+        layer: one for layer, one in prompt.scales.items() if attachment.needs_static_terms or _acts(one)
+    }
     inputs = name_inputs(adapter, prompt, batch, layout)
     images = next(iter(inputs.values())).shape[1]
     _check_images(layers.values(), images, prompt.masks)

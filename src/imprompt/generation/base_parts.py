@@ -39,14 +39,21 @@ def apply_base_options(pipe: Any, options: BaseOptions) -> None:
     for embedding in options.embeddings:
         load_embedding(pipe, embedding)
     if options.scheduler is not None:
-        if find_transformer(pipe) is not None:
-            raise ConfigError(
-                f"scheduler {options.scheduler!r} is for bases that predict noise; this base has its own"
-            )
-        pipe.scheduler = build_scheduler(options.scheduler, pipe.scheduler)
+        set_scheduler(pipe, options.scheduler)
     if options.tiling:
         pipe.vae.enable_tiling()
         pipe.vae.enable_slicing()
+
+
+def set_scheduler(pipe: Any, name: str) -> None:
+    """Give a pipeline the scheduler of a sampler, with its own noise schedule.
+
+    Raises:
+        ConfigError: the base has a transformer, which needs the scheduler that it has
+    """
+    if find_transformer(pipe) is not None:
+        raise ConfigError(f"scheduler {name!r} is for bases that predict noise; this base has its own")
+    pipe.scheduler = build_scheduler(name, pipe.scheduler)
 
 
 def build_scheduler(name: str, base_scheduler: Any) -> Any:

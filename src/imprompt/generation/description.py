@@ -93,6 +93,8 @@ def _describe(
         described["true_guidance_scale"] = float(settings.true_guidance_scale)
     if settings.guidance_interval != (0, 1):
         described["guidance_interval"] = list(settings.guidance_interval)
+    if settings.feature_cache != 1:
+        described["feature_cache"] = int(settings.feature_cache)
     if settings.init_image is not None:
         described |= {"init_image": IN_MEMORY, "strength": settings.effective_strength}
     if settings.inpaint is not None:

@@ -5,6 +5,7 @@ picture to the bit, alone or as one of many. A batch cannot promise this, as the
 product depends on its size.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,10 +18,13 @@ from PIL import Image
 from imprompt.adapter.encode import ReferenceLike, to_reference
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.diffusers_internals import report_four_input_channels
+from imprompt.attention.feature_cache import FeatureCache
 from imprompt.errors import ConfigError
+from imprompt.generation.base_parts import set_scheduler
 from imprompt.generation.description import add_description
 from imprompt.generation.guidance import build_step_arguments
 from imprompt.generation.job import DEFAULT_STEPS
+from imprompt.generation.job.speeds import apply_speed
 from imprompt.generation.models import derive_pipeline
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.generation.prompts import build_prompt_arguments
@@ -46,6 +50,7 @@ def generate(
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
     size: int | tuple[int, int] | None = None,
+    speed: str = "exact",
 ) -> list[Image.Image]:
     """Generate a picture for each seed from all references, and leave the pipeline as it was.
 
@@ -63,11 +68,13 @@ def generate(
         prompt: the text prompt; "" leaves everything to the image prompts
         negative_prompt: the text of what to avoid
         guidance_scale: w of classifier-free guidance; at most 1 turns guidance off
-        steps: denoising steps, by default DEFAULT_STEPS
+        steps: denoising steps, by default those of the speed, or DEFAULT_STEPS
         seed: from 0 to 2**63 - 1, by default 0; the same seed gives the same picture on the same machine
         seeds: several seeds, in place of `seed`
         size: width and height in pixels, multiples of 8: (width, height), or one number for both; by default
             the base's own
+        speed: "exact", or "balanced" or "fast", which choose sampler, steps, guidance interval and feature
+            cache, see `imprompt.generation.job.speeds`
 
     Raises:
         ConfigError: a setting of a wrong type, or that this base cannot honor
@@ -77,15 +84,29 @@ def generate(
     """
     if seed is not None and seeds is not None:
         raise ConfigError(f"seed={seed!r} and seeds={seeds!r} exclude each other; give one of them")
+    chosen = _choose_by_speed(speed, guidance_scale, steps)
+    if (scheduler := chosen.pop("scheduler", None)) is not None:
+        pipe = copy.copy(pipe)  # The caller's keeps its own scheduler.
+        set_scheduler(pipe, scheduler)
     settings = Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
-        steps=DEFAULT_STEPS if steps is None else steps,
         size=(size, size) if isinstance(size, int) else size,
+        **chosen,
     )
     seeds = [0 if seed is None else seed] if seeds is None else seeds
     return list(generate_each(pipe, [(adapter, references)], settings, seeds=seeds))
+
+
+def _choose_by_speed(speed: str, guidance_scale: float | int, steps: int | None) -> dict[str, Any]:
+    """Return a speed's settings, those that are given included."""
+    given = {"guidance_scale": guidance_scale} | ({} if steps is None else {"steps": steps})
+    try:
+        chosen = apply_speed({"speed": speed, **given})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {"steps": DEFAULT_STEPS} | {k: v for k, v in chosen.items() if k != "guidance_scale"}
 
 
 def generate_each(
@@ -124,7 +145,9 @@ def generate_each(
     arguments |= build_step_arguments(called, settings, on_step)
     if "height" not in parameters:  # Image-to-image takes the size from the picture.
         del arguments["width"], arguments["height"]
-    pictures = _generate_pictures(cast(Callable[..., Any], called), prompted, arguments, seeds)
+    pictures = _generate_pictures(
+        cast(Callable[..., Any], called), prompted, arguments, seeds, settings.feature_cache
+    )
     return _describe_pictures(pictures, pipe, prompted, settings, seeds)
 
 
@@ -157,9 +180,15 @@ def _check_adapter(adapter: object) -> None:
 
 
 def _generate_pictures(
-    call: Callable[..., Any], prompted: AdapterReferences, arguments: Mapping[str, Any], seeds: Sequence[int]
+    call: Callable[..., Any],
+    prompted: AdapterReferences,
+    arguments: Mapping[str, Any],
+    seeds: Sequence[int],
+    feature_cache: int,
 ) -> Iterator[Image.Image]:
     with ExitStack() as attached:
+        if feature_cache > 1:
+            attached.enter_context(FeatureCache(call, feature_cache))
         for adapter, references in prompted:
             attached.enter_context(adapter.attach(call))
             attached.enter_context(adapter.use(*_list_arguments(references)))

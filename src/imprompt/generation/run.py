@@ -12,6 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.denoiser_graphs import use_cuda_graphs
 from imprompt.attention.diffusers_internals import get_execution_device
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import ConfigError
@@ -76,6 +77,7 @@ def read_inputs(job: Job) -> JobInputs:
         negative_prompt=job.negative_prompt,
         guidance_scale=job.guidance_scale,
         guidance_interval=job.guidance_interval,
+        feature_cache=job.feature_cache,
         true_guidance_scale=job.true_guidance_scale,
         steps=job.steps,
         size=job.size,
@@ -211,6 +213,8 @@ def load_base(job: Job) -> DiffusionPipeline:
     apply_base_options(pipe, job)
     if job.offload:
         offload_base(pipe, job.offload, device)
+    if job.cuda_graphs:
+        use_cuda_graphs(pipe)
     return pipe
 
 

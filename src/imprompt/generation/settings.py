@@ -51,6 +51,8 @@ class Settings:
         guidance_scale: w of classifier-free guidance; at most 1 turns guidance off. FLUX.1 [dev] is distilled
             and takes it as an input
         guidance_interval: (start, end): the fraction of the steps with guidance; outside it there is none
+        feature_cache: compute the U-Net's deep blocks at every n-th step only, see `FeatureCache`; 1 means at
+            every step
         true_guidance_scale: w of classifier-free guidance on FLUX.1, with the negative prompt; at most 1, the
             default, turns it off
         steps: denoising steps
@@ -69,6 +71,7 @@ class Settings:
     negative_prompt: str = ""
     guidance_scale: float | int = 7.5
     guidance_interval: tuple[float | int, float | int] = (0.0, 1.0)
+    feature_cache: int = 1
     true_guidance_scale: float | int = 1.0
     steps: int = DEFAULT_STEPS
     size: tuple[int, int] | None = None
@@ -121,7 +124,11 @@ def _check_types(settings: Settings, seeds: object) -> None:
     for name in ("prompt", "negative_prompt"):
         if not isinstance(text := getattr(settings, name), str):
             raise ConfigError(f"{name} must be one text, not {text!r:.80}; generate once for each text")
-    for name, kind, wanted in (("guidance_scale", Real, "a number"), ("steps", Integral, "a whole number")):
+    for name, kind, wanted in (
+        ("guidance_scale", Real, "a number"),
+        ("steps", Integral, "a whole number"),
+        ("feature_cache", Integral, "a whole number"),
+    ):
         if not isinstance(value := getattr(settings, name), kind) or isinstance(value, bool):
             raise ConfigError(f"{name} must be {wanted}, not {value!r:.80}")
     if settings.size is not None and not _is_whole(settings.size, length=2):

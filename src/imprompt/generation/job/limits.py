@@ -27,6 +27,13 @@ MAX_PROMPT_CHARACTERS = 20_000
 """The most characters of a text; a text encoder reads the first 75 words or so."""
 
 
+MAX_FEATURE_CACHE = 10
+"""The most steps for which deep features are used, the one that computes them included."""
+
+FEWEST_CACHED_STEPS = 9
+"""The fewest steps with a feature cache; with fewer, successive steps differ too much."""
+
+
 def find_text_fault(text: str) -> str | None:
     """Return a sentence that says why a text cannot be a prompt; None for a text that can."""
     if len(text) > MAX_PROMPT_CHARACTERS:
@@ -52,6 +59,20 @@ def find_settings_fault(settings: Any) -> str | None:
         return f"guidance_interval must be 0 ≤ start < end ≤ 1, not {start} and {end}"
     if (start, end) != (0, 1) and settings.guidance_scale <= 1:
         return f"guidance_interval needs a guidance_scale above 1, not {settings.guidance_scale}"
+    return _find_cache_fault(settings)
+
+
+def _find_cache_fault(settings: Any) -> str | None:
+    every = settings.feature_cache
+    if not 1 <= every <= MAX_FEATURE_CACHE:
+        return f"feature_cache must be 1 (off) to {MAX_FEATURE_CACHE} steps, not {every}"
+    if every > 1 and settings.controls:
+        return "feature_cache cannot be used with a ControlNet, which changes the deep features at every step"
+    if every > 1 and settings.steps < FEWEST_CACHED_STEPS:
+        return (
+            f"feature_cache needs {FEWEST_CACHED_STEPS} steps or more, not {settings.steps}: of few steps, "
+            "successive ones differ too much"
+        )
     return None
 
 

@@ -32,6 +32,7 @@ from imprompt.generation.job.reference import (
     Text,
     as_tuple,
 )
+from imprompt.generation.job.speeds import apply_speed
 from imprompt.runtime.output import number_paths
 from imprompt.runtime.settings import explain_fault, read_toml
 
@@ -58,6 +59,8 @@ class Job(BaseOptions):
     guidance_scale: Number = 7.5
     guidance_interval: Span = (0.0, 1.0)
     """[start, end]: the fraction of the steps with guidance; outside it there is none."""
+    feature_cache: Annotated[int, Field(strict=True)] = 1
+    """The U-Net's deep blocks are computed at every n-th step only; 1 means at every step."""
     true_guidance_scale: Number = 1.0
     """Of classifier-free guidance on FLUX.1, with the negative prompt; 1 turns it off."""
     steps: Steps = DEFAULT_STEPS
@@ -84,6 +87,12 @@ class Job(BaseOptions):
             raise ValueError("size is width and height at once; give it or them")
         rest = {key: value for key, value in values.items() if key != "size"}
         return {**rest, "width": values["size"], "height": values["size"]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_speed(cls, values: Any) -> Any:
+        """Fill in what `speed` stands for; a job has the settings, not the word."""
+        return apply_speed(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _check(self) -> "Job":
@@ -194,4 +203,4 @@ def parse_job(values: Mapping[str, Any], source: str = "", move: Move | None = N
     try:
         return Job.model_validate(values, context={} if move is None else {"move": move})
     except ValidationError as error:
-        raise ConfigError(f"{source}{explain_fault(error, Job, extra_keys=['size'])}") from error
+        raise ConfigError(f"{source}{explain_fault(error, Job, extra_keys=['size', 'speed'])}") from error
