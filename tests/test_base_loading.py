@@ -28,7 +28,8 @@ from imprompt import ImageEmbeddings, save_adapter
 from imprompt.errors import ConfigError, UnknownModel
 from imprompt.generation import pairing, repository
 from imprompt.generation.job import Job, parse_job
-from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
+from imprompt.generation.job.samplers import SAMPLERS
+from imprompt.generation.job.speeds import FEW_STEP_SPEEDS
 from imprompt.generation.repository import fetch_base
 from imprompt.generation.run import run_job
 from imprompt.generation.single_file import loading
@@ -200,7 +201,7 @@ def test_the_page_lists_every_sampler_and_preset() -> None:
     assert samplers[2:] == [[f"`{name}`", one.scheduler, one.title] for name, one in SAMPLERS.items()]
     assert [[row[0], *row[2:]] for row in presets[2:]] == [
         [f"`{name}`", f"`{one['scheduler']}`", str(one["steps"]), f"{one['guidance_scale']:g}"]
-        for name, one in FAST_PRESETS.items()
+        for name, one in FEW_STEP_SPEEDS.items()
     ]
 
 

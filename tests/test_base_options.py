@@ -19,8 +19,8 @@ from imprompt.generation.base_parts import apply_base_options, offload_base
 from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, parse_job, save_job
 from imprompt.generation.job.base_options import BaseOptions
-from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
-from imprompt.generation.job.speeds import SPEEDS
+from imprompt.generation.job.samplers import SAMPLERS
+from imprompt.generation.job.speeds import FEW_STEP_SPEEDS, SPEEDS, list_speed_settings
 from imprompt.generation.models import load_pipeline
 from imprompt.generation.settings import Settings
 from imprompt.runtime.devices import choose_device
@@ -205,8 +205,7 @@ def test_a_speed_leaves_out_what_cannot_go_with_a_given_setting(given: dict[str,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"speed": "warp"}, "speed must be exact, balanced, fast, not 'warp'"),
-        ({"speed": "fast", "fast": "lcm"}, "speed = 'fast' and fast = 'lcm' both choose the sampler"),
+        ({"speed": "warp"}, "speed must be exact, balanced, fast, lcm, hyper, lightning, turbo, not 'warp'"),
         ({"feature_cache": 2, "steps": 8}, "feature_cache needs 9 steps or more, not 8"),
         ({"feature_cache": 2, "controls": [{"image": "a.png"}]}, "cannot be used with a ControlNet"),
     ],
@@ -216,11 +215,16 @@ def test_speeds_and_caches_that_cannot_be_right(settings: dict[str, Any], messag
         parse_job({"references": ["a.png"], **settings})
 
 
-@pytest.mark.parametrize("fast", FAST_PRESETS)
-def test_a_fast_preset_fills_in_what_is_not_given(fast: str) -> None:
-    job = parse_job({"references": ["a.png"], "fast": fast, "steps": 7})
+@pytest.mark.parametrize("speed", FEW_STEP_SPEEDS)
+def test_a_speed_for_few_steps_fills_in_what_is_not_given(speed: str) -> None:
+    job = parse_job({"references": ["a.png"], "speed": speed, "steps": 7})
     assert (job.steps, job.guidance_scale) == (7, 1.0)
-    assert job.scheduler == FAST_PRESETS[fast]["scheduler"]
+    assert job.scheduler == FEW_STEP_SPEEDS[speed]["scheduler"]
+
+
+def test_a_speed_replaces_what_an_earlier_one_set() -> None:
+    assert list_speed_settings("fast") == {"scheduler", "steps", "guidance_interval", "feature_cache"}
+    assert list_speed_settings("lcm") == {*list_speed_settings("fast"), "guidance_scale"}
 
 
 def test_the_options_survive_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

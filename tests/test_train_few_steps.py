@@ -214,7 +214,7 @@ def test_the_card_tells_how_to_use_the_lora(home: Path) -> None:
     card = build_card(history)
     assert "A LoRA with which" in card
     assert "LCMScheduler.from_config" in card
-    assert "--fast lcm" in generate_command(history)
+    assert "--speed lcm" in generate_command(history)
 
 
 def test_a_progressive_lora_says_how_it_is_sampled(home: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_progressive_lora_says_how_it_is_sampled(home: Path) -> None:
     assert run.train()
     run.folder.joinpath("config.json").write_text(objective.config.model_dump_json())
     history = read_history(run.folder)
-    assert "--fast hyper --steps 5" in generate_command(history)
+    assert "--speed hyper --steps 5" in generate_command(history)
     card = build_card(history)
     assert "needs 5 steps, by progressive distillation" in card
     assert 'DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")' in card

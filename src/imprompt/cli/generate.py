@@ -252,21 +252,13 @@ def generate(
             rich_help_panel=SAMPLING,
         ),
     ] = None,
-    fast: Annotated[
-        str | None,
-        typer.Option(
-            metavar="<kind>",
-            help="Scheduler, steps and guidance for bases or LoRAs of few steps: lcm, hyper, lightning or "
-            "turbo. Other options override them.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
     speed: Annotated[
         str | None,
         typer.Option(
             metavar="<speed>",
-            help="exact, balanced or fast: sampler, steps, guidance interval and feature cache at once. "
-            "Other options override them. Default: exact.",
+            help="exact, balanced or fast: sampler, steps, guidance interval and feature cache at once. For "
+            "bases and LoRAs of few steps: lcm, hyper, lightning or turbo. Other options override them. "
+            "Default: exact.",
             rich_help_panel=SAMPLING,
         ),
     ] = None,

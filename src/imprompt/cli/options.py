@@ -36,7 +36,6 @@ _JOB_OPTIONS = (
     "vae",
     "embeddings",
     "scheduler",
-    "fast",
     "clip_skip",
     "prompt_weighting",
     "device",
@@ -146,9 +145,10 @@ def _load_job_file(options: Options) -> "Job":
 def _collect_values(options: Options, before: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the job: the earlier ones, overridden by the options."""
     if "speed" in options:
-        from imprompt.generation.job.speeds import SPEED_SETTINGS
+        from imprompt.generation.job.speeds import list_speed_settings
 
-        before = {name: value for name, value in before.items() if name not in SPEED_SETTINGS}
+        replaced = list_speed_settings(options["speed"])
+        before = {name: value for name, value in before.items() if name not in replaced}
     values = before | {name: options[name] for name in _JOB_OPTIONS if name in options}
     if "size" in options:
         if other := [name for name in ("width", "height") if name in options]:

@@ -23,7 +23,7 @@ from imprompt.errors import ConfigError
 from imprompt.generation.base_parts import set_scheduler
 from imprompt.generation.description import add_description
 from imprompt.generation.guidance import build_step_arguments
-from imprompt.generation.job import DEFAULT_STEPS
+from imprompt.generation.job import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from imprompt.generation.job.speeds import apply_speed
 from imprompt.generation.models import derive_pipeline
 from imprompt.generation.pipeline_call import call_pipeline
@@ -45,7 +45,7 @@ def generate(
     *,
     prompt: str = "",
     negative_prompt: str = "",
-    guidance_scale: float | int = 7.5,
+    guidance_scale: float | int | None = None,
     steps: int | None = None,
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
@@ -67,14 +67,16 @@ def generate(
             simply a picture: a file, a PIL picture or an array
         prompt: the text prompt; "" leaves everything to the image prompts
         negative_prompt: the text of what to avoid
-        guidance_scale: w of classifier-free guidance; at most 1 turns guidance off
+        guidance_scale: w of classifier-free guidance; at most 1 turns guidance off. By default that of the
+            speed, or 7.5
         steps: denoising steps, by default those of the speed, or DEFAULT_STEPS
         seed: from 0 to 2**63 - 1, by default 0; the same seed gives the same picture on the same machine
         seeds: several seeds, in place of `seed`
         size: width and height in pixels, multiples of 8: (width, height), or one number for both; by default
             the base's own
         speed: "exact", or "balanced" or "fast", which choose sampler, steps, guidance interval and feature
-            cache, see `imprompt.generation.job.speeds`
+            cache; "lcm", "hyper", "lightning" or "turbo" for a base distilled for few steps; see
+            `imprompt.generation.job.speeds`
 
     Raises:
         ConfigError: a setting of a wrong type, or that this base cannot honor
@@ -91,7 +93,6 @@ def generate(
     settings = Settings(
         prompt=prompt,
         negative_prompt=negative_prompt,
-        guidance_scale=guidance_scale,
         size=(size, size) if isinstance(size, int) else size,
         **chosen,
     )
@@ -99,14 +100,15 @@ def generate(
     return list(generate_each(pipe, [(adapter, references)], settings, seeds=seeds))
 
 
-def _choose_by_speed(speed: str, guidance_scale: float | int, steps: int | None) -> dict[str, Any]:
+def _choose_by_speed(speed: str, guidance_scale: float | int | None, steps: int | None) -> dict[str, Any]:
     """Return a speed's settings, those that are given included."""
-    given = {"guidance_scale": guidance_scale} | ({} if steps is None else {"steps": steps})
+    given = {"guidance_scale": guidance_scale, "steps": steps}
+    given = {name: value for name, value in given.items() if value is not None}
     try:
         chosen = apply_speed({"speed": speed, **given})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return {"steps": DEFAULT_STEPS} | {k: v for k, v in chosen.items() if k != "guidance_scale"}
+    return {"steps": DEFAULT_STEPS, "guidance_scale": DEFAULT_GUIDANCE} | chosen
 
 
 def generate_each(

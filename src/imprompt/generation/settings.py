@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from imprompt.attention.pipeline_state import count_timesteps
 from imprompt.errors import ConfigError
 from imprompt.generation.job.limits import (
+    DEFAULT_GUIDANCE,
     DEFAULT_STEPS,
     MAX_SIDE,
     MAX_STEPS,
@@ -69,7 +70,7 @@ class Settings:
 
     prompt: str = ""
     negative_prompt: str = ""
-    guidance_scale: float | int = 7.5
+    guidance_scale: float | int = DEFAULT_GUIDANCE
     guidance_interval: tuple[float | int, float | int] = (0.0, 1.0)
     feature_cache: int = 1
     true_guidance_scale: float | int = 1.0

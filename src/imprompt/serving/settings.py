@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -10,6 +10,7 @@ from imprompt.errors import ConfigError
 from imprompt.generation.job.base_options import BaseOptions
 from imprompt.generation.job.limits import DEFAULT_STEPS
 from imprompt.generation.job.reference import Name, Number, Side
+from imprompt.generation.job.speeds import FEW_STEP_SPEEDS, apply_speed
 from imprompt.runtime.settings import ClosedSettings, explain_fault, read_toml
 
 HARD_CODED_NAMES = (
@@ -38,6 +39,19 @@ class ServedModel(BaseOptions):
     width: Side | None = None
     height: Side | None = None
     """The size of a request that has none; by default the base's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_speed(cls, values: Any) -> Any:
+        """Fill in what the speed of a distilled base stands for, where nobody gave others."""
+        if not isinstance(values, Mapping) or "speed" not in values:
+            return values
+        if values["speed"] not in FEW_STEP_SPEEDS:
+            raise ValueError(
+                f"speed of a served model must be {', '.join(FEW_STEP_SPEEDS)}, not {values['speed']!r}; "
+                "requests choose among the others"
+            )
+        return apply_speed(values)
 
     @model_validator(mode="after")
     def _check(self) -> "ServedModel":

@@ -19,13 +19,14 @@ those of an image prompt.
 
 from imprompt.generation.job.base_options import JobEmbedding, JobLora
 from imprompt.generation.job.files import collect_settings, list_versions, save_job
-from imprompt.generation.job.limits import DEFAULT_STEPS
+from imprompt.generation.job.limits import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from imprompt.generation.job.located_files import hash_file, locate_file, remember_files
 from imprompt.generation.job.model import Job, parse_job
 from imprompt.generation.job.pictures import has_settings, read_hashes, read_settings
 from imprompt.generation.job.reference import EMBEDDINGS_SUFFIX, STANDARD_INPUT, JobControl, JobReference
 
 __all__ = [
+    "DEFAULT_GUIDANCE",
     "DEFAULT_STEPS",
     "EMBEDDINGS_SUFFIX",
     "STANDARD_INPUT",

@@ -1,20 +1,17 @@
 """The settings of a job that change its base model: parts that are added to it, sampler, device, memory."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from imprompt.generation.job.reference import Name, Number, as_tuple
-from imprompt.generation.job.samplers import FAST_PRESETS, SAMPLERS
+from imprompt.generation.job.samplers import SAMPLERS
 from imprompt.runtime.settings import ClosedSettings
 
 DType = Literal["float32", "float16", "bfloat16"]
 """The number formats in which a base can compute."""
 Offload = Literal["model", "sequential", "group"]
 """diffusers' ways to keep a base in main memory while it computes on a GPU."""
-Fast = Literal["lcm", "hyper", "lightning", "turbo"]
-"""The kinds of bases and LoRAs that need few steps."""
 
 
 def _check_sampler(name: str) -> str:
@@ -73,8 +70,6 @@ class BaseOptions(ClosedSettings):
     """Textual inversions."""
     scheduler: Annotated[str, BeforeValidator(_check_sampler)] | None = None
     """The sampler, by one of the names of `SAMPLERS`; by default the base's own."""
-    fast: Fast | None = None
-    """A preset for few steps: it sets scheduler, steps and guidance_scale where they are not given."""
     clip_skip: Annotated[int, Field(strict=True, ge=1, le=12)] | None = None
     """The text encoder's layer that is read, counted from its end as in A1111: 1 is the last one."""
     prompt_weighting: Annotated[bool, Field(strict=True)] = False
@@ -92,11 +87,3 @@ class BaseOptions(ClosedSettings):
     """Compute the U-Net by CUDA graphs, which gives the same pictures with less work for the processor."""
     tiling: Annotated[bool, Field(strict=True)] = False
     """Decode the picture in tiles, for sizes that do not fit into the GPU's memory otherwise."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_fast_preset(cls, values: Any) -> Any:
-        """Fill in what the preset sets and nobody gave."""
-        if not isinstance(values, Mapping) or values.get("fast") not in FAST_PRESETS:
-            return values
-        return {**FAST_PRESETS[values["fast"]], **values}

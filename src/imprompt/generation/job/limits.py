@@ -5,6 +5,9 @@ from typing import Any
 DEFAULT_STEPS = 25
 """Enough for DDIM and similar samplers on every known base; the default of diffusers is 50."""
 
+DEFAULT_GUIDANCE = 7.5
+"""The guidance scale, as in diffusers' pipelines of Stable Diffusion 1.5."""
+
 MAX_SIDE = 8192
 """The most pixels of a side of a generated picture."""
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from imprompt.errors import ConfigError
 from imprompt.generation.job.base_options import BaseOptions
 from imprompt.generation.job.limits import (
+    DEFAULT_GUIDANCE,
     DEFAULT_STEPS,
     MAX_PICTURES,
     MAX_REFERENCES,
@@ -56,7 +57,7 @@ class Job(BaseOptions):
     """By default the one that is known for the adapter."""
     face_plus_version: Literal[1, 2] | None = None
     """The version of a FaceID-Plus adapter, which its file does not contain."""
-    guidance_scale: Number = 7.5
+    guidance_scale: Number = DEFAULT_GUIDANCE
     guidance_interval: Span = (0.0, 1.0)
     """[start, end]: the fraction of the steps with guidance; outside it there is none."""
     feature_cache: Annotated[int, Field(strict=True)] = 1

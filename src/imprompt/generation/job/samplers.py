@@ -1,7 +1,6 @@
-"""The names that people use for samplers, as diffusers' schedulers, and the presets for few steps.
+"""The names that people use for samplers, as diffusers' schedulers.
 
-Sources: the table of A1111's samplers in diffusers' documentation (api/schedulers/overview), and the model
-cards of LCM-LoRA, Hyper-SD, SDXL-Lightning and SD-Turbo as quoted in diffusers' documentation.
+Source: the table of A1111's samplers in diffusers' documentation (api/schedulers/overview).
 """
 
 from collections.abc import Mapping
@@ -45,11 +44,3 @@ SAMPLERS: Mapping[str, Sampler] = {
     "tcd": Sampler("TCDScheduler", {}, "TCD"),
 }
 """Name → sampler."""
-
-FAST_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "lcm": {"scheduler": "lcm", "steps": 4, "guidance_scale": 1.0},
-    "hyper": {"scheduler": "ddim_trailing", "steps": 4, "guidance_scale": 1.0},
-    "lightning": {"scheduler": "euler_trailing", "steps": 4, "guidance_scale": 1.0},
-    "turbo": {"scheduler": "euler_a_trailing", "steps": 2, "guidance_scale": 1.0},
-}
-"""Name → settings of a job; guidance is off, for which such models are distilled."""

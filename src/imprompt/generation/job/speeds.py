@@ -1,7 +1,8 @@
-"""What `--speed` stands for: exact, balanced or fast. Measured by bench/speed_quality.py.
+"""What `--speed` stands for: settings that fill in what a job leaves out, so any of them can still be given.
 
-The settings of a speed fill in what a job leaves out, so any of them can still be given. A new kind of
-setting, such as a number format, needs its field in `Job` and its value here.
+exact, balanced and fast are for every base; bench/speed_quality.py measures them. The others are for bases
+and LoRAs that were distilled for few steps without guidance. Sources: the model cards of LCM-LoRA, Hyper-SD,
+SDXL-Lightning and SD-Turbo as quoted in diffusers' documentation.
 """
 
 from collections.abc import Mapping
@@ -9,15 +10,27 @@ from typing import Any
 
 from imprompt.generation.job.limits import FEWEST_CACHED_STEPS
 
+FEW_STEP_SPEEDS: Mapping[str, Mapping[str, Any]] = {
+    "lcm": {"scheduler": "lcm", "steps": 4, "guidance_scale": 1.0},
+    "hyper": {"scheduler": "ddim_trailing", "steps": 4, "guidance_scale": 1.0},
+    "lightning": {"scheduler": "euler_trailing", "steps": 4, "guidance_scale": 1.0},
+    "turbo": {"scheduler": "euler_a_trailing", "steps": 2, "guidance_scale": 1.0},
+}
+"""Kind of distilled base or LoRA → settings of a job."""
+
 SPEEDS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
     "balanced": {"scheduler": "dpm++_2m", "steps": 15, "guidance_interval": (0.0, 0.6)},
     "fast": {"scheduler": "dpm++_2m", "steps": 10, "guidance_interval": (0.0, 0.5), "feature_cache": 2},
+    **FEW_STEP_SPEEDS,
 }
 """Name → settings of a job."""
 
-SPEED_SETTINGS = sorted({name for settings in SPEEDS.values() for name in settings})
-"""The settings that some speed sets."""
+
+def list_speed_settings(speed: str) -> set[str]:
+    """Return the settings of an earlier job that a speed replaces: its own, and those of general speeds."""
+    general = [settings for name, settings in SPEEDS.items() if name not in FEW_STEP_SPEEDS]
+    return {name for settings in (*general, SPEEDS.get(speed, {})) for name in settings}
 
 
 def apply_speed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +43,7 @@ def apply_speed(values: Mapping[str, Any]) -> dict[str, Any]:
         values: the settings of a job as they are read
 
     Raises:
-        ValueError: an unknown speed, or one together with `fast`
+        ValueError: an unknown speed
     """
     rest = {name: value for name, value in values.items() if name != "speed"}
     speed = values.get("speed")
@@ -39,8 +52,6 @@ def apply_speed(values: Mapping[str, Any]) -> dict[str, Any]:
     if speed not in SPEEDS:
         raise ValueError(f"speed must be {', '.join(SPEEDS)}, not {speed!r}")
     settings = dict(SPEEDS[speed])
-    if settings and rest.get("fast") is not None:
-        raise ValueError(f"speed = {speed!r} and fast = {rest['fast']!r} both choose the sampler; give one")
     if _is_at_most(rest.get("guidance_scale"), 1):
         settings.pop("guidance_interval", None)
     if "scheduler" in rest or rest.get("controls") or _is_at_most(rest.get("steps"), FEWEST_CACHED_STEPS - 1):

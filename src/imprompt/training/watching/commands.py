@@ -39,5 +39,5 @@ def model_options(history: History) -> list[str]:
 def few_step_options(history: History, file: str) -> list[str]:
     """Return the options of `imprompt generate` for a LoRA for few steps."""
     if history.setting("distillation.method", "consistency") == "consistency":
-        return ["--lora", file, "--fast", "lcm"]
-    return ["--lora", file, "--fast", "hyper", "--steps", str(history.setting("distillation.solver_steps"))]
+        return ["--lora", file, "--speed", "lcm"]
+    return ["--lora", file, "--speed", "hyper", "--steps", str(history.setting("distillation.solver_steps"))]
