@@ -21,13 +21,13 @@ from imprompt.lab.making.objectives.transformer import (
     TextStates,
     TransformerObjective,
     flow_error,
-    number_places,
     to_tokens,
 )
 from imprompt.lab.making.recipe import BaseRecipe, StageRecipe, parse_recipe
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.tokenizer import train_tokenizer
 from imprompt.mini.autoencoder import PatchAutoencoder
+from imprompt.training.denoising import number_places
 
 SIZE, CHANNELS, WIDTH = 32, 8, 64
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 __all__ = [
+    "TRANSFORMER",
     "WEIGHTS",
     "InpaintPipeline",
     "PatchAutoencoder",
@@ -46,6 +47,9 @@ __all__ = [
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 WEIGHTS = EMBEDDED_WEIGHTS
+
+TRANSFORMER = "transformer"
+"""The name of the embedded transformer, as a base "mini:transformer" and as a folder."""
 
 adapter = load_embedded_adapter
 
@@ -94,7 +98,7 @@ def transformer_pipeline(*, weights: Path = WEIGHTS, dtype: torch.dtype = torch.
     """
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-    folder = find_embedded_part(weights / "transformer")
+    folder = find_embedded_part(weights / TRANSFORMER)
     transformer = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
     return assemble_transformer(
         cast(PatchAutoencoder, PatchAutoencoder.from_pretrained(folder / "vae", torch_dtype=dtype)),

@@ -39,6 +39,7 @@ from imprompt.lab.making.recipe import TransformerRecipe
 from imprompt.mini import assemble_transformer
 from imprompt.mini.tokenizer import BoundedTokenizer
 from imprompt.runtime.foreign_models import log_errors_only
+from imprompt.training.denoising import number_places
 from imprompt.training.sheets import picture_grid
 
 BANDS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -190,9 +191,3 @@ def to_tokens(
 ) -> Float[Tensor, "batch tokens channels"]:
     """Return one token for each latent, row by row."""
     return latents.flatten(2).transpose(1, 2)
-
-
-def number_places(height: int, width: int) -> Float[Tensor, "tokens 3"]:
-    """Return the rotary position of each token: 0, row, column."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).float()
