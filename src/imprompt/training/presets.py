@@ -88,7 +88,7 @@ _FLUX_XLABS: Settings = {
     "adapter": {"variant": "flux-xlabs", "tokens": 16},
     "data": {"buckets": True},
     "loss": {"guidance_scale": 4.0},
-    "training": {"learning_rate": 1e-5, "steps": 150_000},
+    "training": {"steps": 150_000},
 }
 """As the model card of XLabs' second adapter: 16 tokens, pictures of 512 px with their aspect ratio kept."""
 _FLUX_INSTANTX: Settings = {
