@@ -12,8 +12,14 @@ import torch
 from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
+import tiny
 from imprompt import mini
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.choices import Injection
 from imprompt.errors import UnknownModel
+from imprompt.evaluation.judges.characters import CharacterJudge, build_network
+from imprompt.inputs.encoder import ImageEncoder
+from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import sample_character
 from imprompt.lab.making.objectives import transformer
 from imprompt.lab.making.objectives.base import build_scheduler, build_text_encoder, build_unet
@@ -26,7 +32,10 @@ from imprompt.lab.making.objectives.transformer import (
 from imprompt.lab.making.recipe import BaseRecipe, StageRecipe, parse_recipe
 from imprompt.lab.making.stages import train_stage
 from imprompt.lab.making.tokenizer import train_tokenizer
+from imprompt.lab.suite.images import ImageSettings, SuiteCondition, SuiteModels, generate_images
+from imprompt.lab.suite.subjects import Subject
 from imprompt.mini.autoencoder import PatchAutoencoder
+from imprompt.projection import LinearProjection
 from imprompt.training.denoising import number_places
 
 SIZE, CHANNELS, WIDTH = 32, 8, 64
@@ -146,6 +155,25 @@ def test_the_stage_writes_a_pipeline_of_flux(model: Path) -> None:
         "pink hair", negative_prompt="", true_cfg_scale=3.0, generator=generator.manual_seed(0), **call
     ).images
     assert np.array_equal(pictures, again)
+
+
+@pytest.mark.parametrize("kind", ["flux-xlabs", "flux-instantx"])
+def test_the_suite_draws_with_an_adapter_on_the_transformer(model: Path, kind: Injection) -> None:
+    pipe: Any = mini.transformer_pipeline(weights=model)
+    torch.manual_seed(0)
+    projection = LinearProjection(tiny.EMBEDDING_DIM, WIDTH, 2)
+    adapter = ImagePromptAdapter.for_transformer(pipe.transformer, projection, kind)
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    adapter.image_encoder = ImageEncoder(tiny.vision_model())
+    judge = CharacterJudge(build_network((8, 16), (1, 1), 4, 32), build_caption_patterns())
+    models = SuiteModels(pipe, adapter, judge)
+    character = sample_character(random.Random(0), "training")
+    subjects = [Subject(k, "combinations", character, tiny.picture(seed=k)) for k in range(3)]
+    settings = ImageSettings(steps=1, batch_size=2)
+    without, alone = (generate_images(models, subjects, SuiteCondition(x), settings) for x in (0.0, 1.0))
+    assert [picture.size for picture in alone] == [(64, 64)] * 3, "16 latents a side, of 4 pixels"
+    assert all(one.tobytes() != other.tobytes() for one, other in zip(without, alone, strict=True))
 
 
 def test_the_stage_reports_its_loss_by_noise_level(model: Path) -> None:

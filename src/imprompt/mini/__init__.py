@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 __all__ = [
+    "SIZE",
     "TRANSFORMER",
     "WEIGHTS",
     "InpaintPipeline",
@@ -47,6 +48,9 @@ __all__ = [
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 WEIGHTS = EMBEDDED_WEIGHTS
+
+SIZE = 128
+"""The height and width of the model's pictures in pixels."""
 
 TRANSFORMER = "transformer"
 """The name of the embedded transformer, as a base "mini:transformer" and as a folder."""
@@ -206,5 +210,6 @@ def assemble_transformer(
         tokenizer_2=tokenizer,  # type: ignore[arg-type]
         transformer=transformer,
     )
+    pipe.default_sample_size = SIZE // pipe.vae_scale_factor
     pipe.set_progress_bar_config(disable=True)
     return pipe
