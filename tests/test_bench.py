@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import tiny
 
@@ -25,7 +26,8 @@ def load(name: str) -> ModuleType:
 def test_attention_overhead_measures_three_arms_and_leaves_the_pipeline_alone() -> None:
     bench, pipe = load("attention_overhead"), tiny.sd_pipeline()
     processors = dict(pipe.unet.attn_processors)
-    seconds = bench.measure(pipe, tiny.adapter(pipe.unet), steps=2, rounds=2)
+    contestants = bench.pipeline_arms(pipe, tiny.adapter(pipe.unet))
+    seconds = bench.measure(contestants, steps=2, rounds=2)
     assert {name: len(values) for name, values in seconds.items()} == {"none": 2, "ours": 2, "diffusers": 2}
     assert min(min(values) for values in seconds.values()) > 0
     assert all(pipe.unet.attn_processors[name] is processors[name] for name in processors)
@@ -42,6 +44,35 @@ def test_attention_overhead_prints_ratios(
     assert "ours/diffusers" in printed
     if form:
         assert json.loads(printed)["model"] == "tiny random"
+
+
+@pytest.mark.parametrize("base", ["flux-xlabs", "flux-instantx", "sd35"])
+def test_attention_overhead_measures_transformers(
+    base: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = load("attention_overhead")
+    for name, value in {"SIDE": 4, "HEADS": 1, "TEXT_LENGTH": 4, "PATCHES": 4}.items():
+        monkeypatch.setattr(bench, name, value)
+    assert bench.main(["--base", base, "--steps", "2", "--rounds", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert ("ours/diffusers" in result) == (base != "flux-instantx")
+    if base == "flux-instantx":
+        assert result["MB of K' and V', as published"] == pytest.approx(89.7, abs=0.1)
+        assert result["MB of their weights, as published"] == pytest.approx(2868.9, abs=0.1)
+
+
+def test_attention_overhead_takes_the_adapters_of_diffusers_at_their_word() -> None:
+    """What is compared computes the same."""
+    bench = load("attention_overhead")
+    transformer, adapter = bench.random_transformer("flux-xlabs")
+    embedding, call = torch.randn(1, bench.EMBEDDING), bench.transformer_call("flux-xlabs")
+    with torch.no_grad(), adapter.attach(transformer), adapter.use(embedding):
+        ours = transformer(**call).sample
+    transformer._load_ip_adapter_weights([bench.nested(adapter)])
+    prompts = {"ip_adapter_image_embeds": [embedding[:, None]]}
+    with torch.no_grad():
+        theirs = transformer(**call, joint_attention_kwargs=prompts).sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_serving_gives_every_server_the_same_requests_and_sums_up_in_seconds() -> None:

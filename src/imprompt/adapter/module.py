@@ -26,6 +26,7 @@ from imprompt.adapter.encode import (
     group_references,
     to_reference,
 )
+from imprompt.adapter.initial_weights import initialize_layer, list_layer_shapes
 from imprompt.adapter.weights import AdapterWeights
 from imprompt.attention.attachment import ActiveReferences, Attachment
 from imprompt.attention.batch import BatchPlan
@@ -116,6 +117,34 @@ class ImagePromptAdapter(AdapterWeights):
                 for weight, linear in own:
                     weight.copy_(read_weight(linear, weight.shape))
         return adapter
+
+    @classmethod
+    def for_transformer(
+        cls, transformer: Any, projection: ImageProjection, injection: Injection
+    ) -> "ImagePromptAdapter":
+        """Create an adapter of a published kind for training on FLUX.1 or Stable Diffusion 3.5.
+
+        On FLUX.1 W'_v is zero at first, so that training begins at the base; XLabs' W'_k is zero too (x-flux,
+        src/flux/modules/layers.py), InstantX' is random, as its rows are normalized. On Stable Diffusion 3.5
+        the latents stand among the keys, so no weights are the base; W'_k and W'_v begin as the base's.
+
+        Args:
+            transformer: the base model; it is only read
+            projection: a new or a trained one
+            injection: "flux-xlabs", "flux-instantx" or "sd35"
+
+        Raises:
+            AdapterMismatch: the transformer is of another kind than the adapter, or quantized, or its tokens
+                have another width
+        """
+        shapes = list_layer_shapes(transformer, injection)
+        head_dim = int(transformer.config["attention_head_dim"])
+        with torch.device(transformer.device):
+            adapter = cls(projection, shapes, injection=injection, head_dim=head_dim).float()
+        with torch.no_grad():
+            for number in shapes:
+                initialize_layer(adapter.key_value(number), transformer, number, injection)
+        return adapter.to(transformer.device)
 
     def __setattr__(self, name: str, value: object) -> None:
         # A bare vision model would become a submodule, and its weights part of the adapter's state_dict.

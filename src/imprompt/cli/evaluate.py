@@ -20,7 +20,7 @@ class _Suite(NamedTuple):
 
 
 _SUITES = {
-    "mini": _Suite("lab.suite.measure", "evaluate_mini", ("adapter", "small", "against")),
+    "mini": _Suite("lab.suite.measure", "evaluate_mini", ("weights", "adapter", "small", "against")),
     "figures": _Suite("lab.figures", "evaluate_figures", ("small",)),
     "study": _Suite("lab.study", "evaluate_study", ("runs", "small"), "runs"),
     "coco": _Suite("evaluation.suites.coco", "evaluate_coco", ("config", "settings"), "config"),
@@ -31,6 +31,7 @@ _SUITES = {
 _OPTION_NAMES = {
     "config": "CONFIG",
     "settings": "--set",
+    "weights": "--weights",
     "adapter": "--adapter",
     "runs": "--runs",
     "small": "--small",
@@ -69,11 +70,17 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="Override a setting of the file: key=value. May be repeated."),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of an embedded model of your own, as imprompt mini train wrote it (suite mini)."
+        ),
+    ] = None,
     adapter: Annotated[
         str | None,
         typer.Option(
-            help="Adapter to measure (suite mini): mini, mini-plus, or a file for the embedded base. "
-            "Default: mini."
+            help="Adapter to measure (suite mini): mini, mini-plus, or a file for the embedded base or "
+            "transformer. Default: mini."
         ),
     ] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs to compare (suite study).")] = None,
@@ -105,6 +112,7 @@ def evaluate(
     options = {
         "config": config,
         "settings": settings,
+        "weights": weights,
         "adapter": adapter,
         "runs": runs,
         "small": small,

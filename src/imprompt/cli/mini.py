@@ -168,7 +168,8 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            help="Stage: codec, decoder, base, encoder, judge, recognizer, control, style; or a recipe.",
+            help="Stage: codec, decoder, base, encoder, judge, recognizer, control, style, transformer; or a "
+            "recipe.",
             show_default=False,
         ),
     ],

@@ -38,9 +38,10 @@ def load_pipeline(
     """Load a base model as a diffusers text-to-image pipeline.
 
     Args:
-        name: "mini" (the embedded model), "mini:STYLE" (the same, fine-tuned on one style of drawing), a
-            folder in diffusers' format, a hub id owner/name, or a single file (`.safetensors` or `.ckpt`) of
-            Stable Diffusion 1.5, 2.x or SDXL in the layout of the original code
+        name: "mini" (the embedded model), "mini:STYLE" (the same, fine-tuned on one style of drawing),
+            "mini:transformer" (the embedded transformer), a folder in diffusers' format, a hub id owner/name,
+            or a single file (`.safetensors` or `.ckpt`) of Stable Diffusion 1.5, 2.x or SDXL in the layout of
+            the original code
         device: by default the first GPU (cuda, xpu or mps), or the CPU if there is none
         dtype: number format; by default float16 on a GPU, bfloat16 there for a base with a transformer, which
             overflows in float16, and float32 on the CPU
@@ -60,6 +61,8 @@ def load_pipeline(
         _refuse_options(name, variant=variant, revision=revision)
     if is_embedded(name):
         style = name.partition(":")[2] or None
+        if style == mini.TRANSFORMER:
+            return mini.transformer_pipeline(dtype=dtype).to(device)
         return mini.pipeline(style=style, dtype=dtype).to(device)
     if is_file:
         from imprompt.generation.single_file import load_single_file

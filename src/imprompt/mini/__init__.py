@@ -8,7 +8,7 @@ recipes/mini-*.toml make the model; weights/README.md is its model card.
 
 import importlib.util
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -16,6 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from imprompt.checkpoint import EMBEDDED_WEIGHTS, find_embedded_part, load_embedded_adapter
@@ -23,22 +24,37 @@ from imprompt.errors import MissingExtra, UnknownModel
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.mini.edges import edge_picture
 from imprompt.mini.inpainting import InpaintPipeline
+from imprompt.mini.tokenizer import BoundedTokenizer
+
+if TYPE_CHECKING:
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 __all__ = [
+    "SIZE",
+    "TRANSFORMER",
     "WEIGHTS",
     "InpaintPipeline",
     "PatchAutoencoder",
     "adapter",
     "as_pipeline",
     "assemble",
+    "assemble_transformer",
     "controlnet",
     "edge_picture",
     "pipeline",
+    "transformer_pipeline",
 ]
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 WEIGHTS = EMBEDDED_WEIGHTS
+
+SIZE = 128
+"""The height and width of the model's pictures in pixels."""
+
+TRANSFORMER = "transformer"
+"""The name of the embedded transformer, as a base "mini:transformer" and as a folder."""
 
 adapter = load_embedded_adapter
 
@@ -71,6 +87,31 @@ def pipeline(
     # Under this key diffusers keeps the name from which a pipeline was loaded; pictures state it.
     pipe.register_to_config(_name_or_path="mini" if style is None else f"mini:{style}")
     return pipe
+
+
+def transformer_pipeline(*, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> "FluxPipeline":
+    """Load the embedded transformer as diffusers' pipeline of FLUX.1, 128 × 128 px, on the CPU.
+
+    It is on the embedded base's autoencoder and text encoder. Its guidance is true guidance: give a negative
+    prompt, which may be empty, and `true_cfg_scale`.
+
+    Args:
+        weights: a folder written by `imprompt mini train transformer`; none is shipped yet
+        dtype: number format of the computation
+
+    Raises:
+        UnknownModel: the weights are missing
+    """
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+    folder = find_embedded_part(weights / TRANSFORMER)
+    transformer = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+    return assemble_transformer(
+        cast(PatchAutoencoder, PatchAutoencoder.from_pretrained(folder / "vae", torch_dtype=dtype)),
+        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype),
+        BoundedTokenizer.from_pretrained(folder / "tokenizer"),
+        cast("FluxTransformer2DModel", transformer),
+    )
 
 
 def as_pipeline(kind: type[Pipeline], pipe: DiffusionPipeline, **parts: Any) -> Pipeline:
@@ -141,5 +182,36 @@ def assemble(
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def assemble_transformer(
+    autoencoder: PatchAutoencoder,
+    text_encoder: CLIPTextModel,
+    tokenizer: BoundedTokenizer,
+    transformer: "FluxTransformer2DModel",
+) -> "FluxPipeline":
+    """Build diffusers' pipeline of FLUX.1 of the parts, without progress bar.
+
+    The one text encoder stands for FLUX.1's two: it gives the sequence and the pooled vector.
+
+    Args:
+        autoencoder: one whose latents are split 2 × 2, as the pipeline packs them
+        text_encoder, tokenizer, transformer: the other parts
+    """
+    # Imported late: it imports T5, which the rest of the embedded model does not need.
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder,  # type: ignore[arg-type]
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder,  # type: ignore[arg-type]
+        tokenizer_2=tokenizer,  # type: ignore[arg-type]
+        transformer=transformer,
+    )
+    pipe.default_sample_size = SIZE // pipe.vae_scale_factor
     pipe.set_progress_bar_config(disable=True)
     return pipe

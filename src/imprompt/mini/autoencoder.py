@@ -24,8 +24,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     """A linear patch code with the interface of diffusers' `AutoencoderKL`, so that every pipeline takes it.
 
     Pictures are in [-1, 1] and have shape (batch, 3, height, width), both divisible by `patch_size`. Latents
-    have shape (batch, latent_channels, height / patch_size, width / patch_size). The code is deterministic:
-    its "distribution" is a point.
+    have shape (batch, latent_channels, height / patch_size, width / patch_size), times `splits` in height and
+    width. The code is deterministic: its "distribution" is a point.
     """
 
     @register_to_config
@@ -39,13 +39,16 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         force_upcast: bool = False,
         refine_width: int = 0,
         decoder_widths: Sequence[int] = (),
+        shift_factor: float = 0.0,
+        splits: int = 1,
     ) -> None:
         super().__init__()
-        self.encoder = nn.Conv2d(3, latent_channels, patch_size, stride=patch_size, bias=False)
-        self.decoder = nn.ConvTranspose2d(latent_channels, 3, patch_size, stride=patch_size, bias=False)
+        channels = latent_channels * splits**2
+        self.encoder = nn.Conv2d(3, channels, patch_size, stride=patch_size, bias=False)
+        self.decoder = nn.ConvTranspose2d(channels, 3, patch_size, stride=patch_size, bias=False)
         self.mean = nn.Parameter(torch.zeros(3, patch_size, patch_size))
         self.refine = build_refinement(refine_width) if refine_width else None
-        self.detail = DetailDecoder(latent_channels, decoder_widths) if decoder_widths else None
+        self.detail = DetailDecoder(channels, decoder_widths) if decoder_widths else None
 
     def mean_picture(self, rows: int, columns: int) -> Float[Tensor, "3 height width"]:
         """Return a picture of so many patches that are all the mean patch."""
@@ -57,6 +60,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         """Encode pictures to latents, as a distribution of zero variance."""
         size = self.config["patch_size"]
         mean = self.encoder(pixels - self.mean_picture(pixels.shape[-2] // size, pixels.shape[-1] // size))
+        mean = nn.functional.pixel_shuffle(mean, self.config["splits"])
         point = DiagonalGaussianDistribution(
             torch.cat([mean, torch.zeros_like(mean)], dim=1), deterministic=True
         )
@@ -69,6 +73,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Decode latents to pictures; `generator`, which pipelines pass, is ignored."""
+        latents = nn.functional.pixel_unshuffle(latents, self.config["splits"])
         pixels = self.decoder(latents) + self.mean_picture(*latents.shape[-2:])
         pixels = pixels if self.refine is None else pixels + self.refine(pixels)
         pixels = pixels if self.detail is None else pixels + self.detail(latents)
@@ -82,6 +87,15 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         code = {name: value for name, value in self.state_dict().items() if "detail" not in name}
         detailed.load_state_dict(code, strict=False)
         return detailed
+
+    def split(self, splits: int) -> "PatchAutoencoder":
+        """Return a copy whose latents are `splits` times as high and as wide, with fewer channels."""
+        config: dict[str, Any] = {name: value for name, value in self.config.items() if name[0] != "_"}
+        config["latent_channels"] //= splits**2
+        config["block_out_channels"] = (1,) * (config["patch_size"] // splits).bit_length()
+        copied = type(self)(**(config | {"splits": splits}))
+        copied.load_state_dict(self.state_dict())
+        return copied
 
     @classmethod
     @torch.no_grad()

@@ -23,6 +23,7 @@ from imprompt.projection import (
     PatchProjection,
     PerceiverShape,
     ResamplerProjection,
+    TimeResamplerProjection,
 )
 from imprompt.runtime.files import find_name_fault, shorten
 from imprompt.runtime.output import make_folder
@@ -32,7 +33,7 @@ from imprompt.runtime.settings import find_setting
 from imprompt.training.batch_order import BatchOrder
 from imprompt.training.batches import PromptBatch, PromptBatches, make_loader
 from imprompt.training.cache import CachedSamples, LiveSamples, build_cache
-from imprompt.training.config import TAKES, AdapterSettings, TrainingConfig, Variant
+from imprompt.training.config import AdapterSettings, TrainingConfig
 from imprompt.training.frozen_base import FrozenBase, hash_weights, load_frozen_base
 from imprompt.training.integrity import read_json, write_json
 from imprompt.training.loop import Run
@@ -55,6 +56,7 @@ from imprompt.training.objectives.few_steps import FewStepObjective
 from imprompt.training.objectives.image_prompting import ImagePromptObjective
 from imprompt.training.ranks import broadcast_from_main, join_processes
 from imprompt.training.samples import Unreadable
+from imprompt.training.variants import TAKES, Variant
 from imprompt.training.watching import write_card, write_page
 
 CONFIG_FILE = "config.json"
@@ -101,7 +103,7 @@ def train_adapter(config: TrainingConfig, *, resume: bool = False) -> Path:
 def list_frozen_modules(config: TrainingConfig, base: FrozenBase) -> list[nn.Module]:
     """Return every module that the run must leave unchanged."""
     changes = config.trains_base or config.distills
-    return [one for one in base.modules if one is not base.unet or not changes]
+    return [one for one in base.modules if one is not base.denoiser or not changes]
 
 
 def build_cache_only(config: TrainingConfig) -> str:
@@ -275,7 +277,10 @@ def build_mechanism(config: TrainingConfig, base: FrozenBase) -> Mechanism | Non
     projection = build_projection(config, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        new_adapter = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
+        if adapter.injection == "unet":
+            new_adapter = ImagePromptAdapter.for_unet(base.unet, projection, lora_rank=adapter.lora_rank)
+        else:
+            new_adapter = ImagePromptAdapter.for_transformer(base.denoiser, projection, adapter.injection)
     return DecoupledMechanism(new_adapter, base.pipe)
 
 
@@ -335,14 +340,21 @@ def encoder_widths(base: FrozenBase) -> dict[Input, int]:
 
 def build_projection(config: TrainingConfig, base: FrozenBase) -> ImageProjection:
     """Build a new projection of the configured variant, in the published sizes."""
-    adapter, context_dim = config.adapter, int(base.unet.config.cross_attention_dim)
+    adapter, context_dim = config.adapter, base.context_dim
     random = torch.Generator().manual_seed(config.training.seed)
     widths = encoder_widths(base)
     embedding_dim, feature_dim = widths.get("image_embedding", 0), widths.get("image_features", 0)
     # As published: 768 wide inside for SD1.5, 1280 for the wider text of SDXL and Kolors; heads 64 wide.
     width = min(context_dim, 1280)
     shape = PerceiverShape(width=width, depth=adapter.depth, head_dim=math.gcd(width, 64))
-    if adapter.variant == "base":
+    if adapter.variant == "flux-instantx":
+        hidden = adapter.hidden or 2 * embedding_dim
+        return HiddenProjection(embedding_dim, context_dim, adapter.tokens, hidden=hidden, generator=random)
+    if adapter.variant == "sd35":
+        return TimeResamplerProjection(
+            feature_dim, context_dim, adapter.tokens, shape=shape, generator=random
+        )
+    if adapter.variant in ("base", "flux-xlabs"):
         return LinearProjection(embedding_dim, context_dim, adapter.tokens, generator=random)
     if adapter.variant == "plus":
         return ResamplerProjection(feature_dim, context_dim, adapter.tokens, shape=shape, generator=random)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
+from imprompt.attention.choices import Injection
 from imprompt.errors import ConfigError
 from imprompt.inputs.choices import Input
 from imprompt.runtime.settings import ClosedSettings, explain_fault, normalize_spelling, read_toml
@@ -23,8 +24,8 @@ from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.presets import PRESETS, find_preset, merge_settings
 from imprompt.training.settings import LoopSettings
 from imprompt.training.synonyms import counterpart
+from imprompt.training.variants import FACES, TAKES, TRANSFORMER_VARIANTS, Variant
 
-Variant = Literal["base", "plus", "full-face", "faceid", "faceid-plus", "faceid-plusv2"]
 MechanismName = Literal[
     "decoupled",
     "concatenated",
@@ -36,18 +37,6 @@ MechanismName = Literal[
     "prior-decoder",
 ]
 
-FACES = ("faceid", "faceid-plus", "faceid-plusv2")
-
-TAKES: dict[Variant, tuple[Input, ...]] = {
-    "base": ("image_embedding",),
-    "plus": ("image_features",),
-    "full-face": ("image_features",),
-    "faceid": ("face_embedding",),
-    "faceid-plus": ("face_embedding", "image_features"),
-    "faceid-plusv2": ("face_embedding", "image_features"),
-}
-"""The inputs of each variant's projection."""
-
 
 class BaseSettings(ClosedSettings):
     """The frozen base model."""
@@ -55,14 +44,16 @@ class BaseSettings(ClosedSettings):
     model: str = "mini"
     """"mini", "mini:STYLE", a folder in diffusers' format, a hub id, or a single file of Stable Diffusion."""
     image_encoder: str = "known"
-    """A folder or "owner/name:subfolder"; "known" means that of the preset or of the embedded model."""
+    """A folder or "owner/name:subfolder"; "known" means that of the preset or of the embedded model, and
+    "mini" that of the embedded model for any base."""
 
 
 class AdapterSettings(ClosedSettings):
     """The adapter that is trained."""
 
     variant: Variant = "base"
-    """Which embedding of a reference the adapter reads, and so which projection it has."""
+    """Which embedding of a reference the adapter reads, and so which projection it has. "flux-xlabs" and
+    "flux-instantx" are for FLUX.1, "sd35" for Stable Diffusion 3.5, the others for U-Nets."""
     tokens: int = Field(default=4, ge=1)
     """Number of image tokens; "full-face" has one for each patch of the encoder."""
     depth: int = Field(default=4, ge=1)
@@ -73,7 +64,8 @@ class AdapterSettings(ClosedSettings):
     """How the image prompt reaches the base: see `imprompt.training.mechanisms`. All but the first exist for
     comparison. "replaced", "unclip", "two-stream" and "prior-decoder" train the whole U-Net too."""
     hidden: int = Field(default=0, ge=0)
-    """Width of a hidden layer in the projection of "concatenated"; 0 means none, as in the paper."""
+    """Width of a hidden layer in the projection of "concatenated"; 0 means none, as in the paper. In that of
+    "flux-instantx" 0 means twice the width of the image embedding, as published."""
     lora_rank: int = Field(default=0, ge=0)
     """Rank of a LoRA on every attention layer of the base, as FaceID adapters have it; 0 means none."""
     face_dim: int = Field(default=512, ge=1)
@@ -83,6 +75,11 @@ class AdapterSettings(ClosedSettings):
     start: str = ""
     """Adapter from which training starts: "mini", "mini-plus", the short name of a published one, a file, or
     "owner/name:file". Empty: new weights."""
+
+    @property
+    def injection(self) -> Injection:
+        """How the image prompts of a decoupled adapter enter the base."""
+        return TRANSFORMER_VARIANTS.get(self.variant, "unet")
 
 
 class Columns(ClosedSettings):
@@ -169,6 +166,9 @@ class LossSettings(ClosedSettings):
     """Location of the logit-normal distribution; values above 0 mean more noise."""
     noise_offset: float = Field(default=0.0, ge=0)
     """Scale of a random constant per channel that is added to the noise."""
+    guidance_scale: float = Field(default=1.0, ge=0)
+    """Guidance scale that a distilled base, FLUX.1 [dev], is given in training and in sample grids. Other
+    bases take none."""
 
     @model_validator(mode="after")
     def _drops_fit(self) -> "LossSettings":
@@ -308,8 +308,13 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
             f'adapter.start goes with adapter.mechanism "decoupled", not with "{adapter.mechanism}"',
         ),
         (
-            adapter.hidden > 0 and adapter.mechanism != "concatenated",
-            f'adapter.hidden goes with adapter.mechanism "concatenated", not with "{adapter.mechanism}"',
+            adapter.hidden > 0 and adapter.mechanism != "concatenated" and adapter.variant != "flux-instantx",
+            'adapter.hidden goes with adapter.mechanism "concatenated" or with the variant "flux-instantx", '
+            f'not with "{adapter.mechanism}" and "{adapter.variant}"',
+        ),
+        (
+            config.distills and adapter.injection != "unet",
+            f'distillation.rank goes with a variant for U-Nets, not with "{adapter.variant}"',
         ),
         (
             training.base_learning_rate > 0 and not config.trains_base,

@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt import mini
+from imprompt.attention.denoiser_call import is_kind
+from imprompt.attention.diffusers_internals import get_pipeline_denoiser
 from imprompt.checkpoint import find_embedded_part
 from imprompt.errors import AdapterMismatch, ConfigError
 from imprompt.generation.models import load_pipeline
 from imprompt.generation.pipeline_call import remove_safety_checker
-from imprompt.inputs.choices import Input
+from imprompt.inputs.choices import Input, NoImage
 from imprompt.inputs.crop import Crop
 from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.runtime.foreign_models import is_embedded, log_errors_only
@@ -34,18 +36,19 @@ class FrozenBase:
     """A base model and its image encoder, frozen and in evaluation mode.
 
     Args:
-        pipe: a diffusers pipeline with a U-Net; moved, converted and frozen in place, and its safety
-            checker taken off
+        pipe: a diffusers pipeline with a U-Net, or of FLUX.1 or Stable Diffusion 3.5; moved, converted and
+            frozen in place, and its safety checker taken off
         image_encoder: None if only face embeddings are needed
         device: device of all models
         dtype: type of all models, except where `choose_encoding_dtype` returns another
 
     Attributes:
-        unet, scheduler: the pipeline's
+        denoiser: the pipeline's U-Net or transformer
+        scheduler: the pipeline's
         autoencoder: the pipeline's, or a copy of it in another type, for encoding only
 
     Raises:
-        AdapterMismatch: the pipeline has no U-Net
+        AdapterMismatch: the pipeline has neither a U-Net nor one of these transformers
     """
 
     def __init__(
@@ -56,8 +59,12 @@ class FrozenBase:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if not isinstance(getattr(pipe, "unet", None), nn.Module):
-            raise AdapterMismatch(f"a {type(pipe).__name__} has no U-Net; training needs a base that has one")
+        denoiser = get_pipeline_denoiser(pipe)
+        if denoiser is None or (not hasattr(pipe, "unet") and not is_trainable_transformer(denoiser)):
+            raise AdapterMismatch(
+                f"a {type(pipe).__name__} has no U-Net and no transformer of FLUX.1 or Stable Diffusion 3.5; "
+                "training needs one"
+            )
         remove_safety_checker(pipe)
         self.device, self.dtype = torch.device(device), dtype
         # Before bfloat16 rounds the weights; for other types this can wait until it is needed.
@@ -70,9 +77,10 @@ class FrozenBase:
             self.pipe: Any = pipe.to(device, dtype)
         self.pipe.set_progress_bar_config(disable=True)
         self.autoencoder: Any = self.pipe.vae if apart is None else apart
-        self.unet, self.scheduler = self.pipe.unet, self.pipe.scheduler
-        if self.device.type == "cuda":  # how its convolutions are quickest in narrow formats
-            self.unet.to(memory_format=torch.channels_last)
+        self.denoiser: Any = denoiser
+        self.scheduler = self.pipe.scheduler
+        if self.device.type == "cuda" and not self.is_transformer:  # how convolutions are quickest
+            self.denoiser.to(memory_format=torch.channels_last)
         self.image_encoder = image_encoder and image_encoder.to(self.device).to(dtype)
         for module in self.modules:
             module.eval().requires_grad_(False)
@@ -85,9 +93,35 @@ class FrozenBase:
         return [*parts, *apart, *([self.image_encoder.model] if self.image_encoder else [])]
 
     @property
+    def is_transformer(self) -> bool:
+        """Whether the base has a transformer in place of a U-Net."""
+        return is_trainable_transformer(self.denoiser)
+
+    @property
+    def unet(self) -> Any:
+        """The U-Net.
+
+        Raises:
+            AdapterMismatch: the base has a transformer
+        """
+        if self.is_transformer:
+            raise AdapterMismatch(
+                f"a {type(self.pipe).__name__} has no U-Net; this can be trained only on one"
+            )
+        return self.denoiser
+
+    @property
+    def context_dim(self) -> int:
+        """Width of the text embeddings; for Stable Diffusion 3.5 that of the latents' states."""
+        config = self.denoiser.config
+        if is_kind(self.denoiser, "SD3Transformer2DModel"):
+            return config.num_attention_heads * config.attention_head_dim
+        return int(config.joint_attention_dim if self.is_transformer else config.cross_attention_dim)
+
+    @property
     def needs_size(self) -> bool:
         """Whether the U-Net takes the image size and a pooled text, as that of SDXL and Kolors does."""
-        return self.unet.config.addition_embed_type == "text_time"
+        return not self.is_transformer and self.denoiser.config.addition_embed_type == "text_time"
 
     @torch.no_grad()
     def encode_targets(
@@ -130,15 +164,16 @@ class FrozenBase:
         """Encode captions as the pipeline does, truncated to the length of its text encoder.
 
         Returns:
-            "text_embeddings", "batch length width"; for SDXL and Kolors also "pooled_text", "batch width"
+            "text_embeddings", "batch length width"; for SDXL, Kolors and transformers also "pooled_text",
+            "batch width"
         """
         with log_errors_only("diffusers", "transformers"):  # they would name every caption that is cut
-            outputs = self.pipe.encode_prompt(
-                prompt=list(captions),
-                device=self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
-            )
+            call = {"prompt": list(captions), "device": self.device, "num_images_per_prompt": 1}
+            if is_kind(self.denoiser, "FluxTransformer2DModel"):
+                states, pooled, _ = self.pipe.encode_prompt(**call, prompt_2=None)
+                return {"text_embeddings": states, "pooled_text": pooled}
+            others = {"prompt_2": None, "prompt_3": None} if self.is_transformer else {}
+            outputs = self.pipe.encode_prompt(**call, **others, do_classifier_free_guidance=False)
         pooled = {"pooled_text": outputs[2]} if len(outputs) == 4 else {}
         return {"text_embeddings": outputs[0], **pooled}
 
@@ -153,13 +188,22 @@ class FrozenBase:
         encoder = self._encoder()
         return encoder.inputs(encoder.pixels(pictures, crop), names)
 
-    def blank(self, name: Input) -> Float[Tensor, "..."]:
-        """Return the encoding that replaces a dropped image: see `ImageEncoder.blank`.
+    def blank(self, name: Input, no_image: NoImage = "blank") -> Float[Tensor, "..."]:
+        """Return the encoding that replaces a dropped image.
+
+        Args:
+            name: an input of the projection
+            no_image: "blank" is `ImageEncoder.blank`, "black picture" `ImageEncoder.black`; for "zeros" and
+                "nothing" it is all zeros
 
         Raises:
             AdapterMismatch: as `encode_references`
         """
-        return self._encoder().blank(name)
+        encoder = self._encoder()
+        if no_image == "black picture":
+            return encoder.black(name)
+        blank = encoder.blank(name)
+        return blank if no_image == "blank" else torch.zeros_like(blank)
 
     def _encoder(self) -> ImageEncoder:
         if self.image_encoder is None:
@@ -170,17 +214,23 @@ class FrozenBase:
         self,
         pooled_text: Float[Tensor, "batch width"] | None,
         size_condition: Int[Tensor, "batch 6"] | None,
+        guidance_scale: float | int = 1.0,
     ) -> dict[str, Tensor] | None:
-        """Return SDXL's `added_cond_kwargs`; None for bases without them.
+        """Return SDXL's `added_cond_kwargs`, or what transformers take beside the text; None for other bases.
 
         Args:
             pooled_text: see `encode_text`
             size_condition: original height and width, top and left of the cut, the target's height and width
                 in pixels (Podell et al. 2023, section 2.2)
+            guidance_scale: the guidance that a distilled transformer is given
 
         Raises:
             AdapterMismatch: one of the two that the base needs is missing
         """
+        if self.is_transformer and pooled_text is not None:
+            distilled = self.denoiser.config.get("guidance_embeds", False)
+            guidance = torch.full((len(pooled_text),), float(guidance_scale), device=pooled_text.device)
+            return {"pooled_projections": pooled_text} | ({"guidance": guidance} if distilled else {})
         if not self.needs_size:
             return None
         if pooled_text is None or size_condition is None:
@@ -196,6 +246,11 @@ class FrozenBase:
         if self._fingerprints is None:
             self._fingerprints = hash_models(self.pipe, self.image_encoder)
         return self._fingerprints
+
+
+def is_trainable_transformer(denoiser: nn.Module) -> bool:
+    """Whether a denoiser is a transformer on which an adapter can be trained."""
+    return any(is_kind(denoiser, kind) for kind in ("FluxTransformer2DModel", "SD3Transformer2DModel"))
 
 
 def hash_models(pipe: Any, encoder: ImageEncoder | None) -> dict[str, str]:
@@ -242,9 +297,9 @@ def choose_frozen_precision(config: TrainingConfig, device: torch.device | str) 
 
 def _image_encoder(config: TrainingConfig) -> ImageEncoder | None:
     base = config.base
-    if base.image_encoder != "known":
+    if base.image_encoder not in ("known", "mini"):
         return load_image_encoder(base.image_encoder)
-    if is_embedded(base.model):
+    if is_embedded(base.model) or base.image_encoder == "mini":
         return load_image_encoder(find_embedded_part(mini.WEIGHTS / "image_encoder"))
     if not config.needs_encoder:
         return None

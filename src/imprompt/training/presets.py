@@ -68,6 +68,50 @@ _MINI_FACE: Settings = {
     "adapter": {"tokens": 4, "lora_rank": 4, "face_dim": 128, "face_model": "mini"},
 }
 
+_MINI_TRANSFORMER: Settings = {
+    "base": {"model": "mini:transformer", "image_encoder": "mini"},
+    "loss": {"image_drop": 0.1, "text_drop": 0.1, "both_drop": 0.0},
+    "training": {"steps": 2300, "cooldown_steps": 1000},
+    "watch": {"guidance_scale": 3.0},
+}
+_FLUX: Settings = {
+    "base": {"model": "black-forest-labs/FLUX.1-dev"},
+    "data": {"size": 512},
+    "cache": {"precision": "bf16", "shard_size": 64, "batch_size": 4},
+    "loss": {"timesteps": "logit-normal"},
+    "training": {"batch_size": 32, "gradient_checkpointing": True},
+    "watch": {"guidance_scale": 4.0, "references": 4, "scales": (0.0, 0.7, 1.0)},
+}
+"""FLUX.1 [dev]. Noise levels as in x-flux, train_flux_deepspeed.py: σ = sigmoid(normal)."""
+_FLUX_XLABS: Settings = {
+    "base": {"image_encoder": "openai/clip-vit-large-patch14"},
+    "adapter": {"variant": "flux-xlabs", "tokens": 16},
+    "data": {"buckets": True},
+    "loss": {"guidance_scale": 4.0},
+    "training": {"steps": 150_000},
+}
+"""As the model card of XLabs' second adapter: 16 tokens, pictures of 512 px with their aspect ratio kept."""
+_FLUX_INSTANTX: Settings = {
+    "base": {"image_encoder": "google/siglip-so400m-patch14-384"},
+    "adapter": {"variant": "flux-instantx", "tokens": 128},
+    "data": {"reference_crop": "stretch"},
+    "training": {"batch_size": 128, "steps": 80_000},
+}
+"""As InstantX' model card: 128 tokens, a batch of 128, 80,000 steps."""
+_SD35: Settings = {
+    "base": {
+        "model": "stabilityai/stable-diffusion-3.5-large",
+        "image_encoder": "google/siglip-so400m-patch14-384",
+    },
+    "adapter": {"variant": "sd35", "tokens": 64},
+    "data": {"size": 1024, "reference_crop": "stretch"},
+    "cache": {"precision": "bf16", "shard_size": 64, "batch_size": 4},
+    "loss": {"timesteps": "logit-normal"},
+    "training": {"batch_size": 32, "gradient_checkpointing": True},
+    "watch": {"guidance_scale": 3.5, "references": 4, "scales": (0.0, 0.6, 1.0)},
+}
+"""InstantX published no settings of the training: these are the paper's, with SD3's noise levels."""
+
 _FINE_TUNE: Settings = {
     "data": {"held_out": 0.2},
     "training": {
@@ -161,6 +205,15 @@ _FROM_NEW_WEIGHTS: Mapping[str, Settings] = {
     "sdxl": _merge(_PAPER, _SDXL, _VIT_BIGG),
     "sdxl-plus": _merge(_PAPER, _SDXL, _VIT_H, _PLUS),
     "sdxl-faceid": _merge(_PAPER, _SDXL, _FACE),
+    "mini-transformer-xlabs": _merge(
+        _MINI, _MINI_TRANSFORMER, {"adapter": {"variant": "flux-xlabs", "tokens": 4}}
+    ),
+    "mini-transformer-instantx": _merge(
+        _MINI, _MINI_TRANSFORMER, {"adapter": {"variant": "flux-instantx", "tokens": 16}}
+    ),
+    "flux-xlabs": _merge(_PAPER, _FLUX, _FLUX_XLABS),
+    "flux-instantx": _merge(_PAPER, _FLUX, _FLUX_INSTANTX),
+    "sd35": _merge(_PAPER, _SD35),
 }
 PRESETS: Mapping[str, Settings] = {
     **_FROM_NEW_WEIGHTS,

@@ -15,7 +15,7 @@ from imprompt.errors import ImageError, ImpromptError
 from imprompt.inputs.image import decode_image
 from imprompt.runtime.devices import choose_device
 from imprompt.runtime.foreign_models import is_embedded
-from imprompt.training.config import FACES, TrainingConfig
+from imprompt.training.config import TrainingConfig
 from imprompt.training.estimates import (
     Work,
     count_work,
@@ -27,6 +27,7 @@ from imprompt.training.estimates import (
 from imprompt.training.presets import PRESETS
 from imprompt.training.samples import Part, Sample, Unreadable, open_source
 from imprompt.training.targets import Size, make_mask, plan_crop
+from imprompt.training.variants import FACES
 
 MAX_EXAMINED = 20_000
 """Largest number of samples to examine; of more, evenly spread parts are read."""

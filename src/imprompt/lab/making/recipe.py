@@ -115,6 +115,21 @@ class StyleRecipe(StageRecipe):
     text_drop: float = Field(0.3, ge=0, le=1)
 
 
+class TransformerRecipe(StageRecipe):
+    """A second text-to-image model in FLUX.1's architecture, on the base's autoencoder and text encoder."""
+
+    stage: Literal["transformer"]
+    heads: int = Field(3, ge=1)
+    head_dim: int = Field(64, ge=8, multiple_of=8)
+    double_blocks: int = Field(2, ge=1)
+    single_blocks: int = Field(4, ge=1)
+    text_length: int = Field(32, ge=4)
+    """Number of text tokens; the longest caption has 31, and the text encoder has 40 places."""
+    text_drop: float = Field(0.1, ge=0, le=1)
+    timestep_location: float = -0.3
+    """Center of the noise levels' logit."""
+
+
 AnyRecipe = Annotated[
     CodecRecipe
     | DecoderRecipe
@@ -123,7 +138,8 @@ AnyRecipe = Annotated[
     | JudgeRecipe
     | RecognizerRecipe
     | ControlRecipe
-    | StyleRecipe,
+    | StyleRecipe
+    | TransformerRecipe,
     Field(discriminator="stage"),
 ]
 

@@ -13,6 +13,7 @@ from imprompt.lab.making.objectives.encoder import EncoderObjective
 from imprompt.lab.making.objectives.judge import JudgeObjective
 from imprompt.lab.making.objectives.recognizer import RecognizerObjective
 from imprompt.lab.making.objectives.style import StyleObjective
+from imprompt.lab.making.objectives.transformer import TransformerObjective
 from imprompt.lab.making.recipe import (
     BaseRecipe,
     CodecRecipe,
@@ -23,6 +24,7 @@ from imprompt.lab.making.recipe import (
     RecognizerRecipe,
     StageRecipe,
     StyleRecipe,
+    TransformerRecipe,
 )
 from imprompt.runtime.devices import choose_device
 from imprompt.runtime.files import resolve_in_cache
@@ -74,5 +76,6 @@ OBJECTIVES: Mapping[type[StageRecipe], Callable[[Any, Path], Any]] = {
     RecognizerRecipe: RecognizerObjective,
     ControlRecipe: ControlObjective,
     StyleRecipe: StyleObjective,
+    TransformerRecipe: TransformerObjective,
 }
 """Recipe → what it trains; a codec is fitted and not trained."""

@@ -7,13 +7,14 @@ from typing import Any, cast
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
-from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.generation.pipeline_call import call_pipeline, call_pipeline_by_rows
+from imprompt.generation.transformer_bases import is_flux
 from imprompt.lab.suite.subjects import Subject, TextChange
 from imprompt.reference import Reference
 
@@ -23,7 +24,7 @@ class SuiteModels:
     """The models of the suite. Adapters have their image encoder and are not attached.
 
     Attributes:
-        pipe: the base
+        pipe: the base; also the embedded transformer's
         adapter: the adapter that is measured
         judge: reads the images
         name: the adapter's name
@@ -33,7 +34,7 @@ class SuiteModels:
         few_steps: the base as distilled for four steps; only figures use it
     """
 
-    pipe: StableDiffusionPipeline | StableDiffusionControlNetPipeline
+    pipe: DiffusionPipeline
     adapter: ImagePromptAdapter
     judge: CharacterJudge
     name: str = "adapter"
@@ -118,6 +119,9 @@ def generate_images(
 
     def call(rows: slice, arguments: dict[str, Any]) -> list[Image.Image]:
         references = [Reference(subject.picture, scale=condition.scale) for subject in subjects[rows]]
+        if is_flux(models.pipe):  # whose guidance_scale is no guidance unless it is distilled
+            negative = [""] * len(references)
+            arguments |= {"true_cfg_scale": settings.guidance_scale, "negative_prompt": negative}
         with models.adapter.use(references):
             return call_pipeline(cast(Any, models.pipe), arguments)
 

@@ -74,7 +74,8 @@ def evaluate_mini(
     Args:
         output: folder of the report, created if it does not exist
         weights: folder of the embedded model, if it is not the shipped one
-        adapter: "mini" or "mini-plus", the model's own, or a file that `imprompt train` wrote for it
+        adapter: "mini" or "mini-plus", the model's own, or a file that `imprompt train` wrote for it, also
+            for the embedded transformer
         small: use fewer characters, which takes a minute or two on two cores
         against: folder of an earlier report with the same settings, to compare with
         settings: how much to measure, in place of what `small` chooses
@@ -100,7 +101,9 @@ def load_models(weights: Path | None, adapter: str = "mini") -> SuiteModels:
     measured = mini.adapter(adapter, weights=folder) if own else load_adapter(adapter).float()
     name = adapter if own else Path(adapter).name
     judge = CharacterJudge.load(folder / "judge")
-    return SuiteModels(mini.pipeline(weights=folder).to(device), measured.to(device), judge, name)
+    on_transformer = measured.injection != "unet"
+    pipe = mini.transformer_pipeline(weights=folder) if on_transformer else mini.pipeline(weights=folder)
+    return SuiteModels(pipe.to(device), measured.to(device), judge, name)
 
 
 def measure(

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from imprompt.attention.choices import NO_IMAGE
 from imprompt.errors import DataError, ImageError
 from imprompt.inputs.choices import Input
 from imprompt.inputs.crop import encoder_view
@@ -96,7 +97,8 @@ def make_recipe(config: TrainingConfig, frozen: FrozenBase) -> CacheRecipe:
 def encode_blanks(config: TrainingConfig, frozen: FrozenBase) -> dict[Input, Tensor]:
     """Encode what replaces a dropped image, in float32; of faces only the data know the width."""
     names: list[Input] = [name for name in config.takes if name != "face_embedding"]
-    return {name: frozen.blank(name).float().cpu().contiguous() for name in names}
+    no_image = NO_IMAGE[config.adapter.injection]
+    return {name: frozen.blank(name, no_image).float().cpu().contiguous() for name in names}
 
 
 def hash_picture(sample: Sample) -> bytes:

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from imprompt.attention.denoiser_call import name_denoiser
+from imprompt.attention.diffusers_internals import get_pipeline_denoiser
 from imprompt.errors import AdapterMismatch, AmbiguousBatch, CheckpointError
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
@@ -29,7 +31,7 @@ class Mechanism:
         trains_base: whether the U-Net's own weights are trained too
         works_with_text: whether a text prompt can act together with the image prompt
         trained: the module with all trained weights
-        unet: the U-Net to which it is attached
+        unet: the U-Net to which it is attached, or the transformer
     """
 
     name: ClassVar[str]
@@ -96,15 +98,15 @@ class Mechanism:
         return {"injection": self.name, "parameters": str(self.parameters), **more}
 
     def check_pipeline(self, pipe: Any) -> None:
-        """Refuse a pipeline that does not use this U-Net.
+        """Refuse a pipeline that does not use this U-Net or transformer.
 
         Raises:
-            AdapterMismatch: it has another U-Net
+            AdapterMismatch: it has another one
         """
-        if getattr(pipe, "unet", None) is not self.unet:
+        if get_pipeline_denoiser(pipe) is not self.unet:
             raise AdapterMismatch(
-                f"this {type(pipe).__name__} has another U-Net than the one that the {self.name} adapter is "
-                "on: make the pipeline of that one's parts"
+                f"this {type(pipe).__name__} has another {name_denoiser(self.unet)} than the one that the "
+                f"{self.name} adapter is on: make the pipeline of that one's parts"
             )
 
 
@@ -133,11 +135,6 @@ class BranchRows:
                 f"{' or '.join(map(str, self._rows))}"
             )
         return self._rows[samples]
-
-
-def predict(unet: Any, noisy: Tensor, times: Tensor, text: Tensor, added: Any) -> Tensor:
-    """Return the U-Net's prediction."""
-    return unet(noisy, times, text, added_cond_kwargs=added).sample
 
 
 def prefix_tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -5,16 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.attention.choices import NO_IMAGE
+from imprompt.attention.diffusers_internals import get_pipeline_denoiser
 from imprompt.checkpoint import from_official, save_adapter
 from imprompt.checkpoint.files import read_tensors
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.reference import Reference
-from imprompt.training.mechanisms.base import Denoise, Inputs, Mechanism, load_tensors, predict
+from imprompt.training.denoising import predict
+from imprompt.training.mechanisms.base import Denoise, Inputs, Mechanism, load_tensors
 
 
 class DecoupledMechanism(Mechanism):
@@ -29,14 +33,21 @@ class DecoupledMechanism(Mechanism):
 
     def __init__(self, adapter: ImagePromptAdapter, pipe: Any) -> None:
         self.trained = self.adapter = adapter
-        self.unet = pipe.unet
+        self.unet = get_pipeline_denoiser(pipe)
         self.attachment = adapter.attach(pipe)
 
     @contextlib.contextmanager
     def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
         """Let K' and V' of these image prompts act in addition to the text."""
-        with self.adapter.conditioned_on(inputs):
+        with self.adapter.conditioned_on(inputs, self._scale(inputs)):
             yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
+
+    def _scale(self, inputs: Inputs) -> Float[Tensor, " batch"] | float:
+        """Return λ: 0 for a dropped image, all zeros, where "no image" is the base itself; else 1."""
+        if NO_IMAGE[self.adapter.injection] != "nothing":
+            return 1.0
+        (value,) = inputs.values()
+        return value.flatten(1).any(1).float()
 
     def generate(
         self, pipe: Any, images: Sequence[ImageEmbeddings], scale: float | int, call: Mapping[str, Any]

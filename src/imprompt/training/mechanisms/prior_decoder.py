@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Denoise, Inputs, predict
+from imprompt.training.denoising import predict
+from imprompt.training.mechanisms.base import Denoise, Inputs
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 from imprompt.training.mechanisms.projection import PREFIX
 from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, drop_prompts, text_embeddings

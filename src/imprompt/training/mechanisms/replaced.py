@@ -10,7 +10,8 @@ from torch import Tensor
 
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import Denoise, Inputs, predict
+from imprompt.training.denoising import predict
+from imprompt.training.mechanisms.base import Denoise, Inputs
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 from imprompt.training.mechanisms.text import NEGATIVE, POSITIVE, drop_prompts
 

@@ -18,13 +18,13 @@ from imprompt.checkpoint.files import read_tensors, write_tensors
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
+from imprompt.training.denoising import predict
 from imprompt.training.mechanisms.base import (
     BranchRows,
     Denoise,
     Inputs,
     Mechanism,
     load_tensors,
-    predict,
     prefix_tensors,
 )
 

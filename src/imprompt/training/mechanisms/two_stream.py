@@ -11,7 +11,8 @@ from torch import Tensor
 from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import BranchRows, Denoise, Inputs, predict
+from imprompt.training.denoising import predict
+from imprompt.training.mechanisms.base import BranchRows, Denoise, Inputs
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 
 TRAINED_SHARE = 0.5

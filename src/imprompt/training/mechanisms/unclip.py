@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.training.mechanisms.base import BranchRows, Denoise, Inputs, predict
+from imprompt.training.denoising import predict
+from imprompt.training.mechanisms.base import BranchRows, Denoise, Inputs
 from imprompt.training.mechanisms.fine_tuned import FineTunedMechanism
 
 

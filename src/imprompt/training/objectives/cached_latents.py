@@ -48,8 +48,8 @@ class LatentObjective(Objective):
         self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
         self.empty_text = {name: value[0] for name, value in base.encode_text([""]).items()}
         if config.training.gradient_checkpointing:
-            base.unet.enable_gradient_checkpointing()
-            base.unet.train()  # diffusers checkpoints in training mode only; there is no dropout in it
+            base.denoiser.enable_gradient_checkpointing()
+            base.denoiser.train()  # diffusers checkpoints in training mode only; there is no dropout in it
 
     def fast_products(
         self, noisy_latents: Float[Tensor, "batch channels height width"]

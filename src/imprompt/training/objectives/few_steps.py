@@ -37,9 +37,9 @@ from imprompt.generation.pipeline_call import call_pipeline, make_generators
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.training.batches import PromptBatch
 from imprompt.training.config import TrainingConfig
+from imprompt.training.denoising import predict
 from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.mechanisms import DecoupledMechanism
-from imprompt.training.mechanisms.base import predict
 from imprompt.training.objectives.cached_latents import LatentObjective, move_batch, per_sample
 from imprompt.training.sheets import picture_grid, thumbnails_to_images
 

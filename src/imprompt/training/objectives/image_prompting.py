@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imprompt.generation.pipeline_call import make_generators
+from imprompt.generation.transformer_bases import is_flux
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.inputs.encoder import strip_folders
 from imprompt.training.batches import PromptBatch
@@ -91,7 +92,9 @@ class ImagePromptObjective(LatentObjective):
         latents = self.base.sample_latents(batch.moments, batch.draws.latent_noise)
         noise = batch.draws.noise + self.config.loss.noise_offset * batch.draws.offset
         noisy = self.noising.add_noise(latents, noise, times).to(self.base.dtype)
-        added = self.base.build_added_conditions(text.get("pooled_text"), batch.size_condition)
+        added = self.base.build_added_conditions(
+            text.get("pooled_text"), batch.size_condition, self.config.loss.guidance_scale
+        )
         with self.fast_products(noisy):
             predicted = denoise(noisy, self.noising.labels[times], text["text_embeddings"], added)
         squares = F.mse_loss(predicted.float(), self.noising.target(latents, noise, times), reduction="none")
@@ -173,6 +176,12 @@ class ImagePromptObjective(LatentObjective):
             "height": size,
             "width": size,
         }
+        if is_flux(self.base.pipe):
+            # Its own guidance scale is the one that a distilled base is given, as in training.
+            call |= {
+                "true_cfg_scale": watch.guidance_scale,
+                "guidance_scale": self.config.loss.guidance_scale,
+            }
         return self.mechanism.generate(self.base.pipe, images, scale, call)
 
     # Writing
