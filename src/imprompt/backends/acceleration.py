@@ -26,6 +26,7 @@ from imprompt.backends.snapshot import UNetSnapshot
 from imprompt.backends.trial import compile_graph
 from imprompt.backends.unet_call import Arrays, CallReader, GraphCall
 from imprompt.errors import ConfigError
+from imprompt.runtime.precision import DTYPES, find_fastest_precision
 
 LIMITS = {"float32": 1e-4, "bfloat16": 0.1}
 """The largest difference from torch at the first call, as a part of torch's largest value. In bfloat16 it
@@ -39,7 +40,7 @@ def accelerate(
     pipe: object,
     backend: Literal["openvino"] = "openvino",
     *,
-    dtype: torch.dtype | Literal["float32", "bfloat16"] = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
 ) -> "Acceleration":
     """Let another runtime compute the U-Net of a pipeline, for all adapters, references and scales.
 
@@ -51,7 +52,7 @@ def accelerate(
         pipe: a diffusers pipeline of Stable Diffusion 1.5, 2.x or SDXL on the CPU, or its U-Net
         backend: the runtime
         dtype: the number format in which it computes: float32, or bfloat16, faster on processors that have it
-            and a little different
+            and a little different, or "auto": the faster one on this machine. All else stays as it is
 
     Returns:
         what ends it: `detach()`, or the end of a `with`; otherwise it lasts as long as the U-Net
@@ -61,7 +62,7 @@ def accelerate(
         ConfigError: another runtime, number format or denoiser, or a U-Net that is compiled or offloaded
         OutputError: the cache cannot be written
     """
-    name = str(dtype).removeprefix("torch.")
+    name = str(DTYPES[find_fastest_precision()] if dtype == "auto" else dtype).removeprefix("torch.")
     if backend != "openvino":
         raise ConfigError(
             f"backend {backend!r} is not known; the backends are openvino and torch, the default"

@@ -174,7 +174,8 @@ def _name_trial(size: CallSize, dtype: str) -> str:
 
 
 def _view_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    array: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 @contextlib.contextmanager

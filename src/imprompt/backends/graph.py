@@ -50,12 +50,12 @@ class GraphAttention:
         self, attn: Attention, hidden_states: Float[Tensor, "batch query_len query_dim"], *_: Any, **__: Any
     ) -> Float[Tensor, "batch query_len query_dim"]:
         """Compute Attn(Q, K, V) + Σ_r m_r · Attn(Q, K'_r, λ_r V'_r)."""
+        text_key, text_value, image_key, image_value, bias, weight = self.tensors
         query = split_heads(attn.to_q(hidden_states), attn.heads)
-        text = attend(query, self.tensors.text_key, self.tensors.text_value)
-        _, _, image_key, image_value, bias, weight = self.tensors
+        text = attend(query, text_key, text_value)
         logits = query[:, None] @ image_key.transpose(-1, -2) * query.shape[-1] ** -0.5
         image = (weight * ((logits + bias).softmax(-1) @ image_value)).sum(1)
-        to_out, _ = cast(nn.ModuleList, attn.to_out)
+        to_out, _ = cast(Any, attn.to_out)
         return to_out(merge_heads(text + image))
 
 
@@ -79,13 +79,11 @@ class GraphUNet(nn.Module):
         check_convertible(unet)
         self.unet = _copy_in_float32(unet)
         self.unet.disable_freeu()
-        for _, attn in find_attention_layers(self.unet).values():
-            attn.processor = AttnProcessor2_0()
-        self.processors = [GraphAttention() for _ in find_cross_attention_layers(unet)]
-        for processor, (_, attn) in zip(
-            self.processors, find_cross_attention_layers(self.unet).values(), strict=True
-        ):
-            attn.processor = processor
+        layers: Any = find_attention_layers(self.unet)
+        crossing = find_cross_attention_layers(self.unet)
+        for layer, (_, attn) in layers.items():
+            attn.processor = GraphAttention() if layer in crossing else AttnProcessor2_0()
+        self.processors = [layers[layer][1].processor for layer in crossing]
         self.names = list_inputs(unet)
 
     def forward(self, *inputs: Tensor) -> Float[Tensor, "batch channels height width"]:
@@ -108,7 +106,7 @@ class GraphUNet(nn.Module):
             sample.new_zeros(BATCH, 1, 1),
             timestep_cond=named.get("timestep_cond"),
             added_cond_kwargs=added or None,
-            down_block_additional_residuals=tuple(residuals[:-1]),
+            down_block_additional_residuals=cast(Any, tuple(residuals[:-1])),
             mid_block_additional_residual=residuals[-1],
             return_dict=False,
         )[0]

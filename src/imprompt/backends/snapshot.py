@@ -8,6 +8,7 @@ from typing import Any
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
+from imprompt.attention.chunks import ChunkedAttention
 from imprompt.attention.processor import DecoupledAttention
 from imprompt.attention.sharing import list_attention_layers
 
@@ -43,7 +44,7 @@ class UNetSnapshot:
         for attn in self._attention:
             processor: Any = attn.processor
             base = processor.base if isinstance(processor, DecoupledAttention) else processor
-            if type(base) is not AttnProcessor2_0:
+            if type(base) not in (AttnProcessor2_0, ChunkedAttention):
                 return f"the attention processor of a layer is {type(base).__name__}"
         return None
 

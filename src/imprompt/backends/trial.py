@@ -1,7 +1,7 @@
 """Compile a graph once, in a process of its own; standard input holds {"model", "shapes", "options"}.
 
-On some processors OpenVINO ends the process by a signal (SIGFPE in compile_model, openvino issue 35943), which
-no `except` can catch. This file imports OpenVINO only, so that it starts quickly.
+On some processors OpenVINO ends the process by a signal (SIGFPE in compile_model, openvino issue 35943),
+which no `except` can catch. This file imports OpenVINO only, so that it starts quickly.
 """
 
 import json

@@ -41,6 +41,7 @@ _JOB_OPTIONS = (
     "prompt_weighting",
     "device",
     "dtype",
+    "backend",
     "variant",
     "revision",
     "offload",
