@@ -12,7 +12,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +38,10 @@ MAX_GRAPH_BYTES = 8 * 1024**3
 
 def accelerate(
     pipe: object,
-    backend: Literal["openvino"] = "openvino",
     *,
     dtype: torch.dtype | str = torch.float32,
 ) -> "Acceleration":
-    """Let another runtime compute the U-Net of a pipeline, for all adapters, references and scales.
+    """Let OpenVINO compute the U-Net of a pipeline on the CPU, for all adapters, references and scales.
 
     The first call for a base converts its U-Net, which takes seconds to a minute, into a file in the cache
     (`IMPROMPT_CACHE`, or `~/.cache/imprompt`). Nothing is converted again for another adapter, reference,
@@ -50,7 +49,6 @@ def accelerate(
 
     Args:
         pipe: a diffusers pipeline of Stable Diffusion 1.5, 2.x or SDXL on the CPU, or its U-Net
-        backend: the runtime
         dtype: the number format in which it computes: float32, or bfloat16, faster on processors that have it
             and a little different, or "auto": the faster one on this machine. All else stays as it is
 
@@ -59,14 +57,10 @@ def accelerate(
 
     Raises:
         MissingExtra: OpenVINO is not installed
-        ConfigError: another runtime, number format or denoiser, or a U-Net that is compiled or offloaded
+        ConfigError: another number format or denoiser, or a U-Net that is compiled or offloaded
         OutputError: the cache cannot be written
     """
     name = str(DTYPES[find_fastest_precision()] if dtype == "auto" else dtype).removeprefix("torch.")
-    if backend != "openvino":
-        raise ConfigError(
-            f"backend {backend!r} is not known; the backends are openvino and torch, the default"
-        )
     if name not in LIMITS:
         raise ConfigError(f"OpenVINO computes in float32 or bfloat16 on the CPU, not in {name}")
     unet: Any = pipe if isinstance(pipe, torch.nn.Module) else get_pipeline_denoiser(pipe)

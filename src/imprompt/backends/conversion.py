@@ -139,7 +139,9 @@ def hash_unet(unet: UNet2DConditionModel) -> str:
     """Return a SHA-256 of all weights and settings of a U-Net, and of the versions that convert it."""
     digest = hashlib.sha256()
     versions = [importlib.metadata.version(package) for package in _VERSIONS]
-    digest.update(json.dumps([_LAYOUT, versions, dict(unet.config)], default=str, sort_keys=True).encode())
+    # Keys with an underscore say where it was loaded from.
+    settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    digest.update(json.dumps([_LAYOUT, versions, settings], default=str, sort_keys=True).encode())
     for name, tensor in unet.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_view_bytes(tensor))
