@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
     # Models
     from imprompt.generation.models import load_pipeline as load_pipeline
+    from imprompt.backends.acceleration import accelerate as accelerate
+    from imprompt.backends.acceleration import Acceleration as Acceleration
     from imprompt.inputs.encoder import load_image_encoder as load_image_encoder
     from imprompt.inputs.encoder import ImageEncoder as ImageEncoder
     from imprompt import mini as mini

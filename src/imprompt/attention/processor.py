@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imprompt.attention.choices import Place
+from imprompt.attention.chunks import ChunkedAttention
 from imprompt.attention.terms import (
     KeyValue,
     LayerProcessor,
@@ -40,6 +41,7 @@ from imprompt.attention.terms import (
     split_heads,
 )
 from imprompt.errors import AttachmentError
+from imprompt.runtime.chunked_attention import attend_in_chunks
 
 PLAIN_PROCESSORS = (AttnProcessor, SlicedAttnProcessor, XFormersAttnProcessor, FusedAttnProcessor2_0)
 """Other processors of diffusers for the same attention; they are called unchanged, for the text."""
@@ -74,14 +76,16 @@ class DecoupledAttention(LayerProcessor):
         terms, loras = state.terms, state.loras
         if state.is_split and (terms or loras):
             terms, loras = state.take_rows(hidden_states.shape[0])
-        if type(self.base) is not AttnProcessor2_0:
+        if type(self.base) not in (AttnProcessor2_0, ChunkedAttention):
             # Not all of them take `temb`, which a transformer block never passes.
             text = self.base(attn, hidden_states, encoder_hidden_states, attention_mask)
             return text + _compute_image_output(attn, hidden_states, terms) if terms else text
         query = split_heads(project(attn.to_q, hidden_states, "q", loras), attn.heads)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         key, value = _text_key_value(attn, context, state, loras)
-        text = attend(query, key, value, _head_mask(attn, attention_mask, context))
+        mask = _head_mask(attn, attention_mask, context)
+        is_chunked = type(self.base) is ChunkedAttention and context is hidden_states and mask is None
+        text = attend_in_chunks(query, key, value) if is_chunked else attend(query, key, value, mask)
         to_out, dropout = cast(nn.ModuleList, attn.to_out)
         return dropout(project(to_out, merge_heads(add_image_attention(text, query, terms)), "out", loras))
 
@@ -179,7 +183,7 @@ def check_supported(name: str, attn: Attention) -> None:
             f"diffusers' own IP-Adapter is loaded on this U-Net ({name} has the attention processor "
             f"{kind.__name__}); call pipe.unload_ip_adapter() first"
         )
-    if kind not in (AttnProcessor2_0, DecoupledAttention, *PLAIN_PROCESSORS):
+    if kind not in (AttnProcessor2_0, ChunkedAttention, DecoupledAttention, *PLAIN_PROCESSORS):
         raise AttachmentError(
             f"{name} has the attention processor {kind.__name__}, which is not supported; "
             "undo what put it there, or call unet.set_attn_processor(AttnProcessor2_0()) before attaching"
@@ -200,7 +204,7 @@ def check_lora_supported(name: str, attn: Attention) -> None:
     """
     processor = attn.processor
     base = processor.base if isinstance(processor, DecoupledAttention) else processor
-    if type(base) is not AttnProcessor2_0:
+    if type(base) not in (AttnProcessor2_0, ChunkedAttention):
         raise AttachmentError(
             f"{name} has the attention processor {type(base).__name__}; this adapter's LoRA needs "
             "AttnProcessor2_0: call unet.set_attn_processor(AttnProcessor2_0()) before attaching"

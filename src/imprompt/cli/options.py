@@ -43,6 +43,7 @@ _JOB_OPTIONS = (
     "speed",
     "feature_cache",
     "cuda_graphs",
+    "backend",
     "variant",
     "revision",
     "offload",

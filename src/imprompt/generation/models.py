@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -12,6 +12,7 @@ from PIL import Image
 from imprompt import mini
 from imprompt.attention.diffusers_internals import copy_progress_bar
 from imprompt.errors import ConfigError, UnknownModel
+from imprompt.generation.base_parts import arrange_for_speed
 from imprompt.generation.repository import fetch_base
 from imprompt.generation.settings import Settings
 from imprompt.generation.transformer_bases import find_transformer, is_flux
@@ -23,6 +24,7 @@ from imprompt.runtime.foreign_models import (
     is_embedded,
     is_hub_id,
 )
+from imprompt.runtime.precision import DTYPES, choose_computation
 
 _MINI = "mini"
 
@@ -31,7 +33,7 @@ def load_pipeline(
     name: str,
     *,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     variant: str | None = None,
     revision: str | None = None,
 ) -> DiffusionPipeline:
@@ -44,7 +46,8 @@ def load_pipeline(
             the original code
         device: by default the first GPU (cuda, xpu or mps), or the CPU if there is none
         dtype: number format; by default float16 on a GPU, bfloat16 there for a base with a transformer, which
-            overflows in float16, and float32 on the CPU
+            overflows in float16, and float32 on the CPU. "auto" is the same on a GPU; on the CPU it is the
+            format and the layout in memory in which this machine computes fastest (docs/speed.md)
         variant: variant of the files in a folder or on the hub, such as "fp16"
         revision: branch, tag or commit of a repository on the hub
 
@@ -54,6 +57,23 @@ def load_pipeline(
         ConfigError: `variant` or `revision` for the embedded model or a single file, which have none
     """
     device = choose_device(device)
+    if dtype != "auto":
+        return _load_pipeline(name, device, dtype, variant, revision)
+    if device.type != "cpu":
+        return _load_pipeline(name, device, None, variant, revision)
+    choice = choose_computation()
+    pipe = _load_pipeline(name, device, DTYPES[choice.precision], variant, revision)
+    arrange_for_speed(pipe, choice)
+    return pipe
+
+
+def _load_pipeline(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    variant: str | None,
+    revision: str | None,
+) -> DiffusionPipeline:
     chooses = dtype is None
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     is_file = find_name_fault(name) is None and Path(name).is_file()

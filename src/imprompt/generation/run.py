@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -20,6 +20,7 @@ from imprompt.generation import models as model_loading
 from imprompt.generation.base_parts import apply_base_options, offload_base
 from imprompt.generation.generate import generate_each
 from imprompt.generation.job import Job, JobControl, collect_settings
+from imprompt.generation.job.base_options import DType
 from imprompt.generation.models import load_controlnet, make_control_image
 from imprompt.generation.pairing import pair_models
 from imprompt.generation.settings import Control, Settings, check_proportions
@@ -201,11 +202,12 @@ def load_base(job: Job) -> DiffusionPipeline:
         UnknownModel: see `load_pipeline`
     """
     assert job.base is not None
-    device = choose_device(job.device)
+    with_openvino = job.backend == "openvino"
+    device = choose_device(job.device or ("cpu" if with_openvino else None))
     pipe = model_loading.load_pipeline(
         job.base,
         device="cpu" if job.offload else device,
-        dtype=None if job.dtype is None else getattr(torch, job.dtype),
+        dtype=torch.float32 if with_openvino else _parse_dtype(job.dtype),
         variant=job.variant,
         revision=job.revision,
     )
@@ -215,7 +217,15 @@ def load_base(job: Job) -> DiffusionPipeline:
         offload_base(pipe, job.offload, device)
     if job.cuda_graphs:
         use_cuda_graphs(pipe)
+    if with_openvino:
+        from imprompt.backends.acceleration import accelerate
+
+        accelerate(pipe, dtype=job.dtype or "float32")
     return pipe
+
+
+def _parse_dtype(name: DType | None) -> torch.dtype | Literal["auto"] | None:
+    return name if name is None or name == "auto" else getattr(torch, name)
 
 
 def load_job_adapter(name: str, job: Job) -> ImagePromptAdapter:

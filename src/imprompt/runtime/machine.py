@@ -1,7 +1,7 @@
 """What `imprompt --version` prints: versions, the default device and the precision. It does not import torch.
 
 Importing torch takes seconds, so the device is found by asking the driver, and the precision is read from a
-record that `find_fastest_precision` writes when it measures one.
+record that `choose_computation` writes when it measures one.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import json
 import platform
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from imprompt.errors import OutputError
 from imprompt.runtime.files import resolve_in_cache
@@ -22,6 +22,32 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 
 _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _RECORD = "precision.json"
+
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""A number format of matrix products."""
+
+
+class ComputeChoice(NamedTuple):
+    """How a machine computes fastest.
+
+    Args:
+        precision: the number format
+        channels_last: whether the channels of a position lie beside each other in memory
+        chunked_attention: whether self-attention computes some queries at a time
+        speedup: the speed relative to float32 in PyTorch's usual layout, of the layers that were timed
+    """
+
+    precision: Precision
+    channels_last: bool
+    chunked_attention: bool
+    speedup: float
+
+    def describe(self) -> str:
+        """Return one line, such as "bf16, channels last: 3.1 times as fast as float32"."""
+        parts = [self.precision]
+        parts += ["channels last"] * self.channels_last + ["chunked attention"] * self.chunked_attention
+        return f"{', '.join(parts)} ({self.speedup} times as fast as plain float32)"
 
 
 class Device(NamedTuple):
@@ -36,15 +62,16 @@ class Device(NamedTuple):
 def describe_installation() -> dict[str, str]:
     """Return, by name, what a bug report needs: versions, the default device, the number formats."""
     device = find_device()
-    pictures, training = ("float16", "bf16, or fp32 on older GPUs")
+    pictures, fastest = ("float16", "bf16, or fp32 on older GPUs")
     if device.kind == "cpu":
-        pictures, training = "float32", read_precision() or "not measured yet"
+        choice = read_choice()
+        pictures, fastest = "float32", choice.describe() if choice else "not measured yet"
     return {
         "imprompt": importlib.metadata.version("imprompt"),
         "Python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in LIBRARIES},
         "device": f"{device.kind} ({device.name})",
-        "precision": f"{pictures} for pictures; for training: {training}",
+        "precision": f"{pictures} for pictures; the fastest (auto): {fastest}",
     }
 
 
@@ -70,17 +97,23 @@ def name_processor() -> str:
     return f"{names[0]}, {len(names)} logical cores" if names else platform.processor() or platform.machine()
 
 
-def write_precision(precision: str, speedup: float) -> None:
-    """Record the format that was measured as the fastest, for `imprompt --version` only.
+def read_cpu_flags() -> frozenset[str]:
+    """Return the flags of the processor, such as "avx512_bf16"; none if the system does not state them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(line[1].split() if line else ())
 
-    A cache that cannot be written is no reason to stop a training, which measures again anyway.
 
-    Args:
-        precision: "fp32" or "bf16"
-        speedup: speed of bfloat16 relative to float32
+def write_choice(choice: ComputeChoice) -> None:
+    """Record how this machine computes fastest, for later processes and for `imprompt --version`.
+
+    A cache that cannot be written is no reason to stop: the next process measures again.
     """
     path = resolve_in_cache(_RECORD)
-    record = {**_identify_machine(), "precision": precision, "speedup": round(speedup, 2)}
+    record = {**_identify_machine(), **choice._asdict()}
     try:
         make_folder(path.parent)
         with write_atomically(path) as part:
@@ -89,13 +122,13 @@ def write_precision(precision: str, speedup: float) -> None:
         return
 
 
-def read_precision() -> str | None:
-    """Return the recorded format and its gain; None without a record of this processor and this torch."""
+def read_choice() -> ComputeChoice | None:
+    """Return the recorded choice; None without a record of this processor and this torch."""
     try:
         record = json.loads(resolve_in_cache(_RECORD).read_text(encoding="utf-8"))
         if not _identify_machine().items() <= record.items():
             return None
-        return f"{record['precision']} (bfloat16 is {record['speedup']} times as fast as float32)"
+        return ComputeChoice(**{name: record[name] for name in ComputeChoice._fields})
     except (OSError, ValueError, KeyError, AttributeError):
         return None
 

@@ -26,7 +26,8 @@ from imprompt.inputs.choices import Input, NoImage
 from imprompt.inputs.crop import Crop
 from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.runtime.foreign_models import is_embedded, log_errors_only
-from imprompt.runtime.precision import Precision, resolve_precision
+from imprompt.runtime.machine import Precision
+from imprompt.runtime.precision import resolve_precision
 from imprompt.training.config import TrainingConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

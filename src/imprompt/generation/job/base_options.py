@@ -8,8 +8,10 @@ from imprompt.generation.job.reference import Name, Number, as_tuple
 from imprompt.generation.job.samplers import SAMPLERS
 from imprompt.runtime.settings import ClosedSettings
 
-DType = Literal["float32", "float16", "bfloat16"]
-"""The number formats in which a base can compute."""
+DType = Literal["float32", "float16", "bfloat16", "auto"]
+"""The number formats in which a base can compute; "auto" is the fastest of a CPU."""
+Backend = Literal["torch", "openvino"]
+"""What computes a U-Net."""
 Offload = Literal["model", "sequential", "group"]
 """diffusers' ways to keep a base in main memory while it computes on a GPU."""
 
@@ -77,7 +79,9 @@ class BaseOptions(ClosedSettings):
     device: str | None = None
     """cuda, mps, xpu or cpu, with a number for one of several; by default the fastest there is."""
     dtype: DType | None = None
-    """By default float16 on a GPU, and float32 on the CPU."""
+    """By default float16 on a GPU, and float32 on the CPU; auto times a CPU and takes the fastest way."""
+    backend: Backend = "torch"
+    """What computes the U-Net: torch, or OpenVINO, faster on a CPU."""
     variant: str | None = None
     """The variant of the base's files, e.g. "fp16"."""
     revision: str | None = None

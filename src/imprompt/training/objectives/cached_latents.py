@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
-from imprompt.runtime.precision import Precision
+from imprompt.runtime.machine import Precision
 from imprompt.training.batches import Draws, PromptBatch, make_fixed_batch
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase
