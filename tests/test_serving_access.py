@@ -13,8 +13,8 @@ import served
 from conftest import Result, ToyModel
 from imprompt.errors import ConfigError
 from imprompt.serving.access import LOOPBACK, Access, read_keys
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.app import create_app
-from imprompt.serving.failures import ApiError
 from imprompt.serving.service import Service
 from imprompt.serving.settings import ServerSettings
 
@@ -278,7 +278,7 @@ def test_another_address_needs_a_key(imprompt: Any, tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_named(imprompt: Any) -> None:
-    from imprompt.serving.server import listen
+    from imprompt.serving.supervisor import listen
 
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 from starlette.testclient import TestClient
 
@@ -225,6 +227,42 @@ def test_an_engine_that_fails_answers_500_and_goes_on(
     assert "imprompt_engine_failures 1.0" in service.metrics.render().decode()
 
 
+def test_a_dead_engine_is_not_ready_and_is_started_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imprompt.serving.engine.loop._PAUSE", 0.5)
+    asyncio.run(service.warm_up())
+    client = TestClient(create_app(service), base_url="http://localhost")
+    job = client.post("/api/jobs", json={"steps": 200}).json()
+    assert served.wait_until(lambda: count_steps(service) > 1)
+    waiting = client.post("/api/jobs", json={"steps": 1}).json()
+    turn = service.engine._turn
+
+    def die() -> None:
+        monkeypatch.setattr(service.engine, "_turn", turn)
+        raise SystemExit
+
+    monkeypatch.setattr(service.engine, "_turn", die)
+    assert served.wait_until(lambda: not service.engine.is_alive)
+    assert client.get("/readyz").json()["reason"] == "the engine is not running"
+    assert "event: error" in client.get(job["events"]).text
+    assert client.get(f"/api/jobs/{job['id']}").json()["error"]["code"] == "engine_failure"
+    assert "event: done" in client.get(waiting["events"]).text
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_picture_for_which_there_is_no_thread_is_an_error(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("imprompt.serving.engine.picture_thread.PictureThread.start", fail)
+    client = TestClient(create_app(service), base_url="http://localhost")
+    answer = client.post("/v1/images/generations", json={"prompt": "a cat"})
+    assert answer.json()["error"]["code"] == "engine_failure"
+
+
 # The process
 
 
@@ -259,6 +297,11 @@ def is_ready(address: str) -> bool:
         return False
 
 
+def read(address: str, path: str) -> Any:
+    with urllib.request.urlopen(f"http://{address}{path}") as answer:
+        return json.load(answer)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_under_load_truncates_no_answer(
@@ -270,7 +313,7 @@ def test_a_signal_under_load_truncates_no_answer(
         ask(address, "/v1/images/generations", {"prompt": "a cat", "num_inference_steps": 100 + n})
         for n in range(12)
     ]
-    time.sleep(0.3)
+    assert served.wait_until(lambda: read(address, "/api/capabilities")["queue"]["running"] == 8)
     running.send_signal(sign)
     statuses = []
     for connection in connections:
@@ -283,6 +326,32 @@ def test_a_signal_under_load_truncates_no_answer(
     assert running.wait(30) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(address.split(":"))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+def test_a_killed_server_answers_again_and_its_requests_end_at_once(
+    process: tuple[subprocess.Popen[str], str],
+) -> None:
+    supervisor, address = process
+    assert served.wait_until(lambda: is_ready(address), 120)
+    with contextlib.closing(ask(address, "/api/jobs", {"steps": 200})) as connection:
+        job = json.load(connection.getresponse())["id"]
+    connections = [ask(address, "/v1/images/generations", LONG) for _ in range(4)]
+    assert served.wait_until(lambda: read(address, "/api/capabilities")["queue"]["running"] == 5)
+    (worker,) = psutil.Process(supervisor.pid).children()
+    worker.kill()
+    start = time.monotonic()
+    for connection in connections:
+        with contextlib.closing(connection), pytest.raises((OSError, http.client.HTTPException)):
+            connection.getresponse()
+    assert not is_ready(address)
+    assert time.monotonic() - start < 5
+    assert served.wait_until(lambda: is_ready(address), 120)
+    with pytest.raises(urllib.error.HTTPError, match="404") as caught:
+        read(address, f"/api/jobs/{job}")
+    assert "the server has restarted since" in caught.value.read().decode()
+    with contextlib.closing(ask(address, "/v1/images/generations", {"prompt": "a cat"})) as connection:
+        assert len(json.load(connection.getresponse())["data"]) == 1
 
 
 @pytest.mark.slow

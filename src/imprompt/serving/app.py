@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from imprompt.errors import ImpromptError
-from imprompt.serving.failures import ApiError
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.middleware import Gate, answer_error
 from imprompt.serving.routes import a1111_api, health_api, jobs_api, openai_api
 from imprompt.serving.service import Service

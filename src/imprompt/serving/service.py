@@ -1,10 +1,12 @@
 """The server without its routes: settings, models, engine, pictures and jobs, as one thing."""
 
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -28,6 +30,8 @@ _STUCK = 60.0
 _QUIET = 2.0
 """Seconds without work after which the server prepares for more."""
 
+_make_folder = partial(tempfile.TemporaryDirectory, prefix="imprompt-serve-")
+
 DrawCharacter = Callable[[int], Image.Image]
 """Draws a new character from a seed."""
 
@@ -41,12 +45,16 @@ class ServerOptions:
         page: a folder with an index.html, served at "/"; None: no page
         draw: draws new characters; None: the package for it is not installed
         stuck_seconds: after how many seconds without a sign of the engine the server is not ready
+        folder: an empty folder for pictures; None: a temporary one
+        restarts: how many servers were killed before this one
     """
 
     access: Access = field(default_factory=Access)
     page: Path | None = None
     draw: DrawCharacter | None = None
     stuck_seconds: float | int = _STUCK
+    folder: Path | None = None
+    restarts: int = 0
 
 
 class Service:
@@ -60,8 +68,9 @@ class Service:
     def __init__(self, settings: ServerSettings, options: ServerOptions) -> None:
         self.settings, self.options = settings, options
         self.metrics = Metrics()
-        self._folder = tempfile.TemporaryDirectory(prefix="imprompt-serve-")
-        folders = [Path(self._folder.name, name) for name in ("assets", "jobs")]
+        self._files = contextlib.ExitStack()
+        folder = options.folder or self._files.enter_context(_make_folder())
+        folders = [Path(folder, name) for name in ("assets", "jobs")]
         for folder in folders:
             folder.mkdir()
         store = ModelStore(
@@ -77,7 +86,7 @@ class Service:
         self.jobs = JobStore(
             folders[1], self.engine, settings.limits.finished_jobs, self.assets.hold, self.metrics.observe_job
         )
-        self.metrics.watch(self.engine)
+        self.metrics.watch(self.engine, options.restarts)
         self.is_draining = False
         self.is_warm = False
         self.examples: list[tuple[str, Asset]] = []
@@ -151,4 +160,4 @@ class Service:
         self.is_draining = True
         self.jobs.abort_all()
         self.engine.close()
-        self._folder.cleanup()
+        self._files.close()

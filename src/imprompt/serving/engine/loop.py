@@ -108,25 +108,27 @@ class Engine:
         self._seconds_per_row: dict[str, float] = defaultdict(lambda: FIRST_GUESS)
         self.beat = time.monotonic()
         self.failures = 0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Thread(target=self._keep_running, name="engine guard", daemon=True)
 
     def start(self) -> None:
-        """Start the computing thread."""
-        self._thread.start()
+        """Start the computing thread, and the one that starts it again if it dies."""
+        self._guard.start()
 
     def close(self) -> None:
         """Cancel everything and stop the thread."""
         with self._changed:
             self._is_open = False
         self.cancel(lambda request: True)
-        self._thread.join(_LAST_TURN)
+        self._guard.join(_LAST_TURN)
 
     # For other threads
 
     @property
     def is_alive(self) -> bool:
         """Whether the computing thread runs."""
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def waiting(self) -> int:
@@ -197,17 +199,38 @@ class Engine:
             self._has_signal = True
             self._changed.notify_all()
 
+    # In the guard's thread
+
+    @property
+    def _has_work(self) -> bool:
+        return self._is_open or bool(self._active) or len(self._queue) > 0
+
+    def _keep_running(self) -> None:
+        """Run the computing thread, and start it again whenever it has died."""
+        while self._has_work:
+            self._failure = None
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            self._thread.start()
+            self._thread.join()
+            if self._has_work:
+                self.failures += 1
+                _log.error("the engine failed, and begins anew", exc_info=self._failure)
+                self._abandon(self._failure)
+                time.sleep(_PAUSE)
+
+    def _abandon(self, error: BaseException | None) -> None:
+        """End all pictures that are under way, with an error; those that wait are made by the next thread."""
+        for active in self._active:
+            active.thread.cancel(_make_failure(error))
+
     # In the computing thread
 
     def _run(self) -> None:
-        while self._is_open or self._active or len(self._queue):
-            try:
+        try:
+            while self._has_work:
                 self._turn()
-            except BaseException as error:  # whatever happened: the server goes on
-                self.failures += 1
-                _log.exception("the engine failed, and begins anew")
-                self._abandon(error)
-                time.sleep(_PAUSE)
+        except BaseException as error:  # whatever happened: the guard goes on
+            self._failure = error
 
     def _turn(self) -> None:
         """Take pictures from the queue, and bring all of them to their next U-Net call."""
@@ -233,8 +256,12 @@ class Engine:
 
     def _start(self, request: PictureRequest) -> None:
         thread = PictureThread(lambda thread: make_picture(request, self.store, thread), self._signal)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread left
+            request.listener.on_error(_make_failure(error))
+            return
         self._active.append(_Active(request, thread))
-        thread.start()
 
     def _group_calls(self) -> Iterator[list[_Active]]:
         """Yield pictures whose calls can be put together, at most as many as are computed at once."""
@@ -286,15 +313,11 @@ class Engine:
                 self._changed.wait(_BEAT)
             self._has_signal = False
 
-    def _abandon(self, error: BaseException) -> None:
-        """End all pictures that are under way, with an error."""
-        failure = EngineFailure("the engine failed while it made this picture; try again")
-        failure.__cause__ = error
-        for active in self._active:
-            active.thread.cancel(failure)
-        for active in [one for one in self._active if one.thread.status in ("waiting", "calling")]:
-            active.thread.resume()
-            self._active.remove(active)
+
+def _make_failure(cause: BaseException | None) -> EngineFailure:
+    failure = EngineFailure("the engine failed while it made this picture; try again")
+    failure.__cause__ = cause
+    return failure
 
 
 def _call_of(active: _Active) -> UNetCall:

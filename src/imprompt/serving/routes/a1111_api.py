@@ -15,8 +15,8 @@ from starlette.requests import Request
 from imprompt.generation.job.samplers import SAMPLERS
 from imprompt.runtime.picture_files import read_parameters
 from imprompt.serving.a1111_requests import SCHEDULERS, Translator, WebuiRequest, name_adapter
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.encoding import convert_data_uri, encode_file
-from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import parse_json
 from imprompt.serving.jobs import OVER, ServedJob
 from imprompt.serving.routes.waiting import JobCanceled, client_of, wait_for_job

@@ -13,12 +13,13 @@ from starlette.requests import Request
 from imprompt.errors import ConfigError, ImageError, MissingExtra
 from imprompt.inputs.choices import CropName
 from imprompt.reference import Reference
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.assets import Asset, UnknownAsset
 from imprompt.serving.capabilities import describe_capabilities
 from imprompt.serving.engine.models import LoadedModel
-from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import parse_json
-from imprompt.serving.jobs import OVER, ServedJob, describe_error, describe_picture
+from imprompt.serving.job_errors import describe_error
+from imprompt.serving.jobs import OVER, ServedJob, describe_picture
 from imprompt.serving.request_job import RequestJob
 from imprompt.serving.requests import GenerationRequest, parse_request
 from imprompt.serving.routes.waiting import client_of, stream_events, with_pings
@@ -56,12 +57,12 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.get("/api/jobs/{name}")
     async def read(name: str) -> dict[str, Any]:
         """Return the state of a job."""
-        return describe_job(service, _find_job(service, name))
+        return describe_job(service, service.jobs.find(name))
 
     @router.get("/api/jobs/{name}/events")
     async def follow(name: str, last_event_id: Annotated[int, Header()] = 0) -> Response:
         """Send the events of a job, from the beginning or after Last-Event-ID."""
-        job = _find_job(service, name)
+        job = service.jobs.find(name)
         if job.status in OVER and not job.events_after(last_event_id):
             return Response(status_code=204)  # A browser would connect again and again otherwise.
         events = job.follow(last_event_id, lambda: service.jobs.find_place(job))
@@ -70,25 +71,18 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.delete("/api/jobs/{name}")
     async def cancel(name: str) -> dict[str, Any]:
         """Cancel a job; what is computed of it stops before the next step."""
-        job = _find_job(service, name)
+        job = service.jobs.find(name)
         service.jobs.cancel(job)
         return describe_job(service, job)
 
     @router.get("/api/jobs/{name}/pictures/{index}")
     async def read_picture(name: str, index: int) -> FileResponse:
         """Return a picture, which carries its settings."""
-        job = _find_job(service, name)
+        job = service.jobs.find(name)
         picture = next((one for one in job.pictures if one.index == index), None)
         if picture is None:
             raise ApiError(404, f"job {name[:40]} has no picture {index} (yet)", code="not_found")
         return FileResponse(picture.path, media_type=_TYPES[picture.path.suffix])
-
-
-def _find_job(service: Service, name: str) -> ServedJob:
-    job = service.jobs.find(name)
-    if job is None:
-        raise ApiError(404, f"there is no job {name[:40]!r} (any more)", code="not_found")
-    return job
 
 
 def describe_job(service: Service, job: ServedJob) -> dict[str, Any]:
@@ -145,7 +139,7 @@ def _add_pictures(router: APIRouter, service: Service) -> None:
     ) -> Response:
         """Return, as PNG, exactly what the image encoder of an adapter sees of a picture."""
         asset = _find_asset(service, name)
-        window = (x, y) if x is not None and y is not None else crop or "center"
+        window = (x, y) if x is not None and y is not None else crop or "native"
         picture = await asyncio.to_thread(draw_view, service, asset, model, adapter, window)
         file = io.BytesIO()
         picture.save(file, "PNG")

@@ -12,8 +12,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.requests import Request
 
 from imprompt.serving.access import SIGNED_PATHS
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.encoding import convert_data_uri, encode_file
-from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import read_form
 from imprompt.serving.jobs import OVER, JobEvent, ServedJob, ServedPicture
 from imprompt.serving.openai_requests import ImagesRequest, translate_request
@@ -81,11 +81,11 @@ class ImagesApi:
     async def read_file(self, name: str, index: int, expires: int = 0, signature: str = "") -> FileResponse:
         """Return a picture by its link."""
         is_good = hmac.compare_digest(signature, self._sign(name, index, expires)) and expires > time.time()
-        job = self._service.jobs.find(name) if is_good else None
-        picture = next((one for one in job.pictures if one.index == index), None) if job else None
-        if picture is None:
-            raise ApiError(404, "this link has expired, or never was one", code="not_found")
-        return FileResponse(picture.path)
+        if not is_good:
+            message = "this link has expired, is of before the server restarted, or never was one"
+            raise ApiError(404, message, code="not_found")
+        pictures = self._service.jobs.find(name).pictures
+        return FileResponse(next(picture.path for picture in pictures if picture.index == index))
 
     async def _answer(self, request: Request, *, is_edit: bool) -> Response:
         service = self._service
@@ -107,9 +107,7 @@ class ImagesApi:
         client, key = client_of(request), request.headers.get("idempotency-key")
         if key is None:
             return await self._service.submit(images.request, client)
-        self._by_key = {
-            one: job for one, job in self._by_key.items() if self._service.jobs.find(job.id) is job
-        }
+        self._by_key = {one: job for one, job in self._by_key.items() if self._service.jobs.holds(job)}
         known = self._by_key.get((client, key))
         if known is not None and known.status not in ("failed", "canceled"):
             return known
