@@ -17,8 +17,8 @@ from imprompt.attention.processor import project
 from imprompt.attention.sharing import RowTerms, merge_terms
 from imprompt.attention.terms import ImageTerm, LoraTerm, attend
 from imprompt.errors import ConfigError, ImageError
+from imprompt.serving.engine.base import EngineFailure, QueueFull
 from imprompt.serving.engine.denoiser_calls import choose_bucket
-from imprompt.serving.engine.loop import EngineFailure, QueueFull
 from imprompt.serving.engine.models import ModelStore
 from imprompt.serving.engine.picture_thread import PictureCanceled
 from imprompt.serving.engine.queue import FairQueue

@@ -203,7 +203,7 @@ def test_models_and_names_that_clients_have_hard_coded(client: OpenAI) -> None:
 def test_a_refused_request_is_tried_again_after_the_time_that_the_answer_names(
     address: str, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imprompt.serving.engine.loop import QueueFull
+    from imprompt.serving.engine.base import QueueFull
 
     submit, refusals = service.jobs.submit, iter([QueueFull(0.2)])
 

@@ -15,6 +15,7 @@ from imprompt.cli.terminal import (
     quiet_libraries,
 )
 from imprompt.errors import ConfigError
+from imprompt.runtime.deferred_imports import defer_import
 
 if TYPE_CHECKING:
     import socket
@@ -63,6 +64,12 @@ def serve(
             "--deterministic", help="Same seed, same bytes, however many requests run; slower for few."
         ),
     ] = False,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Compute in engines of a Ray cluster; the table \\[ray] of CONFIG says how many."
+        ),
+    ] = False,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that running jobs get to finish at SIGTERM or Ctrl-C.")
     ] = 30.0,
@@ -93,6 +100,8 @@ def serve(
         if deterministic:
             batching = values.batching.model_copy(update={"deterministic": True})
             values = values.model_copy(update={"batching": batching})
+        if ray and values.ray is None:
+            values = values.model_copy(update={"ray": settings.Replicas()})
         access = _read_access(
             host, key_file, insecure=insecure, hosts=allow_host or (), origins=allow_origin or ()
         )
@@ -116,6 +125,8 @@ def _run_server(
 ) -> None:
     """Serve in the worker process; what it imports, the supervisor does not need."""
     with pause_garbage_collection():
+        defer_import("scipy.stats")
+        defer_import("scipy.optimize", ["linear_sum_assignment"])
         server, service = (
             import_with_extra(f"imprompt.serving.{name}", "serve") for name in ("server", "service")
         )

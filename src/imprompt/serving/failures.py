@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse
 
 from imprompt.errors import ImpromptError, MissingExtra
 from imprompt.serving.api_error import ApiError
-from imprompt.serving.engine.loop import EngineFailure, QueueFull
+from imprompt.serving.engine.base import EngineFailure, QueueFull
 from imprompt.serving.job_errors import INTERNAL_ERROR, ServerStopping, UnknownJob
 from imprompt.serving.requests import GenerationRequest, UnknownServedModel
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from imprompt.errors import ImpromptError
-from imprompt.serving.engine.loop import EngineFailure
+from imprompt.serving.engine.base import EngineFailure
 
 INTERNAL_ERROR = "the server failed while it made this picture; its log says why"
 """What a client hears of a defect; paths and traces stay in the log."""

@@ -16,6 +16,7 @@ from imprompt.serving.access import Access
 from imprompt.serving.assets import Asset, AssetStore
 from imprompt.serving.engine.loop import Engine
 from imprompt.serving.engine.models import ModelStore
+from imprompt.serving.engine.replicated import ReplicatedEngine
 from imprompt.serving.jobs import JobStore, ServedJob
 from imprompt.serving.metrics import Metrics
 from imprompt.serving.requests import GenerationRequest, plan_request
@@ -73,15 +74,7 @@ class Service:
         folders = [Path(folder, name) for name in ("assets", "jobs")]
         for folder in folders:
             folder.mkdir()
-        store = ModelStore(
-            settings.loaded_models, settings.batching, lambda event: self.metrics.events.labels(event).inc()
-        )
-        self.engine = Engine(
-            store,
-            settings.batching,
-            queue_seconds=settings.limits.queue_seconds,
-            on_step=self.metrics.observe_step,
-        )
+        self.engine = self._make_engine()
         self.assets = AssetStore(folders[0], settings.limits)
         self.jobs = JobStore(
             folders[1], self.engine, settings.limits.finished_jobs, self.assets.hold, self.metrics.observe_job
@@ -90,6 +83,16 @@ class Service:
         self.is_draining = False
         self.is_warm = False
         self.examples: list[tuple[str, Asset]] = []
+
+    def _make_engine(self) -> Engine | ReplicatedEngine:
+        settings, metrics = self.settings, self.metrics
+        queue_seconds = settings.limits.queue_seconds
+        if settings.ray is not None:
+            return ReplicatedEngine(settings, queue_seconds)
+        store = ModelStore(
+            settings.loaded_models, settings.batching, lambda event: metrics.events.labels(event).inc()
+        )
+        return Engine(store, settings.batching, queue_seconds=queue_seconds, on_step=metrics.observe_step)
 
     def start(self) -> None:
         """Start the engine, and store the example pictures."""

@@ -12,11 +12,9 @@ from starlette.requests import Request
 
 from imprompt.errors import ConfigError, ImageError, MissingExtra
 from imprompt.inputs.choices import CropName
-from imprompt.reference import Reference
 from imprompt.serving.api_error import ApiError
 from imprompt.serving.assets import Asset, UnknownAsset
 from imprompt.serving.capabilities import describe_capabilities
-from imprompt.serving.engine.models import LoadedModel
 from imprompt.serving.forms import parse_json
 from imprompt.serving.job_errors import describe_error
 from imprompt.serving.jobs import OVER, ServedJob, describe_picture
@@ -208,13 +206,9 @@ def draw_view(
     name = adapter or served.adapters[0]
     values = {"references": [str(asset.path)], "adapter": name, "base": served.base}
     job = RequestJob.model_validate(values | {"image_encoder": served.image_encoder})
-    with service.engine.store.use(served, job) as loaded, service.assets.hold([asset.id]):
-        views = _list_views(loaded, name, Reference(asset.path, crop=crop))
+    with service.assets.hold([asset.id]):
+        views = service.engine.list_views(served, job, crop)
     row = Image.new("RGB", (sum(view.width + _GAP for view in views) - _GAP, views[0].height), "white")
     for place, view in enumerate(views):
         row.paste(view, (place * (view.width + _GAP), 0))
     return row
-
-
-def _list_views(loaded: LoadedModel, adapter: str, reference: Reference) -> list[Image.Image]:
-    return loaded.adapters[adapter].views(reference)
