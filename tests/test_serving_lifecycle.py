@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 import served
 from conftest import ToyModel
 from imprompt.serving.app import create_app
+from imprompt.serving.jobs import ServedJob
 from imprompt.serving.service import Service
 
 
@@ -104,17 +105,32 @@ def test_a_client_that_hangs_up_in_the_queue_leaves_it(service: Service, address
     assert served.wait_until(lambda: service.engine.running == 0)
 
 
-def test_many_clients_that_hang_up_lose_no_row(service: Service, address: str) -> None:
-    for number in range(20):
+@pytest.mark.parametrize("clients", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_clients_that_hang_up_lose_no_row(
+    service: Service, address: str, clients: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, canceled = service.jobs.cancel, list[tuple[ServedJob, int]]()
+
+    def note(job: ServedJob) -> None:
+        canceled.append((job, done_steps(job)))
+        cancel(job)
+
+    monkeypatch.setattr(service.jobs, "cancel", note)
+    for number in range(clients):
         connection = ask(address, "/v1/images/generations", LONG)
         if number % 3:
             served.wait_until(lambda: count_steps(service) > 0, seconds=0.05)
         connection.close()
     assert served.wait_until(
-        lambda: service.engine.running == service.engine.waiting == 0 and not service.jobs.unfinished
+        lambda: service.engine.running == service.engine.waiting == 0 and not service.jobs.unfinished, 120
     )
+    assert all(done_steps(job) <= steps + 1 for job, steps in canceled)
     with contextlib.closing(ask(address, "/v1/images/generations", {"prompt": "a cat"})) as connection:
         assert len(json.load(connection.getresponse())["data"]) == 1
+
+
+def done_steps(job: ServedJob) -> int:
+    return sum(done for done, _ in list(job.progress.values()))
 
 
 def test_a_job_goes_on_when_a_reader_of_its_events_leaves(service: Service, address: str) -> None:

@@ -28,6 +28,11 @@ _DESCRIPTION = (
 
 def create_app(service: Service) -> ASGIApp:
     """Build the application; the service is started and closed by the caller."""
+    return _surround(build_routes(service), service)
+
+
+def build_routes(service: Service) -> FastAPI:
+    """Build the routes and the page, without the gate before them."""
     app = FastAPI(
         title="imprompt", version=version("imprompt"), description=_DESCRIPTION, docs_url=None, redoc_url=None
     )
@@ -41,7 +46,7 @@ def create_app(service: Service) -> ASGIApp:
     page = service.options.page
     if page is not None and (page / "index.html").is_file():
         app.mount("/", _PageFiles(directory=page, html=True))
-    return _surround(app, service)
+    return app
 
 
 class _PageFiles(StaticFiles):

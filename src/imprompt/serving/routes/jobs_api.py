@@ -12,6 +12,14 @@ from starlette.requests import Request
 
 from imprompt.errors import ConfigError, ImageError, MissingExtra
 from imprompt.inputs.choices import CropName
+from imprompt.serving.answers import (
+    FAULTS,
+    AssetAnswer,
+    JobAnswer,
+    NamedAssetAnswer,
+    describe_answers,
+    describe_file,
+)
 from imprompt.serving.api_error import ApiError
 from imprompt.serving.assets import Asset, UnknownAsset
 from imprompt.serving.capabilities import describe_capabilities
@@ -24,6 +32,7 @@ from imprompt.serving.routes.waiting import client_of, stream_events, with_pings
 from imprompt.serving.service import Service
 
 _TYPES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
+_PICTURE_BODY = {"content": {kind: {} for kind in _TYPES.values()}, "required": True}
 _GAP = 8
 
 
@@ -32,7 +41,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     _add_jobs(router, service)
     _add_pictures(router, service)
 
-    @router.get("/api/capabilities")
+    @router.get("/api/capabilities", responses=FAULTS)
     async def describe() -> dict[str, Any]:
         """Return models, adapters, samplers and limits."""
         return await asyncio.to_thread(describe_capabilities, service)
@@ -44,7 +53,13 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         "required": True,
     }
 
-    @router.post("/api/jobs", status_code=202, openapi_extra={"requestBody": body})
+    @router.post(
+        "/api/jobs",
+        status_code=202,
+        response_class=JSONResponse,
+        responses=describe_answers(202, JobAnswer),
+        openapi_extra={"requestBody": body},
+    )
     async def submit(request: Request) -> JSONResponse:
         """Put a job into the queue."""
         service.engine.check_room()
@@ -52,12 +67,17 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         job = await service.submit(parse_request(values), client_of(request))
         return JSONResponse(describe_job(service, job), 202, {"Location": f"/api/jobs/{job.id}"})
 
-    @router.get("/api/jobs/{name}")
+    @router.get("/api/jobs/{name}", responses=describe_answers(200, JobAnswer))
     async def read(name: str) -> dict[str, Any]:
         """Return the state of a job."""
         return describe_job(service, service.jobs.find(name))
 
-    @router.get("/api/jobs/{name}/events")
+    @router.get(
+        "/api/jobs/{name}/events",
+        response_class=Response,
+        responses=describe_file("text/event-stream")
+        | {204: {"description": "The job is over, and nothing is left to send."}},
+    )
     async def follow(name: str, last_event_id: Annotated[int, Header()] = 0) -> Response:
         """Send the events of a job, from the beginning or after Last-Event-ID."""
         job = service.jobs.find(name)
@@ -66,14 +86,18 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         events = job.follow(last_event_id, lambda: service.jobs.find_place(job))
         return stream_events(with_pings(events))
 
-    @router.delete("/api/jobs/{name}")
+    @router.delete("/api/jobs/{name}", responses=describe_answers(200, JobAnswer))
     async def cancel(name: str) -> dict[str, Any]:
         """Cancel a job; what is computed of it stops before the next step."""
         job = service.jobs.find(name)
         service.jobs.cancel(job)
         return describe_job(service, job)
 
-    @router.get("/api/jobs/{name}/pictures/{index}")
+    @router.get(
+        "/api/jobs/{name}/pictures/{index}",
+        response_class=Response,
+        responses=describe_file(*_TYPES.values()),
+    )
     async def read_picture(name: str, index: int) -> FileResponse:
         """Return a picture, which carries its settings."""
         job = service.jobs.find(name)
@@ -115,18 +139,23 @@ def _measure_progress(job: ServedJob) -> float:
 
 
 def _add_pictures(router: APIRouter, service: Service) -> None:
-    @router.post("/api/assets", status_code=201)
+    @router.post(
+        "/api/assets",
+        status_code=201,
+        responses=describe_answers(201, AssetAnswer),
+        openapi_extra={"requestBody": _PICTURE_BODY},
+    )
     async def store(request: Request) -> JSONResponse:
         """Store a picture: the body itself, or the field "file" of a form."""
         return JSONResponse(describe_asset(await service.assets.add(await _read_picture(request))), 201)
 
-    @router.get("/api/assets/{name}")
+    @router.get("/api/assets/{name}", response_class=Response, responses=describe_file(*_TYPES.values()))
     async def read(name: str) -> FileResponse:
         """Return a picture as it was sent."""
         asset = _find_asset(service, name)
         return FileResponse(asset.path, media_type=_TYPES[asset.path.suffix])
 
-    @router.get("/api/assets/{name}/view")
+    @router.get("/api/assets/{name}/view", response_class=Response, responses=describe_file("image/png"))
     async def view(
         name: str,
         model: str | None = None,
@@ -143,12 +172,12 @@ def _add_pictures(router: APIRouter, service: Service) -> None:
         picture.save(file, "PNG")
         return Response(file.getvalue(), media_type="image/png")
 
-    @router.get("/api/examples")
+    @router.get("/api/examples", responses=describe_answers(200, list[NamedAssetAnswer]))
     async def list_examples() -> list[dict[str, Any]]:
         """Return three pictures to begin with."""
         return [{"name": name, **describe_asset(asset)} for name, asset in service.examples]
 
-    @router.post("/api/examples/draw", status_code=201)
+    @router.post("/api/examples/draw", status_code=201, responses=describe_answers(201, NamedAssetAnswer))
     async def draw(values: Annotated[dict[str, Any] | None, Body()] = None) -> JSONResponse:
         """Draw a new character, as `imprompt mini draw`."""
         seed = (values or {}).get("seed")
