@@ -159,6 +159,11 @@ def running_service(settings: ServerSettings, **options: Any) -> Iterator[Servic
         service.close()
 
 
+def engine_of(service: Service) -> Engine:
+    assert isinstance(service.engine, Engine)
+    return service.engine
+
+
 @contextmanager
 def live_server(service: Service) -> Iterator[str]:
     """Serve on a free port of this machine; yield the address."""

@@ -42,7 +42,7 @@ def serve(how: str, file: Path) -> None:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *_: object) -> None: ...
+            def log_message(self, format: str, *args: object) -> None: ...
 
         server = socketserver.ThreadingTCPServer(("", 0), Handler, bind_and_activate=False)
         server.socket = listener

@@ -204,7 +204,7 @@ def test_an_engine_that_hangs_is_not_ready(toy: ToyModel) -> None:
         asyncio.run(service.warm_up())
         client = TestClient(create_app(service), base_url="http://localhost")
         release = threading.Event()
-        with service.engine.store.use(service.settings.models[0], toy_request(toy)) as model:
+        with served.engine_of(service).store.use(service.settings.models[0], toy_request(toy)) as model:
             run = model.denoiser.run
             model.denoiser.run = lambda calls: release.wait(20) and run(calls)  # pyright: ignore[reportAttributeAccessIssue]
             job = client.post("/api/jobs", json={"steps": 1}).json()
@@ -225,17 +225,18 @@ def test_an_engine_that_fails_answers_500_and_goes_on(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = TestClient(create_app(service), base_url="http://localhost")
-    group, is_broken = service.engine._group_calls, threading.Event()
+    engine = served.engine_of(service)
+    group, is_broken = engine._group_calls, threading.Event()
     is_broken.set()
 
     def fail() -> Any:
-        calls = [active for active in service.engine._active if active.thread.status == "calling"]
+        calls = [active for active in engine._active if active.thread.status == "calling"]
         if calls and is_broken.is_set():
             is_broken.clear()
             raise SystemError("broken")
         return group()
 
-    monkeypatch.setattr(service.engine, "_group_calls", fail)
+    monkeypatch.setattr(engine, "_group_calls", fail)
     first = client.post("/v1/images/generations", json={"prompt": "a cat"})
     assert (first.status_code, first.json()["error"]["code"]) == (500, "engine_failure")
     assert "x-should-retry" not in first.headers  # the client may try again
@@ -252,13 +253,14 @@ def test_a_dead_engine_is_not_ready_and_is_started_again(
     job = client.post("/api/jobs", json={"steps": 200}).json()
     assert served.wait_until(lambda: count_steps(service) > 1)
     waiting = client.post("/api/jobs", json={"steps": 1}).json()
-    turn = service.engine._turn
+    engine = served.engine_of(service)
+    turn = engine._turn
 
     def die() -> None:
-        monkeypatch.setattr(service.engine, "_turn", turn)
+        monkeypatch.setattr(engine, "_turn", turn)
         raise SystemExit
 
-    monkeypatch.setattr(service.engine, "_turn", die)
+    monkeypatch.setattr(engine, "_turn", die)
     assert served.wait_until(lambda: not service.engine.is_alive)
     assert client.get("/readyz").json()["reason"] == "the engine is not running"
     assert "event: error" in client.get(job["events"]).text

@@ -18,7 +18,7 @@ from imprompt.errors import ImpromptError
 from imprompt.generation.run import JobResult
 from imprompt.runtime.picture_files import save_picture
 from imprompt.serving.encoding import encode_data_uri
-from imprompt.serving.engine.loop import Engine
+from imprompt.serving.engine.base import EngineBase
 from imprompt.serving.engine.picture_thread import PictureCanceled
 from imprompt.serving.engine.pictures import PictureListener, PictureRequest
 from imprompt.serving.job_errors import ServerStopping, UnknownJob, describe_error
@@ -217,7 +217,7 @@ class JobStore:
     def __init__(
         self,
         folder: Path,
-        engine: Engine,
+        engine: EngineBase[Any],
         most: int,
         hold: Callable[[Sequence[str]], Any],
         on_end: Callable[[ServedJob], None] = lambda job: None,

@@ -113,7 +113,8 @@ Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
 Span = tuple[Share, Share]
 
 
-Picture, Pictures = TypeVar("Picture"), TypeVar("Pictures")
+Picture = TypeVar("Picture")
+Pictures = TypeVar("Pictures")
 
 
 class ReferenceSettings(ClosedSettings, Generic[Pictures, Picture]):

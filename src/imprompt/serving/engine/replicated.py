@@ -30,6 +30,9 @@ _log = logging.getLogger("imprompt.serving")
 _NAME = "imprompt"
 _WATCH_SECONDS = 1.0
 _VIEW_SECONDS = 120.0
+_LAST_SECONDS = 30.0
+"""The longest time that Ray gets to stop the replicas."""
+
 _HEALTH_SECONDS = 5.0
 """How often Ray looks at each replica."""
 
@@ -127,10 +130,7 @@ class ReplicatedEngine(EngineBase[_RemotePicture]):
         self._is_open = False
         self.cancel(lambda request: True)
         for thread in self._threads:
-            thread.join()
-        if self._ray.is_initialized():
-            self._serve.delete(_NAME)
-            self._ray.shutdown()
+            thread.join(_LAST_SECONDS)
 
     @property
     def is_alive(self) -> bool:
