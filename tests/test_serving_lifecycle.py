@@ -283,6 +283,8 @@ def test_a_picture_for_which_there_is_no_thread_is_an_error(
 
 # The process
 
+START_SECONDS = 300
+
 
 @pytest.fixture
 def process(toy: ToyModel) -> Iterator[tuple[subprocess.Popen[str], str]]:
@@ -326,12 +328,12 @@ def test_a_signal_under_load_truncates_no_answer(
     process: tuple[subprocess.Popen[str], str], sign: signal.Signals
 ) -> None:
     running, address = process
-    assert served.wait_until(lambda: is_ready(address), 60)
+    assert served.wait_until(lambda: is_ready(address), START_SECONDS)
     connections = [
         ask(address, "/v1/images/generations", {"prompt": "a cat", "num_inference_steps": 100 + n})
         for n in range(12)
     ]
-    assert served.wait_until(lambda: read(address, "/api/capabilities")["queue"]["running"] == 8)
+    assert served.wait_until(lambda: read(address, "/api/capabilities")["queue"]["running"] == 8, 60)
     running.send_signal(sign)
     statuses = []
     for connection in connections:
@@ -351,11 +353,11 @@ def test_a_killed_server_answers_again_and_its_requests_end_at_once(
     process: tuple[subprocess.Popen[str], str],
 ) -> None:
     supervisor, address = process
-    assert served.wait_until(lambda: is_ready(address), 120)
+    assert served.wait_until(lambda: is_ready(address), START_SECONDS)
     with contextlib.closing(ask(address, "/api/jobs", {"steps": 200})) as connection:
         job = json.load(connection.getresponse())["id"]
     connections = [ask(address, "/v1/images/generations", LONG) for _ in range(4)]
-    assert served.wait_until(lambda: read(address, "/api/capabilities")["queue"]["running"] == 5)
+    assert served.wait_until(lambda: read(address, "/api/capabilities")["queue"]["running"] == 5, 60)
     (worker,) = psutil.Process(supervisor.pid).children()
     worker.kill()
     start = time.monotonic()
@@ -364,7 +366,7 @@ def test_a_killed_server_answers_again_and_its_requests_end_at_once(
             connection.getresponse()
     assert not is_ready(address)
     assert time.monotonic() - start < 5
-    assert served.wait_until(lambda: is_ready(address), 120)
+    assert served.wait_until(lambda: is_ready(address), START_SECONDS)
     with pytest.raises(urllib.error.HTTPError, match="404") as caught:
         read(address, f"/api/jobs/{job}")
     assert "the server has restarted since" in caught.value.read().decode()

@@ -109,9 +109,10 @@ def test_a_signal_stops_worker_and_supervisor(start: Start, sign: signal.Signals
 
 def test_a_worker_stops_when_its_supervisor_is_killed(start: Start) -> None:
     process, port = start("serve")
-    worker = ask(port)[1][0]
+    worker, _, folder = ask(port)[1]
     process.kill()
     assert served.wait_until(lambda: not is_running(worker))
+    assert not Path(folder).exists()
 
 
 def test_a_server_that_cannot_start_is_not_tried_again(start: Start) -> None:

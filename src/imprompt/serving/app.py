@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -36,10 +36,8 @@ def build_routes(service: Service) -> FastAPI:
     app = FastAPI(
         title="imprompt", version=version("imprompt"), description=_DESCRIPTION, docs_url=None, redoc_url=None
     )
-    router = APIRouter()
     for part in (jobs_api, openai_api, a1111_api, health_api):
-        part.add_routes(router, service)
-    app.include_router(router)
+        part.add_routes(app.router, service)
     for kind in (ImpromptError, HTTPException, Exception):
         app.add_exception_handler(kind, answer_error)  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(RequestValidationError, _answer_wrong_request)  # pyright: ignore[reportArgumentType]

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -197,6 +198,7 @@ class _Supervisor:
         except BaseException:
             traceback.print_exc()
         finally:
+            shutil.rmtree(worker.folder, ignore_errors=True)  # the supervisor may be gone
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
