@@ -190,6 +190,8 @@ def test_a_link_is_good_without_a_key_and_only_as_it_is(client: OpenAI) -> None:
         assert answer.read().startswith(b"\x89PNG")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(link.replace("signature=", "signature=0"))
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(link.replace("signature=", "signature=%C3%A9"))
 
 
 def test_models_and_names_that_clients_have_hard_coded(client: OpenAI) -> None:

@@ -114,7 +114,10 @@ class ImagesApi:
 
     async def read_file(self, name: str, index: int, expires: int = 0, signature: str = "") -> FileResponse:
         """Return a picture by its link."""
-        is_good = hmac.compare_digest(signature, self._sign(name, index, expires)) and expires > time.time()
+        is_good = (
+            hmac.compare_digest(signature.encode(), self._sign(name, index, expires).encode())
+            and expires > time.time()
+        )
         if not is_good:
             message = "this link has expired, is of before the server restarted, or never was one"
             raise ApiError(404, message, code="not_found")
