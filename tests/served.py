@@ -21,9 +21,9 @@ from imprompt.serving.engine.loop import Engine
 from imprompt.serving.engine.models import ModelStore
 from imprompt.serving.engine.pictures import PictureListener, PictureRequest
 from imprompt.serving.request_job import RequestJob
-from imprompt.serving.server import listen
 from imprompt.serving.service import ServerOptions, Service
 from imprompt.serving.settings import Batching, ServedModel, ServerSettings
+from imprompt.serving.supervisor import listen
 
 
 def toy_model(toy: ToyModel, **changes: Any) -> dict[str, Any]:
@@ -157,6 +157,11 @@ def running_service(settings: ServerSettings, **options: Any) -> Iterator[Servic
         yield service
     finally:
         service.close()
+
+
+def engine_of(service: Service) -> Engine:
+    assert isinstance(service.engine, Engine)
+    return service.engine
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from imprompt.attention.processor import project
 from imprompt.attention.sharing import RowTerms, merge_terms
 from imprompt.attention.terms import ImageTerm, LoraTerm, attend
 from imprompt.errors import ConfigError, ImageError
+from imprompt.serving.engine.base import EngineFailure, QueueFull
 from imprompt.serving.engine.denoiser_calls import choose_bucket
-from imprompt.serving.engine.loop import EngineFailure, QueueFull
 from imprompt.serving.engine.models import ModelStore
 from imprompt.serving.engine.picture_thread import PictureCanceled
 from imprompt.serving.engine.queue import FairQueue
@@ -110,6 +110,22 @@ def test_many_interleaved_requests_equal_their_serial_run(toy: ToyModel, picture
         assert all(map(np.array_equal, serial, (log.pixels for log in logs)))
         assert [len(log.steps) for log in logs] == [values["steps"] for values in jobs]
         assert served.wait_until(lambda: bench.engine.running == bench.engine.waiting == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("deterministic", "most"), [(True, 0), (False, 1)])
+def test_many_jobs_of_one_seed_make_one_picture_among_any_neighbors(
+    toy: ToyModel, pictures: list[str], deterministic: bool, most: int
+) -> None:
+    values = served.toy_job(toy, references=[pictures[0]], seed=7)
+    others = [served.toy_job(toy, seed=n, steps=1 + n % 7) for n in range(32)]
+    with served.running_engine(toy, Batching(deterministic=deterministic)) as bench:
+        alone = bench.make(values)[0].pixels
+        jobs = [job for other in others for job in (values, other, values)]
+        logs = bench.make(*jobs)
+    same = [log.pixels for log, job in zip(logs, jobs, strict=True) if job is values]
+    assert len(same) == 64
+    assert max(served.differ(picture, alone) for picture in same) <= most
 
 
 def test_a_pipeline_is_left_as_it_was(bench: served.Bench, toy: ToyModel, pictures: list[str]) -> None:

@@ -13,7 +13,7 @@ import served
 import tiny
 from conftest import ToyModel
 from imprompt.serving.app import create_app
-from imprompt.serving.engine.loop import QueueFull
+from imprompt.serving.engine.base import QueueFull
 from imprompt.serving.requests import GenerationRequest, ReferenceRequest
 
 QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

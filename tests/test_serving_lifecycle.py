@@ -12,16 +12,19 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 from starlette.testclient import TestClient
 
 import served
 from conftest import ToyModel
 from imprompt.serving.app import create_app
+from imprompt.serving.jobs import ServedJob
 from imprompt.serving.service import Service
 
 
@@ -102,17 +105,32 @@ def test_a_client_that_hangs_up_in_the_queue_leaves_it(service: Service, address
     assert served.wait_until(lambda: service.engine.running == 0)
 
 
-def test_many_clients_that_hang_up_lose_no_row(service: Service, address: str) -> None:
-    for number in range(20):
+@pytest.mark.parametrize("clients", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_clients_that_hang_up_lose_no_row(
+    service: Service, address: str, clients: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, canceled = service.jobs.cancel, list[tuple[ServedJob, int]]()
+
+    def note(job: ServedJob) -> None:
+        canceled.append((job, done_steps(job)))
+        cancel(job)
+
+    monkeypatch.setattr(service.jobs, "cancel", note)
+    for number in range(clients):
         connection = ask(address, "/v1/images/generations", LONG)
         if number % 3:
             served.wait_until(lambda: count_steps(service) > 0, seconds=0.05)
         connection.close()
     assert served.wait_until(
-        lambda: service.engine.running == service.engine.waiting == 0 and not service.jobs.unfinished
+        lambda: service.engine.running == service.engine.waiting == 0 and not service.jobs.unfinished, 120
     )
+    assert all(done_steps(job) <= steps + 1 for job, steps in canceled)
     with contextlib.closing(ask(address, "/v1/images/generations", {"prompt": "a cat"})) as connection:
         assert len(json.load(connection.getresponse())["data"]) == 1
+
+
+def done_steps(job: ServedJob) -> int:
+    return sum(done for done, _ in list(job.progress.values()))
 
 
 def test_a_job_goes_on_when_a_reader_of_its_events_leaves(service: Service, address: str) -> None:
@@ -186,7 +204,7 @@ def test_an_engine_that_hangs_is_not_ready(toy: ToyModel) -> None:
         asyncio.run(service.warm_up())
         client = TestClient(create_app(service), base_url="http://localhost")
         release = threading.Event()
-        with service.engine.store.use(service.settings.models[0], toy_request(toy)) as model:
+        with served.engine_of(service).store.use(service.settings.models[0], toy_request(toy)) as model:
             run = model.denoiser.run
             model.denoiser.run = lambda calls: release.wait(20) and run(calls)  # pyright: ignore[reportAttributeAccessIssue]
             job = client.post("/api/jobs", json={"steps": 1}).json()
@@ -207,17 +225,18 @@ def test_an_engine_that_fails_answers_500_and_goes_on(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = TestClient(create_app(service), base_url="http://localhost")
-    group, is_broken = service.engine._group_calls, threading.Event()
+    engine = served.engine_of(service)
+    group, is_broken = engine._group_calls, threading.Event()
     is_broken.set()
 
     def fail() -> Any:
-        calls = [active for active in service.engine._active if active.thread.status == "calling"]
+        calls = [active for active in engine._active if active.thread.status == "calling"]
         if calls and is_broken.is_set():
             is_broken.clear()
             raise SystemError("broken")
         return group()
 
-    monkeypatch.setattr(service.engine, "_group_calls", fail)
+    monkeypatch.setattr(engine, "_group_calls", fail)
     first = client.post("/v1/images/generations", json={"prompt": "a cat"})
     assert (first.status_code, first.json()["error"]["code"]) == (500, "engine_failure")
     assert "x-should-retry" not in first.headers  # the client may try again
@@ -225,7 +244,46 @@ def test_an_engine_that_fails_answers_500_and_goes_on(
     assert "imprompt_engine_failures 1.0" in service.metrics.render().decode()
 
 
+def test_a_dead_engine_is_not_ready_and_is_started_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imprompt.serving.engine.loop._PAUSE", 0.5)
+    asyncio.run(service.warm_up())
+    client = TestClient(create_app(service), base_url="http://localhost")
+    job = client.post("/api/jobs", json={"steps": 200}).json()
+    assert served.wait_until(lambda: count_steps(service) > 1)
+    waiting = client.post("/api/jobs", json={"steps": 1}).json()
+    engine = served.engine_of(service)
+    turn = engine._turn
+
+    def die() -> None:
+        monkeypatch.setattr(engine, "_turn", turn)
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "_turn", die)
+    assert served.wait_until(lambda: not service.engine.is_alive)
+    assert client.get("/readyz").json()["reason"] == "the engine is not running"
+    assert "event: error" in client.get(job["events"]).text
+    assert client.get(f"/api/jobs/{job['id']}").json()["error"]["code"] == "engine_failure"
+    assert "event: done" in client.get(waiting["events"]).text
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_picture_for_which_there_is_no_thread_is_an_error(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("imprompt.serving.engine.picture_thread.PictureThread.start", fail)
+    client = TestClient(create_app(service), base_url="http://localhost")
+    answer = client.post("/v1/images/generations", json={"prompt": "a cat"})
+    assert answer.json()["error"]["code"] == "engine_failure"
+
+
 # The process
+
+START_SECONDS = 300
 
 
 @pytest.fixture
@@ -259,18 +317,23 @@ def is_ready(address: str) -> bool:
         return False
 
 
+def read(address: str, path: str) -> Any:
+    with urllib.request.urlopen(f"http://{address}{path}") as answer:
+        return json.load(answer)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_under_load_truncates_no_answer(
     process: tuple[subprocess.Popen[str], str], sign: signal.Signals
 ) -> None:
     running, address = process
-    assert served.wait_until(lambda: is_ready(address), 60)
+    assert served.wait_until(lambda: is_ready(address), START_SECONDS)
     connections = [
         ask(address, "/v1/images/generations", {"prompt": "a cat", "num_inference_steps": 100 + n})
         for n in range(12)
     ]
-    time.sleep(0.3)
+    assert served.wait_until(lambda: read(address, "/api/capabilities")["queue"]["running"] == 8, 60)
     running.send_signal(sign)
     statuses = []
     for connection in connections:
@@ -283,6 +346,32 @@ def test_a_signal_under_load_truncates_no_answer(
     assert running.wait(30) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(address.split(":"))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+def test_a_killed_server_answers_again_and_its_requests_end_at_once(
+    process: tuple[subprocess.Popen[str], str],
+) -> None:
+    supervisor, address = process
+    assert served.wait_until(lambda: is_ready(address), START_SECONDS)
+    with contextlib.closing(ask(address, "/api/jobs", {"steps": 200})) as connection:
+        job = json.load(connection.getresponse())["id"]
+    connections = [ask(address, "/v1/images/generations", LONG) for _ in range(4)]
+    assert served.wait_until(lambda: read(address, "/api/capabilities")["queue"]["running"] == 5, 60)
+    (worker,) = psutil.Process(supervisor.pid).children()
+    worker.kill()
+    start = time.monotonic()
+    for connection in connections:
+        with contextlib.closing(connection), pytest.raises((OSError, http.client.HTTPException)):
+            connection.getresponse()
+    assert not is_ready(address)
+    assert time.monotonic() - start < 5
+    assert served.wait_until(lambda: is_ready(address), START_SECONDS)
+    with pytest.raises(urllib.error.HTTPError, match="404") as caught:
+        read(address, f"/api/jobs/{job}")
+    assert "the server has restarted since" in caught.value.read().decode()
+    with contextlib.closing(ask(address, "/v1/images/generations", {"prompt": "a cat"})) as connection:
+        assert len(json.load(connection.getresponse())["data"]) == 1
 
 
 @pytest.mark.slow

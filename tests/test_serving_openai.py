@@ -190,6 +190,8 @@ def test_a_link_is_good_without_a_key_and_only_as_it_is(client: OpenAI) -> None:
         assert answer.read().startswith(b"\x89PNG")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(link.replace("signature=", "signature=0"))
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(link.replace("signature=", "signature=%C3%A9"))
 
 
 def test_models_and_names_that_clients_have_hard_coded(client: OpenAI) -> None:
@@ -203,7 +205,7 @@ def test_models_and_names_that_clients_have_hard_coded(client: OpenAI) -> None:
 def test_a_refused_request_is_tried_again_after_the_time_that_the_answer_names(
     address: str, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imprompt.serving.engine.loop import QueueFull
+    from imprompt.serving.engine.base import QueueFull
 
     submit, refusals = service.jobs.submit, iter([QueueFull(0.2)])
 

@@ -1,5 +1,7 @@
 """`imprompt serve`: pictures over HTTP, and a page."""
 
+import importlib.util
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +14,15 @@ from imprompt.cli.terminal import (
     pause_garbage_collection,
     quiet_libraries,
 )
-from imprompt.errors import ConfigError, MissingExtra
+from imprompt.errors import ConfigError
+from imprompt.runtime.deferred_imports import defer_import
 
 if TYPE_CHECKING:
+    import socket
+
     from imprompt.serving.access import Access
+    from imprompt.serving.settings import ServerSettings
+    from imprompt.serving.supervisor import Worker
 
 _KEY_VARIABLE = "IMPROMPT_KEY"
 
@@ -57,6 +64,12 @@ def serve(
             "--deterministic", help="Same seed, same bytes, however many requests run; slower for few."
         ),
     ] = False,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Compute in engines of a Ray cluster; the table \\[ray] of CONFIG says how many."
+        ),
+    ] = False,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that running jobs get to finish at SIGTERM or Ctrl-C.")
     ] = 30.0,
@@ -79,59 +92,86 @@ def serve(
 
     imprompt serve models.toml --host 0.0.0.0 --key-file keys.txt
     """
-    with exit_on_interrupt(), pause_garbage_collection():
-        server, service, settings = (
-            import_with_extra(f"imprompt.serving.{name}", "serve")
-            for name in ("server", "service", "settings")
-        )
+    from imprompt.serving import supervisor
+
+    with exit_on_interrupt():
+        settings = import_with_extra("imprompt.serving.settings", "serve")
         values = settings.ServerSettings() if config is None else settings.ServerSettings.from_toml(config)
         if deterministic:
             batching = values.batching.model_copy(update={"deterministic": True})
             values = values.model_copy(update={"batching": batching})
+        if ray and values.ray is None:
+            values = values.model_copy(update={"ray": settings.Replicas()})
         access = _read_access(
             host, key_file, insecure=insecure, hosts=allow_host or (), origins=allow_origin or ()
         )
-        listener = server.listen(host, port)
-        quiet_libraries()
-    page = Path(str(service.__file__)).parent / "page"
-    options = service.ServerOptions(access=access, page=page, draw=_find_drawing())
-    server.log_to_standard_error()
+        listener = supervisor.listen(host, port)
+    supervisor.log_to_standard_error()
     address = f"[{host}]" if ":" in host else host
     typer.echo(f"serving on http://{address}:{listener.getsockname()[1]}/ (Ctrl-C stops)")
-    server.run_server(service.Service(values, options), listener, drain_seconds=drain_timeout)
+
+    def work(worker: "Worker") -> None:
+        _run_server(worker, listener, values, access, drain_timeout)
+
+    supervisor.run_supervised(listener, work)
+
+
+def _run_server(
+    worker: "Worker",
+    listener: "socket.socket",
+    settings: "ServerSettings",
+    access: "Access",
+    drain_timeout: float,
+) -> None:
+    """Serve in the worker process; what it imports, the supervisor does not need."""
+    with pause_garbage_collection():
+        defer_import("scipy.stats")
+        defer_import("scipy.optimize", ["linear_sum_assignment"])
+        server, service = (
+            import_with_extra(f"imprompt.serving.{name}", "serve") for name in ("server", "service")
+        )
+        quiet_libraries()
+    options = service.ServerOptions(
+        access=access,
+        page=Path(str(service.__file__)).parent / "page",
+        draw=_find_drawing(),
+        folder=worker.folder,
+        restarts=worker.restarts,
+    )
+    server.run_server(
+        service.Service(settings, options),
+        listener,
+        drain_seconds=drain_timeout,
+        on_start=worker.report_ready,
+    )
 
 
 def _read_access(host: str, key_file: Path | None, *, insecure: bool, hosts: Any, origins: Any) -> "Access":
     import os
 
-    from imprompt.serving.access import LOOPBACK, Access, read_keys
-    from imprompt.serving.server import is_loopback
-
-    keys = {} if key_file is None else read_keys(key_file)
+    access = import_with_extra("imprompt.serving.access", "serve")
+    keys = {} if key_file is None else access.read_keys(key_file)
     if key := os.environ.get(_KEY_VARIABLE):
         keys[key] = _KEY_VARIABLE
-    if not (is_loopback(host) or keys or insecure):
+    is_local = access.is_loopback(host)
+    if not (is_local or keys or insecure):
         raise ConfigError(
             f"everybody who reaches {host} could use this server: give --key-file with a key in it, or "
             "--insecure if that is meant"
         )
     # Elsewhere the server has names that it does not know, and a key keeps other pages out.
-    names = {*LOOPBACK, host, *hosts} if is_loopback(host) or hosts else ()
-    return Access(keys, names, origins)
+    names = {*access.LOOPBACK, host, *hosts} if is_local or hosts else ()
+    return access.Access(keys, names, origins)
 
 
 def _find_drawing() -> "Callable[[int], Any] | None":
     """Return what draws a new character, if the packages for it are installed."""
-    import random
-
-    try:
-        characters, drawing = (
-            import_with_extra(f"imprompt.lab.making.{name}", "draw") for name in ("characters", "drawing")
-        )
-    except MissingExtra:
+    if not all(importlib.util.find_spec(name) for name in ("dicebear", "resvg_py")):
         return None
 
     def draw(seed: int) -> Any:
+        from imprompt.lab.making import characters, drawing
+
         return drawing.draw(characters.find_character({}, random.Random(seed), None), 256)
 
     return draw

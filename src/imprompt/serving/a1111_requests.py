@@ -15,8 +15,8 @@ from PIL import ImageOps
 from imprompt.checkpoint.published import PUBLISHED
 from imprompt.generation.job.samplers import SAMPLERS
 from imprompt.inputs.image import load_image
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.assets import AssetStore, decode_data, store_mask
-from imprompt.serving.failures import ApiError
 from imprompt.serving.requests import GenerationRequest, parse_request
 from imprompt.serving.settings import Limits, ServedModel
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from imprompt.errors import ConfigError
-from imprompt.serving.failures import ApiError
+from imprompt.serving.api_error import ApiError
 
 OPEN_PATHS = ("/healthz", "/readyz")
 """What needs no key: a load balancer has none."""
@@ -81,6 +81,11 @@ class Access:
             is_foreign = urlsplit(origin).netloc != host and origin not in self.origins
         if is_foreign:
             raise ApiError(403, "requests of other web pages are refused", code="cross_origin")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return host in LOOPBACK or host.startswith("127.")
 
 
 def _digest(text: str) -> bytes:

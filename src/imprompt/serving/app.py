@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from imprompt.errors import ImpromptError
-from imprompt.serving.failures import ApiError
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.middleware import Gate, answer_error
 from imprompt.serving.routes import a1111_api, health_api, jobs_api, openai_api
 from imprompt.serving.service import Service
@@ -28,20 +28,23 @@ _DESCRIPTION = (
 
 def create_app(service: Service) -> ASGIApp:
     """Build the application; the service is started and closed by the caller."""
+    return _surround(build_routes(service), service)
+
+
+def build_routes(service: Service) -> FastAPI:
+    """Build the routes and the page, without the gate before them."""
     app = FastAPI(
         title="imprompt", version=version("imprompt"), description=_DESCRIPTION, docs_url=None, redoc_url=None
     )
-    router = APIRouter()
     for part in (jobs_api, openai_api, a1111_api, health_api):
-        part.add_routes(router, service)
-    app.include_router(router)
+        part.add_routes(app.router, service)
     for kind in (ImpromptError, HTTPException, Exception):
         app.add_exception_handler(kind, answer_error)  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(RequestValidationError, _answer_wrong_request)  # pyright: ignore[reportArgumentType]
     page = service.options.page
     if page is not None and (page / "index.html").is_file():
         app.mount("/", _PageFiles(directory=page, html=True))
-    return _surround(app, service)
+    return app
 
 
 class _PageFiles(StaticFiles):

@@ -1,44 +1,18 @@
 """Errors as answers: one sentence, in the form that the clients of each API read."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from imprompt.errors import ImpromptError, MissingExtra
-from imprompt.serving.engine.loop import EngineFailure, QueueFull
-from imprompt.serving.jobs import INTERNAL_ERROR, ServerStopping
+from imprompt.serving.api_error import ApiError
+from imprompt.serving.engine.base import EngineFailure, QueueFull
+from imprompt.serving.job_errors import INTERNAL_ERROR, ServerStopping, UnknownJob
 from imprompt.serving.requests import GenerationRequest, UnknownServedModel
 
 _MAX_WAIT = 120
 """The longest Retry-After that the OpenAI client honors, in seconds."""
-
-
-class ApiError(HTTPException):
-    """An answer that is an error.
-
-    Args:
-        status: the status code
-        message: one sentence
-        kind: a type of error of the OpenAI API, such as invalid_request_error or server_error
-        code: a word for programs
-        param: the field at fault
-        headers: further headers
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = "invalid_request_error",
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(status, message, dict(headers or {}))
-        self.message, self.kind, self.code, self.param = message, kind, code, param
 
 
 def convert_error(error: Exception) -> ApiError:
@@ -53,6 +27,8 @@ def convert_error(error: Exception) -> ApiError:
             )
         case UnknownServedModel():
             return ApiError(404, str(error), code="model_not_found", param="model")
+        case UnknownJob():
+            return ApiError(404, str(error), code="not_found")
         case EngineFailure():
             return ApiError(500, str(error), kind="server_error", code="engine_failure")
         case ServerStopping():

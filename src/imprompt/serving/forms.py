@@ -11,8 +11,8 @@ from starlette.requests import Request
 
 from imprompt.errors import ConfigError
 from imprompt.inputs.image import is_url
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.assets import AssetStore, decode_data, is_data
-from imprompt.serving.failures import ApiError
 from imprompt.serving.settings import Limits
 
 _PICTURES = re.compile(r"(images?|url|input_reference)(\[\d*\])?")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import secrets
 import threading
 import time
@@ -17,9 +18,10 @@ from imprompt.errors import ImpromptError
 from imprompt.generation.run import JobResult
 from imprompt.runtime.picture_files import save_picture
 from imprompt.serving.encoding import encode_data_uri
-from imprompt.serving.engine.loop import Engine, EngineFailure
+from imprompt.serving.engine.base import EngineBase
 from imprompt.serving.engine.picture_thread import PictureCanceled
 from imprompt.serving.engine.pictures import PictureListener, PictureRequest
+from imprompt.serving.job_errors import ServerStopping, UnknownJob, describe_error
 from imprompt.serving.requests import RequestPlan
 
 _log = logging.getLogger("imprompt.serving")
@@ -37,15 +39,8 @@ _WITH_PREVIEWS = 10
 
 _SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
-INTERNAL_ERROR = "the server failed while it made this picture; its log says why"
-"""What a client hears of a defect; paths and traces stay in the log."""
-
-
-class ServerStopping(ImpromptError):
-    """The server is about to stop; another one, or a later attempt, may succeed."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is about to stop: try again later")
+_JOB_NAME = re.compile(r"([0-9a-f]{6})-[0-9a-f]{16}")
+"""The id of a job: which run of the server it belongs to, and which of its jobs it is."""
 
 
 class JobEvent(NamedTuple):
@@ -222,7 +217,7 @@ class JobStore:
     def __init__(
         self,
         folder: Path,
-        engine: Engine,
+        engine: EngineBase[Any],
         most: int,
         hold: Callable[[Sequence[str]], Any],
         on_end: Callable[[ServedJob], None] = lambda job: None,
@@ -231,11 +226,24 @@ class JobStore:
         self._hold, self._on_end = hold, on_end
         self._jobs: dict[str, ServedJob] = {}
         self._holds: dict[str, ExitStack] = {}
+        self._run = secrets.token_hex(3)
         self._lock = threading.Lock()
 
-    def find(self, name: str) -> ServedJob | None:
-        """Return a job by its id."""
-        return self._jobs.get(name)
+    def find(self, name: str) -> ServedJob:
+        """Return a job by its id.
+
+        Raises:
+            UnknownJob: there is none (any more)
+        """
+        job = self._jobs.get(name)
+        if job is None:
+            run = _JOB_NAME.fullmatch(name)
+            raise UnknownJob(name, is_of_earlier_run=run is not None and run[1] != self._run)
+        return job
+
+    def holds(self, job: ServedJob) -> bool:
+        """Whether a job is kept still."""
+        return job.id in self._jobs
 
     @property
     def unfinished(self) -> list[ServedJob]:
@@ -248,7 +256,7 @@ class JobStore:
         Raises:
             QueueFull: there is too much work already
         """
-        folder = self._folder / secrets.token_urlsafe(12)
+        folder = self._folder / f"{self._run}-{secrets.token_hex(8)}"
         job = ServedJob(plan, client, folder)
         job.requests = [
             PictureRequest(
@@ -386,14 +394,3 @@ def describe_picture(job: ServedJob, picture: ServedPicture) -> dict[str, Any]:
         "height": picture.height,
     }
     return described | ({"scale": picture.scale} if job.plan.request.strip else {})
-
-
-def describe_error(error: Exception) -> dict[str, Any]:
-    """Return the data of an `error` event: one sentence, and whose fault it is."""
-    if isinstance(error, EngineFailure):
-        return {"message": str(error), "type": "server_error", "code": "engine_failure"}
-    if isinstance(error, ServerStopping):
-        return {"message": str(error), "type": "server_error", "code": "draining"}
-    if isinstance(error, ImpromptError):
-        return {"message": str(error), "type": "invalid_request_error", "code": "invalid_value"}
-    return {"message": INTERNAL_ERROR, "type": "server_error", "code": "internal_error"}

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from imprompt.serving.engine.loop import Engine, StepReport
+from imprompt.serving.engine.replicated import ReplicatedEngine
 from imprompt.serving.jobs import OVER, ServedJob
 
 _SECONDS: tuple[float | int, ...] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -35,14 +36,15 @@ class Metrics:
             "batch_occupancy", "Share of the rows of a U-Net call that somebody needs", (0.25, 0.5, 0.75, 1)
         )
 
-    def watch(self, engine: Engine) -> None:
-        """Report the state of an engine at every reading."""
+    def watch(self, engine: Engine | ReplicatedEngine, restarts: int) -> None:
+        """Report the state of an engine at every reading, and how many servers were killed before it."""
         gauges = {
             "queue_depth": ("Pictures that wait", lambda: engine.waiting),
             "running": ("Pictures that are computed", lambda: engine.running),
             "queue_seconds": ("Estimated seconds of work", engine.estimate_seconds),
             "engine_failures": ("How often the engine failed and began anew", lambda: engine.failures),
             "loaded_models": ("Models in memory", lambda: len(engine.store.names)),
+            "worker_restarts": ("How often the server was killed and started again", lambda: restarts),
             "memory_bytes": ("Resident memory of the process", read_memory),
         }
         for name, (text, read) in gauges.items():

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imprompt.serving.access import Access
-from imprompt.serving.failures import ApiError, convert_error, render_error
+from imprompt.serving.api_error import ApiError
+from imprompt.serving.failures import convert_error, render_error
 from imprompt.serving.metrics import Metrics
 
 _log = logging.getLogger("imprompt.serving.requests")

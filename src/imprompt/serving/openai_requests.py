@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from imprompt.errors import ConfigError
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.assets import AssetStore, store_mask
-from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import Form
 from imprompt.serving.requests import GenerationRequest, ReferenceRequest, parse_request
 from imprompt.serving.settings import ServedModel

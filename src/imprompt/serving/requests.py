@@ -6,12 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from imprompt.attention.choices import Axis, Scaling
-from imprompt.attention.layer_weights import Convention
 from imprompt.errors import ConfigError
-from imprompt.generation.job.reference import Number, Share, Span, Text
+from imprompt.generation.job.reference import Number, ReferenceSettings, Span, Text
 from imprompt.generation.job.samplers import SAMPLERS
-from imprompt.inputs.choices import Combine, CropName, Noise
 from imprompt.runtime.settings import ClosedSettings, explain_fault
 from imprompt.serving.assets import AssetStore, decode_data, is_data
 from imprompt.serving.request_job import RequestJob
@@ -23,6 +20,8 @@ MAX_PREVIEWS = 20
 PictureName = Annotated[str, Field(min_length=1)]
 """The id of an asset, or a data: URI with base64. No URL is fetched."""
 
+PictureNames = PictureName | Annotated[list[PictureName], Field(min_length=1)]
+
 _NOT_OF_THE_JOB = {"model", "adapter", "references", "controls", "strip", "previews", "format", "quality"}
 """The fields of a request that are no settings of a job, or are translated one by one."""
 
@@ -30,30 +29,8 @@ Format = Literal["png", "webp", "jpeg"]
 """The formats of pictures that are made."""
 
 
-class ReferenceRequest(ClosedSettings):
-    """One image prompt; the fields are those of `imprompt.Reference`, with pictures by their ids."""
-
-    images: PictureName | Annotated[list[PictureName], Field(min_length=1)]
-    adapter: str | None = None
-    scale: Number = 1.0
-    layers: str | dict[str, Number] = "full"
-    convention: Convention = "comfy"
-    boost: Number | None = None
-    start: Share = 0.0
-    end: Share = 1.0
-    step_weights: list[Number] | None = None
-    measured_in: Axis = "steps"
-    mask: PictureName | None = None
-    crop: CropName | Span = "center"
-    negative: PictureName | list[PictureName] | None = None
-    noise: tuple[Noise, Share] | None = None
-    combine: Combine = "concat"
-    weights: list[Number] | None = None
-    without: Text = ""
-    scaling: Scaling = "value"
-    width_penalty: bool = False
-    face_scale: Number = 1.0
-    lora_scale: Number = 1.0
+class ReferenceRequest(ReferenceSettings[PictureNames, PictureName]):
+    """One image prompt: the settings of a job's, with pictures by their ids."""
 
 
 class ControlRequest(ClosedSettings):

@@ -4,21 +4,17 @@ import asyncio
 import contextlib
 import logging
 import socket
-import sys
-import warnings
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
-from imprompt.errors import ConfigError, ImpromptError
-from imprompt.serving.access import LOOPBACK
+from imprompt.errors import ImpromptError
 from imprompt.serving.app import create_app, run_service
 from imprompt.serving.service import Service
 
 _log = logging.getLogger("imprompt.serving")
 
-_BACKLOG = 2048
 _GRACE = 5
 """Seconds for the last bytes of answers, when all work is over."""
 
@@ -29,13 +25,21 @@ class DrainingServer(uvicorn.Server):
     Args:
         config: uvicorn's
         drain: finishes the work
+        on_start: called when requests are answered
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], asyncio.Future[None]]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain: Callable[[], asyncio.Future[None]], on_start: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._drain = drain
+        self._drain, self._on_start = drain, on_start
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Future[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -50,41 +54,30 @@ class DrainingServer(uvicorn.Server):
         self._draining.add_done_callback(lambda _: setattr(self, "should_exit", True))
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the socket on which the server will listen.
-
-    Raises:
-        ConfigError: the address cannot be used
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with --port"
-        ) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    return host in LOOPBACK or host.startswith("127.")
-
-
-def run_server(service: Service, listener: socket.socket, *, drain_seconds: float | int) -> None:
+def run_server(
+    service: Service,
+    listener: socket.socket,
+    *,
+    drain_seconds: float | int,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until a signal comes.
 
     Args:
         service: not started yet
         listener: see `listen`
         drain_seconds: the longest time that running jobs get to finish
+        on_start: called when requests are answered
 
     Raises:
         ImpromptError: the first model cannot be loaded
     """
-    asyncio.run(_serve(service, listener, drain_seconds))
+    asyncio.run(_serve(service, listener, drain_seconds, on_start))
 
 
-async def _serve(service: Service, listener: socket.socket, drain_seconds: float | int) -> None:
+async def _serve(
+    service: Service, listener: socket.socket, drain_seconds: float | int, on_start: Callable[[], None]
+) -> None:
     config = uvicorn.Config(
         create_app(service),
         lifespan="off",
@@ -93,7 +86,7 @@ async def _serve(service: Service, listener: socket.socket, drain_seconds: float
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
     )
-    server = DrainingServer(config, lambda: asyncio.ensure_future(service.drain(drain_seconds)))
+    server = DrainingServer(config, lambda: asyncio.ensure_future(service.drain(drain_seconds)), on_start)
     async with run_service(service):
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         warming = asyncio.ensure_future(service.warm_up())
@@ -113,13 +106,3 @@ async def _serve(service: Service, listener: socket.socket, drain_seconds: float
 
 def _find_failure(warming: asyncio.Future[None]) -> BaseException | None:
     return warming.exception() if warming.done() and not warming.cancelled() else None
-
-
-def log_to_standard_error() -> None:
-    """Write the server's log, a line for each request, to standard error."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("imprompt").setLevel(logging.INFO)
-    # It repeats words of a prompt, which belong into the client's answer and into no log.
-    warnings.filterwarnings("ignore", message="this base reads")

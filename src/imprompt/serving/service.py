@@ -1,10 +1,12 @@
 """The server without its routes: settings, models, engine, pictures and jobs, as one thing."""
 
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +16,7 @@ from imprompt.serving.access import Access
 from imprompt.serving.assets import Asset, AssetStore
 from imprompt.serving.engine.loop import Engine
 from imprompt.serving.engine.models import ModelStore
+from imprompt.serving.engine.replicated import ReplicatedEngine
 from imprompt.serving.jobs import JobStore, ServedJob
 from imprompt.serving.metrics import Metrics
 from imprompt.serving.requests import GenerationRequest, plan_request
@@ -28,6 +31,8 @@ _STUCK = 60.0
 _QUIET = 2.0
 """Seconds without work after which the server prepares for more."""
 
+_make_folder = partial(tempfile.TemporaryDirectory, prefix="imprompt-serve-")
+
 DrawCharacter = Callable[[int], Image.Image]
 """Draws a new character from a seed."""
 
@@ -41,12 +46,16 @@ class ServerOptions:
         page: a folder with an index.html, served at "/"; None: no page
         draw: draws new characters; None: the package for it is not installed
         stuck_seconds: after how many seconds without a sign of the engine the server is not ready
+        folder: an empty folder for pictures; None: a temporary one
+        restarts: how many servers were killed before this one
     """
 
     access: Access = field(default_factory=Access)
     page: Path | None = None
     draw: DrawCharacter | None = None
     stuck_seconds: float | int = _STUCK
+    folder: Path | None = None
+    restarts: int = 0
 
 
 class Service:
@@ -60,27 +69,30 @@ class Service:
     def __init__(self, settings: ServerSettings, options: ServerOptions) -> None:
         self.settings, self.options = settings, options
         self.metrics = Metrics()
-        self._folder = tempfile.TemporaryDirectory(prefix="imprompt-serve-")
-        folders = [Path(self._folder.name, name) for name in ("assets", "jobs")]
+        self._files = contextlib.ExitStack()
+        folder = options.folder or self._files.enter_context(_make_folder())
+        folders = [Path(folder, name) for name in ("assets", "jobs")]
         for folder in folders:
             folder.mkdir()
-        store = ModelStore(
-            settings.loaded_models, settings.batching, lambda event: self.metrics.events.labels(event).inc()
-        )
-        self.engine = Engine(
-            store,
-            settings.batching,
-            queue_seconds=settings.limits.queue_seconds,
-            on_step=self.metrics.observe_step,
-        )
+        self.engine = self._make_engine()
         self.assets = AssetStore(folders[0], settings.limits)
         self.jobs = JobStore(
             folders[1], self.engine, settings.limits.finished_jobs, self.assets.hold, self.metrics.observe_job
         )
-        self.metrics.watch(self.engine)
+        self.metrics.watch(self.engine, options.restarts)
         self.is_draining = False
         self.is_warm = False
         self.examples: list[tuple[str, Asset]] = []
+
+    def _make_engine(self) -> Engine | ReplicatedEngine:
+        settings, metrics = self.settings, self.metrics
+        queue_seconds = settings.limits.queue_seconds
+        if settings.ray is not None:
+            return ReplicatedEngine(settings, queue_seconds)
+        store = ModelStore(
+            settings.loaded_models, settings.batching, lambda event: metrics.events.labels(event).inc()
+        )
+        return Engine(store, settings.batching, queue_seconds=queue_seconds, on_step=metrics.observe_step)
 
     def start(self) -> None:
         """Start the engine, and store the example pictures."""
@@ -151,4 +163,4 @@ class Service:
         self.is_draining = True
         self.jobs.abort_all()
         self.engine.close()
-        self._folder.cleanup()
+        self._files.close()

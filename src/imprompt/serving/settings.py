@@ -105,6 +105,30 @@ class Batching(ClosedSettings):
         return 2 * self.pictures if self.deterministic else None
 
 
+class Replicas(ClosedSettings):
+    """How many engines a Ray cluster runs, and what each of them gets."""
+
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """The engines; with `max_replicas`, the fewest of them."""
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    """The most engines: Ray starts and stops them with the load. By default their number is fixed."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """The GPUs of each engine; 1, or a part of one."""
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    """The cores of each engine."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Replicas":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas is less than replicas, which is {self.replicas}")
+        return self
+
+    @property
+    def most(self) -> int:
+        """The most engines at any time."""
+        return self.max_replicas or self.replicas
+
+
 class ServerSettings(ClosedSettings):
     """Everything about a server except where it listens and its keys."""
 
@@ -116,6 +140,8 @@ class ServerSettings(ClosedSettings):
     """How many bases are kept in memory; the least recently used leaves."""
     limits: Limits = Limits()
     batching: Batching = Batching()
+    ray: Replicas | None = None
+    """The engines of a Ray cluster; by default there is one engine, in the server itself."""
 
     @model_validator(mode="before")
     @classmethod

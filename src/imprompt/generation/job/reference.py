@@ -4,7 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from PIL import Image
 from pydantic import (
@@ -113,12 +113,15 @@ Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
 Span = tuple[Share, Share]
 
 
-class JobReference(ClosedSettings):
-    """One image prompt of a job, with the settings of `imprompt.Reference`."""
+Picture = TypeVar("Picture")
+Pictures = TypeVar("Pictures")
 
-    images: Files
-    """Pictures, or one embedding file (.safetensors); one path or a list."""
-    adapter: Name | None = None
+
+class ReferenceSettings(ClosedSettings, Generic[Pictures, Picture]):
+    """The settings of `imprompt.Reference`, for a job with files and for a server with ids of pictures."""
+
+    images: Pictures
+    adapter: str | None = None
     """The adapter that uses it; by default the job's."""
     scale: Number = 1.0
     layers: str | dict[str, Number] = "full"
@@ -129,9 +132,9 @@ class JobReference(ClosedSettings):
     end: Share = 1.0
     step_weights: tuple[Number, ...] | None = None
     measured_in: Axis = "steps"
-    mask: File | None = None
+    mask: Picture | None = None
     crop: Annotated[CropName | Span, BeforeValidator(normalize_spelling)] = "native"
-    negative: Files | None = None
+    negative: Pictures | None = None
     noise: tuple[Noise, Share] | None = None
     """[kind, amount]: "fade", "dissolve", "gaussian" or "shuffle"."""
     combine: Annotated[Combine, BeforeValidator(normalize_spelling)] = "concat"
@@ -139,10 +142,25 @@ class JobReference(ClosedSettings):
     without: Text = ""
     scaling: Scaling = "value"
     width_penalty: Annotated[bool, Field(strict=True)] = False
-    face: File | None = None
-    """An embedding file with face embeddings."""
     face_scale: Number = 1.0
     lora_scale: Number = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "ReferenceSettings[Any, Any]":
+        span = self.start, self.end
+        if self.step_weights is not None and (span != (0, 1) or self.measured_in != "steps"):
+            raise ValueError("step_weights replaces start, end and measured_in; leave those out")
+        if self.start >= self.end:
+            raise ValueError(f"start must be less than end, not {self.start} and {self.end}")
+        return self
+
+
+class JobReference(ReferenceSettings[Files, File]):
+    """One image prompt of a job: pictures, or one embedding file (.safetensors); one path or a list."""
+
+    adapter: Name | None = None
+    face: File | None = None
+    """An embedding file with face embeddings."""
 
     @model_validator(mode="before")
     @classmethod
@@ -157,15 +175,6 @@ class JobReference(ClosedSettings):
             raise ValueError(f"steps = {steps} is an earlier form of start and end; give those")
         rest = {key: value for key, value in values.items() if key != "steps"}
         return {**rest, "start": steps[0], "end": steps[1]}
-
-    @model_validator(mode="after")
-    def _check(self) -> "JobReference":
-        span = self.start, self.end
-        if self.step_weights is not None and (span != (0, 1) or self.measured_in != "steps"):
-            raise ValueError("step_weights replaces start, end and measured_in; leave those out")
-        if self.start >= self.end:
-            raise ValueError(f"start must be less than end, not {self.start} and {self.end}")
-        return self
 
     @property
     def is_embeddings(self) -> bool:

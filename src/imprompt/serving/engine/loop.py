@@ -8,23 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from imprompt.errors import ImpromptError
+from imprompt.inputs.crop import Crop
+from imprompt.serving.engine.base import EngineBase, make_failure
 from imprompt.serving.engine.denoiser_calls import UNetCall
 from imprompt.serving.engine.models import ModelStore
-from imprompt.serving.engine.picture_thread import PictureCanceled, PictureThread
+from imprompt.serving.engine.picture_thread import PictureThread
 from imprompt.serving.engine.pictures import PictureRequest, make_picture
-from imprompt.serving.engine.queue import FairQueue
-from imprompt.serving.settings import Batching
+from imprompt.serving.request_job import RequestJob
+from imprompt.serving.settings import Batching, ServedModel
 
 _log = logging.getLogger("imprompt.serving")
-
-FIRST_GUESS = 0.02
-"""Seconds of one row of a U-Net call, before any was timed."""
-
-_SMOOTHING = 0.1
-"""The weight of the latest call in the running mean of seconds per row."""
 
 _LAST_TURN = 10.0
 """The longest time that the last turn gets when the engine is closed."""
@@ -34,22 +30,6 @@ _PAUSE = 0.1
 
 _BEAT = 0.5
 """Seconds after which a loop without work looks around."""
-
-
-class EngineFailure(ImpromptError):
-    """The engine failed, and with it everything that it was computing; a later attempt may succeed."""
-
-
-class QueueFull(ImpromptError):
-    """The queue holds as much work as it may.
-
-    Args:
-        wait: seconds after which there will probably be room
-    """
-
-    def __init__(self, wait: float | int) -> None:
-        super().__init__(f"the server is busy: try again in {wait:.0f} s")
-        self.wait = wait
 
 
 class StepReport(NamedTuple):
@@ -74,8 +54,11 @@ class _Active:
     def __init__(self, request: PictureRequest, thread: PictureThread) -> None:
         self.request, self.thread, self.rows = request, thread, 0
 
+    def cancel(self) -> None:
+        self.thread.cancel()
 
-class Engine:
+
+class Engine(EngineBase[_Active]):
     """Makes pictures with one computing thread.
 
     Args:
@@ -97,117 +80,74 @@ class Engine:
         queue_seconds: float | int,
         on_step: Callable[[StepReport], None] = lambda report: None,
     ) -> None:
-        self.store, self._batching, self._queue_seconds = store, batching, queue_seconds
-        self._on_step = on_step
-        self._queue = FairQueue()
-        self._active: list[_Active] = []
-        self._changed = threading.Condition()
+        super().__init__(queue_seconds)
+        self.store, self._batching, self._on_step = store, batching, on_step
         self._is_open = True
-        self._has_signal = False
         self._most_together: dict[object, int] = {}
-        self._seconds_per_row: dict[str, float] = defaultdict(lambda: FIRST_GUESS)
         self.beat = time.monotonic()
         self.failures = 0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Thread(target=self._keep_running, name="engine guard", daemon=True)
 
     def start(self) -> None:
-        """Start the computing thread."""
-        self._thread.start()
+        """Start the computing thread, and the one that starts it again if it dies."""
+        self._guard.start()
 
     def close(self) -> None:
         """Cancel everything and stop the thread."""
         with self._changed:
             self._is_open = False
         self.cancel(lambda request: True)
-        self._thread.join(_LAST_TURN)
+        self._guard.join(_LAST_TURN)
 
     # For other threads
 
     @property
     def is_alive(self) -> bool:
         """Whether the computing thread runs."""
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
-    @property
-    def waiting(self) -> int:
-        """The number of pictures that wait."""
-        return len(self._queue)
-
-    @property
-    def running(self) -> int:
-        """The number of pictures that are computed."""
-        return len(self._active)
-
-    def estimate_seconds(self) -> float:
-        """Estimate how long the work takes that waits or is under way."""
-        with self._changed:
-            left = [(active.request, active.request.rows - active.rows) for active in self._active]
-            left += [(request, request.rows) for request in self._queue]
-            paces = self._seconds_per_row
-            return sum((max(0, rows) * paces[request.served.name] for request, rows in left), 0.0)
-
-    def estimate(self, request: PictureRequest) -> float:
-        """Estimate the seconds of one picture, alone."""
-        return request.rows * self._seconds_per_row[request.served.name]
-
-    def position(self, request: PictureRequest) -> int | None:
-        """Return how many pictures will be taken before this one; None if it waits no more."""
-        with self._changed:
-            return next((place for place, other in enumerate(self._queue) if other is request), None)
-
-    def check_room(self) -> None:
-        """Refuse work that could not be taken, before anything of it is read.
+    def list_views(self, served: ServedModel, job: RequestJob, crop: Crop | str) -> list[Image.Image]:
+        """Return what the image encoder of a job's adapter sees of its first reference.
 
         Raises:
-            QueueFull: there is too much work already
+            ImpromptError: a model or a picture cannot be loaded
         """
-        with self._changed:
-            waiting = sum(map(self.estimate, self._queue), 0.0)
-        if waiting > self._queue_seconds:
-            raise QueueFull(waiting - self._queue_seconds)
+        return self.store.list_views(served, job, crop)
 
-    def submit(self, requests: Sequence[PictureRequest]) -> None:
-        """Put pictures into the queue, all of them or none.
+    # In the guard's thread
 
-        Raises:
-            QueueFull: there is too much work already; pictures are always taken while nothing waits
-        """
-        with self._changed:
-            before = sum(map(self.estimate, self._queue), 0.0)
-            ahead = before + sum(map(self.estimate, requests))
-            if before and ahead > self._queue_seconds:
-                raise QueueFull(ahead - self._queue_seconds)
-            for request in requests:
-                self._queue.add(request)
-            self._signal()
+    @property
+    def _has_work(self) -> bool:
+        return self._is_open or bool(self._active) or len(self._queue) > 0
 
-    def cancel(self, is_unwanted: Callable[[PictureRequest], bool]) -> None:
-        """Cancel pictures: those in the queue now, those in the making before their next step."""
-        with self._changed:
-            removed = self._queue.remove(is_unwanted)
-            for active in self._active:
-                if is_unwanted(active.request):
-                    active.thread.cancel()
-            self._signal()
-        for request in removed:
-            request.listener.on_error(PictureCanceled())
+    def _keep_running(self) -> None:
+        """Run the computing thread, and start it again whenever it has died."""
+        while self._has_work:
+            self._failure = None
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            self._thread.start()
+            self._thread.join()
+            if self._has_work:
+                self.failures += 1
+                _log.error("the engine failed, and begins anew", exc_info=self._failure)
+                self._abandon(self._failure)
+                time.sleep(_PAUSE)
 
-    def _signal(self) -> None:
-        with self._changed:
-            self._has_signal = True
-            self._changed.notify_all()
+    def _abandon(self, error: BaseException | None) -> None:
+        """End all pictures that are under way, with an error; those that wait are made by the next thread."""
+        for active in self._active:
+            active.thread.cancel(make_failure(error))
 
     # In the computing thread
 
     def _run(self) -> None:
-        while self._is_open or self._active or len(self._queue):
-            try:
+        try:
+            while self._has_work:
                 self._turn()
-            except BaseException as error:  # whatever happened: the server goes on
-                self.failures += 1
-                _log.exception("the engine failed, and begins anew")
-                self._abandon(error)
-                time.sleep(_PAUSE)
+        except BaseException as error:  # whatever happened: the guard goes on
+            self._failure = error
 
     def _turn(self) -> None:
         """Take pictures from the queue, and bring all of them to their next U-Net call."""
@@ -233,8 +173,12 @@ class Engine:
 
     def _start(self, request: PictureRequest) -> None:
         thread = PictureThread(lambda thread: make_picture(request, self.store, thread), self._signal)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread left
+            request.listener.on_error(make_failure(error))
+            return
         self._active.append(_Active(request, thread))
-        thread.start()
 
     def _group_calls(self) -> Iterator[list[_Active]]:
         """Yield pictures whose calls can be put together, at most as many as are computed at once."""
@@ -270,8 +214,7 @@ class Engine:
         outputs = calls[0].denoiser.run(calls)
         rows = sum(call.rows for call in calls)
         name, seconds = group[0].request.served.name, time.perf_counter() - start
-        before = self._seconds_per_row.get(name, seconds / rows)
-        self._seconds_per_row[name] = before + _SMOOTHING * (seconds / rows - before)
+        self._observe_pace(name, seconds / rows)
         for active, call in zip(group, calls, strict=True):
             active.rows += call.rows
         self._on_step(StepReport(name, rows, calls[0].denoiser.bucket(rows), seconds))
@@ -285,16 +228,6 @@ class Engine:
             if not (is_busy or has_room or self._has_signal):
                 self._changed.wait(_BEAT)
             self._has_signal = False
-
-    def _abandon(self, error: BaseException) -> None:
-        """End all pictures that are under way, with an error."""
-        failure = EngineFailure("the engine failed while it made this picture; try again")
-        failure.__cause__ = error
-        for active in self._active:
-            active.thread.cancel(failure)
-        for active in [one for one in self._active if one.thread.status in ("waiting", "calling")]:
-            active.thread.resume()
-            self._active.remove(active)
 
 
 def _call_of(active: _Active) -> UNetCall:

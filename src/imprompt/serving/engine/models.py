@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
 from imprompt.adapter.module import ImagePromptAdapter
@@ -20,7 +21,10 @@ from imprompt.generation.base_parts import build_scheduler
 from imprompt.generation.models import load_controlnet
 from imprompt.generation.run import JobModels, load_base, load_job_adapter
 from imprompt.inputs.choices import Input
+from imprompt.inputs.crop import Crop
 from imprompt.inputs.encoder import ImageEncoder
+from imprompt.inputs.image import load_image
+from imprompt.reference import Reference
 from imprompt.serving.engine.denoiser_calls import MergedDenoiser
 from imprompt.serving.request_job import RequestJob
 from imprompt.serving.settings import Batching, ServedModel
@@ -118,6 +122,16 @@ class ModelStore:
             with self._lock:
                 model.users -= 1
             self._drop_idle()
+
+    def list_views(self, served: ServedModel, job: RequestJob, crop: Crop | str) -> list[Image.Image]:
+        """Return what the image encoder of a job's adapter sees of its first reference.
+
+        Raises:
+            ImpromptError: a model or a picture cannot be loaded
+        """
+        (file,) = job.references[0].images
+        with self.use(served, job) as model:
+            return model.adapters[next(iter(job.by_adapter))].views(Reference(load_image(file), crop=crop))
 
     def _find(self, served: ServedModel) -> LoadedModel | None:
         """Return a loaded model, with one more user, as the most recently used one."""

@@ -81,7 +81,7 @@ function showCard(page, card, reference, index) {
 	$(".face", card).hidden = !takes.includes("face_embedding");
 	$("[data-act=paintReference]", card).textContent = mask ? "Change" : "Paint";
 	const interval = (start > 0 || end < 1) && `${percent(start)} to ${percent(end)}`;
-	$(".value", card).textContent = [interval, crop !== "center" && crop, mask && "area"].filter(Boolean).join(" · ");
+	$(".value", card).textContent = [interval, crop !== "native" && crop, mask && "area"].filter(Boolean).join(" · ");
 }
 
 function showSlot(name, { image, mask }) {

@@ -16,12 +16,13 @@ export function listNotes(settings, model, limits) {
 
 function noteReference({ on, isLost, scale, start, end, layers, crop, image: { width, height } }, place, prompt) {
 	const isLong = Math.max(width, height) > 1.4 * Math.min(width, height);
+	const isMiddle = ["center", "native"].includes(crop);
 	return [
 		[isLost, place, "error", "The server has lost this picture. Remove it, and add it again."],
 		[start >= end, place, "error", "It ends before it begins."],
 		[scale === 0, place, "hint", "At strength 0 this picture has no effect."],
 		[scale >= 1 && layers === "full" && prompt, place, "hint", "The text counts for little now. Try 0.5 to 0.8."],
-		[isLong && crop === "center", place, "hint", "Only the middle square is seen. Choose another crop below."],
+		[isLong && isMiddle, place, "hint", "Only the middle square is seen. Choose another crop below."],
 	].filter(() => on);
 }
 

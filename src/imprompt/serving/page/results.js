@@ -74,7 +74,7 @@ function showFacts(run, index) {
 
 function listFacts({ request, status, timings, error, count, names }, made) {
 	const { references, model, adapter, steps, guidance_scale: guidance } = request;
-	const view = ({ images, crop = "center" }) =>
+	const view = ({ images, crop = "native" }) =>
 		make("img", { src: viewUrl(images, { model, adapter, crop }), alt: names[images] });
 	const scales = references?.map((one) => (made && "scale" in made ? made.scale ?? "none" : one.scale));
 	const state = { canceled: "Stopped", failed: error?.message }[status];

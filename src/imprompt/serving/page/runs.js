@@ -35,8 +35,7 @@ function follow(run, onEvent) {
 	}, async (isFinal) => {
 		onEvent(run, "lost");
 		if (!isFinal) return;
-		const lost = { status: "failed", error: { message: "The server has forgotten this run." } };
-		Object.assign(run, await readJob(run.id).catch(() => lost));
+		Object.assign(run, await readJob(run.id).catch(({ message }) => ({ status: "failed", error: { message } })));
 		onEvent(run, "done");
 	});
 }

@@ -5,7 +5,7 @@ const KEY = "imprompt.settings";
 const TEXTS = { model: null, adapter: null, prompt: "", negative_prompt: "", scheduler: null };
 /** null: the default of the model. */
 const SCALARS = { ...TEXTS, steps: null, guidance_scale: null, seed: null, count: null, width: null, height: null };
-const REFERENCE = { on: true, scale: 0.6, layers: "full", start: 0, end: 1, crop: "center", mask: null, face_scale: 1 };
+const REFERENCE = { on: true, scale: 0.6, layers: "full", start: 0, end: 1, crop: "native", mask: null, face_scale: 1 };
 
 /** A reference of a picture {id, name, width, height}. */
 export const newReference = (image) => ({ ...REFERENCE, image, key: String(Math.random()) });

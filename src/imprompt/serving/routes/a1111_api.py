@@ -15,8 +15,9 @@ from starlette.requests import Request
 from imprompt.generation.job.samplers import SAMPLERS
 from imprompt.runtime.picture_files import read_parameters
 from imprompt.serving.a1111_requests import SCHEDULERS, Translator, WebuiRequest, name_adapter
+from imprompt.serving.answers import WEBUI_FAULTS, WebuiAnswer, describe_answers
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.encoding import convert_data_uri, encode_file
-from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import parse_json
 from imprompt.serving.jobs import OVER, ServedJob
 from imprompt.serving.routes.waiting import JobCanceled, client_of, wait_for_job
@@ -47,20 +48,38 @@ _EMPTY_OBJECTS: Mapping[str, dict[str, Any]] = {
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes."""
     webui = WebuiApi(service)
-    router.add_api_route("/sdapi/v1/txt2img", webui.make_from_text, methods=["POST"])
-    router.add_api_route("/sdapi/v1/img2img", webui.make_from_picture, methods=["POST"])
-    router.add_api_route("/sdapi/v1/progress", webui.measure_progress, methods=["GET"])
-    router.add_api_route("/sdapi/v1/interrupt", webui.interrupt, methods=["POST"])
-    router.add_api_route("/sdapi/v1/skip", webui.interrupt, methods=["POST"])
-    router.add_api_route("/sdapi/v1/options", webui.read_options, methods=["GET"])
-    router.add_api_route("/sdapi/v1/options", webui.set_options, methods=["POST"])
+    body = {"content": {"application/json": {"schema": {"type": "object"}}}, "required": True}
+    for path, make in (("txt2img", webui.make_from_text), ("img2img", webui.make_from_picture)):
+        router.add_api_route(
+            f"/sdapi/v1/{path}",
+            make,
+            methods=["POST"],
+            response_class=JSONResponse,
+            responses=describe_answers(200, WebuiAnswer) | WEBUI_FAULTS,
+            openapi_extra={"requestBody": body},
+        )
+    router.add_api_route(
+        "/sdapi/v1/progress", webui.measure_progress, methods=["GET"], responses=WEBUI_FAULTS
+    )
+    router.add_api_route("/sdapi/v1/interrupt", webui.interrupt, methods=["POST"], responses=WEBUI_FAULTS)
+    router.add_api_route("/sdapi/v1/skip", webui.interrupt, methods=["POST"], responses=WEBUI_FAULTS)
+    router.add_api_route("/sdapi/v1/options", webui.read_options, methods=["GET"], responses=WEBUI_FAULTS)
+    router.add_api_route(
+        "/sdapi/v1/options",
+        webui.set_options,
+        methods=["POST"],
+        responses=WEBUI_FAULTS,
+        openapi_extra={"requestBody": body},
+    )
     _add_lists(router, service)
     _add_controlnet(router, service)
 
 
 def _add_lists(router: APIRouter, service: Service) -> None:
     def answer(path: str, value: Any) -> None:
-        router.add_api_route(f"/sdapi/v1/{path}", _constant(value), methods=["GET"], name=path)
+        router.add_api_route(
+            f"/sdapi/v1/{path}", _constant(value), methods=["GET"], responses=WEBUI_FAULTS, name=path
+        )
 
     for path in _EMPTY_LISTS:
         answer(path, [])
@@ -109,7 +128,11 @@ def _add_controlnet(router: APIRouter, service: Service) -> None:
     }
     for path, value in answers.items():
         router.add_api_route(
-            f"/controlnet/{path}", _constant(value), methods=["GET"], name=f"controlnet {path}"
+            f"/controlnet/{path}",
+            _constant(value),
+            methods=["GET"],
+            responses=WEBUI_FAULTS,
+            name=f"controlnet {path}",
         )
 
 

@@ -12,19 +12,27 @@ from starlette.requests import Request
 
 from imprompt.errors import ConfigError, ImageError, MissingExtra
 from imprompt.inputs.choices import CropName
-from imprompt.reference import Reference
+from imprompt.serving.answers import (
+    FAULTS,
+    AssetAnswer,
+    JobAnswer,
+    NamedAssetAnswer,
+    describe_answers,
+    describe_file,
+)
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.assets import Asset, UnknownAsset
 from imprompt.serving.capabilities import describe_capabilities
-from imprompt.serving.engine.models import LoadedModel
-from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import parse_json
-from imprompt.serving.jobs import OVER, ServedJob, describe_error, describe_picture
+from imprompt.serving.job_errors import describe_error
+from imprompt.serving.jobs import OVER, ServedJob, describe_picture
 from imprompt.serving.request_job import RequestJob
 from imprompt.serving.requests import GenerationRequest, parse_request
 from imprompt.serving.routes.waiting import client_of, stream_events, with_pings
 from imprompt.serving.service import Service
 
 _TYPES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
+_PICTURE_BODY = {"content": {kind: {} for kind in _TYPES.values()}, "required": True}
 _GAP = 8
 
 
@@ -33,7 +41,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     _add_jobs(router, service)
     _add_pictures(router, service)
 
-    @router.get("/api/capabilities")
+    @router.get("/api/capabilities", responses=FAULTS)
     async def describe() -> dict[str, Any]:
         """Return models, adapters, samplers and limits."""
         return await asyncio.to_thread(describe_capabilities, service)
@@ -45,7 +53,13 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         "required": True,
     }
 
-    @router.post("/api/jobs", status_code=202, openapi_extra={"requestBody": body})
+    @router.post(
+        "/api/jobs",
+        status_code=202,
+        response_class=JSONResponse,
+        responses=describe_answers(202, JobAnswer),
+        openapi_extra={"requestBody": body},
+    )
     async def submit(request: Request) -> JSONResponse:
         """Put a job into the queue."""
         service.engine.check_room()
@@ -53,42 +67,44 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         job = await service.submit(parse_request(values), client_of(request))
         return JSONResponse(describe_job(service, job), 202, {"Location": f"/api/jobs/{job.id}"})
 
-    @router.get("/api/jobs/{name}")
+    @router.get("/api/jobs/{name}", responses=describe_answers(200, JobAnswer))
     async def read(name: str) -> dict[str, Any]:
         """Return the state of a job."""
-        return describe_job(service, _find_job(service, name))
+        return describe_job(service, service.jobs.find(name))
 
-    @router.get("/api/jobs/{name}/events")
+    @router.get(
+        "/api/jobs/{name}/events",
+        response_class=Response,
+        responses=describe_file("text/event-stream")
+        | {204: {"description": "The job is over, and nothing is left to send."}},
+    )
     async def follow(name: str, last_event_id: Annotated[int, Header()] = 0) -> Response:
         """Send the events of a job, from the beginning or after Last-Event-ID."""
-        job = _find_job(service, name)
+        job = service.jobs.find(name)
         if job.status in OVER and not job.events_after(last_event_id):
             return Response(status_code=204)  # A browser would connect again and again otherwise.
         events = job.follow(last_event_id, lambda: service.jobs.find_place(job))
         return stream_events(with_pings(events))
 
-    @router.delete("/api/jobs/{name}")
+    @router.delete("/api/jobs/{name}", responses=describe_answers(200, JobAnswer))
     async def cancel(name: str) -> dict[str, Any]:
         """Cancel a job; what is computed of it stops before the next step."""
-        job = _find_job(service, name)
+        job = service.jobs.find(name)
         service.jobs.cancel(job)
         return describe_job(service, job)
 
-    @router.get("/api/jobs/{name}/pictures/{index}")
+    @router.get(
+        "/api/jobs/{name}/pictures/{index}",
+        response_class=Response,
+        responses=describe_file(*_TYPES.values()),
+    )
     async def read_picture(name: str, index: int) -> FileResponse:
         """Return a picture, which carries its settings."""
-        job = _find_job(service, name)
+        job = service.jobs.find(name)
         picture = next((one for one in job.pictures if one.index == index), None)
         if picture is None:
             raise ApiError(404, f"job {name[:40]} has no picture {index} (yet)", code="not_found")
         return FileResponse(picture.path, media_type=_TYPES[picture.path.suffix])
-
-
-def _find_job(service: Service, name: str) -> ServedJob:
-    job = service.jobs.find(name)
-    if job is None:
-        raise ApiError(404, f"there is no job {name[:40]!r} (any more)", code="not_found")
-    return job
 
 
 def describe_job(service: Service, job: ServedJob) -> dict[str, Any]:
@@ -123,18 +139,23 @@ def _measure_progress(job: ServedJob) -> float:
 
 
 def _add_pictures(router: APIRouter, service: Service) -> None:
-    @router.post("/api/assets", status_code=201)
+    @router.post(
+        "/api/assets",
+        status_code=201,
+        responses=describe_answers(201, AssetAnswer),
+        openapi_extra={"requestBody": _PICTURE_BODY},
+    )
     async def store(request: Request) -> JSONResponse:
         """Store a picture: the body itself, or the field "file" of a form."""
         return JSONResponse(describe_asset(await service.assets.add(await _read_picture(request))), 201)
 
-    @router.get("/api/assets/{name}")
+    @router.get("/api/assets/{name}", response_class=Response, responses=describe_file(*_TYPES.values()))
     async def read(name: str) -> FileResponse:
         """Return a picture as it was sent."""
         asset = _find_asset(service, name)
         return FileResponse(asset.path, media_type=_TYPES[asset.path.suffix])
 
-    @router.get("/api/assets/{name}/view")
+    @router.get("/api/assets/{name}/view", response_class=Response, responses=describe_file("image/png"))
     async def view(
         name: str,
         model: str | None = None,
@@ -145,18 +166,18 @@ def _add_pictures(router: APIRouter, service: Service) -> None:
     ) -> Response:
         """Return, as PNG, exactly what the image encoder of an adapter sees of a picture."""
         asset = _find_asset(service, name)
-        window = (x, y) if x is not None and y is not None else crop or "center"
+        window = (x, y) if x is not None and y is not None else crop or "native"
         picture = await asyncio.to_thread(draw_view, service, asset, model, adapter, window)
         file = io.BytesIO()
         picture.save(file, "PNG")
         return Response(file.getvalue(), media_type="image/png")
 
-    @router.get("/api/examples")
+    @router.get("/api/examples", responses=describe_answers(200, list[NamedAssetAnswer]))
     async def list_examples() -> list[dict[str, Any]]:
         """Return three pictures to begin with."""
         return [{"name": name, **describe_asset(asset)} for name, asset in service.examples]
 
-    @router.post("/api/examples/draw", status_code=201)
+    @router.post("/api/examples/draw", status_code=201, responses=describe_answers(201, NamedAssetAnswer))
     async def draw(values: Annotated[dict[str, Any] | None, Body()] = None) -> JSONResponse:
         """Draw a new character, as `imprompt mini draw`."""
         seed = (values or {}).get("seed")
@@ -214,13 +235,9 @@ def draw_view(
     name = adapter or served.adapters[0]
     values = {"references": [str(asset.path)], "adapter": name, "base": served.base}
     job = RequestJob.model_validate(values | {"image_encoder": served.image_encoder})
-    with service.engine.store.use(served, job) as loaded, service.assets.hold([asset.id]):
-        views = _list_views(loaded, name, Reference(asset.path, crop=crop))
+    with service.assets.hold([asset.id]):
+        views = service.engine.list_views(served, job, crop)
     row = Image.new("RGB", (sum(view.width + _GAP for view in views) - _GAP, views[0].height), "white")
     for place, view in enumerate(views):
         row.paste(view, (place * (view.width + _GAP), 0))
     return row
-
-
-def _list_views(loaded: LoadedModel, adapter: str, reference: Reference) -> list[Image.Image]:
-    return loaded.adapters[adapter].views(reference)

@@ -12,11 +12,12 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.requests import Request
 
 from imprompt.serving.access import SIGNED_PATHS
+from imprompt.serving.answers import FAULTS, ImagesAnswer, describe_answers, describe_file
+from imprompt.serving.api_error import ApiError
 from imprompt.serving.encoding import convert_data_uri, encode_file
-from imprompt.serving.failures import ApiError
 from imprompt.serving.forms import read_form
 from imprompt.serving.jobs import OVER, JobEvent, ServedJob, ServedPicture
-from imprompt.serving.openai_requests import ImagesRequest, translate_request
+from imprompt.serving.openai_requests import QUALITIES, ImagesRequest, translate_request
 from imprompt.serving.requests import UnknownServedModel
 from imprompt.serving.routes.waiting import (
     check_end,
@@ -32,20 +33,53 @@ _LINK_SECONDS = 3600
 """How long the link of a picture is good."""
 
 
+_FIELDS = {
+    "type": "object",
+    "properties": {
+        "prompt": {"type": "string"},
+        "model": {"type": "string"},
+        "n": {"type": "integer", "minimum": 1, "maximum": 10},
+        "size": {"type": "string", "examples": ["auto", "512x768"]},
+        "quality": {"enum": [*QUALITIES]},
+        "output_format": {"enum": ["png", "webp", "jpeg"]},
+        "response_format": {"enum": ["b64_json", "url"]},
+        "stream": {"type": "boolean"},
+    },
+    "required": ["prompt"],
+}
+_JSON = {"application/json": {"schema": _FIELDS}}
+_FORM = {"multipart/form-data": {"schema": _FIELDS}}
+
+
 def add_routes(router: APIRouter, service: Service) -> None:
     """Add the routes."""
     images = ImagesApi(service)
-    router.add_api_route("/v1/images/generations", images.generate, methods=["POST"])
-    router.add_api_route("/v1/images/edits", images.edit, methods=["POST"])
-    router.add_api_route(SIGNED_PATHS + "{name}/{index}", images.read_file, methods=["GET"])
+    answers = describe_answers(200, ImagesAnswer)
+    answers[200]["content"] = {"text/event-stream": {}}
+    for path, make, body in (("generations", images.generate, _JSON), ("edits", images.edit, _JSON | _FORM)):
+        router.add_api_route(
+            f"/v1/images/{path}",
+            make,
+            methods=["POST"],
+            response_class=JSONResponse,
+            responses=answers,
+            openapi_extra={"requestBody": {"content": body, "required": True}},
+        )
+    router.add_api_route(
+        SIGNED_PATHS + "{name}/{index}",
+        images.read_file,
+        methods=["GET"],
+        response_class=Response,
+        responses=describe_file("image/png", "image/webp", "image/jpeg"),
+    )
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=FAULTS)
     async def list_models() -> dict[str, Any]:
         """List the models; names that clients have hard-coded mean the first one and are not listed."""
         models = service.settings.models
         return {"object": "list", "data": [_describe_model(model.name) for model in models]}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", responses=FAULTS)
     async def read_model(name: str) -> dict[str, Any]:
         """Describe one model."""
         served = service.settings.find_model(name)
@@ -80,12 +114,15 @@ class ImagesApi:
 
     async def read_file(self, name: str, index: int, expires: int = 0, signature: str = "") -> FileResponse:
         """Return a picture by its link."""
-        is_good = hmac.compare_digest(signature, self._sign(name, index, expires)) and expires > time.time()
-        job = self._service.jobs.find(name) if is_good else None
-        picture = next((one for one in job.pictures if one.index == index), None) if job else None
-        if picture is None:
-            raise ApiError(404, "this link has expired, or never was one", code="not_found")
-        return FileResponse(picture.path)
+        is_good = (
+            hmac.compare_digest(signature.encode(), self._sign(name, index, expires).encode())
+            and expires > time.time()
+        )
+        if not is_good:
+            message = "this link has expired, is of before the server restarted, or never was one"
+            raise ApiError(404, message, code="not_found")
+        pictures = self._service.jobs.find(name).pictures
+        return FileResponse(next(picture.path for picture in pictures if picture.index == index))
 
     async def _answer(self, request: Request, *, is_edit: bool) -> Response:
         service = self._service
@@ -107,9 +144,7 @@ class ImagesApi:
         client, key = client_of(request), request.headers.get("idempotency-key")
         if key is None:
             return await self._service.submit(images.request, client)
-        self._by_key = {
-            one: job for one, job in self._by_key.items() if self._service.jobs.find(job.id) is job
-        }
+        self._by_key = {one: job for one, job in self._by_key.items() if self._service.jobs.holds(job)}
         known = self._by_key.get((client, key))
         if known is not None and known.status not in ("failed", "canceled"):
             return known

@@ -8,7 +8,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from imprompt.serving.failures import ApiError, convert_error
+from imprompt.serving.api_error import ApiError
+from imprompt.serving.failures import convert_error
 from imprompt.serving.jobs import JobEvent, ServedJob
 from imprompt.serving.service import Service
 
