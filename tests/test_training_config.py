@@ -66,7 +66,10 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
             {"adapter": {"mechanism": "unclip"}},
             'adapter.mechanism "unclip" trains the U-Net: training.precision must be "fp32", not "bf16"',
         ),
-        ({"adapter": {"hidden": 8}}, 'adapter.hidden goes with adapter.mechanism "concatenated", not with'),
+        (
+            {"adapter": {"hidden": 8}},
+            'adapter.hidden goes with adapter.mechanism "concatenated" or with the variant "flux-instantx", not',
+        ),
         (
             {"adapter": {"mechanism": "concatenated", "start": "x.bin"}},
             'adapter.start goes with adapter.mechanism "decoupled", not with "concatenated"',
