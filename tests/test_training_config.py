@@ -68,7 +68,7 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
         ),
         (
             {"adapter": {"hidden": 8}},
-            'adapter.hidden goes with adapter.mechanism "concatenated" or with the variant "flux-instantx", not',
+            'adapter.hidden goes with adapter.mechanism "concatenated" or with the variant "flux-instantx"',
         ),
         (
             {"adapter": {"mechanism": "concatenated", "start": "x.bin"}},
