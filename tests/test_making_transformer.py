@@ -172,7 +172,7 @@ def test_the_suite_draws_with_an_adapter_on_the_transformer(model: Path, kind: I
     subjects = [Subject(k, "combinations", character, tiny.picture(seed=k)) for k in range(3)]
     settings = ImageSettings(steps=1, batch_size=2)
     without, alone = (generate_images(models, subjects, SuiteCondition(x), settings) for x in (0.0, 1.0))
-    assert [picture.size for picture in alone] == [(64, 64)] * 3, "16 latents a side, of 4 pixels"
+    assert [picture.size for picture in alone] == [(mini.SIZE, mini.SIZE)] * 3
     assert all(one.tobytes() != other.tobytes() for one, other in zip(without, alone, strict=True))
 
 

@@ -107,6 +107,11 @@ def test_a_base_that_is_not_here_leaves_the_estimate_open(tmp_path: Path) -> Non
     assert "the base's tokenizer is not here" in said(found)
 
 
+def test_a_base_with_a_transformer_is_not_estimated(tmp_path: Path) -> None:
+    found = survey_data(config(data_sets.write_folder(tmp_path), preset="flux-xlabs"))
+    assert found.estimates["cache, memory, time"] == "not estimated for a base with a transformer"
+
+
 @pytest.mark.usefixtures("quick")
 def test_missing_faces_are_counted_where_they_are_needed(tmp_path: Path) -> None:
     found = survey_data(config(data_sets.write_folder(tmp_path), adapter={"variant": "faceid"}))

@@ -56,7 +56,7 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
         ({"training": {"steps": "many"}}, "training.steps must be a whole number, not 'many'"),
         ({"training": {"steps": 0}}, "training.steps must be greater than or equal to 1, not 0"),
         ({"adapter": {"variant": "pluss"}}, "adapter.variant must be 'base', 'plus'"),
-        ({"preset": "sd5"}, "unknown preset 'sd5'; did you mean 'sd15'?"),
+        ({"preset": "sd1"}, "unknown preset 'sd1'; did you mean 'sd15'?"),
         ({"loss": {"image_drop": 0.6, "text_drop": 0.6}}, "image_drop + text_drop + both_drop is 1.25"),
         (
             {"adapter": {"mechanism": "concatenated", "variant": "plus"}},
@@ -66,7 +66,10 @@ def test_what_is_said_lies_over_the_preset_group_by_group() -> None:
             {"adapter": {"mechanism": "unclip"}},
             'adapter.mechanism "unclip" trains the U-Net: training.precision must be "fp32", not "bf16"',
         ),
-        ({"adapter": {"hidden": 8}}, 'adapter.hidden goes with adapter.mechanism "concatenated", not with'),
+        (
+            {"adapter": {"hidden": 8}},
+            'adapter.hidden goes with adapter.mechanism "concatenated" or with the variant "flux-instantx"',
+        ),
         (
             {"adapter": {"mechanism": "concatenated", "start": "x.bin"}},
             'adapter.start goes with adapter.mechanism "decoupled", not with "concatenated"',

@@ -168,6 +168,9 @@ def _estimates(config: TrainingConfig, result: Survey) -> Iterator[tuple[str, st
     )
     if usable < FEW and not config.adapter.start:
         yield "advice", _advise_start(config.preset)
+    if config.adapter.injection != "unet":
+        yield "cache, memory, time", "not estimated for a base with a transformer"
+        return
     try:
         shapes = read_shapes(config)
         work = count_work(config, shapes)
