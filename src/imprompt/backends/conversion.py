@@ -133,7 +133,7 @@ def write_graph(unet: UNet2DConditionModel, folder: Path) -> None:
 
     graph = GraphUNet(unet).eval()
     frontend: Any = FrontEndManager().load_by_framework("pytorch")
-    with torch.no_grad(), _silence_tracing():
+    with torch.no_grad(), _quiet_tracing():
         decoder = TorchScriptPythonDecoder(graph, example_input=graph.make_example())
         model = frontend.convert(frontend.load(decoder))
     for port, name in zip(model.inputs, graph.names, strict=True):
@@ -188,7 +188,7 @@ def _view_bytes(tensor: Tensor) -> memoryview:
 
 
 @contextlib.contextmanager
-def _silence_tracing() -> Iterator[None]:
+def _quiet_tracing() -> Iterator[None]:
     """Ignore warnings about branches that depend on shapes: the graph's sizes keep to one of each."""
     logger = logging.getLogger("openvino")
     level = logger.level
