@@ -1,10 +1,10 @@
 """Seconds of a denoising step in every way that imprompt computes it, beside diffusers with its own adapter.
 
-    python bench/loop.py [--base mini sd15] [--ways WAY ...] [--quick] [--rounds N] [--threads N] [--clock cpu]
-                         [--output FILE]
+    python bench/loop.py [--base mini sd15] [--ways WAY ...] [--quick] [--rounds N] [--threads N]
+                         [--clock cpu] [--output FILE]
 
-Two bases: the embedded one, and Stable Diffusion 1.5 in its true shapes with random weights (512 px; speed does
-not depend on the values). One prompt, one image prompt of 4 tokens, guidance on: a batch of two. The ways:
+Two bases: the embedded one, and Stable Diffusion 1.5 in its true shapes with random weights (512 px; speed
+does not depend on the values). One prompt, one image prompt, guidance on: a batch of two. The ways:
 
     diffusers           its own IP-Adapter, float32: its default on a CPU
     exact               imprompt's default, float32

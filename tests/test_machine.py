@@ -11,15 +11,18 @@ import pytest
 
 from conftest import Result
 from imprompt import __version__
-from imprompt.runtime import machine, precision
+from imprompt.runtime import machine
 from imprompt.runtime.machine import (
+    ComputeChoice,
     Device,
     describe_installation,
     find_device,
-    read_precision,
-    write_precision,
+    read_choice,
+    read_cpu_flags,
+    write_choice,
 )
-from imprompt.runtime.precision import TrialTimes, find_fastest_precision
+
+CHOICE = ComputeChoice("bf16", channels_last=True, chunked_attention=False, speedup=2.0)
 
 
 @pytest.fixture(autouse=True)
@@ -38,27 +41,39 @@ def test_the_version_comes_first_and_the_libraries_follow(imprompt: Callable[...
     assert lines[6].startswith("precision: ")
 
 
-def test_a_precision_is_shown_once_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_way_is_shown_once_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "find_device", lambda: Device("cpu", "a processor"))
-    assert describe_installation()["precision"] == "float32 for pictures; for training: not measured yet"
-    monkeypatch.setattr(precision, "measure_precisions", lambda: TrialTimes(fp32=2.0, bf16=1.0))
-    find_fastest_precision.cache_clear()
-    find_fastest_precision("cpu")
-    find_fastest_precision.cache_clear()
-    assert read_precision() == "bf16 (bfloat16 is 2.0 times as fast as float32)"
+    beginning = "float32 for pictures; the fastest (auto): "
+    assert describe_installation()["precision"] == f"{beginning}not measured yet"
+    write_choice(CHOICE)
+    fastest = "bf16, channels last (2.0 times as fast as plain float32)"
+    assert describe_installation()["precision"] == f"{beginning}{fastest}"
+
+
+def test_a_choice_is_read_as_it_was_written() -> None:
+    write_choice(CHOICE)
+    assert read_choice() == CHOICE
+
+
+def test_flags_are_those_of_the_processor_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "model name : x\nflags\t\t: fpu amx_bf16\n"
+    monkeypatch.setattr(machine.Path, "read_text", lambda _: text)
+    assert read_cpu_flags() == {"fpu", "amx_bf16"}
+    text = ""
+    assert read_cpu_flags() == frozenset()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"processor": "another", "torch": "1"}'])
 def test_a_record_of_another_machine_or_a_damaged_one_is_none(cache: Path, content: str) -> None:
     cache.mkdir()
     (cache / "precision.json").write_text(content)
-    assert read_precision() is None
+    assert read_choice() is None
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(cache: Path) -> None:
     cache.write_text("a file in place of the folder")
-    write_precision("bf16", 2.0)
-    assert read_precision() is None
+    write_choice(CHOICE)
+    assert read_choice() is None
 
 
 @pytest.mark.parametrize(("build", "kind"), [("'12.8'", "cuda"), ("None", "cpu")])
@@ -79,6 +94,6 @@ def test_a_gpu_counts_if_torch_was_built_for_it(
 
 
 def test_the_record_names_no_person_and_no_folder(cache: Path) -> None:
-    write_precision("fp32", 0.5)
+    write_choice(CHOICE)
     record = json.loads((cache / "precision.json").read_text())
-    assert set(record) == {"processor", "torch", "precision", "speedup"}
+    assert set(record) == {"processor", "torch", *ComputeChoice._fields}

@@ -137,8 +137,8 @@ class OpenVinoForward:
         reason = self._snapshot.find_change() or self._reader.find_obstacle(arguments)
         if reason is not None:
             return self._compute_by_torch(reason, arguments)
-        call = self._reader.read(arguments)
         with self._lock:
+            call = self._reader.read(arguments)
             graph = self._find_graph(call.size)
             if isinstance(graph, CompiledGraph):
                 output = graph(call).to(arguments["sample"].dtype)
@@ -186,11 +186,13 @@ class OpenVinoForward:
             difference = measure_difference(output, expected)
             self._graph.write_trial(size, self.dtype, difference=difference)
         self.differences[size] = difference
-        if difference <= LIMITS[self.dtype]:
+        # A U-Net whose weights are in half precision rounds as much as bfloat16 does.
+        limit = LIMITS[self.dtype if output.dtype == torch.float32 else "bfloat16"]
+        if difference <= limit:
             return None
         self._compiled[size] = fault = (
             f"its output differs from torch's by {difference:.1e} of the largest value; the limit in "
-            f"{self.dtype} is {LIMITS[self.dtype]:.0e}"
+            f"{self.dtype} is {limit:.0e}"
         )
         return fault
 

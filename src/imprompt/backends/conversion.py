@@ -123,12 +123,19 @@ def convert_unet(unet: UNet2DConditionModel) -> ConvertedGraph:
 
 
 def write_graph(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Convert a U-Net, and write its graph into a new folder."""
+    """Convert a U-Net, and write its graph into a new folder.
+
+    `openvino.convert_model` would do the same, and send statistics of use to its makers.
+    """
     import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     graph = GraphUNet(unet).eval()
-    with torch.no_grad(), _silence_tracing():
-        model = openvino.convert_model(graph, example_input=graph.make_example())
+    frontend: Any = FrontEndManager().load_by_framework("pytorch")
+    with torch.no_grad(), _quiet_tracing():
+        decoder = TorchScriptPythonDecoder(graph, example_input=graph.make_example())
+        model = frontend.convert(frontend.load(decoder))
     for port, name in zip(model.inputs, graph.names, strict=True):
         port.get_tensor().set_names({name})
     folder.mkdir(parents=True)
@@ -181,7 +188,7 @@ def _view_bytes(tensor: Tensor) -> memoryview:
 
 
 @contextlib.contextmanager
-def _silence_tracing() -> Iterator[None]:
+def _quiet_tracing() -> Iterator[None]:
     """Ignore warnings about branches that depend on shapes: the graph's sizes keep to one of each."""
     logger = logging.getLogger("openvino")
     level = logger.level

@@ -15,6 +15,7 @@ from imprompt.cli.terminal import (
     exit_on_interrupt,
     number_option,
     pause_garbage_collection,
+    print_warnings_as_notes,
     print_written,
     progress_bar,
     quiet_libraries,
@@ -426,7 +427,8 @@ def _generate_pictures(
 
     free_paths = iter(paths)
     shared = set.intersection(*({*job.files} for job in jobs))
-    with progress_bar(len(jobs) * first_inputs.count_steps(jobs[0])) as advance:
+    total = len(jobs) * first_inputs.count_steps(jobs[0])
+    with print_warnings_as_notes(), progress_bar(total) as advance:
         for number, job in enumerate(jobs):
             remember_files(job.files)
             # The files of a folder are read one by one, because a thousand decoded pictures fill the memory.

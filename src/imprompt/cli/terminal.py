@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -192,6 +193,14 @@ def print_written(path: Path, source: str | None = None) -> None:
 def print_note(text: str) -> None:
     """Print a line on standard error about something that a user may not expect, and that is no error."""
     typer.echo(f"imprompt: {join_lines(text)}", err=True)
+
+
+@contextlib.contextmanager
+def print_warnings_as_notes() -> Iterator[None]:
+    """Print warnings inside this context as one line each, without the place in the code that gave them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print_note(str(message))
+        yield
 
 
 def join_lines(text: str) -> str:
