@@ -6,9 +6,10 @@
 A step is one call of the U-Net with both halves of guidance, in the shapes of Stable Diffusion 1.5 (512 px)
 and SDXL (1024 px), with random weights, as speed does not depend on them. It runs without an adapter, with
 diffusers' own, and with imprompt's: eager, where K and V of text and picture are cached; by CUDA graphs;
-compiled. Each rung has the median of its rounds, its distance from diffusers' output, the number of times that
-a step waits for the device, and how many graphs it made when λ, layers, mask and picture changed. Rungs run in
-the order of their worth; those that no time is left for are named. Training is bench/training_step.py's.
+compiled. Each rung has the median of its rounds, its distance from diffusers' output, the number of times
+that a step waits for the device, and how many graphs it made when λ, layers, mask and picture changed. Rungs
+run in the order of their worth; those that no time is left for are named. Training is that of
+bench/training_step.py.
 """
 
 import argparse

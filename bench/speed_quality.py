@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,12 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     arms = build_arms(options.arms, options.lora)
     subjects = sample_subjects("combinations", options.subjects)
-    results = measure(arms, subjects, options.clock)
-    summary = summarize(results, options)
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
-        draw_plot(summary["arms"]).save(options.output / "plot.png")
+    summary: dict[str, Any] = {}
+    for results in measure(arms, subjects, options.clock):
+        summary = summarize(results, options)
+        if options.output is not None:
+            write(summary, options.output)
     print(json.dumps(summary, indent=1)) if options.json else Console().print(tabulate(summary["arms"]))
     return 0
 
@@ -164,8 +163,8 @@ def draw(
         pipe.scheduler = own
 
 
-def measure(arms: Sequence[Arm], subjects: Sequence[Subject], clock: str) -> dict[str, Result]:
-    """Draw and judge all pictures, and time some."""
+def measure(arms: Sequence[Arm], subjects: Sequence[Subject], clock: str) -> Iterator[dict[str, Result]]:
+    """Draw and judge all pictures, and time some; yield the results so far after every arm."""
     texts = {name: some for name, one in CHANGES.items() if (some := select_suitable(subjects, one))}
     count = len(subjects) + sum(map(len, texts.values()))
     seconds = time_pictures(arms, subjects[:TIMED], CLOCKS[clock])
@@ -181,7 +180,7 @@ def measure(arms: Sequence[Arm], subjects: Sequence[Subject], clock: str) -> dic
             asked, text_kept = collect(scores, "asked"), collect(scores, "kept")
             gflop = count_gflop(arm, subjects[0])
             results[arm.name] = Result(kept, asked, text_kept, seconds[arm.name], gflop)
-    return results
+            yield results
 
 
 def score(
@@ -221,6 +220,13 @@ def count_gflop(arm: Arm, subject: Subject) -> float:
 
 
 # What is printed
+
+
+def write(summary: Mapping[str, Any], folder: Path) -> None:
+    """Write the figures and the plot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw_plot(summary["arms"]).save(folder / "plot.png")
 
 
 def summarize(results: Mapping[str, Result], options: argparse.Namespace) -> dict[str, Any]:
