@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import jaxtyping
 import pytest
 
 import tiny
@@ -68,6 +69,7 @@ def test_the_gpu_script_runs_every_rung_on_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     output = tmp_path / "gpu.json"
     words = ["--tiny", "--steps", "1", "--rounds", "1", "--minutes", "60", "--output", str(output)]
     assert load("gpu").main(words) == 0

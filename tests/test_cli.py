@@ -131,21 +131,6 @@ def test_options_of_each_reference_are_given_in_order(imprompt: Imprompt, toy: T
     ]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
-def test_a_speed_is_stored_as_settings_and_another_one_replaces_them(
-    imprompt: Imprompt, toy: ToyModel
-) -> None:
-    imprompt("generate", "cat.png", "--speed", "fast", *toy.options)
-    made = read_settings("out.png")
-    assert "speed" not in made
-    assert (made["scheduler"], made["guidance_interval"]) == ("dpm++_2m", [0.0, 0.5])
-    imprompt("generate", "--like", "out.png", "--output", "same.png")
-    assert opened("same.png").tobytes() == opened("out.png").tobytes()
-    imprompt("generate", "--like", "out.png", "--speed", "exact", "--steps", "2", "--output", "exact.png")
-    imprompt("generate", "cat.png", "--output", "plain.png", *toy.options)
-    assert opened("exact.png").tobytes() == opened("plain.png").tobytes()
-
-
 def test_combine_makes_one_reference_of_all(imprompt: Imprompt, toy: ToyModel) -> None:
     imprompt("generate", "cat.png", "hat.png", "--combine", "average", *toy.options)
     one = {"images": ["cat.png", "hat.png"], "scale": 1.0, "combine": "average"}

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,10 @@ def test_the_interval_reaches_the_unet(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_have_the_same_gradients_and_are_compiled_once(home: Path) -> None:
+def test_compiled_blocks_have_the_same_gradients_and_are_compiled_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     plain, compiled = (build(home, name) for name in ("plain", "compiled"))
     torch._dynamo.reset()
     objective: Any = compiled.objective
