@@ -53,6 +53,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "DPM++ 25": {"scheduler": "dpm++_2m"},
     "DPM++ 15": {"scheduler": "dpm++_2m", "steps": 15},
     "DPM++ 10": {"scheduler": "dpm++_2m", "steps": 10},
+    "DPM++ 10, cache 2": {"scheduler": "dpm++_2m", "steps": 10, "feature_cache": 2},
+    "DPM++ 15, guidance 0–0.6": {"scheduler": "dpm++_2m", "steps": 15, "guidance_interval": (0.0, 0.6)},
     "UniPC 10": {"scheduler": "unipc", "steps": 10},
     "guidance 0–0.6": {"guidance_interval": (0.0, 0.6)},
     "guidance 0–0.4": {"guidance_interval": (0.0, 0.4)},

@@ -11,7 +11,7 @@ from imprompt.generation.job.limits import FEWEST_CACHED_STEPS
 
 SPEEDS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
-    "balanced": {"scheduler": "dpm++_2m", "steps": 15, "guidance_interval": (0.0, 0.6)},
+    "balanced": {"scheduler": "dpm++_2m", "steps": 15},
     "fast": {"scheduler": "dpm++_2m", "steps": 10, "guidance_interval": (0.0, 0.5), "feature_cache": 2},
 }
 """Name → settings of a job."""
