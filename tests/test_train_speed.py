@@ -77,6 +77,7 @@ def test_the_interval_reaches_the_unet(home: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_compiled_blocks_have_the_same_gradients_and_are_compiled_once(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
