@@ -12,7 +12,7 @@ import tiny
 from few_steps import config, frozen, write_home
 from host_reads import HostReads
 from imprompt.errors import ConfigError
-from imprompt.training import activations, adapters
+from imprompt.training import adapters
 from imprompt.training.activations import checkpoint_blocks, compile_blocks, list_blocks
 from imprompt.training.loop import Run
 
@@ -101,7 +101,7 @@ def take(run: Run, passes: Any) -> Tensor:
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConfigError, match=r"training\.compile needs a C\+\+ compiler"):
         compile_blocks(tiny.sd_unet())
 

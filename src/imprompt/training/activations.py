@@ -23,7 +23,7 @@ def checkpoint_blocks(unet: Any, every: int) -> None:
     for number, block in enumerate(list_blocks(unet)):
         for module in block.modules() if number % every else ():
             if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = False
+                vars(module)["gradient_checkpointing"] = False
 
 
 def list_blocks(unet: Any) -> list[nn.Module]:
