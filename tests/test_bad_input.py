@@ -173,7 +173,8 @@ BAD: dict[str, tuple[str, int, str]] = {
     "an interval that is none": (
         "cat.png --guidance-interval 0.5",
         2,
-        "--guidance-interval takes a start and an end, as in 0.2,0.8, not '0.5'",
+        "--guidance-interval takes a start and an end, as in 0.2,0.8, not '0.5' "
+        "(see imprompt generate --help)",
     ),
     "a width without a height": (
         "cat.png --width 64",

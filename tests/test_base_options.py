@@ -13,17 +13,19 @@ from safetensors.torch import save_file
 
 import tiny
 from imprompt import ImageEmbeddings, Reference, save_adapter
+from imprompt.cli.options import build_job
 from imprompt.errors import CheckpointError, ConfigError, MissingExtra, UnknownModel
 from imprompt.generation import models
 from imprompt.generation.base_parts import apply_base_options, offload_base
 from imprompt.generation.generate import generate_each
-from imprompt.generation.job import Job, parse_job, save_job
+from imprompt.generation.job import DEFAULT_STEPS, Job, collect_settings, parse_job, read_settings, save_job
 from imprompt.generation.job.base_options import BaseOptions
 from imprompt.generation.job.samplers import SAMPLERS
 from imprompt.generation.job.speeds import FEW_STEP_SPEEDS, SPEEDS, list_speed_settings
 from imprompt.generation.models import load_pipeline
 from imprompt.generation.settings import Settings
 from imprompt.runtime.devices import choose_device
+from imprompt.runtime.picture_files import save_picture
 from ldm_layout import convert_vae
 from lora_files import write_lora
 
@@ -213,6 +215,21 @@ def test_a_speed_leaves_out_what_cannot_go_with_a_given_setting(given: dict[str,
 def test_speeds_and_caches_that_cannot_be_right(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_job({"references": ["a.png"], **settings})
+
+
+def test_another_speed_replaces_what_the_speed_of_a_picture_has_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.picture().save("a.png")
+    job, made = parse_job({"references": ["a.png"], "speed": "fast"}), tmp_path / "out.png"
+    save_picture(tiny.picture(), made, collect_settings(job, made))
+    stored = read_settings(made)
+    assert "speed" not in stored
+    assert stored["scheduler"] == "dpm++_2m"
+    same, exact = build_job({"like": made}), build_job({"like": made, "speed": "exact"})
+    assert (same.scheduler, same.steps, same.feature_cache) == (job.scheduler, job.steps, job.feature_cache)
+    assert (exact.scheduler, exact.steps, exact.feature_cache) == (None, DEFAULT_STEPS, 1)
 
 
 @pytest.mark.parametrize("speed", FEW_STEP_SPEEDS)

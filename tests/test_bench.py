@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import jaxtyping
 import pytest
 import torch
 
@@ -91,3 +92,35 @@ def test_serving_measures_three_servers(capsys: pytest.CaptureFixture[str]) -> N
     servers = json.loads(capsys.readouterr().out)["servers"]
     assert [*servers] == ["ours", "one at a time", "plain"]
     assert all(server["requests"] > 0 for server in servers.values())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_the_gpu_script_runs_every_rung_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    output = tmp_path / "gpu.json"
+    words = ["--tiny", "--steps", "1", "--rounds", "1", "--minutes", "60", "--output", str(output)]
+    assert load("gpu").main(words) == 0
+    result = json.loads(output.read_text())
+    for base in ("sd15", "sdxl"):
+        rungs = {name: one for name, one in result[base].items() if name != "ratios"}
+        assert all(isinstance(one, dict) for one in rungs.values()), rungs
+        ours = [one for name, one in rungs.items() if name.startswith("ours")]
+        assert max(one["largest difference from diffusers"] for one in ours) < 1e-4
+        assert rungs["ours, CUDA graph"]["graphs"] == 1
+    assert result["training"]["model"] == "tiny"
+
+
+@pytest.mark.slow
+def test_speeds_are_judged_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    words = ["--subjects", "4", "--arms", "fast", "--output", str(tmp_path)]
+    assert load("speed_quality").main(words) == 0
+    arms = json.loads((tmp_path / "results.json").read_text())["arms"]
+    assert [*arms] == ["exact", "fast"]
+    assert arms["exact"]["loss: attributes kept"] == [0, 0, 0]
+    assert arms["fast"]["FLOP of the first"] > 2
+    assert (tmp_path / "plot.png").stat().st_size > 1000

@@ -117,9 +117,14 @@ def build_job(options: Options) -> "Job":
 
 def _repeat_picture(options: Options) -> "Job":
     from imprompt.generation.job import Job, parse_job
+    from imprompt.generation.job.speeds import list_speed_settings
 
     before = Job.from_image(options["like"])
-    job = parse_job(_collect_values(options, before.model_dump(mode="json", exclude_defaults=True)))
+    values = before.model_dump(mode="json", exclude_defaults=True)
+    if "speed" in options:
+        replaced = list_speed_settings(options["speed"])
+        values = {name: value for name, value in values.items() if name not in replaced}
+    job = parse_job(_collect_values(options, values))
     given = {
         str(one) for value in options.values() for one in (value if isinstance(value, list) else [value])
     }
@@ -145,11 +150,6 @@ def _load_job_file(options: Options) -> "Job":
 
 def _collect_values(options: Options, before: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the job: the earlier ones, overridden by the options."""
-    if "speed" in options:
-        from imprompt.generation.job.speeds import list_speed_settings
-
-        replaced = list_speed_settings(options["speed"])
-        before = {name: value for name, value in before.items() if name not in replaced}
     values = before | {name: options[name] for name in _JOB_OPTIONS if name in options}
     if "size" in options:
         if other := [name for name in ("width", "height") if name in options]:

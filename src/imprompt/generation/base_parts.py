@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -73,8 +74,10 @@ def build_scheduler(name: str, base_scheduler: Any) -> Any:
 # Parts
 
 
-def load_autoencoder(name: str, pipe: Any) -> AutoencoderKL:
+def load_autoencoder(name: str, pipe: Any) -> AutoencoderKL | AutoencoderTiny:
     """Load another autoencoder for a base, from a folder in diffusers' format, a file, or the hub.
+
+    A folder or repository may hold an `AutoencoderTiny`, such as TAESD, which decodes much faster.
 
     Raises:
         UnknownModel, CheckpointError: it cannot be read
@@ -87,7 +90,9 @@ def load_autoencoder(name: str, pipe: Any) -> AutoencoderKL:
         return load_autoencoder_file(name, pipe.vae).to(pipe.device)
     source = parse_source(name)
     with explain_failure(f"the autoencoder {name} cannot be loaded"), ignore_own_deprecations():
-        vae: Any = AutoencoderKL.from_pretrained(source.name, torch_dtype=pipe.dtype, **source.options)
+        config: Any = AutoencoderKL.load_config(source.name, **source.options)
+        kind = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+        vae: Any = kind.from_pretrained(source.name, torch_dtype=pipe.dtype, **source.options)
     given, wanted = vae.config.latent_channels, count_latent_channels(pipe)
     if given != wanted:
         raise ConfigError(f"the autoencoder {name} has {given} latent channels; this base has {wanted}")

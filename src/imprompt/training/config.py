@@ -216,6 +216,10 @@ class AdapterLoop(LoopSettings):
     gradient_checkpointing: bool = False
     """Whether to recompute the U-Net's activations in the backward pass: less memory, half as much work
     again."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """With gradient_checkpointing, recompute every n-th block of the U-Net only: faster, with more memory."""
+    compile: bool = False
+    """Whether to compile the U-Net's transformer blocks: faster steps, after a minute or two at the start."""
     loader_workers: int = Field(default=0, ge=0)
     """Number of processes that read the cache ahead; 0 reads in the training process."""
     check_every: int = Field(default=100, ge=1)
@@ -358,6 +362,19 @@ def _conflicts(config: TrainingConfig) -> list[tuple[bool, str]]:
         (
             isinstance(data.held_out, float | int) and not 0 < data.held_out < 1,
             f"data.held_out is a share between 0 and 1, or another source, not {data.held_out}",
+        ),
+        (
+            training.checkpoint_every > 1 and not training.gradient_checkpointing,
+            f"training.checkpoint_every {training.checkpoint_every} has no effect without "
+            "training.gradient_checkpointing",
+        ),
+        (
+            training.compile and training.gradient_checkpointing,
+            "training.compile and training.gradient_checkpointing cannot be used together; leave out one",
+        ),
+        (
+            training.compile and config.trains_base,
+            f'training.compile is for a frozen base, and adapter.mechanism "{adapter.mechanism}" trains it',
         ),
         (
             training.schedule == "cosine" and training.cooldown_steps > 0,

@@ -87,7 +87,5 @@ class BaseOptions(ClosedSettings):
     revision: str | None = None
     """The branch, tag or commit of the base's repository."""
     offload: Offload | None = None
-    cuda_graphs: Annotated[bool, Field(strict=True)] = False
-    """Compute the U-Net by CUDA graphs, which gives the same pictures with less work for the processor."""
     tiling: Annotated[bool, Field(strict=True)] = False
     """Decode the picture in tiles, for sizes that do not fit into the GPU's memory otherwise."""

@@ -62,6 +62,8 @@ class Job(BaseOptions):
     """[start, end]: the fraction of the steps with guidance; outside it there is none."""
     feature_cache: Annotated[int, Field(strict=True)] = 1
     """The U-Net's deep blocks are computed at every n-th step only; 1 means at every step."""
+    cuda_graphs: Annotated[bool, Field(strict=True)] = False
+    """Compute the U-Net by CUDA graphs, which gives the same pictures with less work for the processor."""
     true_guidance_scale: Number = 1.0
     """Of classifier-free guidance on FLUX.1, with the negative prompt; 1 turns it off."""
     steps: Steps = DEFAULT_STEPS

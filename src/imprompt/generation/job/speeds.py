@@ -20,7 +20,7 @@ FEW_STEP_SPEEDS: Mapping[str, Mapping[str, Any]] = {
 
 SPEEDS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
-    "balanced": {"scheduler": "dpm++_2m", "steps": 15, "guidance_interval": (0.0, 0.6)},
+    "balanced": {"scheduler": "dpm++_2m", "steps": 15},
     "fast": {"scheduler": "dpm++_2m", "steps": 10, "guidance_interval": (0.0, 0.5), "feature_cache": 2},
     **FEW_STEP_SPEEDS,
 }

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
 from imprompt.runtime.machine import Precision
+from imprompt.training.activations import checkpoint_blocks, compile_blocks
 from imprompt.training.batches import Draws, PromptBatch, make_fixed_batch
 from imprompt.training.config import TrainingConfig
 from imprompt.training.frozen_base import FrozenBase
@@ -48,8 +49,9 @@ class LatentObjective(Objective):
         self.blanks = {name: blank.to(base.device) for name, blank in samples.blanks.items()}
         self.empty_text = {name: value[0] for name, value in base.encode_text([""]).items()}
         if config.training.gradient_checkpointing:
-            base.denoiser.enable_gradient_checkpointing()
-            base.denoiser.train()  # diffusers checkpoints in training mode only; there is no dropout in it
+            checkpoint_blocks(base.denoiser, config.training.checkpoint_every)
+        if config.training.compile:
+            compile_blocks(base.denoiser)
 
     def fast_products(
         self, noisy_latents: Float[Tensor, "batch channels height width"]
