@@ -104,7 +104,7 @@ def test_a_canceled_job_frees_its_replica(client: TestClient, service: Service) 
 def test_with_a_replica_die_only_the_pictures_that_it_was_computing(
     client: TestClient, service: Service
 ) -> None:
-    jobs = [client.post("/api/jobs", json={"steps": 150, "seed": seed}).json() for seed in range(10)]
+    jobs = [client.post("/api/jobs", json={"steps": 80, "seed": seed}).json() for seed in range(6)]
 
     def states() -> list[dict[str, Any]]:
         return [client.get(f"/api/jobs/{job['id']}").json() for job in jobs]
