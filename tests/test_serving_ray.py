@@ -14,7 +14,7 @@ import served
 import tiny
 from conftest import ToyModel
 from imprompt.serving.app import create_app
-from imprompt.serving.engine.replicated import ReplicatedEngine
+from imprompt.serving.engine.ray_engine import RayEngine
 from imprompt.serving.service import Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -43,7 +43,7 @@ def client(service: Service) -> TestClient:
 
 
 def replicas_of(service: Service) -> int:
-    assert isinstance(service.engine, ReplicatedEngine)
+    assert isinstance(service.engine, RayEngine)
     return service.engine.replicas
 
 
