@@ -46,6 +46,7 @@ STEPS, USERS, PICTURES = 10, 8, 8
 OVERLOAD, REFUSAL_SECONDS, DRIFT = 4, 0.05, 0.02
 QUEUE_SECONDS = 5
 LONG = 100
+DRAIN_SECONDS = 300
 
 
 class Finding(NamedTuple):
@@ -255,13 +256,16 @@ def describe_queue(server: Server) -> tuple[int, int]:
 
 def check_stop(clients: int = 24) -> Iterator[Finding]:
     """Stop a server that has work to do."""
-    with run_server() as server, concurrent.futures.ThreadPoolExecutor(clients) as pool:
+    with (
+        run_server("--drain-timeout", str(DRAIN_SECONDS)) as server,
+        concurrent.futures.ThreadPoolExecutor(clients) as pool,
+    ):
         futures = [pool.submit(server.ask, seed=number, steps=LONG) for number in range(clients)]
         while describe_queue(server)[1] < PICTURES:
             time.sleep(0.02)
         start = time.perf_counter()
         server.process.send_signal(signal.SIGTERM)
-        code = server.process.wait(60)
+        code = server.process.wait(2 * DRAIN_SECONDS)
         seconds = time.perf_counter() - start
         statuses = Counter(future.result().status for future in futures)
     described = ", ".join(f"{number} × {status}" for status, number in sorted(statuses.items()))

@@ -18,7 +18,7 @@ from pathlib import Path
 from imprompt import cli
 from imprompt.errors import ConfigError
 from imprompt.serving import supervisor
-from imprompt.serving.supervisor import Worker, listen, log_to_standard_error, run_supervised
+from imprompt.serving.supervisor import Worker, listen, log_to_standard_error, supervise
 
 
 def serve(how: str, file: Path) -> None:
@@ -51,7 +51,7 @@ def serve(how: str, file: Path) -> None:
         worker.report_ready()
         server.serve_forever(0.05)
 
-    run_supervised(listener, work)
+    supervise(listener, work)
 
 
 if __name__ == "__main__":

@@ -233,6 +233,25 @@ def test_silly_tavern(address: str) -> None:
     call(address, "/sdapi/v1/options", {"sd_model_checkpoint": "toy"})
 
 
+def test_open_webui(address: str) -> None:
+    """The sequence of its engine "automatic1111": routers/images.py."""
+    options = call(address, "/sdapi/v1/options")[1]
+    names = [model["title"] for model in call(address, "/sdapi/v1/sd-models")[1]]
+    assert options["sd_model_checkpoint"] in names
+    assert call(address, "/sdapi/v1/options", options | {"sd_model_checkpoint": "toy"}) == (200, {})
+    body = {
+        "prompt": "a cat",
+        "batch_size": 2,
+        "width": 16,
+        "height": 16,
+        "steps": 2,
+        "negative_prompt": "rain",
+    }
+    status, answer = call(address, "/sdapi/v1/txt2img", body)
+    assert (status, len(answer["images"])) == (200, 2)
+    assert json.loads(answer["info"])["negative_prompt"] == "rain"
+
+
 def test_progress_and_interrupt(address: str) -> None:
     answers: list[Any] = []
     body = {"prompt": "a cat", "width": 16, "height": 16, "steps": 200, "sampler_name": "DDIM"}

@@ -230,6 +230,7 @@ def test_without_rules_everybody_is_let_in_under_his_address() -> None:
         ("[limits]\nstep = 3", "limits.steps"),
         ('[aliases]\nx = "y"', "there is no model 'y'"),
         ("[batching]\npictures = 0", "greater than or equal to 1"),
+        ("[ray]\nreplicas = 3\nmax_replicas = 2", "max_replicas is less than replicas"),
         ("x = ", "TOML"),
         ('[[models]]\nname = "a"\nbase = "mini"\noffload = "model"', "'group' or 'sequential'"),
         ('[[models]]\nname = "a"\nbase = "mini"\nwidth = 8', "width and height belong together"),

@@ -14,7 +14,7 @@ import served
 import tiny
 from conftest import ToyModel
 from imprompt.serving.app import create_app
-from imprompt.serving.engine.replicated import ReplicatedEngine
+from imprompt.serving.engine.ray_engine import RayEngine
 from imprompt.serving.service import Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -43,7 +43,7 @@ def client(service: Service) -> TestClient:
 
 
 def replicas_of(service: Service) -> int:
-    assert isinstance(service.engine, ReplicatedEngine)
+    assert isinstance(service.engine, RayEngine)
     return service.engine.replicas
 
 
@@ -104,7 +104,7 @@ def test_a_canceled_job_frees_its_replica(client: TestClient, service: Service) 
 def test_with_a_replica_die_only_the_pictures_that_it_was_computing(
     client: TestClient, service: Service
 ) -> None:
-    jobs = [client.post("/api/jobs", json={"steps": 150, "seed": seed}).json() for seed in range(10)]
+    jobs = [client.post("/api/jobs", json={"steps": 80, "seed": seed}).json() for seed in range(6)]
 
     def states() -> list[dict[str, Any]]:
         return [client.get(f"/api/jobs/{job['id']}").json() for job in jobs]

@@ -113,7 +113,7 @@ def serve(
     def work(worker: "Worker") -> None:
         _run_server(worker, listener, values, access, drain_timeout)
 
-    supervisor.run_supervised(listener, work)
+    supervisor.supervise(listener, work)
 
 
 def _run_server(

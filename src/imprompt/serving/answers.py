@@ -46,7 +46,7 @@ class AssetAnswer(Answer):
     bytes: int
 
 
-class NamedAssetAnswer(AssetAnswer):
+class ExampleAnswer(AssetAnswer):
     """A picture of the server's own."""
 
     name: str

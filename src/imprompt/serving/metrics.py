@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from imprompt.serving.engine.loop import Engine, StepReport
-from imprompt.serving.engine.replicated import ReplicatedEngine
+from imprompt.serving.engine.ray_engine import RayEngine
 from imprompt.serving.jobs import OVER, ServedJob
 
 _SECONDS: tuple[float | int, ...] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -36,7 +36,7 @@ class Metrics:
             "batch_occupancy", "Share of the rows of a U-Net call that somebody needs", (0.25, 0.5, 0.75, 1)
         )
 
-    def watch(self, engine: Engine | ReplicatedEngine, restarts: int) -> None:
+    def watch(self, engine: Engine | RayEngine, restarts: int) -> None:
         """Report the state of an engine at every reading, and how many servers were killed before it."""
         gauges = {
             "queue_depth": ("Pictures that wait", lambda: engine.waiting),

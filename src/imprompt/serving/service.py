@@ -16,7 +16,7 @@ from imprompt.serving.access import Access
 from imprompt.serving.assets import Asset, AssetStore
 from imprompt.serving.engine.loop import Engine
 from imprompt.serving.engine.models import ModelStore
-from imprompt.serving.engine.replicated import ReplicatedEngine
+from imprompt.serving.engine.ray_engine import RayEngine
 from imprompt.serving.jobs import JobStore, ServedJob
 from imprompt.serving.metrics import Metrics
 from imprompt.serving.requests import GenerationRequest, plan_request
@@ -84,11 +84,11 @@ class Service:
         self.is_warm = False
         self.examples: list[tuple[str, Asset]] = []
 
-    def _make_engine(self) -> Engine | ReplicatedEngine:
+    def _make_engine(self) -> Engine | RayEngine:
         settings, metrics = self.settings, self.metrics
         queue_seconds = settings.limits.queue_seconds
         if settings.ray is not None:
-            return ReplicatedEngine(settings, queue_seconds)
+            return RayEngine(settings, queue_seconds)
         store = ModelStore(
             settings.loaded_models, settings.batching, lambda event: metrics.events.labels(event).inc()
         )

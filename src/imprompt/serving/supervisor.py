@@ -91,7 +91,7 @@ class Worker:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run_supervised(listener: socket.socket, work: Callable[[Worker], None]) -> None:
+def supervise(listener: socket.socket, work: Callable[[Worker], None]) -> None:
     """Run a server in a process of its own, until it ends by itself or by a signal.
 
     Where a process cannot be forked, the server runs in this one and is not supervised.
@@ -114,7 +114,7 @@ class _Supervisor:
     """Starts workers, one after another.
 
     Args:
-        listener: see `run_supervised`
+        listener: see `supervise`
         work: see there
     """
 

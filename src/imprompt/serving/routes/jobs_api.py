@@ -15,8 +15,8 @@ from imprompt.inputs.choices import CropName
 from imprompt.serving.answers import (
     FAULTS,
     AssetAnswer,
+    ExampleAnswer,
     JobAnswer,
-    NamedAssetAnswer,
     describe_answers,
     describe_file,
 )
@@ -172,12 +172,12 @@ def _add_pictures(router: APIRouter, service: Service) -> None:
         picture.save(file, "PNG")
         return Response(file.getvalue(), media_type="image/png")
 
-    @router.get("/api/examples", responses=describe_answers(200, list[NamedAssetAnswer]))
+    @router.get("/api/examples", responses=describe_answers(200, list[ExampleAnswer]))
     async def list_examples() -> list[dict[str, Any]]:
         """Return three pictures to begin with."""
         return [{"name": name, **describe_asset(asset)} for name, asset in service.examples]
 
-    @router.post("/api/examples/draw", status_code=201, responses=describe_answers(201, NamedAssetAnswer))
+    @router.post("/api/examples/draw", status_code=201, responses=describe_answers(201, ExampleAnswer))
     async def draw(values: Annotated[dict[str, Any] | None, Body()] = None) -> JSONResponse:
         """Draw a new character, as `imprompt mini draw`."""
         seed = (values or {}).get("seed")

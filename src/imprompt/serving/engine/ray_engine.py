@@ -90,7 +90,7 @@ class _RemotePicture:
         yield from self._events
 
 
-class ReplicatedEngine(EngineBase[_RemotePicture]):
+class RayEngine(EngineBase[_RemotePicture]):
     """Makes pictures with the replicas of a Ray cluster: that of RAY_ADDRESS, else one on this machine.
 
     Args:
