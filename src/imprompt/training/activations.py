@@ -27,7 +27,7 @@ def checkpoint_blocks(denoiser: Any, every: int) -> None:
         return
     if not hasattr(denoiser, "down_blocks"):
         raise ConfigError(
-            f"training.checkpoint_every {every} is for a base with a U-Net; a transformer recomputes all of it"
+            f"training.checkpoint_every {every} is for a base with a U-Net; a transformer recomputes all"
         )
     for number, block in enumerate(list_blocks(denoiser)):
         for module in block.modules() if number % every else ():
