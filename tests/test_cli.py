@@ -353,7 +353,7 @@ def test_options_of_generate_are_exactly_these(imprompt: Imprompt) -> None:
         "image-encoder view mode mask from until crop negative combine init-image strength inpaint control "
         "control-model control-scale job overwrite like save-job lora vae embedding variant revision "
         "scheduler speed feature-cache clip-skip prompt-weighting device dtype offload tiling "
-        "cuda-graphs"
+        "cuda-graphs backend"
     )
     assert options - {"--help"} == {f"--{name}" for name in f"{stable} {newer}".split()}
 
