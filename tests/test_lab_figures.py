@@ -102,7 +102,6 @@ def models() -> SuiteModels:
         plus=adapters[1],
         controlnet=control,
         fine_tuned=build_pipeline(1),
-        few_steps=build_pipeline(2),
     )
 
 
@@ -130,7 +129,7 @@ def figures(models: SuiteModels, folder: Path) -> list[Figure]:
 
 def test_one_call_makes_every_figure_and_the_page(figures: list[Figure], folder: Path) -> None:
     assert [figure.name for figure in figures] == list(load_texts())
-    assert len(figures) == len(PANELS) + 1 == 11
+    assert len(figures) == len(PANELS) + 1 == 10
     text = (folder / "README.md").read_text(encoding="utf-8")
     for figure in figures:
         assert f"]({figure.name}.jpg)" in text
@@ -138,7 +137,7 @@ def test_one_call_makes_every_figure_and_the_page(figures: list[Figure], folder:
         with Image.open(folder / f"{figure.name}.jpg") as sheet:
             assert sheet.width > 128 * len(figure.columns)
             assert 2 * 128 < sheet.height < 3 * 128
-    assert text.count("Should show: ") == text.count("**Does it? ") == 11
+    assert text.count("Should show: ") == text.count("**Does it? ") == 10
 
 
 def test_every_number_has_a_threshold_and_every_threshold_a_number(figures: list[Figure]) -> None:
@@ -164,7 +163,7 @@ def test_a_part_that_is_missing_is_named(models: SuiteModels, tmp_path: Path) ->
 
 
 def save_models(models: SuiteModels, folder: Path) -> None:
-    """The layout of the shipped weights; the styles are low-rank changes that add nothing yet."""
+    """The layout of the shipped weights; the style is a low-rank change that adds nothing yet."""
     pipe: Any = models.pipe
     for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
         getattr(pipe, name).save_pretrained(folder / "base" / name)
@@ -178,8 +177,7 @@ def save_models(models: SuiteModels, folder: Path) -> None:
     tuned: Any = copy.deepcopy(pipe.unet)
     tuned.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
     changes: Any = get_peft_model_state_dict(tuned)
-    for style in ("lines", "few-steps"):
-        StableDiffusionPipeline.save_lora_weights(folder / "styles" / style, unet_lora_layers=changes)
+    StableDiffusionPipeline.save_lora_weights(folder / "styles" / "lines", unet_lora_layers=changes)
 
 
 def test_all_parts_come_from_one_folder(
@@ -197,7 +195,6 @@ def test_all_parts_come_from_one_folder(
     assert (loaded.adapter.projection.tokens, loaded.plus.projection.tokens) == (2, 4)
     assert loaded.controlnet is not None
     assert loaded.fine_tuned is not None
-    assert loaded.few_steps is not None
     assert loaded.fine_tuned.unet is not loaded.pipe.unet
 
 

@@ -122,25 +122,13 @@ def test_pictures_keep_more_of_their_own_reference_than_of_another(
 # What stands beside the base
 
 
-def test_the_base_for_few_steps_keeps_more_in_four_than_the_base_does(pipe: StableDiffusionPipeline) -> None:
-    subjects, adapter = sample_subjects("combinations", 12), mini.adapter()
-    judge, pictures = CharacterJudge.load(mini.WEIGHTS / "judge"), [one.picture for one in subjects]
-
-    def keep(base: StableDiffusionPipeline, guidance_scale: float) -> float:
-        made = [generate(base, adapter, one, guidance_scale=guidance_scale, steps=4)[0] for one in pictures]
-        return kept_share(judge, made, pictures)
-
-    few = keep(mini.pipeline(style="few-steps"), 1.0)
-    assert few > max(keep(pipe, 1.0), keep(pipe, 3.0))
-
-
 def test_the_fine_tuned_base_makes_line_drawings_and_the_base_does_not(pipe: StableDiffusionPipeline) -> None:
     styled, plain = (draw_pictures(one) for one in (mini.pipeline(style="lines"), pipe))
     assert measure_line_shares(styled)[0] > measure_line_shares(plain)[0] + 0.5
 
 
 def test_a_style_that_is_not_there_is_named() -> None:
-    with pytest.raises(UnknownModel, match="no style 'neon'; the styles are: few-steps, lines"):
+    with pytest.raises(UnknownModel, match="no style 'neon'; the styles are: lines"):
         mini.pipeline(style="neon")
 
 

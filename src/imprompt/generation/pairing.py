@@ -45,18 +45,10 @@ USUAL_GUIDANCE = {"mini": 3.0, "FLUX.1": 3.5, "SD3.5 Large": 4.5}
 model keeps most of a reference at 3."""
 
 
-FEW_STEPS_BASE = "mini:few-steps"
-"""The embedded base that is distilled for four steps without guidance."""
-
-FEW_STEPS_SETTINGS: Mapping[str, Any] = {"steps": 4, "guidance_scale": 1.0}
-"""The settings of a job on it that are not given."""
-
-
 def pair_models(job: Job) -> Job:
     """Return the job with a base and an adapter, each chosen to fit the other if it is not given.
 
-    The guidance scale, and on a base for few steps their number, are the base's usual ones if they are not
-    given either.
+    The guidance scale is the base's usual one, if it is not given either.
 
     Only names, headers and `config.json` files are read.
 
@@ -70,18 +62,13 @@ def pair_models(job: Job) -> Job:
     adapter = job.adapter
     if adapter is None and any(one.adapter is None for one in job.references):
         adapter = _choose_adapter(base, family)
-    usual = _find_usual_settings(base, family)
-    chosen = {name: value for name, value in usual.items() if name not in job.model_fields_set}
-    job = job.model_copy(update={"base": base, "adapter": adapter, **chosen})
+    changes: dict[str, Any] = {"base": base, "adapter": adapter}
+    if family in USUAL_GUIDANCE and "guidance_scale" not in job.model_fields_set:
+        changes["guidance_scale"] = USUAL_GUIDANCE[family]
+    job = job.model_copy(update=changes)
     for name in job.by_adapter:
         _compare_families(name, base, family)
     return job
-
-
-def _find_usual_settings(base: str, family: str | None) -> Mapping[str, Any]:
-    if base == FEW_STEPS_BASE:
-        return FEW_STEPS_SETTINGS
-    return {"guidance_scale": USUAL_GUIDANCE[family]} if family in USUAL_GUIDANCE else {}
 
 
 def _choose_base(job: Job) -> str:

@@ -1,8 +1,7 @@
 """The embedded model: a miniature text-to-image model and its image-prompt adapters, inside this package.
 
 It draws characters of 128 × 128 px. It is a pipeline of diffusers, so code for Stable Diffusion works on it.
-There are also a fine-tuned base (`pipeline(style="lines")`), one for four steps
-(`pipeline(style="few-steps")`) and a ControlNet on edges (`controlnet()`).
+There are also a fine-tuned base (`pipeline(style="lines")`) and a ControlNet on edges (`controlnet()`).
 recipes/mini-*.toml make the model; weights/README.md is its model card.
 """
 
@@ -65,8 +64,7 @@ def pipeline(
     """Load the embedded base model as diffusers' text-to-image pipeline, 128 × 128 px, on the CPU.
 
     Args:
-        style: name of a LoRA: "lines" for a fine-tuned base, or "few-steps" for one that draws in four steps
-            without guidance (`num_inference_steps=4, guidance_scale=1`); all share the adapters
+        style: name of a fine-tuned style, "lines"; all styles share the adapters
         weights: a folder written by `imprompt mini train`
         dtype: number format of the computation; the files hold float16
 

@@ -70,7 +70,6 @@ def evaluate_figures(
         plus=mini.adapter("mini-plus", weights=folder).to(device),
         controlnet=cast(Any, mini.controlnet(weights=folder)).to(device),
         fine_tuned=mini.pipeline(style="lines", weights=folder).to(device),
-        few_steps=mini.pipeline(style="few-steps", weights=folder).to(device),
     )
     settings = settings or (SMALL if small else FigureSettings())
     figures = make_figures(models, settings, output=output)

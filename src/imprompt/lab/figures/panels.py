@@ -39,9 +39,6 @@ HIDDEN = (150, 152, 156)
 TEXT_SCALES = {"sunglasses": 1.0, "pixel-art": 0.75, "red ground": 1.0}
 """λ for each text."""
 
-FEW_STEPS = 4
-"""The number of steps for which the distilled base is made."""
-
 STRENGTHS = (0.5, 0.7, 0.9)
 """The strengths of image to image."""
 
@@ -180,21 +177,6 @@ def draw_fine_grained(images: FigureImages) -> Figure:
     return build_figure("fine-grained", columns, numbers)
 
 
-def draw_few_steps(images: FigureImages) -> Figure:
-    """Draw in four steps of the distilled base, and in as many of the base itself."""
-    distilled = require(images.models.few_steps, "base for few steps")
-    few, prompts = {"num_inference_steps": FEW_STEPS}, images.build_prompts()
-    made = images.generate(prompts, pipe=distilled, guidance_scale=1.0, **few)
-    columns = {
-        "image prompt": images.drawings,
-        f"{images.settings.paint.steps} steps": images.alone,
-        f"{FEW_STEPS} steps of the same base": images.generate(prompts, **few),
-        f"{FEW_STEPS} steps of the distilled base": made,
-    }
-    numbers = {"kept": (images.measure_kept(made), images.measure_kept(images.unprompted))}
-    return build_figure("few-steps", columns, numbers)
-
-
 def draw_mixing(images: FigureImages) -> Figure:
     """Draw two image prompts in one image: both everywhere, and one above the other."""
     both = images.generate(images.build_prompts(scale=0.5), images.build_prompts(images.partners, scale=0.5))
@@ -266,7 +248,6 @@ PANELS: tuple[Callable[[FigureImages], Figure], ...] = (
     draw_image_to_image,
     draw_inpainting,
     draw_fine_grained,
-    draw_few_steps,
     draw_mixing,
     draw_style_and_layout,
 )

@@ -31,7 +31,6 @@ class SuiteModels:
         plus: another adapter, of the grid of features; only figures use it
         controlnet: of edges; only figures use it
         fine_tuned: the base as fine-tuned on line drawings; only figures use it
-        few_steps: the base as distilled for four steps; only figures use it
     """
 
     pipe: DiffusionPipeline
@@ -41,7 +40,6 @@ class SuiteModels:
     plus: ImagePromptAdapter | None = None
     controlnet: ControlNetModel | None = None
     fine_tuned: StableDiffusionPipeline | None = None
-    few_steps: StableDiffusionPipeline | None = None
 
 
 @dataclass(frozen=True)
