@@ -180,7 +180,14 @@ def test_exported_samples_are_read_by_the_trainer(tmp_path: Path) -> None:
     assert list((tmp_path / "made").glob("*.reference.png"))
 
 
-@pytest.mark.parametrize("layout", ["folder", "official", "webdataset"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "folder",
+        pytest.param("official", marks=pytest.mark.slow),
+        pytest.param("webdataset", marks=pytest.mark.slow),
+    ],
+)
 def test_exported_people_have_another_view_as_reference_and_its_face(
     model: Path, tmp_path: Path, layout: Layout
 ) -> None:
