@@ -203,7 +203,11 @@ def random_transformer(kind: Injection) -> tuple[Any, ImagePromptAdapter]:
     """A transformer of a family with random weights, and an adapter of this kind for it."""
     torch.manual_seed(0)
     inner = HEADS * HEAD_DIM
-    shared = {"attention_head_dim": HEAD_DIM, "num_attention_heads": HEADS, "joint_attention_dim": CONTEXT}
+    shared: dict[str, Any] = {
+        "attention_head_dim": HEAD_DIM,
+        "num_attention_heads": HEADS,
+        "joint_attention_dim": CONTEXT,
+    }
     if kind == "sd35":
         transformer: Any = SD3Transformer2DModel(
             sample_size=2 * SIDE, num_layers=9, caption_projection_dim=inner, pooled_projection_dim=POOLED,

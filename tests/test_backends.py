@@ -121,7 +121,8 @@ def test_two_adapters_and_a_prompt_each_agree_with_torch(pipe: Any) -> None:
 
 @pytest.mark.usefixtures("frozen")
 def test_without_an_adapter_without_guidance_and_in_another_size_it_agrees_too(pipe: Any) -> None:
-    for options in ({}, {"guidance_scale": 1.0}, {"height": 24, "width": 32}):
+    several: list[dict[str, Any]] = [{}, {"guidance_scale": 1.0}, {"height": 24, "width": 32}]
+    for options in several:
         output = draw(pipe, **options)
         with by_torch(pipe):
             assert measure_difference(output, draw(pipe, **options)) < 1e-5
@@ -339,7 +340,7 @@ def test_a_denoiser_that_no_graph_computes_is_refused(pipe: Any, monkeypatch: py
     add_hook(hooked := tiny.sd_pipeline())
     with pytest.raises(ConfigError, match="a layer of it has a hook"):
         accelerate(hooked)
-    monkeypatch.setattr(conversion.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'imprompt\[openvino\]'"):
         accelerate(pipe)
 

@@ -202,6 +202,6 @@ def test_no_step_reads_a_value_from_the_device(
 def test_host_reads_are_found_on_the_cpu() -> None:
     x = torch.ones(3)
     with HostReads() as reads:
-        x.tolist(), x[0].item(), bool(x[0]), x.cpu(), torch.equal(x, x), float(x[0])
+        _ = x.tolist(), x[0].item(), bool(x[0]), x.cpu(), torch.equal(x, x), float(x[0])
     assert {"tolist", "item", "__bool__", "cpu", "equal", "__float__"} <= {*reads.found}
     assert "aten::_local_scalar_dense" in reads.found

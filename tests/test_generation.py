@@ -308,7 +308,8 @@ def record_calls(
     calls: list[Call] = []
 
     def record(_: object, args: Any, options: dict[str, Any], output: Any) -> None:
-        calls.append(Call(*args, options["encoder_hidden_states"], output[0]))
+        sample, timestep = args
+        calls.append(Call(sample, timestep, options["encoder_hidden_states"], output[0]))
 
     with pipe.unet.register_forward_hook(record, with_kwargs=True):
         one(

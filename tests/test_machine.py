@@ -57,7 +57,7 @@ def test_a_choice_is_read_as_it_was_written() -> None:
 
 def test_flags_are_those_of_the_processor_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "model name : x\nflags\t\t: fpu amx_bf16\n"
-    monkeypatch.setattr(machine.Path, "read_text", lambda _: text)
+    monkeypatch.setattr(Path, "read_text", lambda _: text)
     assert read_cpu_flags() == {"fpu", "amx_bf16"}
     text = ""
     assert read_cpu_flags() == frozenset()

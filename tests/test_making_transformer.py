@@ -66,7 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base(codec: PatchAutoencoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder that holds a random base."""
     folder = tmp_path_factory.mktemp("model")
-    recipe = BaseRecipe(stage="base", steps=1, widths=(16, 32), heads=2, text_width=WIDTH, text_layers=1)
+    recipe = BaseRecipe(stage="base", steps=1, widths=(16, 32), heads=2, text_width=WIDTH, text_layers=1)  # type: ignore[call-arg]
     tokenizer = train_tokenizer(["pink hair", "tan skin"], size=600, length=recipe.text_length)
     text_encoder = build_text_encoder(recipe, tokenizer)
     unet = build_unet(recipe, CHANNELS, WIDTH, sample_size=SIZE // 8)
@@ -96,7 +96,8 @@ def model(make_recipe: Callable[..., StageRecipe]) -> Path:
 def test_split_latents_are_the_same_code(codec: PatchAutoencoder) -> None:
     split: Any = codec.split(2)
     pixels = torch.rand(2, 3, SIZE, SIZE + 16) * 2 - 1
-    latents, whole = (one.encode(pixels).latent_dist.mode() for one in (split, codec))
+    both: list[Any] = [split, codec]
+    latents, whole = (one.encode(pixels).latent_dist.mode() for one in both)
     assert latents.shape == (2, CHANNELS // 4, 8, 12)
     assert torch.equal(split.decode(latents).sample, codec.decode(whole).sample)  # type: ignore[union-attr]
     packed = FluxPipeline._pack_latents(latents, 2, CHANNELS // 4, 8, 12)
@@ -141,8 +142,9 @@ def test_blocks_begin_as_the_identity(make_recipe: Callable[..., StageRecipe], b
 
 
 def test_the_stage_writes_a_pipeline_of_flux(model: Path) -> None:
-    pipe: Any = mini.transformer_pipeline(weights=model)
-    assert isinstance(pipe, FluxPipeline)
+    loaded = mini.transformer_pipeline(weights=model)
+    assert isinstance(loaded, FluxPipeline)
+    pipe: Any = loaded
     call = {"height": SIZE, "width": SIZE, "num_inference_steps": 2, "output_type": "np"}
     generator = torch.Generator()
     pictures = pipe(

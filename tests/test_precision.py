@@ -1,5 +1,6 @@
 """The fastest way to compute is found by trying, kept for the machine, and a setting means what it says."""
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_a_hopeless_format_is_not_tried_on_anything_large(monkeypatch: pytest.Mo
 def test_one_slow_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 9.0, 9.0, 18.0, 20.0, 21.0, 21.0, 23.0, 30.0, 99.0, 99.0, 101.0])
     monkeypatch.setattr(precision, "ROUNDS", 2)
-    monkeypatch.setattr(precision.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr("time.process_time", lambda: next(clock))
     assert precision.time_in_turns({"a": lambda: None, "b": lambda: None}) == {"a": 1, "b": 2}
 
 
@@ -118,8 +119,8 @@ def test_a_machine_is_timed_once_and_another_processor_or_torch_again(
         assert choose_computation() == ComputeChoice("bf16", True, False, 3.0)
         assert len(timed) == count
     assert resolve_precision("auto") == find_fastest_precision() == "bf16"
-    versions = machine.importlib.metadata.version
-    monkeypatch.setattr(machine.importlib.metadata, "version", lambda name: versions(name) + "+new")
+    versions = importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: versions(name) + "+new")
     assert read_choice() is None
 
 

@@ -93,14 +93,13 @@ def test_solver_substeps_are_steps_one_after_another(home: Path) -> None:
 
 def test_a_new_lora_already_takes_the_bases_own_step(home: Path) -> None:
     """Its change begins as zero, so against one solver step without guidance it has nothing to learn."""
-    one = {"distillation__guidance_min": 1.0, "distillation__guidance_max": 1.0}
+    one: dict[str, Any] = {"distillation__guidance_min": 1.0, "distillation__guidance_max": 1.0}
     run, objective = run_of(home, "own-step", distillation__method="progressive", **one)
     batch = batch_of(run)
     with torch.no_grad():
         errors = objective.errors(batch, torch.arange(len(batch.draws.noise)) % 10, batch.draws.uniform)
-        two = run_of(home, "two", distillation__method="progressive", distillation__solver_substeps=2, **one)[
-            1
-        ]
+        more: dict[str, Any] = {"distillation__method": "progressive", "distillation__solver_substeps": 2}
+        _, two = run_of(home, "two", **more, **one)
         assert two.errors(batch, torch.zeros(len(batch.draws.noise)).long(), batch.draws.uniform).min() > 0
     assert errors.max() < 1e-9
 

@@ -52,7 +52,7 @@ NO_TEXT = torch.tensor([False, True, False, True])
 @tiny.seeded
 def t5(*, seed: int = 0) -> T5EncoderModel:
     vocabulary = len(tiny.vocabulary())
-    shape = {"d_model": FLUX_CONTEXT, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    shape: dict[str, Any] = {"d_model": FLUX_CONTEXT, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     return T5EncoderModel(T5Config(vocab_size=vocabulary, **shape)).eval()
 
 
@@ -188,7 +188,7 @@ def compute_loss_by_hand(run: Any, base: FrozenBase, batch: Any, kind: Kind) -> 
 def test_loss_and_gradients_are_those_of_a_step_by_hand(home: Path, kind: Kind) -> None:
     base = frozen(kind)
     run = build_run(config(home, kind), base)
-    adapter = run.objective.trained
+    adapter: Any = run.objective.trained
     torch.manual_seed(0)
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.3)

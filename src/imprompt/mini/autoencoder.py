@@ -93,7 +93,8 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         config: dict[str, Any] = {name: value for name, value in self.config.items() if name[0] != "_"}
         config["latent_channels"] //= splits**2
         config["block_out_channels"] = (1,) * (config["patch_size"] // splits).bit_length()
-        copied = type(self)(**(config | {"splits": splits}))
+        config["splits"] = splits
+        copied = type(self)(**config)
         copied.load_state_dict(self.state_dict())
         return copied
 

@@ -83,7 +83,7 @@ def _lora_sections(history: History) -> list[str]:
         "",
         'pipe.load_lora_weights(".")',
         f"pipe.scheduler = {sampling.scheduler}.from_config(pipe.scheduler.config{sampling.options})",
-        f'image = pipe("a prompt", num_inference_steps={sampling.count}, guidance_scale=1.0).images[0]',
+        f'image = pipe("a prompt", num_inference_steps={sampling.number}, guidance_scale=1.0).images[0]',
     )
     return [
         _header(history),
@@ -101,7 +101,7 @@ class _FewStepSampling(NamedTuple):
 
     method: str
     steps: str
-    count: int
+    number: int
     scheduler: str
     options: str = ""
 
