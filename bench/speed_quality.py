@@ -8,7 +8,7 @@ differences from the first arm, in brackets its 95 % interval by bootstrap over 
 one picture at a time, the arms in turns, the median of several. FLOP are those of the same picture, which no
 other program on the machine disturbs. `--output` gets plot.png and results.json.
 
-A LoRA for few steps (`--lora`) is one more arm, with LCM's sampler and 4 and 8 steps.
+A LoRA that was distilled progressively for 4 steps (`--lora`) is one more arm.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.evaluation.metrics import bootstrap_difference, bootstrap_interval
 from imprompt.generation.base_parts import set_scheduler
 from imprompt.generation.guidance import build_step_arguments
-from imprompt.generation.job.speeds import SPEEDS
+from imprompt.generation.job.speeds import FEW_STEP_SPEEDS, SPEEDS
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.generation.settings import Settings
 from imprompt.lab.suite.images import ImageSettings, SuiteCondition, SuiteModels, generate_rows
@@ -53,6 +53,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "DPM++ 25": {"scheduler": "dpm++_2m"},
     "DPM++ 15": {"scheduler": "dpm++_2m", "steps": 15},
     "DPM++ 10": {"scheduler": "dpm++_2m", "steps": 10},
+    "DPM++ 6": {"scheduler": "dpm++_2m", "steps": 6},
+    "DPM++ 4": {"scheduler": "dpm++_2m", "steps": 4},
     "DPM++ 10, cache 2": {"scheduler": "dpm++_2m", "steps": 10, "feature_cache": 2},
     "DPM++ 15, guidance 0–0.6": {"scheduler": "dpm++_2m", "steps": 15, "guidance_interval": (0.0, 0.6)},
     "UniPC 10": {"scheduler": "unipc", "steps": 10},
@@ -113,14 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_arms(names: Sequence[str] | None, loras: Sequence[Path]) -> list[Arm]:
     """Build the arms; the first one is always the base as it is."""
-    known = {"exact": SPEEDS["exact"], **VARIANTS, **SPEEDS}
+    general = {name: settings for name, settings in SPEEDS.items() if name not in FEW_STEP_SPEEDS}
+    known = {"exact": SPEEDS["exact"], **VARIANTS, **general}
     chosen = ["exact", *(name for name in (names or known) if name != "exact")]
     models = SuiteModels(mini.pipeline(), mini.adapter(), CharacterJudge.load(mini.WEIGHTS / "judge"))
     arms = [build_arm(name, models, known[name]) for name in chosen]
     for lora in loras:
         few = replace(models, pipe=load_distilled(lora))
-        settings = {"guidance_scale": 1.0}
-        arms += [build_arm(f"{lora.stem} {n}", few, settings | {"steps": n}) for n in (8, 4)]
+        arms.append(build_arm(f"{lora.parent.name}, 4 steps", few, {"guidance_scale": 1.0, "steps": 4}))
     return arms
 
 
