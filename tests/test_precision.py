@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 
 import tiny
-from few_steps import config, frozen, write_home
 from imprompt import load_pipeline
 from imprompt.attention.chunks import ChunkedAttention, use_chunked_attention
 from imprompt.generation import models
@@ -30,6 +29,7 @@ from imprompt.training import adapters
 from imprompt.training.config import parse_config
 from imprompt.training.frozen_base import choose_frozen_precision
 from imprompt.training.loop import Run
+from short_runs import config, frozen, write_home
 
 AMX = frozenset({"avx512_bf16", "amx_bf16"})
 NONE: frozenset[str] = frozenset()

@@ -12,7 +12,17 @@ from torch import Tensor
 
 import tiny
 import tiny_bases
-from few_steps import (
+from imprompt.adapter.module import ImagePromptAdapter
+from imprompt.checkpoint import load_adapter
+from imprompt.reference import Reference
+from imprompt.training import optimizer_step
+from imprompt.training.adapters import build_run
+from imprompt.training.batches import make_fixed_batch
+from imprompt.training.frozen_base import hash_weights
+from imprompt.training.loop import Run
+from imprompt.training.mechanisms import DecoupledMechanism
+from imprompt.training.objectives import image_prompting
+from short_runs import (
     BUCKETS,
     FACE,
     FEATURES,
@@ -25,16 +35,6 @@ from few_steps import (
     take,
     write_home,
 )
-from imprompt.adapter.module import ImagePromptAdapter
-from imprompt.checkpoint import load_adapter
-from imprompt.reference import Reference
-from imprompt.training import optimizer_step
-from imprompt.training.adapters import build_run
-from imprompt.training.batches import make_fixed_batch
-from imprompt.training.frozen_base import hash_weights
-from imprompt.training.loop import Run
-from imprompt.training.mechanisms import DecoupledMechanism
-from imprompt.training.objectives import image_prompting
 
 
 @pytest.fixture(scope="module")

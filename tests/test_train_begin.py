@@ -12,7 +12,6 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from PIL import Image, ImageDraw
 
 import tiny
-from few_steps import FACE, STEPS, config, frozen, states, take, write_home
 from imprompt import mini
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import load_adapter, save_adapter
@@ -24,6 +23,7 @@ from imprompt.training.frozen_base import FrozenBase, hash_weights
 from imprompt.training.mechanisms import DecoupledMechanism
 from imprompt.training.objectives import image_prompting
 from imprompt.training.samples.layouts import EncodedSample, Layout, write_samples
+from short_runs import FACE, STEPS, config, frozen, states, take, write_home
 from test_watching import StandIn
 
 

@@ -12,7 +12,6 @@ from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 import tiny
 import tiny_bases
-from few_steps import STEPS, config, frozen, logged, states, write_home
 from imprompt.errors import ConfigError
 from imprompt.training.adapters import build_run, list_frozen_modules
 from imprompt.training.config import parse_config
@@ -24,6 +23,7 @@ from imprompt.training.objectives.few_steps import LORA_FILE
 from imprompt.training.watching.card import build_card
 from imprompt.training.watching.commands import generate_command
 from imprompt.training.watching.history import read_history
+from short_runs import STEPS, config, frozen, logged, states, write_home
 
 DISTILLS: dict[str, Any] = {
     "distillation__rank": 2,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from few_steps import STEPS, config, frozen, logged, states, take, write_home
 from imprompt.checkpoint.files import read_tensors
 from imprompt.errors import ConfigError
 from imprompt.training.adapters import build_run, check_folder, list_frozen_modules, write_config
@@ -15,6 +14,7 @@ from imprompt.training.frozen_base import hash_weights
 from imprompt.training.loop import Run
 from imprompt.training.mechanisms import MECHANISMS, load_mechanism, read_metadata
 from imprompt.training.objectives import image_prompting
+from short_runs import STEPS, config, frozen, logged, states, take, write_home
 
 WAYS: dict[str, dict[str, Any]] = {
     **{name: {"adapter__mechanism": name} for name in MECHANISMS if name != "decoupled"},

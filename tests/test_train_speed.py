@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from few_steps import config, frozen, write_home
 from host_reads import HostReads
 from imprompt.errors import ConfigError
 from imprompt.training import adapters
 from imprompt.training.activations import checkpoint_blocks, compile_blocks, list_blocks
 from imprompt.training.loop import Run
+from short_runs import config, frozen, write_home
 
 
 @pytest.fixture(scope="module")

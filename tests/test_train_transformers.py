@@ -19,8 +19,6 @@ from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 import tiny
 import tiny_training
 from by_hand_transformers import ByHand, HandTerm
-from few_steps import frozen as frozen_unet
-from few_steps import take
 from imprompt.attention.diffusers_internals import Branches
 from imprompt.checkpoint import load_adapter
 from imprompt.errors import AdapterMismatch, ConfigError
@@ -33,6 +31,8 @@ from imprompt.training.denoising import predict
 from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.objectives import image_prompting
 from imprompt.training.objectives.image_prompting import ADAPTER_FILE
+from short_runs import frozen as frozen_unet
+from short_runs import take
 from tiny_transformers import (
     FLUX_CONTEXT,
     FLUX_POOLED,
