@@ -1,5 +1,11 @@
-"""Two replicas on a Ray of this machine: the pictures of one engine, and what dies with a replica."""
+"""Two replicas on a Ray of this machine: the pictures of one engine, and what dies with a replica.
 
+    IMPROMPT_TEST_RAY=1 python -m pytest -m slow tests/test_serving_ray.py
+
+They run alone, because Ray has ended the process of tests after them.
+"""
+
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +23,11 @@ from imprompt.serving.app import create_app
 from imprompt.serving.engine.ray_engine import RayEngine
 from imprompt.serving.service import Service
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(not os.environ.get("IMPROMPT_TEST_RAY"), reason="set IMPROMPT_TEST_RAY=1"),
+]
 
 PICTURES = 2
 START_SECONDS = 300
