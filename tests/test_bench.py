@@ -115,6 +115,7 @@ def test_the_gpu_script_runs_every_rung_on_a_cpu(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, about PIL's pictures
 def test_speeds_are_judged_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)
     words = ["--subjects", "4", "--arms", "fast", "--output", str(tmp_path)]
