@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from few_steps import collect, load_distilled
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from few_steps import collect, load_distilled
 from imprompt import mini
 from imprompt.attention.feature_cache import FeatureCache
 from imprompt.evaluation.judges.characters import CharacterJudge
