@@ -25,7 +25,7 @@ from rich.table import Table
 from imprompt import mini
 from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.evaluation.metrics import bootstrap_difference, bootstrap_interval
-from imprompt.generation.base_parts import build_scheduler
+from imprompt.generation.base_parts import set_scheduler
 from imprompt.lab.suite.images import ImageSettings, SuiteCondition, SuiteModels, generate_images
 from imprompt.lab.suite.scoring import Score, measure_seed_distances, read_pictures, score_pictures
 from imprompt.lab.suite.subjects import CHANGES, Subject, TextChange, sample_subjects, select_suitable
@@ -106,9 +106,9 @@ def build_arms(lora: Path, scheduler: str, steps: Sequence[int]) -> list[Arm]:
     judge, adapter = CharacterJudge.load(mini.WEIGHTS / "judge"), mini.adapter()
     base = SuiteModels(mini.pipeline(), adapter, judge)
     solver = replace(base, pipe=mini.pipeline())
-    solver.pipe.scheduler = build_scheduler("dpm++_2m", solver.pipe.scheduler)
+    set_scheduler(solver.pipe, "dpm++_2m")
     few = replace(base, pipe=load_distilled(lora))
-    few.pipe.scheduler = build_scheduler(scheduler, few.pipe.scheduler)
+    set_scheduler(few.pipe, scheduler)
     return [
         Arm("25 steps", base, ImageSettings()),
         *(Arm(f"{count} steps of DPM++ 2M", solver, ImageSettings(count)) for count in (8, 4)),

@@ -35,7 +35,7 @@ from imprompt.evaluation.judges.characters import CharacterJudge
 from imprompt.evaluation.metrics import bootstrap_difference, bootstrap_interval
 from imprompt.generation.base_parts import set_scheduler
 from imprompt.generation.guidance import build_step_arguments
-from imprompt.generation.job.speeds import FEW_STEP_SPEEDS, SPEEDS
+from imprompt.generation.job.speeds import GENERAL_SPEEDS
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.generation.settings import Settings
 from imprompt.lab.suite.images import ImageSettings, SuiteCondition, SuiteModels, generate_rows
@@ -115,8 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_arms(names: Sequence[str] | None, loras: Sequence[Path]) -> list[Arm]:
     """Build the arms; the first one is always the base as it is."""
-    general = {name: settings for name, settings in SPEEDS.items() if name not in FEW_STEP_SPEEDS}
-    known = {"exact": SPEEDS["exact"], **VARIANTS, **general}
+    known = {"exact": GENERAL_SPEEDS["exact"], **VARIANTS, **GENERAL_SPEEDS}
     chosen = ["exact", *(name for name in (names or known) if name != "exact")]
     models = SuiteModels(mini.pipeline(), mini.adapter(), CharacterJudge.load(mini.WEIGHTS / "judge"))
     arms = [build_arm(name, models, known[name]) for name in chosen]
@@ -297,7 +296,7 @@ def draw_plot(arms: Mapping[str, Mapping[str, Any]]) -> Image.Image:
     pen.text((10, 30), "attributes kept, %, and 95 % interval", fill="black")
     for name, one in arms.items():
         mean, bottom, top = one["attributes kept"]
-        color = "crimson" if name in SPEEDS else "steelblue"
+        color = "crimson" if name in GENERAL_SPEEDS else "steelblue"
         x, y = place(one["seconds"], mean)
         pen.line((x, place(0, bottom)[1], x, place(0, top)[1]), fill=color)
         pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)

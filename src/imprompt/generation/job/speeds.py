@@ -18,19 +18,20 @@ FEW_STEP_SPEEDS: Mapping[str, Mapping[str, Any]] = {
 }
 """Kind of distilled base or LoRA → settings of a job."""
 
-SPEEDS: Mapping[str, Mapping[str, Any]] = {
+GENERAL_SPEEDS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
     "balanced": {"scheduler": "dpm++_2m", "steps": 15},
     "fast": {"scheduler": "dpm++_2m", "steps": 10, "guidance_interval": (0.0, 0.5), "feature_cache": 2},
-    **FEW_STEP_SPEEDS,
 }
+"""Speed for every base → settings of a job."""
+
+SPEEDS: Mapping[str, Mapping[str, Any]] = {**GENERAL_SPEEDS, **FEW_STEP_SPEEDS}
 """Name → settings of a job."""
 
 
 def list_speed_settings(speed: str) -> set[str]:
     """Return the settings of an earlier job that a speed replaces: its own, and those of general speeds."""
-    general = [settings for name, settings in SPEEDS.items() if name not in FEW_STEP_SPEEDS]
-    return {name for settings in (*general, SPEEDS.get(speed, {})) for name in settings}
+    return {name for settings in (*GENERAL_SPEEDS.values(), SPEEDS.get(speed, {})) for name in settings}
 
 
 def apply_speed(values: Mapping[str, Any]) -> dict[str, Any]:
