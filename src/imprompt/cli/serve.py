@@ -126,7 +126,6 @@ def _run_server(
     """Serve in the worker process; what it imports, the supervisor does not need."""
     with pause_garbage_collection():
         defer_import("scipy.stats")
-        defer_import("scipy.optimize", ["linear_sum_assignment"])
         server, service = (
             import_with_extra(f"imprompt.serving.{name}", "serve") for name in ("server", "service")
         )
