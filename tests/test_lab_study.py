@@ -71,6 +71,10 @@ from imprompt.training.mechanisms import (
 )
 from test_making import ORDER, SIZE, SMALL
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # DPM++, NumPy 2
+
 QUICK = StudySettings(
     subjects=6,
     gallery=4,

@@ -209,14 +209,23 @@ def test_a_base_whose_weights_learn_is_float32_under_auto() -> None:
     assert choose_frozen_precision(config, "cuda") == "fp32"
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [("fp32", "fp32"), ("auto", "bf16"), ("bf16", "fp32")])
-def test_a_cpu_denoises_in_bfloat16_only_if_it_may_choose_and_that_is_faster(
+@pytest.mark.parametrize(("wanted", "expected"), [("fp32", "fp32"), ("auto", "bf16"), ("bf16", "bf16")])
+def test_a_cpu_denoises_in_bfloat16_where_that_is_faster(
     home: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str
 ) -> None:
     monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "bf16")
     objective: Any = few_steps_run(home, wanted).objective
     assert objective.precision == expected
     assert objective.base.dtype == torch.float32
+
+
+@pytest.mark.parametrize("wanted", ["bf16", "fp16"])
+def test_a_cpu_says_when_it_computes_in_float32_in_place_of_what_was_asked_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "fp32")
+    run = few_steps_run(home, wanted)
+    assert f'training.precision "{wanted}" has no effect: this processor is fastest in float32' in run.notes
 
 
 def test_gradients_in_bfloat16_point_where_those_in_float32_do(

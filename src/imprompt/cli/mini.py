@@ -173,7 +173,9 @@ def train(
             show_default=False,
         ),
     ],
-    resume: Annotated[str | None, typer.Option(help="'latest' resumes the last run.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="'latest' resumes from the last checkpoint, if there is one.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting of the recipe: key=value.")
     ] = None,

@@ -203,7 +203,7 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
         samples = open_samples(config, base)
     objective = build_objective(config, base, mechanism, samples)
     training = config.training
-    if processes.device.type == "cpu" and training.precision == "auto":
+    if processes.device.type == "cpu" and training.precision in ("auto", "bf16"):
         objective.precision = broadcast_from_main(find_fastest_precision())
     batches = PromptBatches(
         samples,
@@ -226,11 +226,22 @@ def build_run(config: TrainingConfig, base: FrozenBase) -> Run:
         config=dump_config(config),
         wandb=config.watch.wandb,
         on_samples=write_page,
-        notes=[*samples.notes, *describe_skipped(samples.skipped)],
+        notes=[
+            *samples.notes,
+            *describe_skipped(samples.skipped),
+            *describe_precision(training.precision, objective.precision, processes.device.type),
+        ],
         data={"train": len(samples.train), "held_out": len(samples.held_out), "digest": samples.digest},
     )
     objective.steps_taken = lambda: run.step
     return run
+
+
+def describe_precision(setting: str, used: str, device: str) -> list[str]:
+    """Return a sentence where a CPU computes in float32 though a narrower format was asked for."""
+    if device != "cpu" or used != "fp32" or setting not in ("bf16", "fp16"):
+        return []
+    return [f'training.precision "{setting}" has no effect: this processor is fastest in float32']
 
 
 def build_objective(

@@ -29,8 +29,8 @@ class LoopSettings(ClosedSettings):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the exponential moving average of the weights, which is evaluated and saved; 0 means none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the frozen models on a GPU. "auto" takes the fastest one there. On a CPU it takes
-    bfloat16 for the denoiser if a measurement finds that faster; otherwise a CPU computes in float32. Trained
+    """Number format of the frozen models on a GPU; "auto" takes the fastest one there. On a CPU "auto" and
+    "bf16" take bfloat16 for the denoiser if a measurement finds that faster, and float32 otherwise. Trained
     weights are always float32."""
     log_every: int = Field(default=20, ge=1)
     """Number of steps between lines of the log."""

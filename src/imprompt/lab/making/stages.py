@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from imprompt.errors import ConfigError
 from imprompt.lab.making.batches import DrawingBatch, iterate_batches
 from imprompt.lab.making.objectives.base import BaseObjective
 from imprompt.lab.making.objectives.control import ControlObjective
@@ -37,15 +36,16 @@ def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path:
     Log, checkpoints and sample grids are written to `<output>/runs/<stage>/`, and the finished model (with
     averaged weights) to `<output>/`.
 
-    Raises:
-        ConfigError: there is nothing to resume
+    Args:
+        recipe: the part and its settings
+        resume: go on from the last checkpoint, if there is one
     """
     output = resolve_in_cache(recipe.output)
     if isinstance(recipe, CodecRecipe):
         return fit_codec(recipe, output)
     run = build_run(recipe, output)
-    if resume and not run.resume():
-        raise ConfigError(f"nothing to resume in {run.folder}: start the run without --resume")
+    if resume:
+        run.resume()
     run.train()
     return output
 

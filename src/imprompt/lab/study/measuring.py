@@ -16,6 +16,7 @@ from torch import Tensor
 from imprompt import mini
 from imprompt.checkpoint import find_embedded_part
 from imprompt.evaluation.judges.characters import CharacterJudge
+from imprompt.generation.base_parts import set_scheduler
 from imprompt.generation.pipeline_call import call_pipeline
 from imprompt.inputs.choices import Input
 from imprompt.inputs.embeddings import ImageEmbeddings
@@ -196,6 +197,7 @@ def load_study_pipeline(study: Study, run: StudyRun | None, base: str) -> tuple[
     style = study.settings.style if base == STYLE else None
     pipe: Any = mini.pipeline(style=None if trains_base else style, weights=study.weights)
     pipe.to(choose_device())
+    set_scheduler(pipe, study.settings.scheduler)
     mechanism = None if run is None else load_mechanism(run.path, pipe)
     if style is not None and trains_base:
         mini.fine_tune(pipe, style, study.weights)
