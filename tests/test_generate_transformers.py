@@ -21,15 +21,15 @@ import tiny
 import tiny_transformers
 from conftest import Result
 from faults import of_diffusers
-from imprompt import Reference, generate
+from imprompt import Reference, generate, mini
 from imprompt.checkpoint import save_adapter
 from imprompt.errors import AdapterMismatch, ConfigError
 from imprompt.generation.generate import generate_each
-from imprompt.generation.job import Job
+from imprompt.generation.guidance import USUAL_GUIDANCE, find_usual_guidance
+from imprompt.generation.job import DEFAULT_GUIDANCE, Job
 from imprompt.generation.pairing import (
     USUAL_ADAPTERS,
     USUAL_BASES,
-    USUAL_GUIDANCE,
     pair_models,
     recognize_base,
 )
@@ -121,6 +121,28 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
 def cat(tmp_path: Path) -> Path:
     tiny.picture().save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
+
+
+@pytest.mark.parametrize(
+    ("build", "scale"),
+    [
+        (tiny.sd_pipeline, DEFAULT_GUIDANCE),
+        (tiny.xl_pipeline, DEFAULT_GUIDANCE),
+        (mini.pipeline, USUAL_GUIDANCE["mini"]),
+        (flux_pipeline, USUAL_GUIDANCE["FLUX.1"]),
+        (joint_pipeline, USUAL_GUIDANCE["SD3.5 Large"]),
+    ],
+)
+def test_the_usual_guidance_of_a_base_is_known_from_its_pipeline(
+    build: Callable[[], Any], scale: float
+) -> None:
+    assert find_usual_guidance(build()) == scale
+
+
+def test_the_library_generates_with_the_usual_guidance_where_none_is_given() -> None:
+    pipe, reference = mini.pipeline(), tiny.picture()
+    (picture,) = generate(pipe, mini.adapter(), reference, steps=1)
+    assert json.loads(picture.info[SETTINGS_KEY])["guidance_scale"] == USUAL_GUIDANCE["mini"]
 
 
 @pytest.mark.parametrize("kind", tiny_transformers.KINDS)

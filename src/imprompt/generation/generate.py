@@ -22,8 +22,8 @@ from imprompt.attention.feature_cache import FeatureCache
 from imprompt.errors import ConfigError
 from imprompt.generation.base_parts import set_scheduler
 from imprompt.generation.description import add_description
-from imprompt.generation.guidance import build_step_arguments
-from imprompt.generation.job import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from imprompt.generation.guidance import build_step_arguments, find_usual_guidance
+from imprompt.generation.job import DEFAULT_STEPS
 from imprompt.generation.job.speeds import apply_speed
 from imprompt.generation.models import derive_pipeline
 from imprompt.generation.pipeline_call import call_pipeline
@@ -68,7 +68,8 @@ def generate(
         prompt: the text prompt; "" leaves everything to the image prompts
         negative_prompt: the text of what to avoid
         guidance_scale: w of classifier-free guidance; at most 1 turns guidance off. By default that of the
-            speed, or 7.5
+            speed, or the base's usual one: 3 on the embedded model, 3.5 on FLUX.1, 4.5 on Stable Diffusion
+            3.5, 7.5 on others
         steps: denoising steps, by default those of the speed, or DEFAULT_STEPS
         seed: from 0 to 2**63 - 1, by default 0; the same seed gives the same picture on the same machine
         seeds: several seeds, in place of `seed`
@@ -86,7 +87,7 @@ def generate(
     """
     if seed is not None and seeds is not None:
         raise ConfigError(f"seed={seed!r} and seeds={seeds!r} exclude each other; give one of them")
-    chosen = _choose_by_speed(speed, guidance_scale, steps)
+    chosen = {"guidance_scale": find_usual_guidance(pipe)} | _choose_by_speed(speed, guidance_scale, steps)
     if (scheduler := chosen.pop("scheduler", None)) is not None:
         pipe = copy.copy(pipe)  # The caller's keeps its own scheduler.
         set_scheduler(pipe, scheduler)
@@ -108,7 +109,7 @@ def _choose_by_speed(speed: str, guidance_scale: float | int | None, steps: int 
         chosen = apply_speed({"speed": speed, **given})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return {"steps": DEFAULT_STEPS, "guidance_scale": DEFAULT_GUIDANCE} | chosen
+    return {"steps": DEFAULT_STEPS} | chosen
 
 
 def generate_each(

@@ -16,14 +16,28 @@ from typing import Any
 
 import torch
 
+from imprompt.attention.denoiser_call import is_kind
 from imprompt.attention.diffusers_internals import list_doubled_tensors, set_guidance_scale
+from imprompt.generation.job import DEFAULT_GUIDANCE
 from imprompt.generation.settings import Settings
+from imprompt.generation.transformer_bases import find_transformer, is_flux
+
+USUAL_GUIDANCE = {"mini": 3.0, "FLUX.1": 3.5, "SD3.5 Large": 4.5}
+"""Family → the guidance scale in its publishers' examples, where it is not `DEFAULT_GUIDANCE`; the embedded
+model keeps most of a reference at 3."""
 
 _JUST_ABOVE_ONE = math.nextafter(1.0, 2.0)
 """With this guidance scale a pipeline computes both halves, and returns the positive one up to rounding."""
 
 AfterStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 """A callback that a pipeline calls after a step: (pipeline, step, timestep, tensors) → tensors."""
+
+
+def find_usual_guidance(pipe: Any) -> float:
+    """Return the guidance scale for a base where none is given."""
+    if find_transformer(pipe) is not None:
+        return USUAL_GUIDANCE["FLUX.1" if is_flux(pipe) else "SD3.5 Large"]
+    return USUAL_GUIDANCE["mini"] if is_kind(pipe.vae, "PatchAutoencoder") else DEFAULT_GUIDANCE
 
 
 def build_step_arguments(

@@ -15,6 +15,7 @@ from imprompt.attention.choices import FAMILIES, FAMILY_OF_WIDTH
 from imprompt.checkpoint import EMBEDDED, describe
 from imprompt.checkpoint.published import PUBLISHED
 from imprompt.errors import AdapterMismatch, ConfigError, UnknownModel
+from imprompt.generation.guidance import USUAL_GUIDANCE
 from imprompt.generation.job import Job
 from imprompt.generation.single_file import require_base
 from imprompt.runtime.foreign_models import is_embedded, is_hub_id
@@ -39,10 +40,6 @@ USUAL_ADAPTERS = {
     "SD3.5 Large": "sd35",
 }
 """Family → the adapter that is used if only the base is given."""
-
-USUAL_GUIDANCE = {"mini": 3.0, "FLUX.1": 3.5, "SD3.5 Large": 4.5}
-"""Family → the guidance scale in its publishers' examples, where it is not the default of a job; the embedded
-model keeps most of a reference at 3."""
 
 
 def pair_models(job: Job) -> Job:

@@ -24,18 +24,7 @@ from imprompt.training.mechanisms import MECHANISMS
 from imprompt.training.presets import PRESETS, find_preset, merge_settings
 from imprompt.training.settings import LoopSettings
 from imprompt.training.synonyms import counterpart
-from imprompt.training.variants import FACES, TAKES, TRANSFORMER_VARIANTS, Variant
-
-MechanismName = Literal[
-    "decoupled",
-    "concatenated",
-    "replaced",
-    "unclip",
-    "two-stream",
-    "style-adapter",
-    "shuffled-control",
-    "prior-decoder",
-]
+from imprompt.training.variants import FACES, TAKES, TRANSFORMER_VARIANTS, MechanismName, Variant
 
 
 class BaseSettings(ClosedSettings):

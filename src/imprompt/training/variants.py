@@ -1,9 +1,20 @@
-"""The variants of adapters that can be trained, and what each reads of a reference."""
+"""The mechanisms and the variants of adapters that can be trained, and what each reads of a reference."""
 
 from typing import Literal
 
 from imprompt.attention.choices import Injection
 from imprompt.inputs.choices import Input
+
+MechanismName = Literal[
+    "decoupled",
+    "concatenated",
+    "replaced",
+    "unclip",
+    "two-stream",
+    "style-adapter",
+    "shuffled-control",
+    "prior-decoder",
+]
 
 Variant = Literal[
     "base",
