@@ -254,6 +254,16 @@ def describe_queue(server: Server) -> tuple[int, int]:
     return queue["waiting"], queue["running"]
 
 
+def wait_until_full(server: Server, clients: int) -> None:
+    """Wait until every client waits or has a picture running.
+
+    Twice in a row, because the server runs pictures of its own for a moment at its start, to warm up.
+    """
+    full = (clients - PICTURES, PICTURES)
+    while not (describe_queue(server) == full and (time.sleep(0.5), describe_queue(server))[1] == full):
+        time.sleep(0.02)
+
+
 def check_stop(clients: int = 24) -> Iterator[Finding]:
     """Stop a server that has work to do."""
     with (
@@ -261,8 +271,7 @@ def check_stop(clients: int = 24) -> Iterator[Finding]:
         concurrent.futures.ThreadPoolExecutor(clients) as pool,
     ):
         futures = [pool.submit(server.ask, seed=number, steps=LONG) for number in range(clients)]
-        while describe_queue(server)[1] < PICTURES:
-            time.sleep(0.02)
+        wait_until_full(server, clients)
         start = time.perf_counter()
         server.process.send_signal(signal.SIGTERM)
         code = server.process.wait(2 * DRAIN_SECONDS)
@@ -280,8 +289,7 @@ def check_kill(clients: int = 16) -> Iterator[Finding]:
         before = server.ask(seed=7).body["data"]
         job = server.send("POST", "/api/jobs", {"steps": LONG}).body["id"]
         futures = [pool.submit(server.ask, seed=number, steps=LONG) for number in range(clients)]
-        while describe_queue(server)[1] < PICTURES:
-            time.sleep(0.02)
+        wait_until_full(server, clients)
         killed, start = server.worker, time.perf_counter()
         os.kill(killed, signal.SIGKILL)
         statuses = Counter(future.result().status for future in futures)

@@ -288,9 +288,9 @@ class JobStore:
         self._engine.cancel(lambda request: any(request is own for own in job.requests))
 
     def refuse_waiting(self) -> None:
-        """End the jobs of which nothing was begun, because the server is about to stop."""
+        """End the jobs of which every picture waits, because the server is about to stop."""
         for job in self.unfinished:
-            if job.status == "queued":
+            if all(self._engine.position(request) is not None for request in job.requests):
                 self._stop(job)
 
     def abort_all(self) -> None:
