@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,71 @@ def test_a_base_that_is_not_here_leaves_the_estimate_open(tmp_path: Path) -> Non
     assert "the base's tokenizer is not here" in said(found)
 
 
-def test_a_base_with_a_transformer_is_not_estimated(tmp_path: Path) -> None:
-    found = survey_data(config(data_sets.write_folder(tmp_path), preset="flux-xlabs"))
-    assert found.estimates["cache, memory, time"] == "not estimated for a base with a transformer"
+FLUX = {
+    "attention_head_dim": 128,
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "pooled_projection_dim": 768,
+}
+SD35 = {
+    "attention_head_dim": 64,
+    "caption_projection_dim": 2432,
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 38,
+    "num_layers": 38,
+    "out_channels": 16,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+    "qk_norm": "rms_norm",
+    "sample_size": 128,
+}
+
+
+def write_transformer_base(folder: Path, transformer: dict[str, Any]) -> dict[str, str]:
+    """Write the configuration files of a base and its encoder; return the settings that name them."""
+    parts = {
+        "base/transformer": transformer,
+        "base/vae": {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]},
+        "base/text_encoder": {},
+        "encoder": {"hidden_size": 1152, "image_size": 384, "patch_size": 14, "projection_dim": 1152},
+    }
+    for name, settings in parts.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(settings))
+    return {"model": str(folder / "base"), "image_encoder": str(folder / "encoder")}
+
+
+@pytest.mark.parametrize(
+    ("preset", "transformer", "frozen", "trained"),
+    [
+        # FLUX.1 [dev] has 11,901,408,320 parameters; XLabs' layers have biases.
+        ("flux-xlabs", FLUX, 11_901_408_320, 19 * 2 * 3072 * (4096 + 1)),
+        ("flux-instantx", FLUX, 11_901_408_320, 57 * 2 * 3072 * 4096),
+        # W'_k and W'_v, the linear layer of the timed norm, and three norms over heads.
+        ("sd35", SD35, 8_056_627_520, 38 * (2 * 2432 * 2432 + 2 * 2432 * (1280 + 1) + 3 * 64)),
+    ],
+)
+def test_the_work_on_a_transformer_is_counted_on_its_true_shapes(
+    tmp_path: Path, preset: str, transformer: dict[str, Any], frozen: int, trained: int
+) -> None:
+    run = config("x", preset=preset, base=write_transformer_base(tmp_path, transformer))
+    work = count_work(run, read_shapes(run))
+    assert (work.frozen, work.trained) == (frozen, trained)
+    assert work.activations > 10**9
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_estimate_names_the_transformer(tmp_path: Path) -> None:
+    small = FLUX | {"num_attention_heads": 1, "num_layers": 1, "num_single_layers": 1}
+    base = write_transformer_base(tmp_path / "models", small)
+    found = survey_data(config(data_sets.write_folder(tmp_path / "data"), preset="flux-xlabs", base=base))
+    assert "for the transformer (" in found.estimates["memory"]
+    assert "a sample" in found.estimates["cache"]
 
 
 @pytest.mark.usefixtures("quick")

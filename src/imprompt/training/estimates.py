@@ -11,21 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt import mini
+from imprompt.adapter.initial_weights import list_layer_shapes
+from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import UnknownModel
 from imprompt.generation.single_file import read_configuration
+from imprompt.projection import LinearProjection, PerceiverShape, TimeResamplerProjection
 from imprompt.runtime.foreign_models import explain_failure, is_embedded, log_errors_only, parse_source
 from imprompt.runtime.hub import fetch_file
 from imprompt.training.config import TrainingConfig
+from imprompt.training.denoising import predict
 from imprompt.training.frozen_base import DTYPES, choose_frozen_precision
 
-"""Width of a face embedding (InsightFace)."""
+FLUX_TEXT_LENGTH, SD3_TEXT_LENGTH = 512, 77 + 256
+"""Tokens of a caption, with padding: the defaults of diffusers' pipelines."""
 
 BYTES_TRAINED = 16
 """Bytes per trained float32 parameter: value, gradient, two moments of AdamW; an average takes 4 more."""
@@ -59,7 +64,7 @@ class Work:
     """Counts for one target of the configured size.
 
     Attributes:
-        frozen: frozen parameters of the U-Net
+        frozen: frozen parameters of the denoiser
         trained: trained parameters of the K', V' (and LoRA) layers or the U-Net, without the projection
         activations: numbers stored for the backward pass
         operations: multiplications and additions of one training step, forward and backward
@@ -77,19 +82,30 @@ def read_shapes(config: TrainingConfig) -> Shapes:
     Raises:
         UnknownModel: a file is not here and cannot be fetched
     """
-    model = config.base.model
-    unet, autoencoder = (read_settings(model, part) for part in ("unet", "vae"))
-    text = read_settings(model, "text_encoder")
+    model, injection = config.base.model, config.adapter.injection
+    autoencoder, text = (read_settings(model, part) for part in ("vae", "text_encoder"))
+    latents = {
+        "latent_channels": autoencoder["latent_channels"],
+        "shrink": 2 ** (len(autoencoder["block_out_channels"]) - 1),
+        "inputs": _inputs(config),
+    }
+    if injection != "unet":
+        transformer = read_settings(model, "transformer")
+        return Shapes(
+            text_length=SD3_TEXT_LENGTH if injection == "sd35" else FLUX_TEXT_LENGTH,
+            text_width=transformer["joint_attention_dim"],
+            pooled_width=transformer["pooled_projection_dim"],
+            **latents,
+        )
+    unet = read_settings(model, "unet")
     has_pooled = unet.get("addition_embed_type") == "text_time"
     return Shapes(
-        latent_channels=autoencoder["latent_channels"],
-        shrink=2 ** (len(autoencoder["block_out_channels"]) - 1),
         text_length=text.get("max_position_embeddings", 256),  # Kolors' ChatGLM: 256, its pipeline's default
         text_width=unet.get("encoder_hid_dim") or unet["cross_attention_dim"],
         pooled_width=unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
         if has_pooled
         else 0,
-        inputs=_inputs(config),
+        **latents,
     )
 
 
@@ -111,27 +127,25 @@ def estimate_sample_bytes(
 
 
 def count_work(config: TrainingConfig, shapes: Shapes) -> Work:
-    """Run the U-Net once on fake tensors and count.
+    """Run the denoiser once on fake tensors and count.
 
     The operations of a step are twice the forward pass's: the way back goes through frozen layers to their
     inputs, not to their weights; if the U-Net learns, to both. Attention's products may be missing, so a step
     takes at least as many.
     """
-    settings = read_settings(config.base.model, "unet")
     # Fake tensors make diffusers warn of problems that only real ones would have.
     with log_errors_only("diffusers"), FakeTensorMode():
-        unet = UNet2DConditionModel.from_config(dict(settings))
-        assert isinstance(unet, UNet2DConditionModel)
-        trained = _trainable(unet, config)
+        denoiser = _build_denoiser(config)
+        trained = _trainable(denoiser, config)
         stored: dict[int, Tensor] = {}
         counter = FlopCounterMode(display=False)
         with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(x, stored), lambda x: x), counter:
-            unet(**_inputs_of(unet, config, shapes))
-        weights = {id(parameter) for parameter in unet.parameters()}
+            predict(denoiser, *_inputs_of(denoiser, config, shapes))
+        weights = {id(parameter) for parameter in denoiser.parameters()}
         activations = sum(tensor.numel() for key, tensor in stored.items() if key not in weights)
-        frozen = 0 if config.trains_base else sum(parameter.numel() for parameter in unet.parameters())
+        frozen = 0 if config.trains_base else sum(parameter.numel() for parameter in denoiser.parameters())
     passes = 3 if config.trains_base else 2
-    return Work(frozen, trained + _lora(unet, config), activations, passes * counter.get_total_flops())
+    return Work(frozen, trained + _lora(denoiser, config), activations, passes * counter.get_total_flops())
 
 
 def estimate_memory(config: TrainingConfig, work: Work, *, on_cpu: bool) -> int:
@@ -200,41 +214,75 @@ def _encoder_settings(config: TrainingConfig) -> Settings:
     return read_settings(*parse_source(name))
 
 
-def _trainable(unet: nn.Module, config: TrainingConfig) -> int:
+def _build_denoiser(config: TrainingConfig) -> Any:
+    part = "unet" if config.adapter.injection == "unet" else "transformer"
+    settings = dict(read_settings(config.base.model, part))
+    kinds = {
+        "unet": "UNet2DConditionModel",
+        "sd35": "SD3Transformer2DModel",
+        "flux-xlabs": "FluxTransformer2DModel",
+        "flux-instantx": "FluxTransformer2DModel",
+    }
+    return getattr(diffusers, kinds[config.adapter.injection]).from_config(settings)
+
+
+def _trainable(denoiser: nn.Module, config: TrainingConfig) -> int:
     """Freeze what is not trained and return how many parameters of the layers are trained.
 
-    The keys and values of cross-attention stand for K' and V'. With the simple adapter they do not learn, but
-    the way back to its tokens goes through them.
+    The keys and values of cross-attention stand for K' and V', those of a transformer's attention too. With
+    the simple adapter they do not learn, but the way back to its tokens goes through them.
     """
     if config.trains_base:
-        return sum(parameter.requires_grad_(True).numel() for parameter in unet.parameters())
-    unet.requires_grad_(False)
+        return sum(parameter.requires_grad_(True).numel() for parameter in denoiser.parameters())
+    denoiser.requires_grad_(False)
+    injection = config.adapter.injection
+    names = (
+        ("attn2.to_k.weight", "attn2.to_v.weight") if injection == "unet" else ("to_k.weight", "to_v.weight")
+    )
     layers = [
         parameter.requires_grad_(True)
-        for name, parameter in unet.named_parameters()
-        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+        for name, parameter in denoiser.named_parameters()
+        if name.endswith(names)
     ]
+    if injection != "unet":
+        return _count_layers(denoiser, config)
     return sum(parameter.numel() for parameter in layers) if config.adapter.mechanism == "decoupled" else 0
 
 
-def _lora(unet: nn.Module, config: TrainingConfig) -> int:
+def _count_layers(transformer: Any, config: TrainingConfig) -> int:
+    """Return the parameters of the layers that an adapter adds to a transformer."""
+    shapes = list_layer_shapes(transformer, config.adapter.injection)
+    width = next(iter(shapes.values()))[0]
+    shape = PerceiverShape(width=min(width, 1280), depth=1, head_dim=1)
+    is_timed = config.adapter.injection == "sd35"
+    projection = (
+        TimeResamplerProjection(1, width, 1, shape=shape) if is_timed else LinearProjection(1, width, 1)
+    )
+    head_dim = int(transformer.config["attention_head_dim"])
+    adapter = ImagePromptAdapter(projection, shapes, injection=config.adapter.injection, head_dim=head_dim)
+    return sum(parameter.numel() for parameter in adapter.layers.parameters())
+
+
+def _lora(denoiser: nn.Module, config: TrainingConfig) -> int:
     """Return the parameters of a LoRA on the four matrices of every attention layer."""
     matrices = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
-    sides = sum(sum(p.shape) for name, p in unet.named_parameters() if name.endswith(matrices))
+    sides = sum(sum(p.shape) for name, p in denoiser.named_parameters() if name.endswith(matrices))
     return config.adapter.lora_rank * sides
 
 
-def _inputs_of(unet: UNet2DConditionModel, config: TrainingConfig, shapes: Shapes) -> dict[str, Any]:
-    side = config.data.size // shapes.shrink
-    arguments: dict[str, Any] = {
-        "sample": torch.zeros(1, unet.config["in_channels"], side, side),
-        "timestep": torch.zeros(1, dtype=torch.long),
-        "encoder_hidden_states": torch.zeros(1, shapes.text_length, shapes.text_width),
-    }
-    if shapes.pooled_width:
-        added = {"text_embeds": torch.zeros(1, shapes.pooled_width), "time_ids": torch.zeros(1, 6)}
-        arguments["added_cond_kwargs"] = added
-    return arguments
+def _inputs_of(denoiser: Any, config: TrainingConfig, shapes: Shapes) -> tuple[Any, ...]:
+    """Return the arguments of `predict` for one target."""
+    side, is_unet = config.data.size // shapes.shrink, config.adapter.injection == "unet"
+    channels = denoiser.config["in_channels"] if is_unet else shapes.latent_channels
+    pooled = torch.zeros(1, shapes.pooled_width)
+    added: dict[str, Tensor] | None = None
+    if not is_unet:
+        distilled = denoiser.config.get("guidance_embeds", False)
+        added = {"pooled_projections": pooled} | ({"guidance": torch.ones(1)} if distilled else {})
+    elif shapes.pooled_width:
+        added = {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
+    noisy, text = torch.zeros(1, channels, side, side), torch.zeros(1, shapes.text_length, shapes.text_width)
+    return noisy, torch.zeros(1, dtype=torch.long), text, added
 
 
 def _keep(tensor: Tensor, stored: dict[int, Tensor]) -> Tensor:

@@ -168,9 +168,6 @@ def _estimates(config: TrainingConfig, result: Survey) -> Iterator[tuple[str, st
     )
     if usable < FEW and not config.adapter.start:
         yield "advice", _advise_start(config.preset)
-    if config.adapter.injection != "unet":
-        yield "cache, memory, time", "not estimated for a base with a transformer"
-        return
     try:
         shapes = read_shapes(config)
         work = count_work(config, shapes)
@@ -199,8 +196,8 @@ def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, st
     less = "; less with gradient checkpointing" if training.gradient_checkpointing else ""
     yield (
         "memory",
-        f"{memory} for {_parts_in_words(work)} and a pass of {training.batch_size // training.passes}{less}; "
-        "the encoders and the projection come on top",
+        f"{memory} for {_parts_in_words(config, work)} and a pass of "
+        f"{training.batch_size // training.passes}{less}; the encoders and the projection come on top",
     )
     speed = measure_speed(device)
     least = time_in_words(work.operations * training.steps * training.batch_size / speed)
@@ -211,11 +208,12 @@ def _work_in_words(config: TrainingConfig, work: Work) -> Iterator[tuple[str, st
     )
 
 
-def _parts_in_words(work: Work) -> str:
+def _parts_in_words(config: TrainingConfig, work: Work) -> str:
+    denoiser = "the U-Net" if config.adapter.injection == "unet" else "the transformer"
     if not work.frozen:
-        return f"the U-Net, all of it trained ({work.trained:,} parameters),"
+        return f"{denoiser}, all of it trained ({work.trained:,} parameters),"
     layers = f", K' and V' ({work.trained:,})" if work.trained else ""
-    return f"the U-Net ({work.frozen:,} parameters){layers}"
+    return f"{denoiser} ({work.frozen:,} parameters){layers}"
 
 
 def size_in_words(size: float | int) -> str:
