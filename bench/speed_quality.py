@@ -8,7 +8,8 @@ differences from the first arm, in brackets its 95 % interval by bootstrap over 
 one picture at a time, the arms in turns, the median of several. FLOP are those of the same picture, which no
 other program on the machine disturbs. `--output` gets plot.png and results.json.
 
-A LoRA that was distilled progressively for 4 steps (`--lora`) is one more arm.
+A LoRA that was distilled progressively for 4 steps (`--lora`) is one more arm. Arms with OpenVINO need
+`imprompt[openvino]`, which does the work that FLOP count elsewhere, so theirs are those of PyTorch.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+import imprompt
 from imprompt import mini
 from imprompt.attention.feature_cache import FeatureCache
 from imprompt.evaluation.judges.characters import CharacterJudge
@@ -61,6 +63,21 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "guidance 0–0.6": {"guidance_interval": (0.0, 0.6)},
     "guidance 0–0.4": {"guidance_interval": (0.0, 0.4)},
     "guidance 0.2–0.8": {"guidance_interval": (0.2, 0.8)},
+    "bfloat16": {"dtype": "bfloat16"},
+    "OpenVINO": {"backend": "openvino"},
+    "OpenVINO bfloat16": {"dtype": "bfloat16", "backend": "openvino"},
+    "DPM++ 8, OpenVINO bfloat16": {
+        "scheduler": "dpm++_2m",
+        "steps": 8,
+        "dtype": "bfloat16",
+        "backend": "openvino",
+    },
+    "DPM++ 4, OpenVINO bfloat16": {
+        "scheduler": "dpm++_2m",
+        "steps": 4,
+        "dtype": "bfloat16",
+        "backend": "openvino",
+    },
     "cache 2": {"feature_cache": 2},
     "cache 3": {"feature_cache": 3},
 }
@@ -80,6 +97,7 @@ class Arm:
     models: SuiteModels
     settings: Settings
     scheduler: str | None = None
+    is_accelerated: bool = False
 
 
 class Result(NamedTuple):
@@ -126,10 +144,17 @@ def build_arms(names: Sequence[str] | None, loras: Sequence[Path]) -> list[Arm]:
 
 
 def build_arm(name: str, models: SuiteModels, values: Mapping[str, Any]) -> Arm:
-    """Build an arm from a job's settings."""
-    rest = {key: value for key, value in values.items() if key != "scheduler"}
-    settings: Any = {"guidance_scale": GUIDANCE} | rest
-    return Arm(name, models, Settings(**settings), values.get("scheduler"))
+    """Build an arm from a job's settings; another number format or backend has a base of its own."""
+    own: dict[str, Any] = {"scheduler": None, "dtype": "float32", "backend": "torch", **values}
+    scheduler, dtype, backend = (own.pop(key) for key in ("scheduler", "dtype", "backend"))
+    settings: Any = {"guidance_scale": GUIDANCE} | own
+    if backend == "openvino":
+        models = replace(models, pipe=mini.pipeline())
+        imprompt.accelerate(models.pipe, dtype=dtype)
+    elif dtype != "float32":
+        pipe = imprompt.load_pipeline("mini", device="cpu", dtype=getattr(torch, dtype))
+        models = replace(models, pipe=pipe)
+    return Arm(name, models, Settings(**settings), scheduler, backend == "openvino")
 
 
 # Pictures
@@ -181,7 +206,8 @@ def measure(arms: Sequence[Arm], subjects: Sequence[Subject], clock: str) -> Ite
                 made = draw(arm, some, SuiteCondition(1.0, CHANGES[name]), advance)
                 scores += score(arm, some, made, CHANGES[name])
             asked, text_kept = collect(scores, "asked"), collect(scores, "kept")
-            gflop = count_gflop(arm, subjects[0])
+            counted = replace(arm, models=arms[0].models) if arm.is_accelerated else arm
+            gflop = count_gflop(counted, subjects[0])
             results[arm.name] = Result(kept, asked, text_kept, seconds[arm.name], gflop)
             yield results
 

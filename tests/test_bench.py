@@ -118,10 +118,11 @@ def test_the_gpu_script_runs_every_rung_on_a_cpu(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, about PIL's pictures
 def test_speeds_are_judged_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)
-    words = ["--subjects", "4", "--arms", "fast", "--output", str(tmp_path)]
+    words = ["--subjects", "4", "--arms", "fast", "OpenVINO", "--output", str(tmp_path)]
     assert load("speed_quality").main(words) == 0
     arms = json.loads((tmp_path / "results.json").read_text())["arms"]
-    assert [*arms] == ["exact", "fast"]
+    assert [*arms] == ["exact", "fast", "OpenVINO"]
     assert arms["exact"]["loss: attributes kept"] == [0, 0, 0]
     assert arms["fast"]["FLOP of the first"] > 2
+    assert arms["OpenVINO"]["loss: attributes kept"] == [0, 0, 0]
     assert (tmp_path / "plot.png").stat().st_size > 1000
