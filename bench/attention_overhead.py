@@ -102,11 +102,11 @@ def prepare(base: str, weights: Path) -> tuple[str, dict[str, Contestant], dict[
         memory = compare_memory(adapter) if kind == "flux-instantx" else {}
         return f"random {base}", transformer_arms(kind, transformer, adapter), memory
     is_there = (weights / "adapter").is_dir()
-    pipe, adapter = embedded(weights) if is_there else tiny_models()
+    pipe, adapter = load_embedded(weights) if is_there else tiny_models()
     return "embedded" if is_there else "tiny random", pipeline_arms(pipe, adapter), {}
 
 
-def embedded(weights: Path) -> tuple[Any, ImagePromptAdapter]:
+def load_embedded(weights: Path) -> tuple[Any, ImagePromptAdapter]:
     """The embedded model and its adapter."""
     return mini.pipeline(weights=weights), mini.adapter(weights=weights)
 
@@ -249,7 +249,9 @@ def transformer_arms(kind: Injection, transformer: Any, adapter: ImagePromptAdap
     if kind == "flux-instantx":
         return every
     copied = copy.deepcopy(transformer)
-    copied._load_ip_adapter_weights([nested(adapter)] if kind == "flux-xlabs" else nested(adapter))
+    copied._load_ip_adapter_weights(
+        [nest_tensors(adapter)] if kind == "flux-xlabs" else nest_tensors(adapter)
+    )
     prompts = {"ip_adapter_image_embeds": [embedding[:, None]] if kind == "flux-xlabs" else embedding}
     theirs = functools.partial(
         seconds_per_call, copied, nullcontext, call | {"joint_attention_kwargs": prompts}
@@ -274,7 +276,7 @@ def transformer_call(kind: Injection) -> dict[str, Any]:
     }
 
 
-def nested(adapter: ImagePromptAdapter) -> dict[str, dict[str, Tensor]]:
+def nest_tensors(adapter: ImagePromptAdapter) -> dict[str, dict[str, Tensor]]:
     """The adapter's file as diffusers' loaders take it."""
     groups: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for name, tensor in to_official(adapter.state_dict()).items():

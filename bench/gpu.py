@@ -363,7 +363,7 @@ def measure_training(options: argparse.Namespace, deadline: float) -> Any:
     model, batch, steps, rounds = size
     words = f"--model {model} --batch {batch} --steps {steps} --rounds {rounds}".split()
     try:
-        return training_step.measured(model, training_step.parse(words))
+        return training_step.measure(model, training_step.parse(words))
     except Exception as error:
         return f"failed: {type(error).__name__}: {str(error)[:300]}"
 

@@ -96,7 +96,7 @@ class Reference:
     def differentiate(self, rows: Sequence[int], draws: Draws) -> Tensor:
         """Loss, and its gradients."""
         draws = Draws(*(draw.to(self.base.device) for draw in draws))
-        latents, embedding, text = self.encoded(rows, draws)
+        latents, embedding, text = self.encode(rows, draws)
         scheduler = self.base.scheduler
         times = (draws.uniform * scheduler.config.num_train_timesteps).long()
         noisy = scheduler.add_noise(latents, draws.noise, times)
@@ -110,7 +110,7 @@ class Reference:
         return loss
 
     @torch.no_grad()
-    def encoded(self, rows: Sequence[int], draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def encode(self, rows: Sequence[int], draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, image embedding and text, dropped where they are to be."""
         pipe, encoder, there = self.base.pipe, self.base.image_encoder, self.base.device
         assert encoder is not None

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    results = [measured(name, options) for name in options.model or ["tiny", "embedded"]]
+    results = [measure(name, options) for name in options.model or ["tiny", "embedded"]]
     print(json.dumps(results, indent=1)) if options.json else print_tables(results)
     return 0
 
@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one base; gradients are compared in float32 in any case."""
     given = {key: value for key in Case._fields if (value := getattr(options, key, None)) is not None}
     case, device = CASES[name]._replace(**given), here()
@@ -85,15 +85,15 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     result = {"model": name, "device": device.type, "precision": precision, "threads": options.threads}
     result |= {"clock": options.clock, "size": case.size, "batch": case.batch, "rounds": case.rounds}
     with duel(case, "fp32") as pair:
-        result |= compared(pair)
+        result |= compare(pair)
         if precision == "fp32":
-            return result | timed(pair, case, options.clock, result["GFLOP"])
+            return result | time_steps(pair, case, options.clock, result["GFLOP"])
         exact = gradients_of_first_step(pair)
         step = {REFERENCE: both(pair, case)[REFERENCE]}
         slow = statistics.median(rounds(step, case, options.clock)[REFERENCE])
     with duel(case, precision) as pair:
         result["agreement with float32"] = agreement(gradients_of_first_step(pair), exact)
-        result |= timed(pair, case, options.clock, result["GFLOP"])
+        result |= time_steps(pair, case, options.clock, result["GFLOP"])
     fast = result["seconds per sample"][OURS]["median"]
     return result | {"reference in float32/ours": slow / fast}
 
@@ -128,13 +128,13 @@ def duel(case: Case, precision: str) -> Iterator[Duel]:
         run = build_run(config, base)
         samples: Any = run.objective.samples
         order = BatchOrder(samples.buckets, config.training.batch_size, config.training.seed)
-        reference = Reference(base, trained_adapter(run), pictures, config)
+        reference = Reference(base, find_adapter(run), pictures, config)
         with contextlib.redirect_stderr(io.StringIO()), run.open_log():
             yield Duel(run, reference, base, PromptBatches(samples, order, config.loss))
         run.objective.mechanism.attachment.detach()  # pyright: ignore
 
 
-def trained_adapter(run: Run) -> ImagePromptAdapter:
+def find_adapter(run: Run) -> ImagePromptAdapter:
     """What the run trains."""
     assert isinstance(run.objective.trained, ImagePromptAdapter)
     return run.objective.trained
@@ -166,16 +166,16 @@ def configuration(case: Case, precision: str, folder: Path) -> TrainingConfig:
 # Figures
 
 
-def compared(pair: Duel) -> dict[str, Any]:
+def compare(pair: Duel) -> dict[str, Any]:
     """Gradients of both on the first step's samples, and what computing them takes."""
-    rows, batch, trained = pair.rows(0), pair.batch(0), trained_adapter(pair.run)
+    rows, batch, trained = pair.rows(0), pair.batch(0), find_adapter(pair.run)
     reference = pair.reference
-    theirs_flop = counted(lambda: reference.differentiate(rows, batch.draws))
+    theirs_flop = count_flop(lambda: reference.differentiate(rows, batch.draws))
     theirs = taken(reference.trained)
     with in_another_order():
         reference.differentiate(rows, batch.draws)
     own = max(deviations(taken(reference.trained), theirs).values())
-    ours_flop = counted(lambda: pair.run.objective.differentiate(batch, lambda loss: loss.backward()))
+    ours_flop = count_flop(lambda: pair.run.objective.differentiate(batch, lambda loss: loss.backward()))
     found = deviations(taken(dict(trained.named_parameters())), theirs)
     check(found, max(TOLERANCE, 2 * own))
     return {
@@ -187,7 +187,7 @@ def compared(pair: Duel) -> dict[str, Any]:
 def gradients_of_first_step(pair: Duel) -> dict[str, Tensor]:
     """Our gradients on the first step's samples."""
     pair.run.objective.differentiate(pair.batch(0), lambda loss: loss.backward())
-    return taken(dict(trained_adapter(pair.run).named_parameters()))
+    return taken(dict(find_adapter(pair.run).named_parameters()))
 
 
 def agreement(rounded: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
@@ -244,7 +244,7 @@ def check(found: Mapping[str, float], tolerance: float) -> None:
         assert value <= tolerance, f"the gradient of {name} deviates by {value:.1e}"
 
 
-def counted(work: Callable[[], object]) -> int:
+def count_flop(work: Callable[[], object]) -> int:
     """FLOP of products and convolutions, and of attention on the CPU, which torch's counter leaves out."""
     aten = torch.ops.aten
     attention = {
@@ -260,7 +260,7 @@ def counted(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def timed(pair: Duel, case: Case, clock: str, gflop: Mapping[str, float]) -> dict[str, Any]:
+def time_steps(pair: Duel, case: Case, clock: str, gflop: Mapping[str, float]) -> dict[str, Any]:
     """Seconds, memory, files; and that what is frozen stays so."""
     before = hash_weights(*pair.base.modules)
     steps = both(pair, case)

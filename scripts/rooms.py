@@ -41,7 +41,7 @@ def room_of(path: Path, source: Path) -> str:
     return "cli" if name == "__main__" else name
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+def list_imports(path: Path) -> Iterator[str]:
     """Yield the modules of imprompt that a file imports anywhere, by statement or by a literal name."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -56,9 +56,9 @@ def imported_modules(path: Path) -> Iterator[str]:
             yield from (str(argument.value) for argument in node.args if is_text(argument))
 
 
-def imported_rooms(path: Path) -> set[str]:
+def list_rooms(path: Path) -> set[str]:
     """Return the rooms that a file imports."""
-    return {name.split(".")[1] for name in imported_modules(path) if name.startswith("imprompt.")}
+    return {name.split(".")[1] for name in list_imports(path) if name.startswith("imprompt.")}
 
 
 def arrows(source: Path) -> set[tuple[str, str]]:
@@ -66,7 +66,7 @@ def arrows(source: Path) -> set[tuple[str, str]]:
     return {
         (room_of(path, source), other)
         for path in source.rglob("*.py")
-        for other in imported_rooms(path)
+        for other in list_rooms(path)
         if other != room_of(path, source) and room_of(path, source) != "__init__"
     }
 

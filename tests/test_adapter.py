@@ -1,4 +1,4 @@
-"""The adapter: made for a U-Net, asked through references, trained through `conditioned_on`."""
+"""The adapter: made for a U-Net, asked through references, trained through `condition_on`."""
 
 import functools
 import weakref
@@ -130,7 +130,7 @@ def test_an_embedding_of_another_encoder_is_refused(
         with pytest.raises(AdapterMismatch, match=sentence):
             adapter.references(torch.zeros(1, width))
         with pytest.raises(AdapterMismatch, match=sentence):
-            adapter.conditioned_on(torch.zeros(2, 1, width))
+            adapter.condition_on(torch.zeros(2, 1, width))
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "0.5", "abc", None, True, 1j])
@@ -173,7 +173,7 @@ def test_references_need_an_attached_adapter(adapter: ImagePromptAdapter) -> Non
     with pytest.raises(AttachmentError, match="not attached"):
         adapter.references(tiny.embedding(1))
     with pytest.raises(AttachmentError, match="not attached"):
-        adapter.conditioned_on(tiny.embedding(1, 1))
+        adapter.condition_on(tiny.embedding(1, 1))
 
 
 def test_inner_references_act_instead_of_outer_ones_and_these_come_back(
@@ -341,7 +341,7 @@ def test_every_sample_has_its_own_image_and_scale(
     embeddings, scales = tiny.embedding(2, 1), torch.tensor([0.0, 0.7])
     base = output(unet)
     with adapter.attach(unet):
-        with adapter.conditioned_on(embeddings, scales):
+        with adapter.condition_on(embeddings, scales):
             both = output(unet)
         with adapter.references(Reference(embeddings[1], scale=0.7)):
             assert_close(output(unet)[1], both[1])
@@ -352,7 +352,7 @@ def test_conditions_for_another_batch_are_refused(
     unet: UNet2DConditionModel, adapter: ImagePromptAdapter
 ) -> None:
     adapter.attach(unet)
-    adapter.conditioned_on(tiny.embedding(1, 1))
+    adapter.condition_on(tiny.embedding(1, 1))
     with pytest.raises(AmbiguousBatch, match="2 samples, but the image prompts are for 1"):
         output(unet)
 
@@ -375,13 +375,13 @@ def test_gradients_are_those_of_finite_differences(
         return unet(**call).sample.square().mean()
 
     with adapter.attach(unet):
-        with adapter.conditioned_on(embeddings):
+        with adapter.condition_on(embeddings):
             loss().backward()
         with torch.no_grad():
             losses = []
             for sign in (1, -1):
                 weight.add_(sign * step)
-                with adapter.conditioned_on(embeddings):
+                with adapter.condition_on(embeddings):
                     losses.append(loss())
                 weight.sub_(sign * step)
     assert weight.grad is not None

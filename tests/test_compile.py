@@ -189,7 +189,7 @@ def test_compiling_a_bare_unet_while_references_act_breaks_the_graph_but_not_the
 
 def trained(unet: UNet2DConditionModel, adapter: ImagePromptAdapter, seed: int) -> Tensor:
     call: Any = tiny.unet_input(unet, seed=seed)
-    with torch.enable_grad(), adapter.conditioned_on(tiny.embedding(2, 1, seed=seed)):
+    with torch.enable_grad(), adapter.condition_on(tiny.embedding(2, 1, seed=seed)):
         unet(**call).sample.square().mean().backward()
     gradients = [parameter.grad for parameter in adapter.parameters()]
     adapter.zero_grad()

@@ -584,7 +584,7 @@ def test_at_scale_one_the_text_acts_in_full_and_nobody_says_otherwise(
     with torch.no_grad():
         for text in texts:
             alone = attn(seen, encoder_hidden_states=text)
-            with adapter.attach(pipe.unet), adapter.conditioned_on(ONE[None]):
+            with adapter.attach(pipe.unet), adapter.condition_on(ONE[None]):
                 added.append(attn(seen, encoder_hidden_states=text) - alone)
     assert_close(added[0], added[1])
     root = Path(__file__).parents[1]

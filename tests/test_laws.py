@@ -214,7 +214,7 @@ def test_only_the_adapter_learns(model: Model) -> None:
     model.unet.requires_grad_(False)
     model.adapter.requires_grad_(True)
     pair = tiny.embedding(2, 2)  # With a single token, softmax is constant and K' has no gradient.
-    with torch.enable_grad(), model.adapter.attach(model.unet), model.adapter.conditioned_on(pair):
+    with torch.enable_grad(), model.adapter.attach(model.unet), model.adapter.condition_on(pair):
         model.output().square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.adapter.parameters())
     assert all(p.grad is None for p in model.unet.parameters())
@@ -224,6 +224,6 @@ def test_only_the_adapter_learns(model: Model) -> None:
 @given(MODELS, SCALES)
 def test_training_and_generating_condition_alike(model: Model, scale: float) -> None:
     with model.adapter.attach(model.unet):
-        with model.adapter.conditioned_on(model.embedding.expand(2, 1, -1), scale):
+        with model.adapter.condition_on(model.embedding.expand(2, 1, -1), scale):
             trained = model.output()
         assert_close(model.output(scale), trained)

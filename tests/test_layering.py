@@ -21,7 +21,7 @@ def forbidden(source: Path) -> list[str]:
         f"{path.relative_to(source)} imports {name}"
         for path in sorted(source.rglob("*.py"))
         if rooms.room_of(path, source) != "__init__"
-        for name in sorted(rooms.imported_rooms(path))
+        for name in sorted(rooms.list_rooms(path))
         if name not in allowed(rooms.room_of(path, source))
     ]
 

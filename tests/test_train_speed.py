@@ -44,7 +44,7 @@ def test_no_training_step_reads_a_value_from_the_device(home: Path, changes: dic
 
 def gradients(unet: Any, adapter: Any) -> Tensor:
     call: Any = tiny.unet_input(unet)
-    with adapter.attach(unet), adapter.conditioned_on(tiny.embedding(2, 1)):
+    with adapter.attach(unet), adapter.condition_on(tiny.embedding(2, 1)):
         unet(**call).sample.square().mean().backward()
     taken = torch.cat([weight.grad.flatten() for weight in adapter.parameters()])
     adapter.zero_grad()

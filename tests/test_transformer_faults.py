@@ -298,7 +298,7 @@ def test_without_a_negative_picture_the_negative_branch_is_the_bases() -> None:
 def test_the_time_step_keeps_its_digits_in_half_precision() -> None:
     """InstantX' own code for Stable Diffusion 3.5 rounds it to the latents' format: to 4 above 512."""
     one, features = wide_adapter(), embeddings("sd35")
-    exact = one.converted(torch.bfloat16)
+    exact = one.convert(torch.bfloat16)
     inputs: Any = {"image_features": features[None].to(torch.bfloat16)}
     times = torch.tensor([701.0])
     with torch.no_grad():

@@ -240,7 +240,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind: Kind) -> None:
             model.enable_gradient_checkpointing()
             model.train()
         with one.attach(model):
-            gradients.append(differentiate(kind, model, one, lambda: one.conditioned_on(rows, 0.7)))
+            gradients.append(differentiate(kind, model, one, lambda: one.condition_on(rows, 0.7)))
     for plain, other in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, other)
 
@@ -251,7 +251,7 @@ def test_a_training_step_by_flow_matching_has_the_gradients_of_the_equation(kind
     model, one = transformer(kind).requires_grad_(False), adapter(kind).requires_grad_(True)
     rows = embeddings(kind, 2)[:, None]
     with one.attach(model):
-        ours = differentiate(kind, model, one, lambda: one.conditioned_on(rows, 0.7))
+        ours = differentiate(kind, model, one, lambda: one.condition_on(rows, 0.7))
     by_hand = ByHand(model, [HandTerm(one, rows, scale=0.7)])
     for mine, other in zip(ours, differentiate(kind, model, one, by_hand.installed), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)

@@ -289,7 +289,7 @@ class ImagePromptAdapter(AdapterWeights):
             return compute_conditioning(group, encoded, attachment, self.compute_keys_values, like)
         # At every step, so the adapter's own number format is kept where it has float32's range.
         dtype = torch.float32 if weight.dtype == torch.float16 else weight.dtype
-        weights = self.converted(dtype)
+        weights = self.convert(dtype)
         compute = functools.partial(weights.compute_joint_terms, heads=attachment.heads(0))
         like = torch.empty(0, device=weight.device, dtype=dtype)
         return compute_timed_conditioning(group, encoded, attachment, compute, like)
@@ -321,7 +321,7 @@ class ImagePromptAdapter(AdapterWeights):
 
     # Training
 
-    def conditioned_on(
+    def condition_on(
         self, inputs: ProjectionInputs | Float[Tensor, "batch images ..."], scale: float | int | Tensor = 1.0
     ) -> ActiveReferences:
         """Use image embeddings, a row per sample of the batch, with gradients to the adapter's weights.

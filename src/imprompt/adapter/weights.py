@@ -181,7 +181,7 @@ class AdapterWeights(nn.Module):
         tokens = self._project(convert(self.projection, dtype), inputs, face_scale)
         return {number: convert(self.layers[str(number)], dtype)(tokens) for number in layers}
 
-    def converted(self, dtype: torch.dtype) -> "AdapterWeights":
+    def convert(self, dtype: torch.dtype) -> "AdapterWeights":
         """Return these weights in a number format; they are copied where it is not their own."""
         other = AdapterWeights(self.projection, {}, injection=self.injection, head_dim=self.head_dim)
         for name in ("projection", "layers", "lora"):

@@ -134,14 +134,14 @@ _NONE: Mapping[str, str] = {
 """Why a setting has no counterpart, and what to do instead → the words of others for it."""
 
 
-def _turned(table: Mapping[str, str]) -> dict[str, str]:
+def _invert(table: Mapping[str, str]) -> dict[str, str]:
     return {word: meaning for meaning, words in table.items() for word in words.split()}
 
 
-COUNTERPARTS: Mapping[str, str] = _turned(_SAME)
+COUNTERPARTS: Mapping[str, str] = _invert(_SAME)
 """The word of another trainer → our key."""
 
-WITHOUT_COUNTERPART: Mapping[str, str] = _turned(_NONE)
+WITHOUT_COUNTERPART: Mapping[str, str] = _invert(_NONE)
 """The word of another trainer → why there is no such key here."""
 
 

@@ -39,7 +39,7 @@ class DecoupledMechanism(Mechanism):
     @contextlib.contextmanager
     def condition_on(self, inputs: Inputs) -> Iterator[Denoise]:
         """Let K' and V' of these image prompts act in addition to the text."""
-        with self.adapter.conditioned_on(inputs, self._scale(inputs)):
+        with self.adapter.condition_on(inputs, self._scale(inputs)):
             yield lambda noisy, times, text, added: predict(self.unet, noisy, times, text, added)
 
     def _scale(self, inputs: Inputs) -> Float[Tensor, " batch"] | float:

@@ -68,7 +68,9 @@ def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
     if name == DecoupledMechanism.name:
         return DecoupledMechanism(load_adapter(path, image_encoder=None).float().to(pipe.device), pipe)
     mechanism_class: Any = MECHANISMS[name]
-    mechanism: Mechanism = mechanism_class(_trained(path, file.tensors, name, pipe).to(pipe.device), pipe)
+    mechanism: Mechanism = mechanism_class(
+        _load_modules(path, file.tensors, name, pipe).to(pipe.device), pipe
+    )
     try:
         mechanism.restore(path)
     except CheckpointError:
@@ -77,7 +79,7 @@ def load_mechanism(path: str | os.PathLike[str], pipe: Any) -> Mechanism:
     return mechanism
 
 
-def _trained(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any) -> nn.Module:
+def _load_modules(path: Path, tensors: Mapping[str, Tensor], name: str, pipe: Any) -> nn.Module:
     """Return modules of the file's sizes, whose weights are still to be read."""
     if name == ShuffledControlMechanism.name:
         return build_controlnet(pipe)

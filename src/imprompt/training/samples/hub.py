@@ -83,10 +83,10 @@ def load_split(source: str) -> Any:
     except Exception as error:  # foreign files and a network: this may fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"the data set hf:{source} cannot be loaded: {reason}") from error
-    return _fetched_rows(_split(loaded, split, source))
+    return _keep_fetched(_split(loaded, split, source))
 
 
-def _fetched_rows(table: Any) -> Any:
+def _keep_fetched(table: Any) -> Any:
     """Drop the rows that img2dataset could not fetch."""
     if "status" not in table.column_names:
         return table

@@ -60,7 +60,7 @@ class ParquetRows:
             skipped = 0
             wanted = tuple(dict.fromkeys((*columns, STATUS))) if self.has_status else columns
             batches = _batches(file, self.path, self.group, wanted)
-            for batch in map(_fetched_rows, batches) if self.has_status else batches:
+            for batch in map(_keep_fetched, batches) if self.has_status else batches:
                 before = max(0, min(self.skipped - skipped, batch.num_rows))
                 skipped += before
                 yield from batch.slice(before).to_pylist()
@@ -93,10 +93,10 @@ def _count_rows(file: Any, path: Path, group: int, has_status: bool) -> int:
     """Count the rows of a group without those that img2dataset could not fetch."""
     if not has_status:
         return file.metadata.row_group(group).num_rows
-    return sum(_fetched_rows(batch).num_rows for batch in _batches(file, path, group, (STATUS,)))
+    return sum(_keep_fetched(batch).num_rows for batch in _batches(file, path, group, (STATUS,)))
 
 
-def _fetched_rows(batch: Any) -> Any:
+def _keep_fetched(batch: Any) -> Any:
     """Drop the rows that img2dataset could not fetch."""
     import pyarrow
 

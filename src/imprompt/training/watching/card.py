@@ -143,7 +143,7 @@ def _what(history: History) -> str:
     )
     start = get("adapter.start")
     if not is_decoupled(history):
-        return _compared(history, encoder_name)
+        return _describe_comparison(history, encoder_name)
     return (
         "An IP-Adapter (Ye et al. 2023, [arXiv:2308.06721](https://arxiv.org/abs/2308.06721)): images as "
         f"prompts for `{get('base.model', '?')}`. Variant “{get('adapter.variant', '?')}”, "
@@ -153,7 +153,7 @@ def _what(history: History) -> str:
     )
 
 
-def _compared(history: History, encoder_name: str) -> str:
+def _describe_comparison(history: History, encoder_name: str) -> str:
     """Describe an adapter that was made for comparison with the decoupled one."""
     size, count = _size(history)
     mechanism = history.mechanism
@@ -176,7 +176,7 @@ def _size(history: History) -> tuple[int, int]:
 
 def _with_imprompt(history: History) -> str:
     if not is_decoupled(history):
-        model = _quoted(history.setting("base.model", "mini"))
+        model = _quote(history.setting("base.model", "mini"))
         return "`imprompt generate` supports only decoupled adapters.\n\n" + _code(
             "python",
             "import imprompt",
@@ -193,7 +193,7 @@ def _with_imprompt(history: History) -> str:
         "python",
         "import imprompt",
         "",
-        f"pipe = imprompt.load_pipeline({_quoted(history.setting('base.model', 'mini'))})",
+        f"pipe = imprompt.load_pipeline({_quote(history.setting('base.model', 'mini'))})",
         f"encoder = {_encoder(history)}",
         f'adapter = imprompt.load_adapter("{ADAPTER_FILE}", image_encoder=encoder)',
         'with adapter.attach(pipe), adapter.use(imprompt.Reference("reference.png", scale=0.7)):',
@@ -206,7 +206,7 @@ def _encoder(history: History) -> str:
     """Return the image encoder as `load_adapter` takes it."""
     encoder = history.setting("base.image_encoder", "known")
     if encoder != "known":
-        return _quoted(encoder)
+        return _quote(encoder)
     return 'imprompt.mini.WEIGHTS / "image_encoder"' if _is_mini(history) else '"known"'
 
 
@@ -242,7 +242,7 @@ def _diffusers_code(model: str, encoder: str) -> str:
         "from transformers import CLIPVisionModelWithProjection",
         "",
         f"encoder = CLIPVisionModelWithProjection.from_pretrained({_place(encoder)})",
-        f"pipe = AutoPipelineForText2Image.from_pretrained({_quoted(model)}, image_encoder=encoder)",
+        f"pipe = AutoPipelineForText2Image.from_pretrained({_quote(model)}, image_encoder=encoder)",
         *_LOAD,
         "pipe.set_ip_adapter_scale(0.7)",
         'image = pipe("", ip_adapter_image=load_image("reference.png")).images[0]',
@@ -252,7 +252,7 @@ def _diffusers_code(model: str, encoder: str) -> str:
 def _place(encoder: str) -> str:
     """Return what `from_pretrained` takes for "owner/name:folder/in/it"."""
     source = parse_source(encoder)
-    return _quoted(source.name) + (f", subfolder={_quoted(source.subfolder)}" if source.subfolder else "")
+    return _quote(source.name) + (f", subfolder={_quote(source.subfolder)}" if source.subfolder else "")
 
 
 def _data(history: History) -> str:
@@ -356,7 +356,7 @@ def _code(language: str, *lines: str) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -190,7 +190,7 @@ def _configuration(config: Mapping[str, Any]) -> Section:
     """List the settings that differ from the preset; all others are folded away."""
     if not config:
         return Section("Configuration")
-    changed = _changed_keys(config)
+    changed = _list_changed_keys(config)
     settings = {key: value for key, value in _flat(config).items() if key in changed}
     alone = {key: value for key, value in config.items() if not isinstance(value, dict)}
     groups = {"run": alone} | {key: value for key, value in config.items() if isinstance(value, dict)}
@@ -210,7 +210,7 @@ def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _changed_keys(config: Mapping[str, Any]) -> set[str]:
+def _list_changed_keys(config: Mapping[str, Any]) -> set[str]:
     """Return the dotted keys whose values differ from the preset's; none if the preset is not known."""
     named = {key: config[key] for key in ("preset", "output") if key in config}
     try:

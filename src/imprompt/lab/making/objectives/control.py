@@ -54,9 +54,9 @@ class ControlObjective(FrozenBaseObjective):
         pixels = self.pixels(batch)
         latents = encode_latents(self.base.vae, pixels)
         draws = draw_step(self.drawings, batch, latents, self.recipe.text_drop)
-        return {"loss": self.error(self.controlled_unet(compute_edges(pixels)), latents, *draws)}
+        return {"loss": self.error(self.attach_control(compute_edges(pixels)), latents, *draws)}
 
-    def controlled_unet(self, control: Float[Tensor, "batch 3 size size"]) -> Callable[..., Any]:
+    def attach_control(self, control: Float[Tensor, "batch 3 size size"]) -> Callable[..., Any]:
         """Return the base's U-Net with the ControlNet under these edges."""
 
         def denoise(noisy_latents: Tensor, times: Tensor, text_embeddings: Tensor) -> Any:
@@ -80,7 +80,7 @@ class ControlObjective(FrozenBaseObjective):
         empty = [""] * len(latents)
 
         def mean_error(control: Tensor) -> float:
-            unet = self.controlled_unet(control)
+            unet = self.attach_control(control)
             return measure_held_out_error(
                 latents, lambda x, noise, times: self.error(unet, x, noise, times, empty)
             )
