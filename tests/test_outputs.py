@@ -77,14 +77,14 @@ def test_views_and_jobs_are_kept_too(imprompt: Imprompt, toy: ToyModel) -> None:
 def test_a_file_that_appears_meanwhile_is_kept(
     imprompt: Imprompt, toy: ToyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imprompt.cli import generate
+    from imprompt.cli import jobs
 
     def load_late(job: Any) -> Any:
         Path("out.png").write_bytes(b"of another run")
         return load_models(job)
 
-    load_models = generate._load_models
-    monkeypatch.setattr(generate, "_load_models", load_late)
+    load_models = jobs._load_models
+    monkeypatch.setattr(jobs, "_load_models", load_late)
     assert imprompt("generate", "cat.png", *toy.options).output == "wrote out-1.png\n"
     assert Path("out.png").read_bytes() == b"of another run"
 

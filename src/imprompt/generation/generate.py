@@ -87,7 +87,8 @@ def generate(
     """
     if seed is not None and seeds is not None:
         raise ConfigError(f"seed={seed!r} and seeds={seeds!r} exclude each other; give one of them")
-    chosen = {"guidance_scale": find_usual_guidance(pipe)} | _choose_by_speed(speed, guidance_scale, steps)
+    chosen = _choose_by_speed(speed, guidance_scale, steps)
+    chosen.setdefault("guidance_scale", find_usual_guidance(pipe))
     if (scheduler := chosen.pop("scheduler", None)) is not None:
         pipe = copy.copy(pipe)  # The caller's keeps its own scheduler.
         set_scheduler(pipe, scheduler)
