@@ -69,7 +69,7 @@ def test_attention_overhead_takes_the_adapters_of_diffusers_at_their_word() -> N
     embedding, call = torch.randn(1, bench.EMBEDDING), bench.transformer_call("flux-xlabs")
     with torch.no_grad(), adapter.attach(transformer), adapter.use(embedding):
         ours = transformer(**call).sample
-    transformer._load_ip_adapter_weights([bench.nested(adapter)])
+    transformer._load_ip_adapter_weights([bench.nest_tensors(adapter)])
     prompts = {"ip_adapter_image_embeds": [embedding[:, None]]}
     with torch.no_grad():
         theirs = transformer(**call, joint_attention_kwargs=prompts).sample
