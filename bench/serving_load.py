@@ -259,9 +259,10 @@ def wait_until_full(server: Server, clients: int) -> None:
 
     Twice in a row, because the server runs pictures of its own for a moment at its start, to warm up.
     """
-    full = (clients - PICTURES, PICTURES)
-    while not (describe_queue(server) == full and (time.sleep(0.5), describe_queue(server))[1] == full):
-        time.sleep(0.02)
+    in_a_row = 0
+    while in_a_row < 2:
+        time.sleep(0.5)
+        in_a_row = in_a_row + 1 if describe_queue(server) == (clients - PICTURES, PICTURES) else 0
 
 
 def check_stop(clients: int = 24) -> Iterator[Finding]:

@@ -225,7 +225,7 @@ def test_a_cpu_says_when_it_computes_in_float32_in_place_of_what_was_asked_for(
 ) -> None:
     monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "fp32")
     run = few_steps_run(home, wanted)
-    assert f'training.precision "{wanted}" has no effect: this processor is fastest in float32' in run.notes
+    assert f'training.precision "{wanted}" has no effect: this processor computes in float32' in run.notes
 
 
 def test_gradients_in_bfloat16_point_where_those_in_float32_do(

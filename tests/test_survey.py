@@ -138,7 +138,6 @@ def write_transformer_base(folder: Path, transformer: dict[str, Any]) -> dict[st
     parts = {
         "base/transformer": transformer,
         "base/vae": {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]},
-        "base/text_encoder": {},
         "encoder": {"hidden_size": 1152, "image_size": 384, "patch_size": 14, "projection_dim": 1152},
     }
     for name, settings in parts.items():

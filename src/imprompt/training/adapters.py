@@ -241,7 +241,7 @@ def describe_precision(setting: str, used: str, device: str) -> list[str]:
     """Return a sentence where a CPU computes in float32 though a narrower format was asked for."""
     if device != "cpu" or used != "fp32" or setting not in ("bf16", "fp16"):
         return []
-    return [f'training.precision "{setting}" has no effect: this processor is fastest in float32']
+    return [f'training.precision "{setting}" has no effect: this processor computes in float32']
 
 
 def build_objective(

@@ -83,7 +83,7 @@ def read_shapes(config: TrainingConfig) -> Shapes:
         UnknownModel: a file is not here and cannot be fetched
     """
     model, injection = config.base.model, config.adapter.injection
-    autoencoder, text = (read_settings(model, part) for part in ("vae", "text_encoder"))
+    autoencoder = read_settings(model, "vae")
     latents = {
         "latent_channels": autoencoder["latent_channels"],
         "shrink": 2 ** (len(autoencoder["block_out_channels"]) - 1),
@@ -97,7 +97,7 @@ def read_shapes(config: TrainingConfig) -> Shapes:
             pooled_width=transformer["pooled_projection_dim"],
             **latents,
         )
-    unet = read_settings(model, "unet")
+    unet, text = (read_settings(model, part) for part in ("unet", "text_encoder"))
     has_pooled = unet.get("addition_embed_type") == "text_time"
     return Shapes(
         text_length=text.get("max_position_embeddings", 256),  # Kolors' ChatGLM: 256, its pipeline's default
