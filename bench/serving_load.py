@@ -254,15 +254,20 @@ def describe_queue(server: Server) -> tuple[int, int]:
     return queue["waiting"], queue["running"]
 
 
-def wait_until_full(server: Server, clients: int) -> None:
-    """Wait until every client waits or has a picture running.
+def wait_until_full(server: Server, pictures: int, seconds: float | int = 120) -> None:
+    """Wait until so many pictures wait or are computed.
 
     Twice in a row, because the server runs pictures of its own for a moment at its start, to warm up.
+
+    Raises:
+        TimeoutError: some were finished before the last one had come
     """
-    in_a_row = 0
+    in_a_row, end = 0, time.perf_counter() + seconds
     while in_a_row < 2:
+        if time.perf_counter() > end:
+            raise TimeoutError(f"the server never had {pictures} pictures to make at once")
         time.sleep(0.5)
-        in_a_row = in_a_row + 1 if describe_queue(server) == (clients - PICTURES, PICTURES) else 0
+        in_a_row = in_a_row + 1 if describe_queue(server) == (pictures - PICTURES, PICTURES) else 0
 
 
 def check_stop(clients: int = 24) -> Iterator[Finding]:
@@ -290,7 +295,7 @@ def check_kill(clients: int = 16) -> Iterator[Finding]:
         before = server.ask(seed=7).body["data"]
         job = server.send("POST", "/api/jobs", {"steps": LONG}).body["id"]
         futures = [pool.submit(server.ask, seed=number, steps=LONG) for number in range(clients)]
-        wait_until_full(server, clients)
+        wait_until_full(server, 1 + clients)
         killed, start = server.worker, time.perf_counter()
         os.kill(killed, signal.SIGKILL)
         statuses = Counter(future.result().status for future in futures)

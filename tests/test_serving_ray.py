@@ -5,8 +5,15 @@
 They run alone, because Ray has ended the process of tests after them.
 """
 
+import json
 import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +138,89 @@ def test_with_a_replica_die_only_the_pictures_that_it_was_computing(
     assert {one["status"] for one in states() if one not in failed} == {"done"}
     assert served.wait_until(lambda: replicas_of(service) == 2, START_SECONDS)
     assert len(replica_processes()) == 2
+
+
+# The command
+
+AUTOSCALING = """
+[ray]
+replicas = 1
+max_replicas = 2
+gpus = 0
+cpus = 0.5
+[batching]
+pictures = 2
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    (tmp_path / "models.toml").write_text(AUTOSCALING)
+    command = [
+        sys.executable,
+        "-m",
+        "imprompt",
+        "serve",
+        str(tmp_path / "models.toml"),
+        "--ray",
+        "--port",
+        "0",
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "log").open("w"),
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    match = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+    assert match is not None
+    assert served.wait_until(lambda: read_gauge(match[0], "replicas") == 1, START_SECONDS)
+    assert served.wait_until(lambda: read_gauge(match[0], "loaded_models") == 1, START_SECONDS)
+    yield process, match[0]
+    process.kill()
+    process.communicate()
+
+
+def read_gauge(address: str, name: str) -> float:
+    with urllib.request.urlopen(f"{address}/metrics") as answer:
+        text = answer.read().decode()
+    match = re.search(rf"^imprompt_{name} (.+)$", text, re.MULTILINE)
+    assert match is not None
+    return float(match[1])
+
+
+def draw(address: str, steps: int) -> int:
+    body = {"prompt": "a face", "size": "128x128", "num_inference_steps": steps}
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(
+        f"{address}/v1/images/generations", json.dumps(body).encode(), headers=headers
+    )
+    with urllib.request.urlopen(request) as answer:
+        assert json.load(answer)["data"]
+        return answer.status
+
+
+def test_with_the_load_comes_a_second_replica(server: tuple[subprocess.Popen[str], str]) -> None:
+    _, address = server
+    with ThreadPoolExecutor(16) as pool:
+        jobs = [pool.submit(draw, address, 100) for _ in range(48)]
+        assert served.wait_until(lambda: read_gauge(address, "replicas") == 2, START_SECONDS)
+        assert {job.result() for job in jobs} == {200}
+
+
+def test_a_signal_lets_pictures_be_finished_and_leaves_no_process_of_ray(
+    server: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    process, address = server
+    with ThreadPoolExecutor() as pool:
+        # Ray's own handler of the signal ended the process after three seconds.
+        job = pool.submit(draw, address, 150)
+        assert served.wait_until(lambda: read_gauge(address, "running") == 1, 60)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert job.result() == 200
+    assert process.wait(60) == 0
+    assert served.wait_until(lambda: not any(child.is_running() for child in children), 60)
+    assert "SIGTERM received" not in (tmp_path / "log").read_text()

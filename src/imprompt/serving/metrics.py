@@ -47,6 +47,8 @@ class Metrics:
             "worker_restarts": ("How often the server was killed and started again", lambda: restarts),
             "memory_bytes": ("Resident memory of the process", read_memory),
         }
+        if isinstance(engine, RayEngine):
+            gauges["replicas"] = ("Engines that run on the Ray cluster", lambda: engine.replicas)
         for name, (text, read) in gauges.items():
             Gauge(f"imprompt_{name}", text, registry=self.registry).set_function(read)
 

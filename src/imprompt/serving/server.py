@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -91,6 +92,7 @@ async def _serve(
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         warming = asyncio.ensure_future(service.warm_up())
         await asyncio.wait({serving, warming}, return_when=asyncio.FIRST_COMPLETED)
+        _restore_signal_handlers()
         failure = _find_failure(warming)
         if failure is not None:
             server.should_exit = True
@@ -102,6 +104,16 @@ async def _serve(
                 await task
     if failure is not None:
         raise failure
+
+
+def _restore_signal_handlers() -> None:
+    """Let Python handle SIGTERM and SIGINT again, as it believes that it does.
+
+    Ray puts Abseil's handler of crashes in its place, which prints a stack trace and ends the process after
+    three seconds (absl/debugging/failure_signal_handler.h): running jobs could not be finished.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.getsignal(number))
 
 
 def _find_failure(warming: asyncio.Future[None]) -> BaseException | None:

@@ -162,13 +162,10 @@ class RayEngine(EngineBase[_RemotePicture]):
             _log.exception("Ray does not start; the server will not be ready")
             return
         while self._is_open:
-            status = self._serve.status().applications.get(_NAME)
-            states = (
-                status.deployments[_NAME].replica_states if status and _NAME in status.deployments else {}
-            )
-            self.replicas = sum(number for state, number in states.items() if state == "RUNNING")
+            self.replicas = self._count_replicas()
             self.beat = time.monotonic()
             time.sleep(_WATCH_SECONDS)
+        self._disconnect()
 
     def _count_replicas(self) -> int:
         application = self._serve.status().applications.get(_NAME)
@@ -186,6 +183,11 @@ class RayEngine(EngineBase[_RemotePicture]):
         self._handle = self._serve.run(deployment.bind(self._settings), name=_NAME, route_prefix=None)
         with self._changed:
             self._signal()
+
+    def _disconnect(self) -> None:
+        """Stop the replicas, which would keep their GPUs on a cluster that goes on, and a local Ray."""
+        self._serve.delete(_NAME)
+        self._ray.shutdown()
 
     def _send_all(self) -> None:
         """Send pictures while there is room for them in the replicas."""
