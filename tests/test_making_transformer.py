@@ -1,5 +1,6 @@
 """The embedded transformer: its autoencoder's latents, its loss, and its stage, on noise for pictures."""
 
+import functools
 import json
 import random
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from imprompt.attention.choices import Injection
 from imprompt.errors import UnknownModel
 from imprompt.evaluation.judges.characters import CharacterJudge, build_network
 from imprompt.inputs.encoder import ImageEncoder
+from imprompt.lab.making.batches import DrawingBatch
 from imprompt.lab.making.captions import build_caption_patterns
 from imprompt.lab.making.characters import sample_character
 from imprompt.lab.making.objectives import transformer
@@ -139,6 +141,23 @@ def test_blocks_begin_as_the_identity(make_recipe: Callable[..., StageRecipe], b
     assert torch.equal(after[1], image)
     trained = {id(weight) for group in objective.parameter_groups() for weight in group["params"]}
     assert trained == {id(weight) for weight in objective.transformer.parameters()}
+
+
+def test_a_compiled_transformer_has_the_loss_and_the_weights_of_the_plain_one(
+    make_recipe: Callable[..., StageRecipe], base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, compiled = (TransformerObjective(make_recipe(compile=on), base) for on in (False, True))  # type: ignore[arg-type]
+    assert compiled.trained_transformer[0] is not compiled.transformer
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for objective in (plain, compiled):
+        for weight in objective.transformer.parameters():
+            torch.nn.init.constant_(weight, 0.01)
+    batch = DrawingBatch([0, 1, 2], seed=1)
+    losses = [objective.loss(batch)["loss"] for objective in (plain, compiled)]
+    torch.testing.assert_close(*losses)
+    losses[1].backward()
+    assert all(weight.grad is not None for weight in compiled.transformer.parameters())
 
 
 def test_the_stage_writes_a_pipeline_of_flux(model: Path) -> None:

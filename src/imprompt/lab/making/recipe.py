@@ -128,6 +128,8 @@ class TransformerRecipe(StageRecipe):
     text_drop: float = Field(0.1, ge=0, le=1)
     timestep_location: float = -0.3
     """Center of the noise levels' logit."""
+    compile: bool = False
+    """Train with torch.compile, after two minutes of compiling."""
 
 
 AnyRecipe = Annotated[
