@@ -188,6 +188,8 @@ EMBEDDED_MODEL = {
     "base": "mini",
     "adapters": ["mini", "mini-plus"],
     "controls": ["mini"],
+    "scheduler": "dpm++_2m",
+    "steps": 10,
     "guidance_scale": 3.0,
 }
 """What a server without settings serves, at the guidance scale at which the embedded model is measured."""
