@@ -63,7 +63,7 @@ def official(made: ImagePromptAdapter) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in to_official(made.state_dict()).items()}
 
 
-def nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def nest_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """As a `.bin` file has them."""
     groups: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for name, tensor in tensors.items():

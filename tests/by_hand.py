@@ -69,7 +69,7 @@ class ByHand:
     step: int = field(default=-1, init=False)
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def install(self) -> Iterator[None]:
         """Let it act."""
         before = {name: module.processor for name, module in self._layers().values()}
         count = self.unet.register_forward_pre_hook(self._next_step)
@@ -100,17 +100,17 @@ class ByHand:
         **_: object,
     ) -> Tensor:
         query, text = attn.to_q(hidden_states), encoder_hidden_states
-        out = attended(query, attn.to_k(text), attn.to_v(text), attn.heads)
+        out = attend(query, attn.to_k(text), attn.to_v(text), attn.heads)
         branches = self.branches[min(self.step, len(self.branches) - 1)]
         for term in self.terms:
             key, value = term.key_value(layer, branches, self.rows)
             weight = term.scale * term.at(self.step) * term.on(name)
-            image = weight * attended(query, key, value, attn.heads)
+            image = weight * attend(query, key, value, attn.heads)
             out = out + (image if term.where is None else term.where(query.shape[1])[:, None] * image)
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def attended(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """softmax(Q Kᵀ / √d) V for every head."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)

@@ -18,7 +18,7 @@ from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.diffusers_internals import Branches
 
 
-def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q Kᵀ / √d) V for every head, all "batch length heads d"; heads are joined."""
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
@@ -92,7 +92,7 @@ class ByHand:
     text: int = field(default=0, init=False)
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def install(self) -> Iterator[None]:
         """Let it act."""
         blocks = [*self.transformer.transformer_blocks]
         blocks += [*getattr(self.transformer, "single_transformer_blocks", ())]
@@ -157,7 +157,7 @@ class HandFlux:
             value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], 1)
         rotate: Any = apply_rotary_emb
         query, key = (rotate(x, image_rotary_emb, sequence_dim=1) for x in (query, key))
-        out = attended(query, key, value)
+        out = attend(query, key, value)
         if self.hand.deviation == "the query after rotation" and not words:
             own = query
         gated, ungated = self._image(own, heads, 0 if words else self.hand.text)
@@ -185,10 +185,10 @@ class HandFlux:
                 weight = weight * term.spread(pictures, text)
             if term.adapter.injection == "flux-xlabs":
                 key, value = key + heads(layer.to_key.bias), value + heads(layer.to_value.bias)
-                ungated = ungated + weight * attended(own, key, value)
+                ungated = ungated + weight * attend(own, key, value)
             else:
                 value = rms(value, 1e-5) if self.hand.deviation == "V' normalized" else value
-                gated = gated + weight * attended(own, rms(key, 1e-5), value)
+                gated = gated + weight * attend(own, rms(key, 1e-5), value)
         return gated, ungated
 
 
@@ -207,7 +207,7 @@ class HandJoint:
         query, key, value = (heads(one(hidden_states)) for one in (attn.to_q, attn.to_k, attn.to_v))
         adds = attn.add_q_proj, attn.add_k_proj, attn.add_v_proj
         q, k, v = (heads(one(encoder_hidden_states)) for one in adds)
-        out = attended(
+        out = attend(
             torch.cat([attn.norm_q(query), attn.norm_added_q(q)], 1),
             torch.cat([attn.norm_k(key), attn.norm_added_k(k)], 1),
             torch.cat([value, v], 1),
@@ -234,4 +234,4 @@ class HandJoint:
         keys = torch.cat([rms(key, 1e-6, layer.norm_k.weight), image_key], 1)
         values = torch.cat([value, heads(c @ layer.to_value.weight.T)], 1)
         weight = self.hand.strength(term, self.number) * acts * term.spread(1, 0)
-        return weight * attended(rms(query, 1e-6, layer.norm_q.weight), keys, values)
+        return weight * attend(rms(query, 1e-6, layer.norm_q.weight), keys, values)

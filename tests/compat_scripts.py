@@ -30,7 +30,7 @@ def xl() -> Any:
 def load(pipe: Any, *adapters: ImagePromptAdapter, **options: Any) -> None:
     """Load adapters from state dicts, as `.bin` files have them."""
     blanks = [""] * len(adapters)
-    files = [adapter_files.nested(adapter_files.official(adapter)) for adapter in adapters]
+    files = [adapter_files.nest_tensors(adapter_files.official(adapter)) for adapter in adapters]
     settings = {"subfolder": blanks, "weight_name": blanks, "image_encoder_folder": None}
     pipe.load_ip_adapter(files, **settings | options)
 
@@ -48,7 +48,7 @@ def latents(pipe: Any, **arguments: Any) -> Tensor:
     return pipe(**settings | arguments).images
 
 
-def by_diffusers(pipe: Any, script: Script) -> Tensor:
+def run_in_diffusers(pipe: Any, script: Script) -> Tensor:
     """Run a script as it is, and remove what it leaves."""
     try:
         return script(pipe)
@@ -60,7 +60,7 @@ def by_diffusers(pipe: Any, script: Script) -> Tensor:
             pipe.unload_lora_weights()
 
 
-def by_imprompt(pipe: Any, script: Script) -> Tensor:
+def run_in_imprompt(pipe: Any, script: Script) -> Tensor:
     """Run a script after `enable`."""
     compat.enable(pipe)
     try:
@@ -71,7 +71,7 @@ def by_imprompt(pipe: Any, script: Script) -> Tensor:
 
 def assert_unchanged(make: Callable[[], Any], script: Script) -> Tensor:
     """Compare both on pipelines of their own; return the latents."""
-    theirs, ours = by_diffusers(make(), script), by_imprompt(make(), script)
+    theirs, ours = run_in_diffusers(make(), script), run_in_imprompt(make(), script)
     assert_close(ours, theirs)
     return ours
 

@@ -107,7 +107,7 @@ def other_vision_model(*, seed: int = 4) -> CLIPVisionModelWithProjection:
 
 
 @tiny.seeded
-def drawn(*shape: int, seed: int = 0) -> Tensor:
+def draw_normal(*shape: int, seed: int = 0) -> Tensor:
     return 0.5 * torch.randn(*shape)
 
 
@@ -115,7 +115,7 @@ def flat(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{group}.{name}": tensor for group, inner in nested.items() for name, tensor in inner.items()}
 
 
-def written(tensors: Mapping[str, Tensor], folder: Path, name: str = "file.safetensors") -> Path:
+def write_tensors(tensors: Mapping[str, Tensor], folder: Path, name: str = "file.safetensors") -> Path:
     safetensors.torch.save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
     return folder / name
 
@@ -144,7 +144,7 @@ def face_file(unet: UNet2DConditionModel, folder: Path, *, seed: int = 0) -> tup
             for place in "kv":
                 inner = matrices(attn)[place].out_features
                 tensors[f"ip_adapter.{number}.to_{place}_ip.weight"] = torch.randn(inner, wide) / 5
-    return written(tensors, folder, f"face-{seed}.safetensors"), tensors
+    return write_tensors(tensors, folder, f"face-{seed}.safetensors"), tensors
 
 
 def attentions(unet: Any) -> list[Any]:
@@ -155,7 +155,7 @@ def matrices(attn: Any) -> dict[str, Any]:
     return {"q": attn.to_q, "k": attn.to_k, "v": attn.to_v, "out": attn.to_out[0]}
 
 
-def merged(pipe: Any, *files: Mapping[str, Tensor]) -> Any:
+def merge_loras(pipe: Any, *files: Mapping[str, Tensor]) -> Any:
     """A pipeline whose attention has the files' LoRA in its very weights: W + up down."""
     parts = {name: part for name, part in pipe.components.items() if name != "unet"}
     made = type(pipe)(**parts, unet=copy.deepcopy(pipe.unet), requires_safety_checker=False)
@@ -169,7 +169,7 @@ def merged(pipe: Any, *files: Mapping[str, Tensor]) -> Any:
     return made
 
 
-def resampled(tensors: Mapping[str, Tensor], features: Tensor, heads: int) -> Tensor:
+def resample_features(tensors: Mapping[str, Tensor], features: Tensor, heads: int) -> Tensor:
     """The perceiver of Plus by hand, as many layers as there are."""
 
     def of(name: str) -> Tensor:

@@ -72,7 +72,7 @@ def _pictures_each(case: Case) -> str | None:
     return "one video of each prompt" if case.frames > 1 else None
 
 
-def _sliced(case: Case) -> str | None:
+def _refuse_slicing(case: Case) -> str | None:
     return "this U-Net cannot slice its attention" if case.frames > 1 else None
 
 
@@ -105,7 +105,7 @@ FEATURES = {
     "adapters": Feature("two adapters", "two adapters on one U-Net equal the ones by hand"),
     "file": Feature("file", "embeddings saved to a file give the picture's result, bit for bit"),
     "lora": Feature("LoRA", "the user's LoRA acts, as by hand, and is bit for bit the same after detaching"),
-    "sliced": Feature("slicing", "attention slicing, enabled before, changes nothing", _sliced),
+    "sliced": Feature("slicing", "attention slicing, enabled before, changes nothing", _refuse_slicing),
     "compiled": Feature("compile", "`torch.compile(fullgraph=True)` changes nothing", tried=_compiled),
 }
 
@@ -199,8 +199,8 @@ def page(outcomes: Mapping[tuple[str, str], Outcome]) -> str:
         passed=sum(found.passed and not found.refusal for found in outcomes.values()),
         tables="\n\n".join(_table(base, outcomes, refusals, reasons) for base in bases),
         meanings="\n".join(f"- **{feature.title}**: {feature.meaning}" for feature in FEATURES.values()),
-        refusals=_numbered("refused", "✗", refusals),
-        lacking=_numbered("lacking", "–", reasons),
+        refusals=_number_sentences("refused", "✗", refusals),
+        lacking=_number_sentences("lacking", "–", reasons),
     )
 
 
@@ -225,7 +225,7 @@ def _cell(case: Case, name: str, outcomes: Mapping[tuple[str, str], Outcome], *n
     return f"[✗{refusals.index(found.refusal) + 1}](#refused-{refusals.index(found.refusal) + 1})"
 
 
-def _numbered(anchor: str, sign: str, sentences: Sequence[str]) -> str:
+def _number_sentences(anchor: str, sign: str, sentences: Sequence[str]) -> str:
     numbered: Any = enumerate(sentences, 1)
     return (
         "\n".join(f'- <a id="{anchor}-{n}"></a>{sign}{n}: {sentence}' for n, sentence in numbered)

@@ -43,7 +43,7 @@ class Scene:
     @functools.cached_property
     def ours(self) -> Tensor:
         """With the picture."""
-        return self.attached(self.reference)
+        return self.draw_attached(self.reference)
 
     @property
     def reference(self) -> Reference:
@@ -55,7 +55,7 @@ class Scene:
         """What it amounts to."""
         return Term(self.adapter, self.embedding[None], SCALE)
 
-    def attached(self, *references: Any, unguided: bool = False, **arguments: Any) -> Tensor:
+    def draw_attached(self, *references: Any, unguided: bool = False, **arguments: Any) -> Tensor:
         """Attach, make pictures of references, detach."""
         told = self.case.unguided if unguided else self.case.guided
         arguments |= {"guidance_scale": 1.0} if unguided else {}
@@ -67,7 +67,7 @@ class Scene:
         """The same without imprompt; `branches` is how the batch is stacked at each step."""
         branches = arguments.pop("branches", [self.case.guided])
         rows = arguments.get("each", 1) * self.case.frames
-        with ByHand(self.pipe.unet, terms, branches, rows).installed():
+        with ByHand(self.pipe.unet, terms, branches, rows).install():
             return self.case.latents(self.pipe, **arguments)
 
     @contextmanager

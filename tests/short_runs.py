@@ -37,7 +37,7 @@ def pipeline(kind: str) -> Any:
     return pipe
 
 
-def frozen(kind: str = "SD", dtype: torch.dtype = torch.float32, **schedule: Any) -> FrozenBase:
+def build_base(kind: str = "SD", dtype: torch.dtype = torch.float32, **schedule: Any) -> FrozenBase:
     """A base of one's own; `schedule` changes its scheduler."""
     pipe = copy.deepcopy(pipeline(kind))
     if schedule:
@@ -100,6 +100,6 @@ def states(run: Run) -> list[dict[str, Any]]:
     return [run.checkpoints.load(one) for one in run.checkpoints.list_complete()]
 
 
-def logged(run: Run, name: str) -> list[float]:
+def read_log(run: Run, name: str) -> list[float]:
     lines = map(json.loads, (run.folder / "log.jsonl").read_text().splitlines())
     return [line[name] for line in lines if name in line]

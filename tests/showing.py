@@ -17,7 +17,7 @@ def output(unet: UNet2DConditionModel, batch: int = 2, **changes: Any) -> Tensor
     return unet(**arguments).sample
 
 
-def shown(
+def run_unet(
     unet: UNet2DConditionModel, adapter: ImagePromptAdapter, *references: Any, **changes: Any
 ) -> Tensor:
     with adapter.attach(unet), adapter.references(*references):
@@ -30,7 +30,7 @@ def latents(pipe: Any, prompt: str | list[str] = "a cat", **arguments: Any) -> T
     return pipe(prompt, **(settings | arguments)).images
 
 
-def made(pipe: Any, adapter: ImagePromptAdapter, *references: Any, **arguments: Any) -> Tensor:
+def draw_latents(pipe: Any, adapter: ImagePromptAdapter, *references: Any, **arguments: Any) -> Tensor:
     with adapter.attach(pipe), adapter.references(*references):
         return latents(pipe, **arguments)
 

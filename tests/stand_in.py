@@ -128,7 +128,7 @@ def coco_settings(stand_in: StandIn, *more: str) -> list[str]:
     return [*stand_in.settings(stand_in.coco, images=IMAGES, samples=SAMPLES), *more]
 
 
-def drawn(output: Path) -> dict[str, bytes]:
+def read_drawings(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((output / "pictures").glob("*.png"))}
 
 

@@ -128,7 +128,7 @@ def perceiver(depth: int) -> dict[str, Tensor]:
     return made
 
 
-def named(name: str) -> dict[str, Tensor]:
+def add_name(name: str) -> dict[str, Tensor]:
     return tensors() | {name: torch.zeros(1)}
 
 
@@ -157,15 +157,15 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "more than 10,000 tensors",
     ),
     "a number of 5,000 digits": (
-        lambda path: write_safetensors(path, named(f"ip_adapter.{ONES}.to_k_ip.weight")),
+        lambda path: write_safetensors(path, add_name(f"ip_adapter.{ONES}.to_k_ip.weight")),
         "whose name 'ip_adapter.1.*' has 5,026 characters; the limit is 256",
     ),
     "a path of 5,000 digits": (
-        lambda path: write_safetensors(path, named(f"down_blocks.{ONES}.attn2.processor.to_k_ip.weight")),
+        lambda path: write_safetensors(path, add_name(f"down_blocks.{ONES}.attn2.processor.to_k_ip.weight")),
         "whose name 'down_blocks.1.*' has 5,0.. characters",
     ),
     "a name on which a pattern backtracks": (
-        lambda path: write_safetensors(path, named(PATTERN)),
+        lambda path: write_safetensors(path, add_name(PATTERN)),
         "whose name 'down_blocks.a.attn1a.*' has 21,013 characters",
     ),
     "a long pickled name": (
@@ -222,7 +222,7 @@ def problem_of(use: Callable[[Path], object]) -> Callable[[Path], str]:
     return attempt
 
 
-def inspected(path: Path) -> str:
+def list_problems(path: Path) -> str:
     try:
         return "; ".join(describe(path).problems)
     except CheckpointError as error:
@@ -232,7 +232,7 @@ def inspected(path: Path) -> str:
 USES: dict[str, Callable[[Path], str]] = {
     "load": problem_of(lambda path: load_adapter(path, image_encoder=None)),
     "convert": problem_of(lambda path: convert_adapter(path, path.with_name("y.safetensors"))),
-    "inspect": inspected,
+    "inspect": list_problems,
 }
 
 

@@ -63,7 +63,7 @@ def latents(pipe: Any, prompt: str | list[str] = "a cat", **arguments: Any) -> T
 
 
 @contextmanager
-def counted(**modules: list[nn.Module]) -> Iterator[dict[str, int]]:
+def count_calls(**modules: list[nn.Module]) -> Iterator[dict[str, int]]:
     """Count the calls of modules by group; patched on their classes, so nothing of theirs shows it."""
     calls = dict.fromkeys(modules, 0)
     groups = {id(module): name for name, members in modules.items() for module in members}
@@ -79,7 +79,7 @@ def counted(**modules: list[nn.Module]) -> Iterator[dict[str, int]]:
         yield calls
 
 
-def watched(pipe: Any, adapter: ImagePromptAdapter) -> dict[str, list[nn.Module]]:
+def group_modules(pipe: Any, adapter: ImagePromptAdapter) -> dict[str, list[nn.Module]]:
     cross = [module for name, module in pipe.unet.named_modules() if name.endswith("attn2")]
     layers = [adapter.key_value(number) for number in adapter.shapes]
     assert adapter.image_encoder is not None
@@ -97,7 +97,7 @@ def test_keys_values_projection_and_encoder_run_once_per_generation_not_per_step
 ) -> None:
     adapter.image_encoder = ImageEncoder(tiny.vision_model())
     adapter.attach(pipe)
-    with counted(**watched(pipe, adapter)) as calls:
+    with count_calls(**group_modules(pipe, adapter)) as calls:
         adapter.references(tiny.picture(), [tiny.picture(seed=1)])
         # Two references, each with its positive and its negative half, on four layers.
         before = {"text": 0, "query": 0, "image": 2 * 2 * 2 * 4, "projection": 2 * 2, "encoder": 1}
@@ -215,7 +215,7 @@ def image_to_image(pipe: Any) -> Any:
     return StableDiffusionImg2ImgPipeline.from_pipe(pipe)
 
 
-def controlled(pipe: Any) -> Any:
+def add_controlnet(pipe: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8))
@@ -229,7 +229,7 @@ OTHERS: list[tuple[Callable[[Any], Any], dict[str, Any]]] = [
     (pag, {"pag_scale": 2.0, "guidance_scale": 0.0}),
     (pag, {"pag_scale": 0.0}),
     (image_to_image, {"image": tiny.picture(width=16, height=16), "strength": 0.9}),
-    (controlled, {"image": tiny.picture(width=16, height=16)}),
+    (add_controlnet, {"image": tiny.picture(width=16, height=16)}),
 ]
 
 
@@ -432,7 +432,7 @@ def test_a_base_with_other_widths_inside_is_refused(pipe: Any, adapter: ImagePro
         ImagePromptAdapter(adapter.projection, shapes).attach(pipe)
 
 
-def sliced(pipe: Any) -> None:
+def slice_attention_of(pipe: Any) -> None:
     pipe.enable_attention_slicing(1)
 
 
@@ -441,11 +441,11 @@ def plain(pipe: Any) -> None:
     pipe.unet.set_attn_processor(AttnProcessor())
 
 
-def fused(pipe: Any) -> None:
+def fuse_projections(pipe: Any) -> None:
     pipe.fuse_qkv_projections(vae=False)
 
 
-@pytest.mark.parametrize("change", [sliced, plain, fused])
+@pytest.mark.parametrize("change", [slice_attention_of, plain, fuse_projections])
 def test_other_ways_to_compute_the_same_attention_stay_in_use(
     pipe: Any, adapter: ImagePromptAdapter, change: Callable[[Any], None]
 ) -> None:

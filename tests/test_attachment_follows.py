@@ -27,7 +27,7 @@ def pipe() -> Any:
     return tiny.sd_pipeline()
 
 
-def attached(pipe: Any, change: Callable[[Any], object], *, before: bool) -> Tensor:
+def draw_after_change(pipe: Any, change: Callable[[Any], object], *, before: bool) -> Tensor:
     """Attach, change the pipeline before or after that, and return the latents."""
     adapter = tiny.adapter(pipe.unet)
     if before:
@@ -78,7 +78,7 @@ def quantize(pipe: Any) -> None:
             module.to_out[0] = Int8Linear(module.to_out[0])  # pyright: ignore[reportArgumentType]
 
 
-def dequantized(pipe: Any) -> None:
+def dequantize(pipe: Any) -> None:
     """Plain layers with the weights that quantizing leaves."""
     quantize(pipe)
     for module in [*pipe.unet.modules()]:
@@ -95,18 +95,18 @@ def dequantized(pipe: Any) -> None:
 @pytest.mark.parametrize("change", [add_lora, quantize, lambda pipe: pipe.to(torch.float64)])
 def test_a_change_of_the_layers_is_the_same_before_and_after_attaching(change: Any) -> None:
     """To rounding: a base that is float64 from the start has its K' and V' computed in float64 too."""
-    first, second = (attached(tiny.sd_pipeline(), change, before=before) for before in (True, False))
+    first, second = (draw_after_change(tiny.sd_pipeline(), change, before=before) for before in (True, False))
     assert_close(first, second)
 
 
 @pytest.mark.parametrize("processor", [None, AttnProcessor])
 def test_a_quantized_base_is_the_base_with_the_rounded_weights(processor: Any) -> None:
     made: list[Tensor] = []
-    for change in (quantize, dequantized):
+    for change in (quantize, dequantize):
         pipe: Any = tiny.sd_pipeline()
         if processor:
             pipe.unet.set_attn_processor(processor())
-        made.append(attached(pipe, change, before=True))
+        made.append(draw_after_change(pipe, change, before=True))
     assert_close(*made)
 
 

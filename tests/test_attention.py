@@ -30,7 +30,7 @@ def attn(seed: None) -> Attention:
 
 
 @pytest.fixture
-def hidden(seed: None) -> Tensor:
+def hidden_states(seed: None) -> Tensor:
     return torch.randn(2, 7, QUERY_DIM)
 
 
@@ -43,7 +43,7 @@ def image(batch: int = 2, tokens: int = 4) -> ImageTerm:
     return ImageTerm(*(split_heads(torch.randn(batch, tokens, INNER_DIM), HEADS) for _ in range(2)))
 
 
-def decoupled(attn: Attention, *images: ImageTerm) -> DecoupledAttention:
+def decouple(attn: Attention, *images: ImageTerm) -> DecoupledAttention:
     processor = DecoupledAttention(AttnProcessor2_0())
     processor.set_terms("test", images)
     attn.set_processor(processor)  # pyright: ignore[reportArgumentType]
@@ -51,7 +51,7 @@ def decoupled(attn: Attention, *images: ImageTerm) -> DecoupledAttention:
 
 
 @contextmanager
-def counted(*modules: nn.Module) -> Iterator[list[int]]:
+def count_calls(*modules: nn.Module) -> Iterator[list[int]]:
     """Count calls, without a hook that would show."""
     calls = [0]
     originals = [type(module) for module in modules]
@@ -83,85 +83,93 @@ def test_splitting_heads_keeps_each_heads_columns_together() -> None:
 
 
 def test_without_images_it_equals_diffusers_to_the_last_bit(
-    attn: Attention, hidden: Tensor, text: Tensor
+    attn: Attention, hidden_states: Tensor, text: Tensor
 ) -> None:
-    expected = attn(hidden, text)
-    decoupled(attn)
-    assert torch.equal(attn(hidden, text), expected)
+    expected = attn(hidden_states, text)
+    decouple(attn)
+    assert torch.equal(attn(hidden_states, text), expected)
 
 
 @pytest.mark.parametrize("keep", [5, 17])
-def test_a_text_mask_acts_as_in_diffusers(attn: Attention, hidden: Tensor, text: Tensor, keep: int) -> None:
+def test_a_text_mask_acts_as_in_diffusers(
+    attn: Attention, hidden_states: Tensor, text: Tensor, keep: int
+) -> None:
     mask = torch.zeros(2, 1, 17)
     mask[..., keep:] = -10000.0
-    expected = attn(hidden, text, attention_mask=mask)
-    decoupled(attn)
-    assert torch.equal(attn(hidden, text, attention_mask=mask), expected)
+    expected = attn(hidden_states, text, attention_mask=mask)
+    decouple(attn)
+    assert torch.equal(attn(hidden_states, text, attention_mask=mask), expected)
 
 
 def test_the_image_attention_is_added_before_the_output_layer(
-    attn: Attention, hidden: Tensor, text: Tensor
+    attn: Attention, hidden_states: Tensor, text: Tensor
 ) -> None:
     one, two = image(tokens=4), image(tokens=9)
-    base = attn(hidden, text)
-    query = split_heads(attn.to_q(hidden), HEADS)
+    base = attn(hidden_states, text)
+    query = split_heads(attn.to_q(hidden_states), HEADS)
     sums = attend(query, *one) + attend(query, *two)
     expected = base + merge_heads(sums) @ attn.to_out[0].weight.T  # pyright: ignore
-    decoupled(attn, one, two)
-    torch.testing.assert_close(attn(hidden, text), expected)
+    decouple(attn, one, two)
+    torch.testing.assert_close(attn(hidden_states, text), expected)
 
 
 def test_images_of_another_type_are_brought_to_the_querys(attn: Attention) -> None:
     attn.bfloat16()
-    hidden, text = torch.randn(2, 7, QUERY_DIM).bfloat16(), torch.randn(2, 17, CONTEXT_DIM).bfloat16()
-    decoupled(attn, image())
-    assert attn(hidden, text).dtype == torch.bfloat16
+    hidden_states, text = torch.randn(2, 7, QUERY_DIM).bfloat16(), torch.randn(2, 17, CONTEXT_DIM).bfloat16()
+    decouple(attn, image())
+    assert attn(hidden_states, text).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_images_for_another_batch_are_refused_rather_than_broadcast(
-    attn: Attention, hidden: Tensor, text: Tensor, batch: int
+    attn: Attention, hidden_states: Tensor, text: Tensor, batch: int
 ) -> None:
-    decoupled(attn, image(batch=batch))
+    decouple(attn, image(batch=batch))
     with pytest.raises(AmbiguousBatch, match=f"2 samples, but the image prompts are for {batch}"):
-        attn(hidden, text)
+        attn(hidden_states, text)
 
 
 # What it remembers
 
 
-def test_the_texts_key_and_value_are_computed_once(attn: Attention, hidden: Tensor, text: Tensor) -> None:
-    decoupled(attn, image())
-    with counted(attn.to_k, attn.to_v) as calls:  # pyright: ignore
-        first, second = attn(hidden, text), attn(hidden, text)
+def test_the_texts_key_and_value_are_computed_once(
+    attn: Attention, hidden_states: Tensor, text: Tensor
+) -> None:
+    decouple(attn, image())
+    with count_calls(attn.to_k, attn.to_v) as calls:  # pyright: ignore
+        first, second = attn(hidden_states, text), attn(hidden_states, text)
     assert calls == [2]
     assert torch.equal(first, second)
 
 
-def test_another_text_is_not_taken_for_the_one_before(attn: Attention, hidden: Tensor, text: Tensor) -> None:
-    decoupled(attn, image())
-    first = attn(hidden, text)
-    assert not torch.equal(attn(hidden, text + 1), first)
-    assert torch.equal(attn(hidden, text.clone()), first)
+def test_another_text_is_not_taken_for_the_one_before(
+    attn: Attention, hidden_states: Tensor, text: Tensor
+) -> None:
+    decouple(attn, image())
+    first = attn(hidden_states, text)
+    assert not torch.equal(attn(hidden_states, text + 1), first)
+    assert torch.equal(attn(hidden_states, text.clone()), first)
 
 
-def test_a_text_at_the_address_of_a_freed_one_is_not_taken_for_it(attn: Attention, hidden: Tensor) -> None:
-    processor = decoupled(attn, image())
+def test_a_text_at_the_address_of_a_freed_one_is_not_taken_for_it(
+    attn: Attention, hidden_states: Tensor
+) -> None:
+    processor = decouple(attn, image())
     for seed in range(20):
         text = torch.full((2, 17, CONTEXT_DIM), float(seed))
-        remembered = attn(hidden, text)
+        remembered = attn(hidden_states, text)
         processor.state.text = None
-        assert torch.equal(remembered, attn(hidden, text))
+        assert torch.equal(remembered, attn(hidden_states, text))
         del text
 
 
 @pytest.mark.parametrize("what", ["text", "weight", "bias", "weight moved", "view"])
 def test_writing_to_a_tensor_makes_it_compute_again(
-    attn: Attention, hidden: Tensor, text: Tensor, what: str
+    attn: Attention, hidden_states: Tensor, text: Tensor, what: str
 ) -> None:
     attn = Attention(QUERY_DIM, CONTEXT_DIM, heads=HEADS, dim_head=HEAD_DIM, bias=True).eval()
-    processor = decoupled(attn, image())
-    before = attn(hidden, text)
+    processor = decouple(attn, image())
+    before = attn(hidden_states, text)
     assert attn.to_v is not None
     if what == "text":
         text.mul_(2)
@@ -173,29 +181,31 @@ def test_writing_to_a_tensor_makes_it_compute_again(
         attn.to_v.bias.add_(1)
     else:
         attn.to_v.weight.data = attn.to_v.weight.data * 2
-    after = attn(hidden, text)
+    after = attn(hidden_states, text)
     processor.state.text = None
     assert not torch.equal(after, before)
-    assert torch.equal(after, attn(hidden, text))
+    assert torch.equal(after, attn(hidden_states, text))
 
 
 def test_nothing_is_remembered_without_images_or_afterwards(
-    attn: Attention, hidden: Tensor, text: Tensor
+    attn: Attention, hidden_states: Tensor, text: Tensor
 ) -> None:
-    processor = decoupled(attn)
-    attn(hidden, text)
+    processor = decouple(attn)
+    attn(hidden_states, text)
     assert processor.state.text is None
     processor.set_terms("test", (image(),))
-    attn(hidden, text)
+    attn(hidden_states, text)
     assert processor.state.text is not None
     processor.set_terms("test", ())
     assert processor.state.text is None
 
 
-def test_nothing_is_remembered_where_gradients_flow(attn: Attention, hidden: Tensor, text: Tensor) -> None:
-    processor = decoupled(attn, image())
+def test_nothing_is_remembered_where_gradients_flow(
+    attn: Attention, hidden_states: Tensor, text: Tensor
+) -> None:
+    processor = decouple(attn, image())
     with torch.enable_grad():
-        attn(hidden, text).sum().backward()
+        attn(hidden_states, text).sum().backward()
     assert processor.state.text is None
     assert attn.to_k is not None
     assert attn.to_k.weight.grad is not None
@@ -203,45 +213,47 @@ def test_nothing_is_remembered_where_gradients_flow(attn: Attention, hidden: Ten
 
 def test_inference_tensors_are_computed_each_time(attn: Attention) -> None:
     with torch.inference_mode():
-        hidden, text = torch.randn(2, 7, QUERY_DIM), torch.randn(2, 17, CONTEXT_DIM)
-        processor = decoupled(attn, image())
-        first = attn(hidden, text)
+        hidden_states, text = torch.randn(2, 7, QUERY_DIM), torch.randn(2, 17, CONTEXT_DIM)
+        processor = decouple(attn, image())
+        first = attn(hidden_states, text)
         text.mul_(2)
-        assert not torch.equal(attn(hidden, text), first)
+        assert not torch.equal(attn(hidden_states, text), first)
     assert processor.state.text is None
 
 
-def test_autocast_is_not_taken_for_what_came_before(attn: Attention, hidden: Tensor, text: Tensor) -> None:
-    decoupled(attn, image())
-    exact = attn(hidden, text)
+def test_autocast_is_not_taken_for_what_came_before(
+    attn: Attention, hidden_states: Tensor, text: Tensor
+) -> None:
+    decouple(attn, image())
+    exact = attn(hidden_states, text)
     with torch.autocast("cpu", torch.bfloat16):
-        assert attn(hidden, text).dtype == torch.bfloat16
-    assert torch.equal(attn(hidden, text), exact)
+        assert attn(hidden_states, text).dtype == torch.bfloat16
+    assert torch.equal(attn(hidden_states, text), exact)
 
 
 def test_weights_that_accelerate_moves_about_are_not_remembered(
-    attn: Attention, hidden: Tensor, text: Tensor
+    attn: Attention, hidden_states: Tensor, text: Tensor
 ) -> None:
-    decoupled(attn, image())
-    expected = attn(hidden, text)
-    processor = decoupled(attn, *attn.processor.state.terms)  # pyright: ignore
+    decouple(attn, image())
+    expected = attn(hidden_states, text)
+    processor = decouple(attn, *attn.processor.state.terms)  # pyright: ignore
     cpu_offload(attn, execution_device=torch.device("cpu"))
-    assert torch.equal(attn(hidden, text), expected)
+    assert torch.equal(attn(hidden_states, text), expected)
     assert processor.state.text is None
 
 
 def test_a_hooked_or_replaced_projection_is_not_remembered(
-    attn: Attention, hidden: Tensor, text: Tensor
+    attn: Attention, hidden_states: Tensor, text: Tensor
 ) -> None:
     class Doubled(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
 
-    processor = decoupled(attn, image())
+    processor = decouple(attn, image())
     attn.to_k = Doubled(CONTEXT_DIM, INNER_DIM, bias=False)
-    attn(hidden, text)
+    attn(hidden_states, text)
     assert processor.state.text is None
     attn.to_k = nn.Linear(CONTEXT_DIM, INNER_DIM, bias=False)
     attn.to_k.register_forward_hook(lambda *_: None)
-    attn(hidden, text)
+    attn(hidden_states, text)
     assert processor.state.text is None

@@ -57,7 +57,7 @@ def by_torch(pipe: Any) -> Iterator[None]:
 
 
 @pytest.fixture
-def frozen(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+def no_conversion(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
     """Nothing may be converted any more."""
 
     def refuse(*_: object) -> None:
@@ -94,7 +94,7 @@ REFERENCES: dict[str, Callable[[], list[Any]]] = {
 }
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 @pytest.mark.parametrize("kind", REFERENCES)
 def test_one_graph_serves_every_reference_and_agrees_with_torch(pipe: Any, kind: str) -> None:
     adapter = tiny.adapter(pipe.unet)
@@ -106,7 +106,7 @@ def test_one_graph_serves_every_reference_and_agrees_with_torch(pipe: Any, kind:
     assert measure_difference(output, expected) < 1e-5
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_two_adapters_and_a_prompt_each_agree_with_torch(pipe: Any) -> None:
     first, second = tiny.adapter(pipe.unet), tiny.adapter(pipe.unet, seed=5)
     prompts: Any = ["a cat", "a dog"]
@@ -119,7 +119,7 @@ def test_two_adapters_and_a_prompt_each_agree_with_torch(pipe: Any) -> None:
     assert measure_difference(output, expected) < 1e-5
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_without_an_adapter_without_guidance_and_in_another_size_it_agrees_too(pipe: Any) -> None:
     several: list[dict[str, Any]] = [{}, {"guidance_scale": 1.0}, {"height": 24, "width": 32}]
     for options in several:
@@ -128,7 +128,7 @@ def test_without_an_adapter_without_guidance_and_in_another_size_it_agrees_too(p
             assert measure_difference(output, draw(pipe, **options)) < 1e-5
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_residuals_of_a_controlnet_are_inputs(pipe: Any) -> None:
     sample, text = torch.randn(2, 4, 8, 8), torch.randn(TEXT)
     by_hand: Any = type(pipe.unet).forward
@@ -150,7 +150,7 @@ def plain_residuals(unet: Any, sample: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.randn(sample.shape[0], channels, side, side) for channels, side in shapes)
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_a_server_merges_its_calls_on_an_accelerated_unet(pipe: Any) -> None:
     denoiser = MergedDenoiser(pipe.unet)
     sample, text = torch.randn(1, 4, 8, 8), torch.randn(1, *TEXT[1:])
@@ -163,7 +163,7 @@ def test_a_server_merges_its_calls_on_an_accelerated_unet(pipe: Any) -> None:
     assert max(map(measure_difference, outputs, expected)) < 1e-5
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_bfloat16_is_near(plain: Any) -> None:
     expected = draw(plain)
     with accelerate(plain, dtype="bfloat16") as made:
@@ -213,7 +213,7 @@ def crash(monkeypatch: pytest.MonkeyPatch, folder: Path, line: str) -> None:
         ("raise SystemExit('no such kernel')", r"cannot compile it \(no such kernel\)"),
     ],
 )
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_a_crash_of_the_compiler_is_caught_in_another_process_and_torch_computes(
     plain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, reason: str
 ) -> None:
@@ -223,7 +223,7 @@ def test_a_crash_of_the_compiler_is_caught_in_another_process_and_torch_computes
         assert torch.equal(draw(plain), expected)
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_a_crash_is_remembered_for_this_processor(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, size = convert_unet(pipe.unet), (9, 9, 9, 9)
     monkeypatch.setattr(conversion, "compile_elsewhere", lambda *_: "it crashed")
@@ -235,7 +235,7 @@ def test_a_crash_is_remembered_for_this_processor(pipe: Any, monkeypatch: pytest
     assert graph.try_compilation(size, "float32", {}) is None
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_a_graph_that_is_too_far_from_torch_is_refused_with_the_figure(
     plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +277,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 
 
 @pytest.mark.parametrize("reason", CHANGES)
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 def test_what_the_graph_does_not_know_is_computed_by_torch(reason: str) -> None:
     pipe: Any = tiny.sd_pipeline()
     with accelerate(pipe) as made:
@@ -289,7 +289,7 @@ def test_what_the_graph_does_not_know_is_computed_by_torch(reason: str) -> None:
     assert torch.equal(output, draw(pipe))
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("no_conversion")
 @pytest.mark.parametrize(
     ("reason", "options"),
     [

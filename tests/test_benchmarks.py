@@ -37,12 +37,12 @@ from stand_in import (
     SAMPLES,
     StandIn,
     coco_settings,
-    drawn,
     job_of,
     make_stand_in,
+    read_drawings,
     write_coco,
 )
-from training_processes import started
+from training_processes import start_process
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_to_the_same_scores(
     output = tmp_path / "killed"
     command = ["evaluate", "coco", str(config), "--output", str(output)]
     command += [word for setting in coco_settings(stand_in) for word in ("--set", setting)]
-    process = started(cli.main, command)
+    process = start_process(cli.main, command)
     pictures = output / "pictures"
     while process.is_alive() and len(list(pictures.glob("*.png"))) < 3:
         time.sleep(0.002)
@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_to_the_same_scores(
     assert process.exitcode == -signal.SIGKILL
     assert 0 < len(list(pictures.glob("0*.png"))) < IMAGES * SAMPLES
     evaluate_coco(output=output, config=config, settings=coco_settings(stand_in))
-    assert drawn(output) == drawn(whole.output)
+    assert read_drawings(output) == read_drawings(whole.output)
     assert (output / "scores.csv").read_bytes() == (whole.output / "scores.csv").read_bytes()
 
 
@@ -201,7 +201,7 @@ def test_two_processes_draw_what_one_does_though_one_of_them_is_killed(
     done += outcomes
     assert sorted(outcome.group for outcome in done) == list(range(IMAGES))
     assert {outcome.fault for outcome in done} == {""}
-    assert drawn(tmp_path / "two") == drawn(whole.output)
+    assert read_drawings(tmp_path / "two") == read_drawings(whole.output)
 
 
 # What goes wrong
@@ -225,11 +225,11 @@ def test_one_bad_task_is_named_and_the_run_goes_on(
         tasks[4].key: "RuntimeError: no memory left",
         tasks[5].key: "RuntimeError: no memory left",
     }
-    assert len(drawn(tmp_path / "bad")) == IMAGES * SAMPLES - 2
+    assert len(read_drawings(tmp_path / "bad")) == IMAGES * SAMPLES - 2
     assert (tmp_path / "bad" / "failed.jsonl").read_text().count("no memory left") == 2
     monkeypatch.undo()
     assert draw_all(tasks, job, lambda pictures: None) == {}
-    assert drawn(tmp_path / "bad") == drawn(whole.output)
+    assert read_drawings(tmp_path / "bad") == read_drawings(whole.output)
     assert not (tmp_path / "bad" / "failed.jsonl").exists()
 
 

@@ -209,16 +209,16 @@ def test_there_is_no_row_beyond_the_last(tmp_path: Path, base: FrozenBase, sourc
 # Once
 
 
-def written(folder: Path) -> dict[str, int]:
+def list_shards(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.glob("cache/*/shards/*")}
 
 
 def test_a_second_run_reads_and_encodes_nothing(tmp_path: Path, base: FrozenBase, sources: Sources) -> None:
     sources.log = str(tmp_path / "log")
     first = build_cache(config(tmp_path), base)
-    before, lines = written(tmp_path), Path(sources.log).read_text()
+    before, lines = list_shards(tmp_path), Path(sources.log).read_text()
     assert_same_rows(first, build_cache(config(tmp_path), base))
-    assert written(tmp_path) == before
+    assert list_shards(tmp_path) == before
     assert Path(sources.log).read_text() == lines
 
 
@@ -237,9 +237,9 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
     if stop < 3:
         with pytest.raises(CutOff):
             build_cache(config(tmp_path), base, cut_off)
-    before = written(tmp_path)
+    before = list_shards(tmp_path)
     build_cache(config(tmp_path), base)
-    assert written(tmp_path).items() >= before.items()
+    assert list_shards(tmp_path).items() >= before.items()
     assert sorted(Path(sources.log).read_text().split()) == ["part-0", "part-1", "part-2"]
 
 
@@ -252,13 +252,13 @@ def test_a_shard_that_lost_its_receipt_is_read_but_not_made_again(
         *cache_parts.samples(2),
     ]
     first = build_cache(config(tmp_path), base)
-    before = written(tmp_path)
+    before = list_shards(tmp_path)
     skipped = next(tmp_path.glob("cache/*/skipped-*"))
     was = skipped.read_text()
     for path in tmp_path.glob("cache/*/receipts/*"):
         path.unlink()
     assert_same_rows(first, build_cache(config(tmp_path), base))
-    assert written(tmp_path) == before
+    assert list_shards(tmp_path) == before
     assert skipped.read_text() == was
 
 

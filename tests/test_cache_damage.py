@@ -37,7 +37,7 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> Sources:
 
 
 @pytest.fixture
-def built(tmp_path: Path, base: FrozenBase, sources: Sources) -> list[bytes]:
+def finished_rows(tmp_path: Path, base: FrozenBase, sources: Sources) -> list[bytes]:
     """A finished cache in the folder; returns what its rows are."""
     return content(build_cache(config(tmp_path), base))
 
@@ -74,13 +74,13 @@ PLACES = [0.0, 0.002, 0.05, 0.1, 0.4, 0.7, 1.0]
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("pattern", FILES)
 def test_a_flipped_bit_changes_nothing_that_is_trained_on(
-    tmp_path: Path, base: FrozenBase, built: list[bytes], pattern: str, place: float, mask: int
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], pattern: str, place: float, mask: int
 ) -> None:
     path = file_of(tmp_path, pattern)
     was = path.read_bytes()
     flip(path, place, mask)
     again = build_cache(config(tmp_path), base)
-    assert content(again) == built
+    assert content(again) == finished_rows
     if pattern.startswith("shards"):
         assert path.read_bytes() == was
         assert again.notes == [f"{path} was not as it was written: this part of the cache was made again"]
@@ -103,20 +103,20 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("pattern", FILES[:3])
 def test_a_damaged_file_of_a_cache_is_made_again(
-    tmp_path: Path, base: FrozenBase, built: list[bytes], pattern: str, damage: str
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], pattern: str, damage: str
 ) -> None:
     path = file_of(tmp_path, pattern)
     was = path.read_bytes()
     DAMAGES[damage](path)
-    assert content(build_cache(config(tmp_path), base)) == built
+    assert content(build_cache(config(tmp_path), base)) == finished_rows
     assert path.read_bytes() == was or damage == "another's"
-    assert content(build_cache(config(tmp_path), base)) == built
+    assert content(build_cache(config(tmp_path), base)) == finished_rows
 
 
 @pytest.mark.parametrize("damage", ["cut", "a list", "other keys"])
 @pytest.mark.parametrize("pattern", ["shards/*.safetensors", "manifest-*.json"])
 def test_without_its_source_a_damaged_cache_is_refused_with_the_remedy(
-    tmp_path: Path, base: FrozenBase, built: list[bytes], pattern: str, damage: str
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], pattern: str, damage: str
 ) -> None:
     path = file_of(tmp_path, pattern)
     DAMAGES[damage](path)
@@ -126,7 +126,7 @@ def test_without_its_source_a_damaged_cache_is_refused_with_the_remedy(
 
 @pytest.mark.parametrize("place", PLACES[4:])
 def test_without_its_source_a_flipped_part_is_named(
-    tmp_path: Path, base: FrozenBase, built: list[bytes], place: float
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], place: float
 ) -> None:
     path = file_of(tmp_path, "shards/*")
     flip(path, place, 1)
@@ -135,7 +135,7 @@ def test_without_its_source_a_flipped_part_is_named(
 
 
 def test_a_part_of_an_earlier_version_is_read_and_said_to_be_unchecked(
-    tmp_path: Path, base: FrozenBase, built: list[bytes]
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes]
 ) -> None:
     path = file_of(tmp_path, "shards/*")
     data = path.read_bytes()
@@ -145,26 +145,26 @@ def test_a_part_of_an_earlier_version_is_read_and_said_to_be_unchecked(
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     again = build_cache(config(tmp_path), base)
-    assert content(again) == built
+    assert content(again) == finished_rows
     (note,) = again.notes
     assert "written by an earlier version of imprompt and hold no SHA-256" in note
 
 
 def test_a_shard_that_lost_its_receipt_is_checked_too(
-    tmp_path: Path, base: FrozenBase, built: list[bytes]
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes]
 ) -> None:
     path = file_of(tmp_path, "shards/*")
     flip(path, 0.9, 1)
     for receipt in tmp_path.glob("cache/*/receipts/*"):
         receipt.unlink()
-    assert content(build_cache(config(tmp_path), base)) == built
+    assert content(build_cache(config(tmp_path), base)) == finished_rows
 
 
 @pytest.mark.parametrize("source", ["things", ""])
 def test_a_finished_cache_in_a_read_only_folder_is_enough(
     tmp_path: Path,
     base: FrozenBase,
-    built: list[bytes],
+    finished_rows: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
     source: str,
 ) -> None:
@@ -177,11 +177,11 @@ def test_a_finished_cache_in_a_read_only_folder_is_enough(
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     for name in ("write_bytes", "write_text", "unlink", "replace"):
         monkeypatch.setattr(Path, name, refuse)
-    assert content(build_cache(config(tmp_path, data={"source": source}), base)) == built
+    assert content(build_cache(config(tmp_path, data={"source": source}), base)) == finished_rows
 
 
 def test_an_unfinished_cache_in_a_read_only_folder_is_refused(
-    tmp_path: Path, base: FrozenBase, built: list[bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_of(tmp_path, "shards/*").unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -198,14 +198,14 @@ def test_a_cache_maps_fewer_parts_than_files_may_be_open(
 
 
 def test_parts_that_were_unmapped_are_read_again(
-    tmp_path: Path, base: FrozenBase, built: list[bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading_module, "max_open_shards", lambda: 1)
-    assert content(build_cache(config(tmp_path), base)) == built
+    assert content(build_cache(config(tmp_path), base)) == finished_rows
 
 
 def test_the_digest_of_a_part_is_compared_once_when_the_cache_is_opened(
-    tmp_path: Path, base: FrozenBase, built: list[bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked, check = [], Shard.check
     monkeypatch.setattr(Shard, "check", lambda self: (checked.append(self._path.name), check(self)))
@@ -242,7 +242,7 @@ def test_json_is_read_as_it_was_written_and_a_changed_one_is_not(tmp_path: Path,
     assert read_json(tmp_path / "none.json") is None
 
 
-def test_tensors_keep_their_values_under_a_digest(tmp_path: Path, built: list[bytes]) -> None:
+def test_tensors_keep_their_values_under_a_digest(tmp_path: Path, finished_rows: list[bytes]) -> None:
     import safetensors.torch
 
     for path in tmp_path.glob("cache/*/shards/*"):

@@ -128,10 +128,10 @@ def test_an_adapter_gives_the_same_picture_after_saving_and_loading(
     adapter: ImagePromptAdapter, tmp_path: Path, suffix: str
 ) -> None:
     save_adapter(adapter, tmp_path / f"a{suffix}")
-    assert np.array_equal(drawn(adapter), drawn(load_adapter(tmp_path / f"a{suffix}")))
+    assert np.array_equal(draw_with(adapter), draw_with(load_adapter(tmp_path / f"a{suffix}")))
 
 
-def drawn(adapter: ImagePromptAdapter) -> np.ndarray:
+def draw_with(adapter: ImagePromptAdapter) -> np.ndarray:
     pipe = tiny.sd_pipeline()
     with adapter.attach(pipe), adapter.references(Reference(tiny.embedding(1))):
         return run(pipe)
@@ -150,7 +150,7 @@ def test_diffusers_loads_what_we_save_and_makes_the_same_picture(tmp_path: Path,
     pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=f"a{suffix}", image_encoder_folder=None)
     embedding = tiny.embedding(1)
     theirs = run(pipe, ip_adapter_image_embeds=[torch.stack([torch.zeros_like(embedding), embedding])])
-    assert np.abs(drawn(adapter) - theirs).max() <= 1e-5
+    assert np.abs(draw_with(adapter) - theirs).max() <= 1e-5
 
 
 def test_the_metadata_says_what_the_file_is(adapter: ImagePromptAdapter, tmp_path: Path) -> None:
@@ -210,21 +210,21 @@ def test_another_form_of_no_image_is_refused(adapter: ImagePromptAdapter, tmp_pa
 # Wrong files
 
 
-def replaced(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+def replace_tensor(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
     def tamper(tensors: dict[str, Tensor]) -> None:
         tensors[name] = change(tensors[name])
 
     return tamper
 
 
-def without(name: str) -> Callable[[dict[str, Tensor]], None]:
+def remove_tensor(name: str) -> Callable[[dict[str, Tensor]], None]:
     def tamper(tensors: dict[str, Tensor]) -> None:
         del tensors[name]
 
     return tamper
 
 
-def added(name: str) -> Callable[[dict[str, Tensor]], None]:
+def add_tensor(name: str) -> Callable[[dict[str, Tensor]], None]:
     def tamper(tensors: dict[str, Tensor]) -> None:
         tensors[name] = torch.zeros(2)
 
@@ -242,41 +242,50 @@ PROJECTION, KEY, VALUE = (
 )
 
 TAMPERED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
-    "missing key": (without(KEY), f"{KEY} is missing"),
-    "missing value": (without(VALUE), f"{VALUE} is missing"),
-    "missing projection": (without(PROJECTION), f"{PROJECTION} is missing"),
-    "missing norm": (without("image_proj.norm.bias"), "image_proj.norm.bias is missing"),
-    "extra in projection": (added("image_proj.extra"), "image_proj.extra does not belong in a base adapter"),
-    "extra layer": (added("ip_adapter.3.to_q_ip.weight"), "ip_adapter.3.to_q_ip.weight does not belong"),
-    "extra group": (added("optimizer"), "optimizer does not belong"),
+    "missing key": (remove_tensor(KEY), f"{KEY} is missing"),
+    "missing value": (remove_tensor(VALUE), f"{VALUE} is missing"),
+    "missing projection": (remove_tensor(PROJECTION), f"{PROJECTION} is missing"),
+    "missing norm": (remove_tensor("image_proj.norm.bias"), "image_proj.norm.bias is missing"),
+    "extra in projection": (
+        add_tensor("image_proj.extra"),
+        "image_proj.extra does not belong in a base adapter",
+    ),
+    "extra layer": (add_tensor("ip_adapter.3.to_q_ip.weight"), "ip_adapter.3.to_q_ip.weight does not belong"),
+    "extra group": (add_tensor("optimizer"), "optimizer does not belong"),
     "number with a zero": (
-        added("ip_adapter.03.to_k_ip.weight"),
+        add_tensor("ip_adapter.03.to_k_ip.weight"),
         "ip_adapter.03.to_k_ip.weight does not belong",
     ),
     "narrow key": (
-        replaced(KEY, lambda tensor: tensor[:, 1:]),
+        replace_tensor(KEY, lambda tensor: tensor[:, 1:]),
         f"{KEY} has shape 16 × 19, but the image tokens are 20 wide",
     ),
-    "short value": (replaced(VALUE, lambda tensor: tensor[1:]), f"{VALUE} has shape 15 × 20, not 16 × 20"),
+    "short value": (
+        replace_tensor(VALUE, lambda tensor: tensor[1:]),
+        f"{VALUE} has shape 15 × 20, not 16 × 20",
+    ),
     "flat key": (
-        replaced(KEY, lambda tensor: tensor.flatten()),
+        replace_tensor(KEY, lambda tensor: tensor.flatten()),
         f"{KEY} has shape 320, but the image tokens",
     ),
     "norm of another width": (
-        replaced("image_proj.norm.weight", lambda tensor: tensor[1:]),
+        replace_tensor("image_proj.norm.weight", lambda tensor: tensor[1:]),
         "image_proj.proj.weight (80 × 14) does not divide into tokens 19 wide (image_proj.norm.weight)",
     ),
     "short bias": (
-        replaced("image_proj.proj.bias", lambda tensor: tensor[1:]),
+        replace_tensor("image_proj.proj.bias", lambda tensor: tensor[1:]),
         "image_proj.proj.bias has shape 79, not 80",
     ),
     "empty projection": (
-        replaced(PROJECTION, lambda tensor: tensor[:, :0]),
+        replace_tensor(PROJECTION, lambda tensor: tensor[:, :0]),
         f"{PROJECTION} has shape 80 × 0, from which no size can be read",
     ),
-    "NaN": (replaced(KEY, with_bad_value(torch.nan)), f"{KEY} holds NaN or infinity"),
-    "infinity": (replaced(PROJECTION, with_bad_value(-torch.inf)), f"{PROJECTION} holds NaN or infinity"),
-    "integers": (replaced(KEY, lambda tensor: tensor.long()), f"{KEY} is torch.int64"),
+    "NaN": (replace_tensor(KEY, with_bad_value(torch.nan)), f"{KEY} holds NaN or infinity"),
+    "infinity": (
+        replace_tensor(PROJECTION, with_bad_value(-torch.inf)),
+        f"{PROJECTION} holds NaN or infinity",
+    ),
+    "integers": (replace_tensor(KEY, lambda tensor: tensor.long()), f"{KEY} is torch.int64"),
 }
 
 

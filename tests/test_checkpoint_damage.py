@@ -25,7 +25,7 @@ def write_extra(folder: Path) -> None:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Checkpoints:
+def two_checkpoints(tmp_path: Path) -> Checkpoints:
     """Two checkpoints, of the steps 2 and 4."""
     one = Checkpoints(tmp_path / "checkpoints", 3)
     for step in (2, 4):
@@ -45,13 +45,13 @@ def rest(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("place", [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("name", ["checkpoint.json", "state.pt", "extra.txt"])
 def test_after_a_flipped_bit_nothing_but_what_was_written_is_loaded(
-    saved: Checkpoints, name: str, place: float, mask: int
+    two_checkpoints: Checkpoints, name: str, place: float, mask: int
 ) -> None:
-    path = saved.folder / "000004" / name
+    path = two_checkpoints.folder / "000004" / name
     data = bytearray(path.read_bytes())
     data[int(place * (len(data) - 1))] ^= mask
     path.write_bytes(data)
-    found = saved.load_latest()
+    found = two_checkpoints.load_latest()
     assert found is not None
     checkpoint, state, passed = found
     assert state["weights"][0].tolist() == [float(state["step"])] * 3
@@ -62,7 +62,7 @@ def test_after_a_flipped_bit_nothing_but_what_was_written_is_loaded(
         assert name in passed[0]
     else:  # a bit between two words of JSON
         assert name == "checkpoint.json"
-        assert json.loads(data) == json.loads((saved.folder / "000004" / name).read_text())
+        assert json.loads(data) == json.loads((two_checkpoints.folder / "000004" / name).read_text())
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
@@ -81,9 +81,11 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_checkpoint_with_a_damaged_index_is_passed_over_and_said(saved: Checkpoints, damage: str) -> None:
-    DAMAGES[damage](saved.folder / "000004" / "checkpoint.json")
-    found = saved.load_latest()
+def test_a_checkpoint_with_a_damaged_index_is_passed_over_and_said(
+    two_checkpoints: Checkpoints, damage: str
+) -> None:
+    DAMAGES[damage](two_checkpoints.folder / "000004" / "checkpoint.json")
+    found = two_checkpoints.load_latest()
     assert found is not None
     assert found[0].step == found[1]["step"] == 2
     assert len(found[2]) == 1
@@ -123,37 +125,37 @@ STATES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("kind", STATES)
 def test_a_state_that_is_none_is_passed_over_and_never_run(
-    saved: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+    two_checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write, message = STATES[kind]
-    write(saved.folder / "000004" / "state.pt")
-    write_index(saved.folder / "000004")
-    found = saved.load_latest()
+    write(two_checkpoints.folder / "000004" / "state.pt")
+    write_index(two_checkpoints.folder / "000004")
+    found = two_checkpoints.load_latest()
     assert found is not None
     assert found[0].step == 2
-    latest = saved.find_latest()
+    latest = two_checkpoints.find_latest()
     assert latest is not None
     with pytest.raises(TrainingError, match=message):
-        saved.load(latest)
+        two_checkpoints.load(latest)
     assert not Path("trace").exists()
 
 
-def test_where_every_checkpoint_is_damaged_the_run_is_refused(saved: Checkpoints) -> None:
-    for folder in saved.list_folders():
+def test_where_every_checkpoint_is_damaged_the_run_is_refused(two_checkpoints: Checkpoints) -> None:
+    for folder in two_checkpoints.list_folders():
         (folder / "checkpoint.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"no checkpoint in .* is as it was written.*begin another one"):
-        saved.load_latest()
+        two_checkpoints.load_latest()
 
 
 def test_a_checkpoint_of_an_earlier_version_has_an_index_without_a_digest_and_is_read(
-    saved: Checkpoints,
+    two_checkpoints: Checkpoints,
 ) -> None:
-    path = saved.folder / "000004" / "checkpoint.json"
+    path = two_checkpoints.folder / "000004" / "checkpoint.json"
     index = json.loads(path.read_text())
     del index["sha256"]
     path.write_text(json.dumps(index))
-    found = saved.load_latest()
+    found = two_checkpoints.load_latest()
     assert found is not None
     assert (found[0].step, found[2]) == (4, [])
 
@@ -164,62 +166,68 @@ NEIGHBORS = ["000004-keep", "000002 copy", "4", "0002", "000099", ".part", ".kee
 
 
 @pytest.mark.parametrize("name", NEIGHBORS)
-def test_a_folder_that_the_user_put_beside_the_checkpoints_stays(saved: Checkpoints, name: str) -> None:
-    shutil.copytree(saved.folder / "000002", saved.folder / name)
-    before = rest(saved.folder / name)
+def test_a_folder_that_the_user_put_beside_the_checkpoints_stays(
+    two_checkpoints: Checkpoints, name: str
+) -> None:
+    shutil.copytree(two_checkpoints.folder / "000002", two_checkpoints.folder / name)
+    before = rest(two_checkpoints.folder / name)
     for step in range(5, 11):
-        saved.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
-    assert rest(saved.folder / name) == before
-    assert [one.step for one in saved.list_complete()] == [8, 9, 10]
-    assert not (saved.folder / "000002").exists()
+        two_checkpoints.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
+    assert rest(two_checkpoints.folder / name) == before
+    assert [one.step for one in two_checkpoints.list_complete()] == [8, 9, 10]
+    assert not (two_checkpoints.folder / "000002").exists()
 
 
-def test_a_link_among_the_checkpoints_stays_with_what_is_behind_it(saved: Checkpoints) -> None:
-    elsewhere = saved.folder.parent / "elsewhere"
-    (saved.folder / "000002").rename(elsewhere)
-    (saved.folder / "000002").symlink_to(elsewhere)
-    (saved.folder / "000006").symlink_to(elsewhere)
+def test_a_link_among_the_checkpoints_stays_with_what_is_behind_it(two_checkpoints: Checkpoints) -> None:
+    elsewhere = two_checkpoints.folder.parent / "elsewhere"
+    (two_checkpoints.folder / "000002").rename(elsewhere)
+    (two_checkpoints.folder / "000002").symlink_to(elsewhere)
+    (two_checkpoints.folder / "000006").symlink_to(elsewhere)
     before = rest(elsewhere)
     for step in range(5, 11):
-        saved.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
+        two_checkpoints.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
     assert rest(elsewhere) == before
-    assert (saved.folder / "000002").is_symlink()
-    assert [path.is_symlink() for path in saved.folder.glob("000006-before-*")] == [True]
-    assert [one.step for one in saved.list_complete()] == [8, 9, 10]
+    assert (two_checkpoints.folder / "000002").is_symlink()
+    assert [path.is_symlink() for path in two_checkpoints.folder.glob("000006-before-*")] == [True]
+    assert [one.step for one in two_checkpoints.list_complete()] == [8, 9, 10]
 
 
 @pytest.mark.parametrize("inside", ["notes.txt", "pictures/a.png", ".hidden"])
-def test_what_the_user_put_into_a_checkpoint_stays(saved: Checkpoints, inside: str) -> None:
-    path = saved.folder / "000002" / inside
+def test_what_the_user_put_into_a_checkpoint_stays(two_checkpoints: Checkpoints, inside: str) -> None:
+    path = two_checkpoints.folder / "000002" / inside
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")
     for step in range(5, 11):
-        saved.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
-    assert rest(saved.folder / "000002") == {inside: b"mine"}
-    assert [one.step for one in saved.list_complete()] == [8, 9, 10]
+        two_checkpoints.save(step, {"step": step}, {"held-out loss": 0.1 / step}, write_extra)
+    assert rest(two_checkpoints.folder / "000002") == {inside: b"mine"}
+    assert [one.step for one in two_checkpoints.list_complete()] == [8, 9, 10]
 
 
 @pytest.mark.parametrize(
     "kind", ["a folder without an index", "a file", "a damaged checkpoint", "a note in it"]
 )
-def test_what_stands_at_the_place_of_a_new_checkpoint_is_moved_aside(saved: Checkpoints, kind: str) -> None:
-    place = saved.folder / "000004"
+def test_what_stands_at_the_place_of_a_new_checkpoint_is_moved_aside(
+    two_checkpoints: Checkpoints, kind: str
+) -> None:
+    place = two_checkpoints.folder / "000004"
     if kind == "a note in it":
         (place / "notes.txt").write_text("mine")
     elif kind == "a damaged checkpoint":
         (place / "checkpoint.json").write_text("{}")
     else:
         shutil.rmtree(place)
-        place.write_text("mine") if kind == "a file" else shutil.copytree(saved.folder / "000002", place)
+        place.write_text("mine") if kind == "a file" else shutil.copytree(
+            two_checkpoints.folder / "000002", place
+        )
         if kind != "a file":
             (place / "checkpoint.json").unlink()
     before = rest(place) if place.is_dir() else place.read_bytes()
-    saved.save(4, {"step": 4, "new": True}, {}, write_extra)
-    (aside,) = saved.folder.glob("000004-before-*")
+    two_checkpoints.save(4, {"step": 4, "new": True}, {}, write_extra)
+    (aside,) = two_checkpoints.folder.glob("000004-before-*")
     assert (rest(aside) if aside.is_dir() else aside.read_bytes()) == before
-    latest = saved.find_latest()
+    latest = two_checkpoints.find_latest()
     assert latest is not None
-    assert saved.load(latest)["new"]
+    assert two_checkpoints.load(latest)["new"]
 
 
 # In a run

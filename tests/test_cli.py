@@ -33,11 +33,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def written(folder: Path) -> set[str]:
+def list_new_files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {"cat.png", "hat.png"}
 
 
-def opened(name: str) -> Image.Image:
+def open_png(name: str) -> Image.Image:
     with Image.open(name) as picture:
         assert picture.format == "PNG"
         return picture.convert("RGB")
@@ -48,8 +48,8 @@ def opened(name: str) -> Image.Image:
 
 def test_generate_writes_one_picture_and_says_where(imprompt: Imprompt, toy: ToyModel, folder: Path) -> None:
     assert imprompt("generate", "cat.png", *toy.options) == Result(0, "wrote out.png\n", "")
-    assert written(folder) == {"out.png"}
-    assert opened("out.png").size == (16, 16)
+    assert list_new_files(folder) == {"out.png"}
+    assert open_png("out.png").size == (16, 16)
 
 
 def test_a_picture_carries_its_settings_and_no_folders(imprompt: Imprompt, toy: ToyModel) -> None:
@@ -92,7 +92,7 @@ def test_count_numbers_the_pictures_and_seeds(imprompt: Imprompt, toy: ToyModel,
     assert result.output == "wrote x-0.png\nwrote x-1.png\nwrote x-2.png\n"
     assert [read_settings(f"x-{i}.png")["seed"] for i in range(3)] == [5, 6, 7]
     imprompt("generate", "cat.png", "--seed", "6", *toy.options)
-    assert opened("x-1.png").tobytes() == opened("out.png").tobytes()
+    assert open_png("x-1.png").tobytes() == open_png("out.png").tobytes()
 
 
 def test_several_references_act_together(imprompt: Imprompt, toy: ToyModel) -> None:
@@ -101,7 +101,7 @@ def test_several_references_act_together(imprompt: Imprompt, toy: ToyModel) -> N
         imprompt("generate", *references, "--overwrite", *toy.options)
         told = read_settings("out.png")["references"]
         assert told == [{"images": [name], "scale": 1.0} for name in references]
-        pictures.append(opened("out.png").tobytes())
+        pictures.append(open_png("out.png").tobytes())
     assert len(set(pictures)) == 3
 
 
@@ -142,7 +142,7 @@ def test_a_picture_to_start_from_and_a_mask(imprompt: Imprompt, toy: ToyModel) -
     tiny.picture(seed=3, width=16, height=16).save("start.png")
     words = "--init-image", "start.png", "--inpaint", "black.png", "--strength", "0.5"
     assert imprompt("generate", "cat.png", *words, *toy.options).code == 0
-    assert opened("out.png").tobytes() == opened("start.png").tobytes()
+    assert open_png("out.png").tobytes() == open_png("start.png").tobytes()
 
 
 def test_a_control_changes_the_picture(imprompt: Imprompt, toy: ToyModel, folder: Path) -> None:
@@ -154,14 +154,14 @@ def test_a_control_changes_the_picture(imprompt: Imprompt, toy: ToyModel, folder
     for scale in ("0", "1"):
         words = "--control", "hat.png", "--control-model", "net", "--control-scale", scale, "--overwrite"
         assert imprompt("generate", "cat.png", *words, *toy.options).code == 0
-        made.add(opened("out.png").tobytes())
+        made.add(open_png("out.png").tobytes())
     assert len(made) == 2
 
 
 def test_view_writes_what_the_encoder_saw(imprompt: Imprompt, toy: ToyModel) -> None:
     result = imprompt("generate", "cat.png", "hat.png", "--view", *toy.options)
     assert result == Result(0, "wrote out.png\nwrote out-seen.png\n", "")
-    assert opened("out-seen.png").size == (28 + 8 + 28, 28)
+    assert open_png("out-seen.png").size == (28 + 8 + 28, 28)
 
 
 # Jobs
@@ -174,7 +174,7 @@ def test_a_saved_job_and_a_picture_make_the_same_picture_again(imprompt: Impromp
     imprompt("generate", "--job", "job.toml", "--output", "again.png")
     models = toy.options[:-2]  # elsewhere on the disk, so the picture does not tell where
     imprompt("generate", "--like", "out.png", "--output", "like.png", *models)
-    assert opened("out.png").tobytes() == opened("again.png").tobytes() == opened("like.png").tobytes()
+    assert open_png("out.png").tobytes() == open_png("again.png").tobytes() == open_png("like.png").tobytes()
 
 
 def test_like_takes_everything_but_what_is_given(imprompt: Imprompt, toy: ToyModel) -> None:
@@ -198,7 +198,7 @@ def test_layers_are_drawn(imprompt: Imprompt) -> None:
         assert imprompt("layers", "style", "--base", base, "--overwrite") == Result(
             0, "wrote layers.png\n", ""
         )
-        assert opened("layers.png").width > 100
+        assert open_png("layers.png").width > 100
 
 
 def test_ctrl_c_is_quiet_and_leaves_no_half_picture(
@@ -209,7 +209,7 @@ def test_ctrl_c_is_quiet_and_leaves_no_half_picture(
 
     monkeypatch.setattr(Image.Image, "save", interrupt)
     assert imprompt("generate", "cat.png", *toy.options) == Result(130, "", "")
-    assert written(folder) == set()
+    assert list_new_files(folder) == set()
 
 
 def test_a_real_ctrl_c_is_quiet(toy: ToyModel, folder: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_real_ctrl_c_is_quiet(toy: ToyModel, folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert (process.returncode, output, error) == (130, "", "")
-    assert written(folder) == set()
+    assert list_new_files(folder) == set()
 
 
 # inspect

@@ -20,10 +20,10 @@ from compat_scripts import (
     Script,
     assert_differ,
     assert_unchanged,
-    by_imprompt,
     latents,
     load,
     load_base,
+    run_in_imprompt,
     sd,
     seeded_embeddings,
     stack,
@@ -208,7 +208,7 @@ def test_the_scale_zero_is_the_base_model_bit_for_bit() -> None:
         pipe.set_ip_adapter_scale(0)
         return latents(pipe, ip_adapter_image=ONE)
 
-    assert torch.equal(by_imprompt(pipe, script), plain)
+    assert torch.equal(run_in_imprompt(pipe, script), plain)
 
 
 # Masks
@@ -218,7 +218,7 @@ def masks(*pictures: Image.Image) -> Tensor:
     return IPAdapterMaskProcessor(vae_scale_factor=2).preprocess([*pictures], height=16, width=16)
 
 
-def masked(images: Any, given: Any, scale: Any = 0.8, seeds: tuple[int, ...] = (0,)) -> Script:
+def script_with_masks(images: Any, given: Any, scale: Any = 0.8, seeds: tuple[int, ...] = (0,)) -> Script:
     def script(pipe: Any) -> Tensor:
         load_base(pipe, *seeds)
         pipe.set_ip_adapter_scale(scale)
@@ -230,22 +230,22 @@ def masked(images: Any, given: Any, scale: Any = 0.8, seeds: tuple[int, ...] = (
 @pytest.mark.parametrize("make", [sd, xl])
 def test_a_mask_for_each_of_two_adapters(make: Any) -> None:
     each = [masks(HALF), masks(OTHER_HALF)]
-    assert_unchanged(make, masked([ONE, TWO], each, [0.7, 0.9], (0, 9)))
+    assert_unchanged(make, script_with_masks([ONE, TWO], each, [0.7, 0.9], (0, 9)))
 
 
 @pytest.mark.parametrize("scale", [0.8, [[0.0, 0.7]]])
 def test_masks_and_scales_for_the_pictures_of_one_adapter(scale: Any) -> None:
     both = masks(HALF, OTHER_HALF).transpose(0, 1)
-    assert_unchanged(sd, masked([[ONE, TWO]], [both], scale))
+    assert_unchanged(sd, script_with_masks([[ONE, TWO]], [both], scale))
 
 
 def test_a_mask_for_one_of_two_adapters() -> None:
-    assert_unchanged(sd, masked([ONE, TWO], [None, masks(HALF)], [0.7, 0.9], (0, 9)))
+    assert_unchanged(sd, script_with_masks([ONE, TWO], [None, masks(HALF)], [0.7, 0.9], (0, 9)))
 
 
 def test_masks_as_one_tensor() -> None:
     both = masks(HALF, OTHER_HALF)
-    assert_unchanged(sd, masked([ONE, TWO], both, [0.7, 0.9], (0, 9)))
+    assert_unchanged(sd, script_with_masks([ONE, TWO], both, [0.7, 0.9], (0, 9)))
 
 
 # Pipelines

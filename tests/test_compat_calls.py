@@ -27,11 +27,11 @@ from compat_scripts import (
     assert_close,
     assert_differ,
     assert_unchanged,
-    by_diffusers,
-    by_imprompt,
     latents,
     load,
     load_base,
+    run_in_diffusers,
+    run_in_imprompt,
     sd,
     stack,
     xl,
@@ -145,7 +145,7 @@ def test_an_attached_adapter_and_one_that_is_loaded_add_up() -> None:
         load_base(pipe, 0, 9)
         return latents(pipe, ip_adapter_image=[ONE, TWO])
 
-    expected, pipe = by_diffusers(sd(), script), sd()
+    expected, pipe = run_in_diffusers(sd(), script), sd()
     adapter = tiny.adapter(pipe.unet, seed=9)
     adapter.image_encoder = pipe.image_encoder
     with adapter.attach(pipe):
@@ -206,7 +206,7 @@ def test_loading_again_replaces_the_adapter(pipe: Any) -> None:
         load_base(pipe, 9)
         return latents(pipe, ip_adapter_image=ONE)
 
-    assert torch.equal(latents(pipe, ip_adapter_image=ONE), by_imprompt(sd(), fresh))
+    assert torch.equal(latents(pipe, ip_adapter_image=ONE), run_in_imprompt(sd(), fresh))
 
 
 def test_an_adapter_that_cannot_be_loaded_leaves_the_one_before(pipe: Any) -> None:
@@ -214,7 +214,7 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_one_before(pipe: Any) -> No
     good, other_base = tiny.adapter(pipe.unet, seed=9), tiny.adapter(tiny.xl_unet())
     with pytest.raises(AdapterMismatch, match="this adapter is for"):
         load(pipe, good, other_base)
-    damaged = adapter_files.nested(adapter_files.official(good))
+    damaged = adapter_files.nest_tensors(adapter_files.official(good))
     del damaged["ip_adapter"]["3.to_k_ip.weight"]
     with pytest.raises(CheckpointError, match=r"the IP-Adapter number 0: ip_adapter\.3\.to_k_ip\.weight"):
         pipe.load_ip_adapter(damaged, subfolder="", weight_name="", image_encoder_folder=None)
@@ -246,7 +246,7 @@ def test_a_second_faceid_adapter_brings_its_own_lora() -> None:
         face = torch.ones(2, 1, adapter_files.FACE)
         return latents(pipe, ip_adapter_image_embeds=[face], cross_attention_kwargs={"scale": 0.5})
 
-    assert_close(by_imprompt(sd(), swapped), by_diffusers(sd(), alone))
+    assert_close(run_in_imprompt(sd(), swapped), run_in_diffusers(sd(), alone))
 
 
 # Without an adapter, without an image prompt

@@ -164,30 +164,31 @@ def test_instruct_pix2pix_takes_embeddings() -> None:
 # Masks
 
 
-def masked(pipe: Any, given: Any, **arguments: Any) -> Tensor:
+def draw_masked(pipe: Any, given: Any, **arguments: Any) -> Tensor:
     return latents(pipe, cross_attention_kwargs={"ip_adapter_masks": given}, **arguments)
 
 
 def test_each_prompt_may_have_its_own_mask(pipe: Any) -> None:
-    batch = masked(pipe, [masks(HALF, OTHER_HALF)], prompt=PROMPTS, ip_adapter_image=ONE)
+    batch = draw_masked(pipe, [masks(HALF, OTHER_HALF)], prompt=PROMPTS, ip_adapter_image=ONE)
     for row, half in enumerate((HALF, OTHER_HALF)):
         generator = torch.Generator().manual_seed(row)
-        one = masked(pipe, [masks(half)], prompt=PROMPTS[row], generator=generator, ip_adapter_image=ONE)
+        one = draw_masked(pipe, [masks(half)], prompt=PROMPTS[row], generator=generator, ip_adapter_image=ONE)
         assert_close(batch[row : row + 1], one)
 
 
 def test_masks_of_two_pictures_may_be_given_as_the_processor_returns_them(pipe: Any) -> None:
     both = masks(HALF, OTHER_HALF)
-    expected = masked(pipe, [both.transpose(0, 1)], ip_adapter_image=[[ONE, TWO]])
+    expected = draw_masked(pipe, [both.transpose(0, 1)], ip_adapter_image=[[ONE, TWO]])
     for given in ([both], both):
-        assert torch.equal(masked(pipe, given, ip_adapter_image=[[ONE, TWO]]), expected)
+        assert torch.equal(draw_masked(pipe, given, ip_adapter_image=[[ONE, TWO]]), expected)
 
 
 def test_a_mask_of_other_proportions_covers_the_whole_picture(pipe: Any) -> None:
     """Bicubic resizing treats the axes apart, so a mask that is the same in every row may have any height."""
     tall = masks(HALF)[:, :, :1].expand(-1, -1, 64, -1)
     assert_close(
-        masked(pipe, [tall], ip_adapter_image=ONE), masked(pipe, [masks(HALF)], ip_adapter_image=ONE)
+        draw_masked(pipe, [tall], ip_adapter_image=ONE),
+        draw_masked(pipe, [masks(HALF)], ip_adapter_image=ONE),
     )
 
 
@@ -207,7 +208,7 @@ def test_masks_that_do_not_fit_are_refused(
 ) -> None:
     pipe.set_ip_adapter_scale(scale)
     with pytest.raises(error, match=message):
-        masked(pipe, given, ip_adapter_image=images)
+        draw_masked(pipe, given, ip_adapter_image=images)
 
 
 def test_a_processor_that_replaces_the_layers_is_noticed(pipe: Any) -> None:

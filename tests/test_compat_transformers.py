@@ -31,7 +31,7 @@ def flux() -> Any:
 
 
 @contextmanager
-def enabled(pipe: Any, *files: Any, scale: Any = None) -> Iterator[None]:
+def enable_with(pipe: Any, *files: Any, scale: Any = None) -> Iterator[None]:
     """Let imprompt answer, with these adapters."""
     imprompt.compat.enable(pipe)
     try:
@@ -65,7 +65,7 @@ def test_flux_makes_what_diffusers_makes(guided: bool, scale: Any) -> None:
     pipe, one = flux(), adapter("flux-xlabs")
     base = FLUX.latents(pipe, guided=guided)
     given = for_flux(embeddings("flux-xlabs"))
-    with enabled(pipe, one, scale=scale):
+    with enable_with(pipe, one, scale=scale):
         ours = FLUX.latents(pipe, guided=guided, **given)
         close(FLUX.latents(pipe, guided=guided), base)  # diffusers cannot be called without a picture
     assert torch.equal(FLUX.latents(pipe, guided=guided), base)
@@ -79,7 +79,7 @@ def test_flux_makes_what_diffusers_makes_of_a_picture_and_of_two_adapters() -> N
     pipe = flux()
     pair = [adapter("flux-xlabs"), adapter("flux-xlabs", seed=1)]
     pictures = [tiny.picture(seed=1), tiny.picture(seed=2)]
-    with enabled(pipe, *pair, scale=[0.4, 0.8]):
+    with enable_with(pipe, *pair, scale=[0.4, 0.8]):
         ours = FLUX.latents(pipe, ip_adapter_image=pictures)
     pipe = flux()
     load(pipe, *pair)
@@ -92,7 +92,7 @@ def test_two_prompts_with_a_picture_each_are_kept_apart_on_flux() -> None:
     pipe, one, prompts = flux(), adapter("flux-xlabs"), ["a cat", "a red dog"]
     pictures = torch.stack([embeddings("flux-xlabs", seed=seed) for seed in range(2)])
     given: Any = {"ip_adapter_image_embeds": [pictures], "negative_ip_adapter_image_embeds": [pictures * 0]}
-    with enabled(pipe, one):
+    with enable_with(pipe, one):
         together = FLUX.latents(pipe, prompts, **given)
         for row, prompt in enumerate(prompts):
             alone = FLUX.latents(pipe, [prompt], seeds=[row], **for_flux(pictures[row]))
@@ -107,7 +107,7 @@ def test_masks_act_on_flux() -> None:
     left = torch.zeros(1, 1, 16, 24)
     left[..., :12] = 1
     given = for_flux(embeddings("flux-xlabs"))
-    with enabled(pipe, one):
+    with enable_with(pipe, one):
         halves = [
             FLUX.latents(pipe, joint_attention_kwargs={"ip_adapter_masks": [mask]}, **given)
             for mask in (left, 1 - left, torch.ones_like(left))
@@ -121,7 +121,7 @@ def test_masks_act_on_flux() -> None:
 def test_the_callers_dictionary_stays_as_it_is() -> None:
     """diffusers leaves the image embeddings in it."""
     pipe, given = flux(), {"ip_adapter_masks": None}
-    with enabled(pipe, adapter("flux-xlabs")):
+    with enable_with(pipe, adapter("flux-xlabs")):
         before = dict(given)
         FLUX.latents(pipe, joint_attention_kwargs=dict(given), **for_flux(embeddings("flux-xlabs")))
     assert given == before
@@ -149,7 +149,7 @@ def test_sd35_makes_what_diffusers_makes(guided: bool, scale: float | None) -> N
     base = JOINT.latents(pipe, guided=guided)
     features = embeddings("sd35")
     both = torch.cat([torch.zeros_like(features), features]) if guided else features
-    with enabled(pipe, one, scale=scale):
+    with enable_with(pipe, one, scale=scale):
         assert pipe.is_ip_adapter_active
         ours = JOINT.latents(pipe, guided=guided, ip_adapter_image_embeds=both)
         close(JOINT.latents(pipe, guided=guided), base)
@@ -169,7 +169,7 @@ def test_sd35_makes_what_diffusers_makes_of_a_picture() -> None:
     processor = SiglipImageProcessorPil(size={"height": 28, "width": 28})
     pipe.register_modules(image_encoder=siglip(), feature_extractor=processor)
     picture = tiny.picture(width=40, height=24)
-    with enabled(pipe, one):
+    with enable_with(pipe, one):
         ours = JOINT.latents(pipe, ip_adapter_image=picture)
     one.image_encoder = ImageEncoder(siglip())
     with one.attach(pipe), one.use(Reference(picture, scale=0.5)):
@@ -183,7 +183,7 @@ def test_skip_layer_guidance_gets_the_positive_picture_alone() -> None:
     """diffusers gives the third call both branches' features, merged into one sequence."""
     pipe, one, features = SKIPPING.build(), wide_adapter(), embeddings("sd35")
     both = torch.cat([torch.zeros_like(features), features])
-    with enabled(pipe, one, scale=0.7):
+    with enable_with(pipe, one, scale=0.7):
         ours = SKIPPING.latents(pipe, ip_adapter_image_embeds=both)
     with one.attach(pipe), one.use(Reference(features, scale=0.7)):
         close(ours, SKIPPING.latents(pipe))
@@ -197,7 +197,7 @@ def test_two_prompts_with_a_picture_each_are_kept_apart_on_sd35() -> None:
     pipe, one, prompts = JOINT.build(), wide_adapter(), ["a cat", "a red dog"]
     features = embeddings("sd35", 2)
     both = torch.cat([torch.zeros_like(features), features])
-    with enabled(pipe, one):
+    with enable_with(pipe, one):
         together = JOINT.latents(pipe, prompts, ip_adapter_image_embeds=both)
         for row, prompt in enumerate(prompts):
             alone = torch.stack([torch.zeros_like(features[row]), features[row]])
@@ -216,7 +216,7 @@ def test_disabling_leaves_nothing(case: TransformerCase) -> None:
     before = {name: dict(vars(module)) for name, module in pipe.transformer.named_modules()}
     kind: Any = type(pipe)
     methods = {name: getattr(kind, name) for name in ("load_ip_adapter", "set_ip_adapter_scale")}
-    with enabled(pipe, adapter("flux-xlabs") if case is FLUX else wide_adapter()):
+    with enable_with(pipe, adapter("flux-xlabs") if case is FLUX else wide_adapter()):
         assert getattr(kind, "load_ip_adapter") is not methods["load_ip_adapter"]  # noqa: B009
     for name, module in pipe.transformer.named_modules():
         assert vars(module).keys() == before[name].keys()
@@ -226,7 +226,7 @@ def test_disabling_leaves_nothing(case: TransformerCase) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     pipe = flux()
-    with enabled(pipe, adapter("flux-xlabs")):
+    with enable_with(pipe, adapter("flux-xlabs")):
         with pytest.raises(InvalidReference, match="got 3 scales for 2 blocks"):
             pipe.set_ip_adapter_scale([0.1, 0.2, 0.3])
         three = [embeddings("flux-xlabs", 3)[:, None]]

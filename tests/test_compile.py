@@ -187,7 +187,7 @@ def test_compiling_a_bare_unet_while_references_act_breaks_the_graph_but_not_the
             torch.compile(unet, backend="eager", fullgraph=True)(**call)
 
 
-def trained(unet: UNet2DConditionModel, adapter: ImagePromptAdapter, seed: int) -> Tensor:
+def compute_gradients(unet: UNet2DConditionModel, adapter: ImagePromptAdapter, seed: int) -> Tensor:
     call: Any = tiny.unet_input(unet, seed=seed)
     with torch.enable_grad(), adapter.condition_on(tiny.embedding(2, 1, seed=seed)):
         unet(**call).sample.square().mean().backward()
@@ -201,9 +201,9 @@ def test_training_through_a_compiled_unet_makes_one_graph_and_the_same_gradients
     unet = tiny.sd_unet().requires_grad_(False)
     adapter = tiny.adapter(unet).requires_grad_(True)
     with adapter.attach(unet):
-        expected = [trained(unet, adapter, seed) for seed in range(3)]
+        expected = [compute_gradients(unet, adapter, seed) for seed in range(3)]
         compiled: Any = torch.compile(unet, backend="aot_eager", fullgraph=True)
         with torch._dynamo.config.patch(error_on_recompile=True):
             for seed in range(3):
-                gradients = trained(compiled, adapter, seed)
+                gradients = compute_gradients(compiled, adapter, seed)
                 torch.testing.assert_close(gradients, expected[seed], rtol=1e-3, atol=1e-5)

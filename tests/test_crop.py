@@ -33,7 +33,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return one.mode == other.mode == "RGB" and one.size == other.size and one.tobytes() == other.tobytes()
 
 
-def turned(picture: Image.Image) -> Image.Image:
+def transpose_picture(picture: Image.Image) -> Image.Image:
     """Width and height exchanged."""
     return picture.transpose(Image.Transpose.TRANSPOSE)
 
@@ -97,7 +97,7 @@ def test_the_whole_picture_looks_alike_upright_and_lying(
 ) -> None:
     assume(width != height)
     picture = random_picture(width, height)
-    lying = turned(encoder_view(turned(picture), size, crop))
+    lying = transpose_picture(encoder_view(transpose_picture(picture), size, crop))
     assert same(encoder_view(picture, size, crop), lying)
 
 
@@ -150,16 +150,16 @@ def test_the_areas_partition_the_picture_and_each_tile_covers_its_own(
 def test_tiles_are_squares_that_show_every_pixel(side: int, ratio: float, wide: bool) -> None:
     length = int(side * ratio)
     picture = random_picture(length, side)
-    made = split_into_tiles(picture if wide else turned(picture))
-    squares = [tile.picture if wide else turned(tile.picture) for tile in made]
+    made = split_into_tiles(picture if wide else transpose_picture(picture))
+    squares = [tile.picture if wide else transpose_picture(tile.picture) for tile in made]
     assert all(square.size == (side, side) for square in squares)
     assert len(made) == -(-length // side)
-    starts = [found(square, picture) for square in squares]
+    starts = [find_place(square, picture) for square in squares]
     assert [starts[0], starts[-1]] == [0, length - side]
     assert all(other - one <= side for one, other in itertools.pairwise(starts))
 
 
-def found(square: Image.Image, picture: Image.Image) -> int:
+def find_place(square: Image.Image, picture: Image.Image) -> int:
     """Where in a wide random picture a square is; a picture so small that it repeats itself is not drawn."""
     pixels, whole = np.asarray(square), np.asarray(picture)
     places = range(whole.shape[1] - pixels.shape[1] + 1)

@@ -310,7 +310,7 @@ def test_an_adapter_is_told_apart(tmp_path: Path) -> None:
     assert "holds something else, not image embeddings" in refusal(tmp_path / "y.safetensors")
 
 
-def altered(path: Path, tensors: dict[str, Tensor | None] | None = None, **metadata: str) -> Path:
+def save_altered(path: Path, tensors: dict[str, Tensor | None] | None = None, **metadata: str) -> Path:
     """The file of `embeddings()` with some of its tensors and metadata replaced, or taken out by None."""
     embeddings().save(path)
     with safetensors.safe_open(path, framework="pt") as file:
@@ -344,19 +344,21 @@ def altered(path: Path, tensors: dict[str, Tensor | None] | None = None, **metad
     ],
 )
 def test_a_damaged_file(tmp_path: Path, tensors: dict[str, Tensor | None], message: str) -> None:
-    assert message in refusal(altered(tmp_path / "x.safetensors", tensors))
+    assert message in refusal(save_altered(tmp_path / "x.safetensors", tensors))
 
 
 def test_a_file_without_any_input(tmp_path: Path) -> None:
     names = [
         f"{part}.{name}" for part in ("inputs", "blank") for name in ("image_embedding", "image_features")
     ]
-    message = refusal(altered(tmp_path / "x.safetensors", dict.fromkeys(names)))
+    message = refusal(save_altered(tmp_path / "x.safetensors", dict.fromkeys(names)))
     assert "need at least one input" in message
 
 
 def test_a_later_version(tmp_path: Path) -> None:
-    assert "has version 2 of the format, not 1" in refusal(altered(tmp_path / "x.safetensors", version="2"))
+    assert "has version 2 of the format, not 1" in refusal(
+        save_altered(tmp_path / "x.safetensors", version="2")
+    )
 
 
 # What fits

@@ -31,15 +31,15 @@ from faults import (
     assert_close,
     assert_differ,
     attentions,
-    drawn,
+    draw_normal,
     face_file,
     fault,
     flat,
-    merged,
+    merge_loras,
     of_diffusers,
     other_vision_model,
-    resampled,
-    written,
+    resample_features,
+    write_tensors,
 )
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.checkpoint import describe, load_adapter, save_adapter
@@ -140,7 +140,7 @@ def test_embeddings_without_guidance_have_no_negative_that_could_act(
 @pytest.mark.parametrize("tokens", [1, 7, 16])
 def test_any_number_of_tokens_is_read_from_the_file(pipe: Any, tokens: int, tmp_path: Path) -> None:
     made = tiny.adapter(pipe.unet, tokens=tokens)
-    file = written(flat(official(made)), tmp_path)
+    file = write_tensors(flat(official(made)), tmp_path)
     loaded = load_adapter(file, image_encoder=None)
     assert describe(file).tokens == loaded.projection.tokens == tokens
     theirs = TheirProjection(tiny.EMBEDDING_DIM, tiny.SD_CONTEXT, tokens)
@@ -157,11 +157,11 @@ def test_a_resampler_of_any_depth_and_width_keeps_all_its_layers(depth: int, tmp
     projection = ResamplerProjection(10, tiny.SD_CONTEXT, 5, shape=shape)
     made = ImagePromptAdapter.for_unet(unet, projection)
     for seed, parameter in enumerate(made.parameters()):
-        parameter.data = drawn(*parameter.shape, seed=seed)
+        parameter.data = draw_normal(*parameter.shape, seed=seed)
     tensors = flat(official(made))
-    loaded = load_adapter(written(tensors, tmp_path), image_encoder=None)
-    features = drawn(2, 7, 10)
-    assert_close(loaded.projection(features).detach(), resampled(tensors, features, heads=2))
+    loaded = load_adapter(write_tensors(tensors, tmp_path), image_encoder=None)
+    features = draw_normal(2, 7, 10)
+    assert_close(loaded.projection(features).detach(), resample_features(tensors, features, heads=2))
     assert len(loaded.projection.state_dict()) == 7 + 11 * depth
 
 
@@ -171,7 +171,7 @@ def test_a_resampler_of_any_depth_and_width_keeps_all_its_layers(depth: int, tmp
     ["image_proj.extra.weight", "ip_adapter.1.to_q_ip.weight", "ip_adapter.1.to_q_lora.down.weight", "x"],
 )
 def test_a_tensor_too_many_is_named(adapter: ImagePromptAdapter, extra: str, tmp_path: Path) -> None:
-    file = written(flat(official(adapter)) | {extra: drawn(2, 2)}, tmp_path)
+    file = write_tensors(flat(official(adapter)) | {extra: draw_normal(2, 2)}, tmp_path)
     with pytest.raises(CheckpointError, match=f"{re.escape(extra)} does not belong in a base adapter"):
         load_adapter(file, image_encoder=None)
 
@@ -184,7 +184,7 @@ def test_a_missing_tensor_is_named(adapter: ImagePromptAdapter, missing: str, tm
     tensors = flat(official(adapter))
     del tensors[missing]
     with pytest.raises(CheckpointError, match=f"{re.escape(missing)} is missing"):
-        load_adapter(written(tensors, tmp_path), image_encoder=None)
+        load_adapter(write_tensors(tensors, tmp_path), image_encoder=None)
 
 
 @fault(6)
@@ -195,7 +195,7 @@ def test_half_an_adapter_is_refused_by_the_half_that_is_missing(
 ) -> None:
     half = {kept: official(adapter)[kept]}
     file = tmp_path / "half.bin"
-    torch.save(half, file) if suffix == ".bin" else written(flat(half), tmp_path, "half.safetensors")
+    torch.save(half, file) if suffix == ".bin" else write_tensors(flat(half), tmp_path, "half.safetensors")
     with pytest.raises(CheckpointError, match=missing):
         load_adapter(file.with_suffix(suffix), image_encoder=None)
 
@@ -355,7 +355,7 @@ def test_a_mask_is_as_precise_as_the_pictures(pipe: Any, adapter: ImagePromptAda
 # Detaching
 
 
-FACE = Reference(drawn(1, 6), scale=0.0)
+FACE = Reference(draw_normal(1, 6), scale=0.0)
 """A face that acts through the LoRA alone."""
 
 
@@ -418,9 +418,9 @@ def test_face_adapters_leave_the_users_lora_alone_and_add_up(pipe: Any, tmp_path
     with one.attach(pipe), two.attach(pipe), one.references(FACE), two.references(FACE):
         both = latents(pipe)
         assert pipe.unet.active_adapters() == ["mine"]
-    assert_close(both, latents(merged(pipe, files[0][1], files[1][1])))
+    assert_close(both, latents(merge_loras(pipe, files[0][1], files[1][1])))
     with three.attach(pipe), three.references(FACE):  # the first two leave no trace
-        assert_close(latents(pipe), latents(merged(pipe, files[2][1])))
+        assert_close(latents(pipe), latents(merge_loras(pipe, files[2][1])))
     assert torch.equal(latents(pipe), with_mine)
     assert list(pipe.unet.peft_config) == ["mine"]
 
@@ -434,7 +434,7 @@ def test_kolors_keeps_its_text_projection_however_often_an_adapter_comes_and_goe
         config | {"encoder_hid_dim": 9, "encoder_hid_dim_type": "text_proj"}
     )
     assert not unet.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
-    projection, text = unet.eval().encoder_hid_proj, drawn(2, tiny.CONTEXT_LEN, 9)
+    projection, text = unet.eval().encoder_hid_proj, draw_normal(2, tiny.CONTEXT_LEN, 9)
     inputs = tiny.unet_input(plain)
     projected = inputs | {"encoder_hidden_states": projection(text)}
     adapter = tiny.adapter(plain)
@@ -511,11 +511,11 @@ def test_features_and_face_stand_in_the_reference_and_batches_are_exact(pipe: An
     projection = FacePlusProjection(24, tiny.SD_CONTEXT, version=version, embedding_dim=6, shape=shape)
     adapter = ImagePromptAdapter.for_unet(pipe.unet, projection).requires_grad_(False)
     for seed, parameter in enumerate(adapter.parameters()):
-        parameter.data = drawn(*parameter.shape, seed=seed)
+        parameter.data = draw_normal(*parameter.shape, seed=seed)
     adapter.image_encoder = ImageEncoder(pipe.image_encoder)
     pictures, faces = (
         [tiny.picture(seed=seed) for seed in (1, 2)],
-        [drawn(1, 6, seed=seed) for seed in (3, 4)],
+        [draw_normal(1, 6, seed=seed) for seed in (3, 4)],
     )
     references = [Reference(picture, face=face) for picture, face in zip(pictures, faces, strict=True)]
     alone = []
@@ -579,8 +579,8 @@ def test_at_scale_one_the_text_acts_in_full_and_nobody_says_otherwise(
 ) -> None:
     with adapter.attach(pipe), adapter.references(Reference(ONE, scale=1.0)):
         assert_differ(latents(pipe, prompt="a cat"), latents(pipe, prompt="a dog"))
-    attn, seen = attentions(pipe.unet)[1], drawn(1, 9, 16)
-    texts, added = [drawn(1, 5, tiny.SD_CONTEXT, seed=seed) for seed in (1, 2)], []
+    attn, seen = attentions(pipe.unet)[1], draw_normal(1, 9, 16)
+    texts, added = [draw_normal(1, 5, tiny.SD_CONTEXT, seed=seed) for seed in (1, 2)], []
     with torch.no_grad():
         for text in texts:
             alone = attn(seen, encoder_hidden_states=text)

@@ -14,7 +14,7 @@ from imprompt.reference import Reference
 from showing import latents
 
 
-def perceived(dtype: torch.dtype, factor: float, scale: float = 1.0, **settings: Any) -> Tensor:
+def draw_perceived(dtype: torch.dtype, factor: float, scale: float = 1.0, **settings: Any) -> Tensor:
     """Drawn through a perceiver whose first layer makes numbers `factor` times as large as usual."""
     pipe = tiny.sd_pipeline().to(dtype)
     adapter = adapter_files.adapter(tiny.sd_unet(), "plus")
@@ -26,7 +26,7 @@ def perceived(dtype: torch.dtype, factor: float, scale: float = 1.0, **settings:
 
 @pytest.mark.parametrize("factor", [1.0, 2e3, 2e4])
 def test_keys_and_values_of_a_half_precision_adapter_are_made_in_single(factor: float) -> None:
-    half, single = (perceived(dtype, factor) for dtype in (torch.float16, torch.float32))
+    half, single = (draw_perceived(dtype, factor) for dtype in (torch.float16, torch.float32))
     assert torch.isfinite(half).all()
     assert (half.float() - single).std() < 0.1 * single.std()
 
@@ -34,8 +34,8 @@ def test_keys_and_values_of_a_half_precision_adapter_are_made_in_single(factor: 
 @pytest.mark.parametrize("scale", [1e6, -1e7])
 def test_a_value_that_float16_cannot_hold_is_refused_and_bfloat16_holds_it(scale: float) -> None:
     with pytest.raises(InvalidReference, match=r"layer 1 is NaN or beyond what torch\.float16 holds"):
-        perceived(torch.float16, 1.0, scale)
-    assert torch.isfinite(perceived(torch.bfloat16, 1.0, scale, num_inference_steps=1)).all()
+        draw_perceived(torch.float16, 1.0, scale)
+    assert torch.isfinite(draw_perceived(torch.bfloat16, 1.0, scale, num_inference_steps=1)).all()
 
 
 def test_an_encoder_that_overflows_is_refused() -> None:

@@ -220,7 +220,7 @@ def test_a_control_for_another_base_is_refused(pipe: Any, adapter: ImagePromptAd
 # Guidance in a part of the steps
 
 
-def guided(
+def generate_guided(
     pipe: Any, adapter: ImagePromptAdapter, interval: tuple[float, float], **settings: Any
 ) -> np.ndarray:
     made = one(pipe, adapter, guidance_interval=interval, guidance_scale=5.0, steps=4, **settings)
@@ -244,9 +244,9 @@ def test_dropping_the_negative_half_is_guidance_of_one(
         "inpaint": {"init_image": start, "inpaint": white},
         "control": {"controls": [Control(controlnet(pipe), start)]},
     }.get(kind, {})
-    dropped = guided(pipe, adapter, interval, **settings)
+    dropped = generate_guided(pipe, adapter, interval, **settings)
     monkeypatch.setattr(guidance, "list_doubled_tensors", lambda pipe: [])
-    kept = guided(pipe, adapter, interval, **settings)
+    kept = generate_guided(pipe, adapter, interval, **settings)
     assert np.abs(dropped - kept).max() <= 1  # rounding to 8 bits
     everywhere = one(pipe, adapter, guidance_scale=5.0, steps=4, **settings)
     assert np.abs(dropped - np.asarray(everywhere).astype(int)).max() > 1

@@ -184,7 +184,7 @@ def test_a_judge_that_reads_no_text_says_so(tmp_path: Path) -> None:
 
 
 @tiny.seeded
-def embedded(folder: Path) -> Path:
+def write_judge(folder: Path) -> Path:
     """A tiny judge that reads hair and glasses."""
     words = {
         "hair": {"pink": r"\bpink hair\b", "blue": r"\bblue hair\b"},
@@ -196,7 +196,7 @@ def embedded(folder: Path) -> Path:
 
 
 def test_the_embedded_judge_s_features_are_probabilities_of_words(tmp_path: Path) -> None:
-    judge = load_judge(embedded(tmp_path))
+    judge = load_judge(write_judge(tmp_path))
     features = judge.features(pictures())
     probabilities = judge.encode(torch.stack([judge.pixels(picture) for picture in pictures()]))
     assert torch.allclose(probabilities.sum(dim=1), torch.tensor(2.0))
@@ -204,7 +204,7 @@ def test_the_embedded_judge_s_features_are_probabilities_of_words(tmp_path: Path
 
 
 def test_a_caption_s_features_are_the_words_that_it_names(tmp_path: Path) -> None:
-    judge = load_judge(embedded(tmp_path))
+    judge = load_judge(write_judge(tmp_path))
     named = judge.text_features(["pink hair, no glasses", "glasses", "a rocket"])
     half = 2**-0.5
     assert torch.allclose(named, torch.tensor([[half, 0, half, 0], [0, 0, 0, 1.0], [0, 0, 0, 0]]))
@@ -229,7 +229,7 @@ def test_a_judge_with_other_weights_is_not_self(clip: ClipJudge, tmp_path: Path)
     assert not is_self(clip, same_shape)
     assert not is_self(clip, tiny.vision_model())
     assert not is_self(clip, None)
-    assert not is_self(load_judge(embedded(tmp_path / "judge")), same_shape)
+    assert not is_self(load_judge(write_judge(tmp_path / "judge")), same_shape)
 
 
 # What is not there, or not what it should be

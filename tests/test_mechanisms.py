@@ -53,7 +53,7 @@ def projection() -> LinearProjection:
     )
 
 
-def made(kind: str, pipe: Any) -> Mechanism:
+def build_mechanism(kind: str, pipe: Any) -> Mechanism:
     """A mechanism on a pipeline, as if trained."""
     if kind == "decoupled":
         return DecoupledMechanism(tiny.adapter(pipe.unet).requires_grad_(True), pipe)
@@ -110,7 +110,7 @@ def call(*prompts: str, seeds: int = 0, **more: Any) -> dict[str, Any]:
     }
 
 
-def drawn(mechanism: Mechanism, pipe: Any, *seeds: int, scale: float = 1.0, text: str = "") -> np.ndarray:
+def draw_with(mechanism: Mechanism, pipe: Any, *seeds: int, scale: float = 1.0, text: str = "") -> np.ndarray:
     return pixels(mechanism.generate(pipe, images(mechanism, *seeds), scale, call(*[text] * len(seeds))))
 
 
@@ -152,17 +152,17 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_image_prompt_changes_the_picture_and_each_sample_has_its_own(kind: str, pipe: Any) -> None:
-    mechanism = made(kind, pipe)
-    both = drawn(mechanism, pipe, 1, 2)
-    other = drawn(mechanism, pipe, 1, 3)
+    mechanism = build_mechanism(kind, pipe)
+    both = draw_with(mechanism, pipe, 1, 2)
+    other = draw_with(mechanism, pipe, 1, 3)
     assert np.abs(both[0] - other[0]).max() <= 1
     assert np.abs(both[1] - other[1]).max() > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_text_acts_beside_the_image_where_it_is_said_to(kind: str, pipe: Any) -> None:
-    mechanism = made(kind, pipe)
-    silent, told = drawn(mechanism, pipe, 1), drawn(mechanism, pipe, 1, text="a red cat")
+    mechanism = build_mechanism(kind, pipe)
+    silent, told = draw_with(mechanism, pipe, 1), draw_with(mechanism, pipe, 1, text="a red cat")
     assert np.array_equal(silent, told) == (not mechanism.works_with_text)
 
 
@@ -175,13 +175,15 @@ def test_unclip_begins_as_the_base_bit_for_bit(pipe: Any) -> None:
 
 def test_without_a_share_two_streams_are_the_text_alone(pipe: Any) -> None:
     base = plain(pipe, "a cat")
-    assert np.array_equal(drawn(made("two-stream", pipe), pipe, 1, scale=0.0, text="a cat"), base)
+    assert np.array_equal(
+        draw_with(build_mechanism("two-stream", pipe), pipe, 1, scale=0.0, text="a cat"), base
+    )
 
 
 @pytest.mark.parametrize("kind", ["replaced", "unclip"])
 def test_scale_zero_is_no_image(kind: str, pipe: Any) -> None:
-    mechanism = made(kind, pipe)
-    assert np.array_equal(drawn(mechanism, pipe, 1, scale=0.0), drawn(mechanism, pipe, 2, scale=0.0))
+    mechanism = build_mechanism(kind, pipe)
+    assert np.array_equal(draw_with(mechanism, pipe, 1, scale=0.0), draw_with(mechanism, pipe, 2, scale=0.0))
 
 
 def test_a_shuffled_picture_has_the_same_colors_in_other_places() -> None:
@@ -194,7 +196,7 @@ def test_a_shuffled_picture_has_the_same_colors_in_other_places() -> None:
 
 
 def test_a_blank_picture_leaves_a_shuffled_control_out(pipe: Any) -> None:
-    mechanism = made("shuffled-control", pipe)
+    mechanism = build_mechanism("shuffled-control", pipe)
     given: dict[str, Any] = tiny.unet_input(pipe.unet)
     with torch.no_grad():
         alone = pipe.unet(**given).sample
@@ -206,7 +208,7 @@ def test_a_blank_picture_leaves_a_shuffled_control_out(pipe: Any) -> None:
 
 def test_the_pictures_place_does_not_matter_to_a_shuffled_control(pipe: Any) -> None:
     """Its outputs are means over all positions, so each channel changes by one number."""
-    mechanism: Any = made("shuffled-control", pipe)
+    mechanism: Any = build_mechanism("shuffled-control", pipe)
     given: dict[str, Any] = tiny.unet_input(pipe.unet)
     with torch.no_grad():
         down, middle = mechanism._residuals(inputs_of(1, 2)["image_pixels"][:, 0], given, 1.0)
@@ -215,7 +217,7 @@ def test_the_pictures_place_does_not_matter_to_a_shuffled_control(pipe: Any) -> 
 
 def test_the_prior_learns_the_embedding_of_a_text(pipe: Any) -> None:
     """One text, one image embedding: the prior's loss falls, and what it imagines is that direction."""
-    mechanism: Any = made("prior-decoder", pipe)
+    mechanism: Any = build_mechanism("prior-decoder", pipe)
     inputs = inputs_of(3)
     with torch.no_grad():
         text = pipe.encode_prompt(["a cat"], pipe.device, 1, False)[0]
@@ -236,14 +238,14 @@ def test_the_prior_learns_the_embedding_of_a_text(pipe: Any) -> None:
 
 
 def test_at_scale_zero_the_decoder_follows_what_the_prior_makes_of_the_text(pipe: Any) -> None:
-    mechanism = made("prior-decoder", pipe)
-    with_image = drawn(mechanism, pipe, 1, scale=1.0, text="a cat")
-    assert np.abs(drawn(mechanism, pipe, 1, scale=0.0, text="a cat") - with_image).max() > 1
+    mechanism = build_mechanism("prior-decoder", pipe)
+    with_image = draw_with(mechanism, pipe, 1, scale=1.0, text="a cat")
+    assert np.abs(draw_with(mechanism, pipe, 1, scale=0.0, text="a cat") - with_image).max() > 1
 
 
 def test_two_streams_are_the_mean_of_two_attentions(pipe: Any) -> None:
     """At a layer, against its own processor called by hand."""
-    mechanism = made("two-stream", pipe)
+    mechanism = build_mechanism("two-stream", pipe)
     attn = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     hidden, text = tiny_bases.numbers(1, 6, 16), tiny_bases.numbers(1, 5, tiny.SD_CONTEXT, seed=1)
     image = tiny_bases.numbers(1, 3, tiny.SD_CONTEXT, seed=2)
@@ -260,7 +262,7 @@ def test_two_streams_are_the_mean_of_two_attentions(pipe: Any) -> None:
 def test_gradients_reach_exactly_what_is_said_to_be_trained(kind: str, pipe: Any) -> None:
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.requires_grad_(False)
-    mechanism = made(kind, pipe)
+    mechanism = build_mechanism(kind, pipe)
     inputs = inputs_of(1, 2)
     given: dict[str, Any] = tiny.unet_input(pipe.unet)
     with mechanism.condition_on(inputs) as denoise:
@@ -278,7 +280,7 @@ def test_gradients_reach_exactly_what_is_said_to_be_trained(kind: str, pipe: Any
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_and_drawing_see_the_same(kind: str, pipe: Any) -> None:
     """One step of one sample without guidance, by the pipeline and by hand."""
-    mechanism, seen = made(kind, pipe), []
+    mechanism, seen = build_mechanism(kind, pipe), []
     hook = pipe.unet.register_forward_hook(
         lambda module, args, kwargs, output: seen.append((args, kwargs, output)), with_kwargs=True
     )
@@ -320,7 +322,7 @@ def test_what_is_trained_on_the_embedded_base_is_counted() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_says_what_it_is_and_draws_the_same_elsewhere(kind: str, pipe: Any, tmp_path: Path) -> None:
-    mechanism, path = made(kind, pipe), tmp_path / "adapter.safetensors"
+    mechanism, path = build_mechanism(kind, pipe), tmp_path / "adapter.safetensors"
     mechanism.save(path, {"seed": "7", "steps": "500"})
     said = read_metadata(path)
     assert said["injection"] == mechanism.name == kind.partition(",")[0]
@@ -331,7 +333,9 @@ def test_a_file_says_what_it_is_and_draws_the_same_elsewhere(kind: str, pipe: An
         nn.init.zeros_(other.unet.conv_in.weight)
     loaded = load_mechanism(path, other)
     assert type(loaded) is type(mechanism)
-    assert np.array_equal(drawn(loaded, other, 1, text="a cat"), drawn(mechanism, pipe, 1, text="a cat"))
+    assert np.array_equal(
+        draw_with(loaded, other, 1, text="a cat"), draw_with(mechanism, pipe, 1, text="a cat")
+    )
     loaded.save(tmp_path / "again.safetensors", {"seed": "7", "steps": "500"})
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
@@ -339,8 +343,8 @@ def test_a_file_says_what_it_is_and_draws_the_same_elsewhere(kind: str, pipe: An
 @pytest.mark.parametrize("kind", KINDS)
 def test_detaching_leaves_nothing(kind: str, pipe: Any) -> None:
     before, picture = state_of(pipe), plain(pipe, "a cat")
-    mechanism = made(kind, pipe)
-    drawn(mechanism, pipe, 1)
+    mechanism = build_mechanism(kind, pipe)
+    draw_with(mechanism, pipe, 1)
     if mechanism.trains_base:
         with torch.no_grad():
             for parameter in pipe.unet.parameters():
@@ -354,7 +358,7 @@ def test_detaching_leaves_nothing(kind: str, pipe: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_on_the_way_leaves_no_hook(kind: str, pipe: Any) -> None:
     before = state_of(pipe)
-    mechanism = made(kind, pipe)
+    mechanism = build_mechanism(kind, pipe)
 
     def fail(*_: object) -> dict[str, Tensor]:
         raise KeyboardInterrupt
@@ -373,14 +377,14 @@ def test_every_mechanism_works_beside_a_controlnet(kind: str, pipe: Any) -> None
         **parts, controlnet=control, requires_safety_checker=False
     )
     controlled.set_progress_bar_config(disable=True)
-    mechanism, edges = made(kind, pipe), tiny.picture(seed=5, width=16, height=16)
+    mechanism, edges = build_mechanism(kind, pipe), tiny.picture(seed=5, width=16, height=16)
 
     def both(strength: float) -> np.ndarray:
         more = call("", "", image=[edges, edges], controlnet_conditioning_scale=strength)
         return pixels(mechanism.generate(controlled, images(mechanism, 1, 2), 1.0, more))
 
     without = both(0.0)
-    assert np.abs(without - drawn(mechanism, pipe, 1, 2)).max() <= 1
+    assert np.abs(without - draw_with(mechanism, pipe, 1, 2)).max() <= 1
     assert np.abs(both(1.0) - without).max() > 1
 
 
@@ -388,20 +392,20 @@ def test_every_mechanism_works_beside_a_controlnet(kind: str, pipe: Any) -> None
 
 
 def test_a_pipeline_with_another_unet_is_refused(pipe: Any) -> None:
-    mechanism = made("unclip", pipe)
+    mechanism = build_mechanism("unclip", pipe)
     with pytest.raises(AdapterMismatch, match="another U-Net than the one that the unclip adapter is on"):
-        drawn(mechanism, tiny.sd_pipeline(), 1)
+        draw_with(mechanism, tiny.sd_pipeline(), 1)
 
 
 @pytest.mark.parametrize("kind", TRAINING)
 def test_a_base_that_reads_a_pooled_text_is_refused(kind: str) -> None:
     with pytest.raises(AdapterMismatch, match=f"a {kind} adapter cannot go on a base"):
-        made(kind, tiny.xl_pipeline())
+        build_mechanism(kind, tiny.xl_pipeline())
 
 
 @pytest.mark.parametrize("kind", ["concatenated", "style-adapter", *TRAINING])
 def test_image_prompts_that_are_not_as_many_as_prompts_are_refused(kind: str, pipe: Any) -> None:
-    mechanism = made(kind, pipe)
+    mechanism = build_mechanism(kind, pipe)
     with pytest.raises(InvalidReference, match="2 image prompts need as many prompts"):
         mechanism.generate(pipe, images(mechanism, 1, 2), 1.0, call(""))
 
@@ -409,13 +413,13 @@ def test_image_prompts_that_are_not_as_many_as_prompts_are_refused(kind: str, pi
 @pytest.mark.parametrize("kind", ["unclip", "two-stream", "prior-decoder", "shuffled-control"])
 def test_a_batch_of_another_size_is_refused(kind: str, pipe: Any) -> None:
     with (
-        made(kind, pipe).condition_on(inputs_of(1, 2)),
+        build_mechanism(kind, pipe).condition_on(inputs_of(1, 2)),
         pytest.raises(AmbiguousBatch),
     ):
         pipe.unet(**tiny.unet_input(pipe.unet, batch=3))
 
 
-def damaged(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], Any]) -> Path:
+def damage_file(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], Any]) -> Path:
     """A file with something changed."""
     file = read_tensors(path)
     metadata = {key: value for key, value in file.metadata.items() if key != "format"}
@@ -450,18 +454,18 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Tensor], dict[str, str]], Any],
 def test_a_wrong_file_is_refused_and_leaves_the_base_alone(name: str, pipe: Any, tmp_path: Path) -> None:
     kind, change, message = FAULTS[name]
     path = tmp_path / "adapter.safetensors"
-    mechanism = made(kind, pipe)
+    mechanism = build_mechanism(kind, pipe)
     mechanism.save(path, {})
     mechanism.detach()
     before = state_of(pipe)
     with pytest.raises(CheckpointError, match=message):
-        load_mechanism(damaged(path, change), pipe)
+        load_mechanism(damage_file(path, change), pipe)
     assert_same_state(before, state_of(pipe))
 
 
 def test_a_file_of_another_base_is_refused(pipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
-    made("concatenated", pipe).save(path, {})
+    build_mechanism("concatenated", pipe).save(path, {})
     with pytest.raises(
         AdapterMismatch, match="whose text embedding is 20 wide; that of this base is 28 wide"
     ):
@@ -470,8 +474,8 @@ def test_a_file_of_another_base_is_refused(pipe: Any, tmp_path: Path) -> None:
 
 def test_a_published_adapter_is_decoupled(pipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
-    made("decoupled", pipe).save(path, {})
-    damaged(path, lambda tensors, metadata: metadata.pop("injection"))
+    build_mechanism("decoupled", pipe).save(path, {})
+    damage_file(path, lambda tensors, metadata: metadata.pop("injection"))
     assert read_metadata(path)["injection"] == "decoupled"
     assert isinstance(load_mechanism(path, tiny.sd_pipeline()), DecoupledMechanism)
 
@@ -479,6 +483,6 @@ def test_a_published_adapter_is_decoupled(pipe: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["concatenated", "replaced"])
 def test_what_is_no_decoupled_adapter_is_not_taken_for_one(kind: str, pipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
-    made(kind, pipe).save(path, {})
+    build_mechanism(kind, pipe).save(path, {})
     with pytest.raises(CheckpointError):
         load_adapter(path, image_encoder=None)

@@ -72,7 +72,7 @@ def test_a_pipeline_that_does_not_tell_its_rows_is_refused(
 def test_scale_zero_and_a_detached_pipeline_are_the_base_bit_for_bit(case: Case) -> None:
     it = scene(case)
     processors = dict(it.pipe.unet.attn_processors)
-    assert torch.equal(it.attached(Reference(it.embedding, scale=0.0)), it.base)
+    assert torch.equal(it.draw_attached(Reference(it.embedding, scale=0.0)), it.base)
     assert not torch.equal(it.ours, it.base)
     assert it.pipe.unet.attn_processors == processors
     assert torch.equal(case.latents(it.pipe), it.base)
@@ -83,7 +83,7 @@ def test_without_guidance_every_row_is_positive(case: Case) -> None:
     it = scene(case)
     assert case.unguided is not None
     expected = it.by_hand(it.term, branches=[case.unguided], guidance_scale=1.0)
-    assert_same(it.attached(it.reference, unguided=True), expected, it.base)
+    assert_same(it.draw_attached(it.reference, unguided=True), expected, it.base)
 
 
 @cells("prompts")
@@ -91,9 +91,9 @@ def test_several_prompts_with_a_reference_each_equal_each_alone(case: Case) -> N
     it = scene(case)
     prompts = ["a cat", "a red dog"]
     references = [Reference(tiny.embedding(1, seed=i), scale=0.4 + 0.5 * i) for i in range(2)]
-    together = it.attached(references, prompts=prompts)
+    together = it.draw_attached(references, prompts=prompts)
     for i, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
-        alone = it.attached(reference, prompts=[prompt], seeds=[i])
+        alone = it.draw_attached(reference, prompts=[prompt], seeds=[i])
         assert_same(together[i : i + 1], alone, it.base)
 
 
@@ -102,7 +102,7 @@ def test_all_pictures_of_a_prompt_have_its_reference(case: Case) -> None:
     it = scene(case)
     embeddings = [tiny.embedding(1, seed=i) for i in range(2)]
     asked: Any = {"prompts": ["a cat", "a red dog"], "each": 2}
-    ours = it.attached([Reference(one, scale=SCALE) for one in embeddings], **asked)
+    ours = it.draw_attached([Reference(one, scale=SCALE) for one in embeddings], **asked)
     assert_same(ours, it.by_hand(Term(it.adapter, torch.stack(embeddings), SCALE), **asked), it.base)
 
 
@@ -110,15 +110,15 @@ def test_all_pictures_of_a_prompt_have_its_reference(case: Case) -> None:
 def test_guidance_may_stop_part_way(case: Case) -> None:
     """As `SDCFGCutoffCallback` does; with diffusers' adapter the positive rows then get the zero image."""
     it = scene(case)
-    stop: Any = {"callback_on_step_end": guidance_stopped(case)}
+    stop: Any = {"callback_on_step_end": stop_guidance(case)}
     stop |= {"callback_on_step_end_tensor_inputs": list(case.halved)}
-    ours = it.attached(it.reference, **stop)
+    ours = it.draw_attached(it.reference, **stop)
     assert_same(ours, it.by_hand(it.term, branches=[case.guided, ("positive",)], **stop), it.base)
     wrong = it.by_hand(it.term, branches=[case.guided, ("negative",)], **stop)
     assert (ours - wrong).abs().max() > 10 * TOLERANCE
 
 
-def guidance_stopped(case: Case) -> Callable[..., dict[str, Any]]:
+def stop_guidance(case: Case) -> Callable[..., dict[str, Any]]:
     """A callback that after the first step keeps the positive rows alone."""
 
     def cut(tensors: Any) -> Any:
@@ -143,7 +143,7 @@ def test_a_users_lora_acts_and_stays_as_it_is(case: Case) -> None:
         before = {name: weight.clone() for name, weight in weights.items()}
         styled = case.latents(it.pipe)
         assert not torch.allclose(styled, base, atol=1000 * TOLERANCE)
-        assert_same(it.attached(it.reference), it.by_hand(it.term), styled)
+        assert_same(it.draw_attached(it.reference), it.by_hand(it.term), styled)
         assert torch.equal(case.latents(it.pipe), styled)
         assert it.pipe.unet.active_adapters() == ["style"]
         assert all(torch.equal(before[name], weight) for name, weight in weights.items())

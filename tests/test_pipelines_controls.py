@@ -33,7 +33,7 @@ def test_two_references_act_each_where_when_and_in_the_layers_it_should(case: Ca
     """All in one run, one of them everywhere: leaving out any of the controls makes another picture."""
     it, other = scene(case), tiny.embedding(2, seed=5)
     here = Reference(it.embedding, scale=1.0, mask=MASK, step_weights=STEPS, layers=dict(LAYERS))
-    ours = it.attached(here, Reference(other, scale=SCALE))
+    ours = it.draw_attached(here, Reference(other, scale=SCALE))
     expected = it.by_hand(
         Term(
             it.adapter,
@@ -53,7 +53,7 @@ def test_two_adapters_add_up(case: Case) -> None:
     other = tiny.adapter(it.pipe.unet, seed=9)
     branches = None if case.tells else case.guided
     with other.attach(it.pipe), other.references(Reference(embedding, scale=0.5), branches=branches):
-        ours = it.attached(it.reference)
+        ours = it.draw_attached(it.reference)
     assert_same(ours, it.by_hand(it.term, Term(other, embedding[None], 0.5)), it.base)
 
 
@@ -61,7 +61,7 @@ def test_two_adapters_add_up(case: Case) -> None:
 def test_saved_embeddings_stand_for_the_picture(case: Case, tmp_path: Path) -> None:
     it = scene(case)
     it.adapter.encode(Reference(it.picture)).save(tmp_path / "picture.safetensors")
-    ours = it.attached(Reference(tmp_path / "picture.safetensors", scale=SCALE))
+    ours = it.draw_attached(Reference(tmp_path / "picture.safetensors", scale=SCALE))
     assert torch.equal(ours, it.ours)
 
 
@@ -72,7 +72,7 @@ def test_attention_slicing_changes_nothing(case: Case) -> None:
     try:
         kinds = {type(processor).__name__ for processor in it.pipe.unet.attn_processors.values()}
         assert kinds == {"SlicedAttnProcessor"}
-        assert_same(it.attached(it.reference), it.ours, it.base)
+        assert_same(it.draw_attached(it.reference), it.ours, it.base)
         processors = it.pipe.unet.attn_processors.values()
         assert {type(processor).__name__ for processor in processors} == kinds
     finally:
@@ -88,5 +88,5 @@ def test_compiling_changes_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     monkeypatch.setattr(it.pipe, "unet", torch.compile(it.pipe.unet, backend="eager", fullgraph=True))
     torch._dynamo.reset()
-    assert_same(it.attached(it.reference), expected, it.base)
+    assert_same(it.draw_attached(it.reference), expected, it.base)
     torch._dynamo.reset()

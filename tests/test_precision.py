@@ -29,7 +29,7 @@ from imprompt.training import adapters
 from imprompt.training.config import parse_config
 from imprompt.training.frozen_base import choose_frozen_precision
 from imprompt.training.loop import Run
-from short_runs import config, frozen, write_home
+from short_runs import build_base, config, write_home
 
 AMX = frozenset({"avx512_bf16", "amx_bf16"})
 NONE: frozenset[str] = frozenset()
@@ -214,7 +214,7 @@ def test_a_cpu_denoises_in_bfloat16_where_that_is_faster(
     home: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str
 ) -> None:
     monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "bf16")
-    objective: Any = few_steps_run(home, wanted).objective
+    objective: Any = build_short_run(home, wanted).objective
     assert objective.precision == expected
     assert objective.base.dtype == torch.float32
 
@@ -224,7 +224,7 @@ def test_a_cpu_says_when_it_computes_in_float32_in_place_of_what_was_asked_for(
     home: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
 ) -> None:
     monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "fp32")
-    run = few_steps_run(home, wanted)
+    run = build_short_run(home, wanted)
     assert f'training.precision "{wanted}" has no effect: this processor computes in float32' in run.notes
 
 
@@ -232,7 +232,7 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "bf16")
-    exact, rounded = (gradient_of_first_step(few_steps_run(home, wanted)) for wanted in ("fp32", "auto"))
+    exact, rounded = (gradient_of_first_step(build_short_run(home, wanted)) for wanted in ("fp32", "auto"))
     assert not torch.equal(exact, rounded)
     assert torch.cosine_similarity(exact, rounded, dim=0) > 0.995
 
@@ -241,7 +241,7 @@ def test_what_the_cache_holds_does_not_depend_on_the_precision(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapters, "find_fastest_precision", lambda: "bf16")
-    exact, rounded = (few_steps_run(home, wanted).data["digest"] for wanted in ("fp32", "auto"))
+    exact, rounded = (build_short_run(home, wanted).data["digest"] for wanted in ("fp32", "auto"))
     assert exact == rounded
 
 
@@ -250,8 +250,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_home(tmp_path_factory.mktemp("training"))
 
 
-def few_steps_run(home: Path, wanted: str) -> Run:
-    return adapters.build_run(config(home, f"run-{wanted}", training__precision=wanted), frozen())
+def build_short_run(home: Path, wanted: str) -> Run:
+    return adapters.build_run(config(home, f"run-{wanted}", training__precision=wanted), build_base())
 
 
 def gradient_of_first_step(run: Run) -> torch.Tensor:

@@ -14,7 +14,7 @@ from conftest import ToyModel
 from imprompt.evaluation.suites.drawing import draw_all
 from imprompt.training.cache import build_cache
 from imprompt.training.frozen_base import load_frozen_base
-from stand_in import IMAGES, SAMPLES, drawn, job_of, make_stand_in
+from stand_in import IMAGES, SAMPLES, job_of, make_stand_in, read_drawings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray")]
 
@@ -64,4 +64,4 @@ def test_pictures_are_those_of_one_process(tmp_path: Path, toy: ToyModel) -> Non
         counted: list[int] = []
         assert draw_all(tasks, job, counted.append) == {}
         assert sum(counted) == IMAGES * SAMPLES
-    assert drawn(tmp_path / "ray") == drawn(tmp_path / "here")
+    assert read_drawings(tmp_path / "ray") == read_drawings(tmp_path / "here")

@@ -35,12 +35,12 @@ OTHER_ENCODERS = {
 }
 
 
-def described(tensors: dict[str, Tensor], **metadata: str) -> Description:
+def describe_tensors(tensors: dict[str, Tensor], **metadata: str) -> Description:
     return recognize(TensorFile(tensors, metadata, "safetensors")).description
 
 
 def of_shapes(shapes: dict[str, tuple[int, ...]]) -> Description:
-    return described({name: torch.zeros(shape) for name, shape in shapes.items()})
+    return describe_tensors({name: torch.zeros(shape) for name, shape in shapes.items()})
 
 
 def layers(context_dim: int, inner: list[int]) -> dict[str, tuple[int, ...]]:
@@ -67,7 +67,7 @@ def linear(context_dim: int, embedding_dim: int, tokens: int = 4) -> dict[str, t
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_file_is_recognised_by_its_shapes(name: str) -> None:
     adapter, published = meta_adapter(name), PUBLISHED[name]
-    found = described({k: v.to(torch.float16) for k, v in to_official(adapter.state_dict()).items()})
+    found = describe_tensors({k: v.to(torch.float16) for k, v in to_official(adapter.state_dict()).items()})
     assert found.problems == ()
     assert found.limit is None
     assert (found.variant, found.base_family) == (published.variant, published.base_family)
@@ -141,7 +141,7 @@ def file_of(variant: str) -> dict[str, Tensor]:
 
 
 def described_tiny(tensors: dict[str, Tensor]) -> Description:
-    return described(tensors, tokens=str(adapter_files.PATCHES))
+    return describe_tensors(tensors, tokens=str(adapter_files.PATCHES))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -190,14 +190,14 @@ def test_a_lora_belongs_to_faces_only() -> None:
     lora = {k: v for k, v in file_of("faceid").items() if "_lora." in k}
     assert (
         "ip_adapter.0.to_q_lora.down.weight does not belong in a base adapter"
-        in described(file_of("base") | lora).problems
+        in describe_tensors(file_of("base") | lora).problems
     )
 
 
 def test_a_lora_whose_halves_do_not_meet_is_named() -> None:
     whole = file_of("faceid")
     down = "ip_adapter.4.to_v_lora.down.weight"
-    (problem,) = described(whole | {down: whole[down][1:]}).problems
+    (problem,) = describe_tensors(whole | {down: whole[down][1:]}).problems
     up = "ip_adapter.4.to_v_lora.up.weight"
     assert problem == f"{down} and {up} have shapes 2 × 16 and 16 × 3, which form no LoRA"
 
@@ -205,4 +205,6 @@ def test_a_lora_whose_halves_do_not_meet_is_named() -> None:
 def test_sizes_that_overflow_are_refused() -> None:
     shapes = {"image_proj.proj.0.weight": (2**40, 4), "image_proj.proj.3.weight": (2**40,)}
     tensors = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
-    assert any("sizes of its projection are impossible" in problem for problem in described(tensors).problems)
+    assert any(
+        "sizes of its projection are impossible" in problem for problem in describe_tensors(tensors).problems
+    )

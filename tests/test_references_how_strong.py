@@ -15,7 +15,7 @@ from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.attention.layers import find_cross_attention_layers
 from imprompt.errors import InvalidReference
 from imprompt.reference import Reference
-from showing import close, latents, output, shown
+from showing import close, latents, output, run_unet
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -33,7 +33,8 @@ def test_layers_that_are_off_are_as_if_their_values_were_zero(
         alike.key_value(number).to_value.weight.mul_(weights.get(section, 0.0))
     embedding = tiny.embedding(1)
     close(
-        shown(unet, adapter, Reference(embedding, layers=weights)), shown(unet, alike, Reference(embedding))
+        run_unet(unet, adapter, Reference(embedding, layers=weights)),
+        run_unet(unet, alike, Reference(embedding)),
     )
 
 
@@ -54,7 +55,7 @@ def test_two_references_in_different_layers_are_one_in_both(
 ) -> None:
     embedding = tiny.embedding(1)
     parts = [Reference(embedding, layers={"down": 1.0}), Reference(embedding, layers={"up": 1.0, "mid": 1.0})]
-    close(shown(unet, adapter, *parts), shown(unet, adapter, Reference(embedding)))
+    close(run_unet(unet, adapter, *parts), run_unet(unet, adapter, Reference(embedding)))
 
 
 def test_every_prompt_has_its_own_layers(unet: UNet2DConditionModel, adapter: ImagePromptAdapter) -> None:
@@ -62,9 +63,9 @@ def test_every_prompt_has_its_own_layers(unet: UNet2DConditionModel, adapter: Im
         Reference(tiny.embedding(1, seed=0), layers={"down": 1.0}, scale=0.7),
         Reference(tiny.embedding(1, seed=1), layers={"up": 0.5}, scaling="key and mean value", scale=0.7),
     ]
-    together = shown(unet, adapter, references)
+    together = run_unet(unet, adapter, references)
     for row, reference in enumerate(references):
-        close(together[row], shown(unet, adapter, reference)[row])
+        close(together[row], run_unet(unet, adapter, reference)[row])
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def unprecise(unet: UNet2DConditionModel, adapter: ImagePromptAdapter, *referenc
     from imprompt.attention import layer_weights
 
     with patch.object(conditions, "layer_weights", layer_weights.layer_weights):
-        return shown(unet, adapter, *references)
+        return run_unet(unet, adapter, *references)
 
 
 @pytest.mark.usefixtures("precise")
@@ -122,7 +123,7 @@ def test_a_boost_without_a_precise_mode_is_refused(
     unet: UNet2DConditionModel, adapter: ImagePromptAdapter
 ) -> None:
     with pytest.raises(InvalidReference, match="boost has no effect with layers='full'"):
-        shown(unet, adapter, Reference(tiny.embedding(1), boost=2.0))
+        run_unet(unet, adapter, Reference(tiny.embedding(1), boost=2.0))
 
 
 # Scaling
@@ -150,7 +151,7 @@ def test_any_scaling_with_scale_zero_is_the_base_model_to_the_last_bit(
     unet: UNet2DConditionModel, adapter: ImagePromptAdapter, scaling: Any
 ) -> None:
     reference = Reference(tiny.embedding(1), scale=0.0, scaling=scaling)
-    assert torch.equal(shown(unet, adapter, reference), output(unet))
+    assert torch.equal(run_unet(unet, adapter, reference), output(unet))
 
 
 @pytest.mark.parametrize("scaling", ["value", "key and value", "key and mean value"])
@@ -158,6 +159,6 @@ def test_any_scaling_with_scale_one_is_the_same(
     unet: UNet2DConditionModel, adapter: ImagePromptAdapter, scaling: Any
 ) -> None:
     close(
-        shown(unet, adapter, Reference(tiny.embedding(1), scaling=scaling)),
-        shown(unet, adapter, Reference(tiny.embedding(1))),
+        run_unet(unet, adapter, Reference(tiny.embedding(1), scaling=scaling)),
+        run_unet(unet, adapter, Reference(tiny.embedding(1))),
     )

@@ -26,7 +26,7 @@ from imprompt.projection import (
     ResamplerProjection,
 )
 from imprompt.reference import Reference
-from showing import close, latents, made, output, shown
+from showing import close, draw_latents, latents, output, run_unet
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -41,23 +41,23 @@ def test_a_negative_stands_on_the_negative_branch(
     reference = Reference(picture, negative=other)
     with adapter.attach(unet), adapter.references(reference, branches=("negative", "positive")):
         both = output(unet)
-    close(both[0], shown(unet, adapter, Reference(other))[0])
-    close(both[1], shown(unet, adapter, Reference(picture))[1])
+    close(both[0], run_unet(unet, adapter, Reference(other))[0])
+    close(both[1], run_unet(unet, adapter, Reference(picture))[1])
 
 
 def test_no_negative_is_a_zero_embedding(pipe: Any, adapter: ImagePromptAdapter) -> None:
     embedding = tiny.embedding(2)
     zero = Reference(embedding, negative=torch.zeros(1, tiny.EMBEDDING_DIM))
-    close(made(pipe, adapter, zero), made(pipe, adapter, Reference(embedding)))
+    close(draw_latents(pipe, adapter, zero), draw_latents(pipe, adapter, Reference(embedding)))
 
 
 def test_a_negative_picture_goes_through_the_encoder(pipe: Any, adapter: ImagePromptAdapter) -> None:
     adapter.image_encoder = ImageEncoder(tiny.vision_model())
     one, other = tiny.picture(seed=1), tiny.picture(seed=2)
     embeddings = [adapter.image_encoder.encode(adapter.image_encoder.pixels([x])) for x in (one, other)]
-    by_picture = made(pipe, adapter, Reference(one, negative=other), guidance_scale=2.0)
+    by_picture = draw_latents(pipe, adapter, Reference(one, negative=other), guidance_scale=2.0)
     by_hand = Reference(embeddings[0], negative=embeddings[1])
-    close(by_picture, made(pipe, adapter, by_hand, guidance_scale=2.0))
+    close(by_picture, draw_latents(pipe, adapter, by_hand, guidance_scale=2.0))
 
 
 def test_noise_is_a_spoiled_copy_of_each_picture_as_the_negative(
@@ -66,9 +66,9 @@ def test_noise_is_a_spoiled_copy_of_each_picture_as_the_negative(
     adapter.image_encoder = ImageEncoder(tiny.vision_model())
     pictures = [tiny.picture(seed=1), tiny.picture(seed=2)]
     spoiled = [noise_image(one, "fade", 0.5, seed, size=28) for seed, one in enumerate(pictures)]
-    by_name = made(pipe, adapter, Reference(pictures, noise=("fade", 0.5)), guidance_scale=2.0)
-    close(by_name, made(pipe, adapter, Reference(pictures, negative=spoiled), guidance_scale=2.0))
-    assert (by_name - made(pipe, adapter, Reference(pictures), guidance_scale=2.0)).abs().max() > 1e-2
+    by_name = draw_latents(pipe, adapter, Reference(pictures, noise=("fade", 0.5)), guidance_scale=2.0)
+    close(by_name, draw_latents(pipe, adapter, Reference(pictures, negative=spoiled), guidance_scale=2.0))
+    assert (by_name - draw_latents(pipe, adapter, Reference(pictures), guidance_scale=2.0)).abs().max() > 1e-2
 
 
 def test_an_encoded_reference_acts_as_the_picture_does(pipe: Any, adapter: ImagePromptAdapter) -> None:
@@ -76,7 +76,8 @@ def test_an_encoded_reference_acts_as_the_picture_does(pipe: Any, adapter: Image
     pictures = [tiny.picture(seed=1), tiny.picture(seed=2, width=60)]
     kept = adapter.encode(Reference(pictures, crop="stretch"))
     assert torch.equal(
-        made(pipe, adapter, Reference(kept)), made(pipe, adapter, Reference(pictures, crop="stretch"))
+        draw_latents(pipe, adapter, Reference(kept)),
+        draw_latents(pipe, adapter, Reference(pictures, crop="stretch")),
     )
 
 
@@ -112,7 +113,8 @@ def test_tiles_are_references_of_their_own_each_in_its_own_part(
     adapter.image_encoder = ImageEncoder(tiny.vision_model())
     square, wide = tiny.picture(width=50, height=50), tiny.picture(width=80, height=40)
     assert torch.equal(
-        made(pipe, adapter, Reference(square, crop="tiles")), made(pipe, adapter, Reference(square))
+        draw_latents(pipe, adapter, Reference(square, crop="tiles")),
+        draw_latents(pipe, adapter, Reference(square)),
     )
     with adapter.attach(pipe) as attachment, adapter.references(Reference(wide, crop="tiles", scale=0.5)):
         latents(pipe)
@@ -141,8 +143,8 @@ def test_words_are_subtracted_where_the_base_has_the_encoders_text_tower() -> No
     ids = pipe.tokenizer_2("a dog", return_tensors="pt").input_ids
     words = pipe.text_encoder_2(ids).text_embeds[0]
     assert torch.equal(embed_text(pipe, "a dog", tiny.XL_CONTEXT_2), words)
-    without = made(pipe, adapter, Reference(embedding, without="a dog"))
-    assert torch.equal(without, made(pipe, adapter, Reference(embedding - words)))
+    without = draw_latents(pipe, adapter, Reference(embedding, without="a dog"))
+    assert torch.equal(without, draw_latents(pipe, adapter, Reference(embedding - words)))
 
 
 def test_words_cannot_be_subtracted_elsewhere(pipe: Any, adapter: ImagePromptAdapter) -> None:
@@ -158,12 +160,12 @@ SMALL = PerceiverShape(width=tiny.SD_CONTEXT, depth=1, head_dim=5)
 def resampler(unet: UNet2DConditionModel) -> ImagePromptAdapter:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return randomised(
+        return randomize(
             ImagePromptAdapter.for_unet(unet, ResamplerProjection(24, tiny.SD_CONTEXT, 5, shape=SMALL))
         )
 
 
-def randomised(adapter: ImagePromptAdapter) -> ImagePromptAdapter:
+def randomize(adapter: ImagePromptAdapter) -> ImagePromptAdapter:
     generator = torch.Generator().manual_seed(9)
     for parameter in adapter.parameters():
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -176,16 +178,16 @@ def test_features_act_and_no_image_is_a_grey_picture(pipe: Any) -> None:
     picture = tiny.picture()
     features = encoder.features(encoder.pixels([picture]))
     grey = encoder.features(torch.zeros(1, 3, 28, 28))
-    by_picture = made(pipe, adapter, picture)
-    close(by_picture, made(pipe, adapter, Reference(features, negative=grey)))
+    by_picture = draw_latents(pipe, adapter, picture)
+    close(by_picture, draw_latents(pipe, adapter, Reference(features, negative=grey)))
     adapter.image_encoder = None
-    close(by_picture, made(pipe, adapter, Reference(features, negative=grey)))
+    close(by_picture, draw_latents(pipe, adapter, Reference(features, negative=grey)))
     with adapter.attach(pipe), pytest.raises(AdapterMismatch, match="give embeddings with a negative"):
         adapter.references(Reference(features))
 
 
 def face_adapter(unet: UNet2DConditionModel, projection: Any, rank: int = 2) -> ImagePromptAdapter:
-    return randomised(ImagePromptAdapter.for_unet(unet, projection, lora_rank=rank))
+    return randomize(ImagePromptAdapter.for_unet(unet, projection, lora_rank=rank))
 
 
 def test_a_lora_acts_with_the_reference_and_only_then(unet: UNet2DConditionModel) -> None:
@@ -203,9 +205,9 @@ def test_a_lora_acts_with_the_reference_and_only_then(unet: UNet2DConditionModel
         with adapter.references(Reference(face, lora_scale=0.6)):
             with_lora = output(unet)
         assert torch.equal(output(unet), base)
-    close(with_lora, shown(merged, plain, Reference(face)))
+    close(with_lora, run_unet(merged, plain, Reference(face)))
     assert torch.equal(
-        shown(unet, adapter, Reference(face, lora_scale=0)), shown(unet, plain, Reference(face))
+        run_unet(unet, adapter, Reference(face, lora_scale=0)), run_unet(unet, plain, Reference(face))
     )
     assert torch.equal(output(unet), base)
 
@@ -220,9 +222,9 @@ def test_references_of_one_adapter_agree_on_its_lora(unet: UNet2DConditionModel)
 def test_every_prompt_has_its_own_lora_strength(unet: UNet2DConditionModel) -> None:
     adapter = face_adapter(unet, FaceProjection(tiny.SD_CONTEXT, embedding_dim=12))
     faces = [Reference(torch.randn(1, 12), lora_scale=scale) for scale in (0.5, 0.7)]
-    together = shown(unet, adapter, faces)
+    together = run_unet(unet, adapter, faces)
     for row, face in enumerate(faces):
-        close(together[row], shown(unet, adapter, face)[row])
+        close(together[row], run_unet(unet, adapter, face)[row])
 
 
 def test_a_face_and_features_act_together_with_a_strength(unet: UNet2DConditionModel) -> None:
@@ -232,14 +234,16 @@ def test_a_face_and_features_act_together_with_a_strength(unet: UNet2DConditionM
     picture, face = tiny.picture(), torch.randn(12)
     adapter.face_embedder = lambda image: face
     tokens = projection(face[None], encoder.features(encoder.pixels([picture])), 0.4)
-    by_picture = shown(unet, adapter, Reference(picture, face_scale=0.4))
-    assert torch.equal(by_picture, shown(unet, adapter, Reference(picture, face=face[None], face_scale=0.4)))
+    by_picture = run_unet(unet, adapter, Reference(picture, face_scale=0.4))
+    assert torch.equal(
+        by_picture, run_unet(unet, adapter, Reference(picture, face=face[None], face_scale=0.4))
+    )
     with adapter.attach(unet) as attachment, adapter.references(Reference(picture, face_scale=0.4)):
         output(unet)
         for number in adapter.shapes:
             key = attachment.layers.terms[number].state.terms[0].key
             close(key[0].transpose(0, 1).flatten(1), adapter.key_value(number).to_key(tokens)[0])
-    assert not torch.equal(by_picture, shown(unet, adapter, Reference(picture)))
+    assert not torch.equal(by_picture, run_unet(unet, adapter, Reference(picture)))
 
 
 def test_adapters_of_several_kinds_act_together_as_a_sum(
@@ -247,7 +251,7 @@ def test_adapters_of_several_kinds_act_together_as_a_sum(
 ) -> None:
     plus, face = (
         resampler(unet),
-        randomised(ImagePromptAdapter.for_unet(unet, FaceProjection(tiny.SD_CONTEXT))),
+        randomize(ImagePromptAdapter.for_unet(unet, FaceProjection(tiny.SD_CONTEXT))),
     )
     asked = [
         (adapter, Reference(tiny.embedding(1), scale=0.5)),

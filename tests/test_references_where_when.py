@@ -21,7 +21,7 @@ from imprompt.attention.layers import count_halvings, find_cross_attention_layer
 from imprompt.attention.unet_layers import UNetLayers
 from imprompt.errors import AttachmentError, InvalidReference
 from imprompt.reference import Reference
-from showing import STEPS, close, latents, made, output, ramp, shown
+from showing import STEPS, close, draw_latents, latents, output, ramp, run_unet
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -35,7 +35,8 @@ def test_a_white_mask_is_no_mask_to_the_last_bit(
     embedding = tiny.embedding(2)
     white = Image.new("L", (30, 20), 255)
     assert torch.equal(
-        shown(unet, adapter, Reference(embedding, mask=white)), shown(unet, adapter, Reference(embedding))
+        run_unet(unet, adapter, Reference(embedding, mask=white)),
+        run_unet(unet, adapter, Reference(embedding)),
     )
 
 
@@ -47,7 +48,8 @@ def test_masks_that_partition_the_picture_make_the_whole(
     soft = ramp(37, 53)
     parts = [Reference(embedding, mask=soft), Reference(embedding, mask=1 - soft)]
     close(
-        shown(unet, adapter, *parts, sample=sample), shown(unet, adapter, Reference(embedding), sample=sample)
+        run_unet(unet, adapter, *parts, sample=sample),
+        run_unet(unet, adapter, Reference(embedding), sample=sample),
     )
 
 
@@ -111,9 +113,9 @@ def test_where_the_mask_is_black_a_layer_gives_what_it_gives_without_images(
 def test_every_prompt_has_its_own_mask(unet: UNet2DConditionModel, adapter: ImagePromptAdapter) -> None:
     references = [Reference(tiny.embedding(1, seed=seed), mask=mask) for seed, mask in
                   [(0, ramp(9, 9)), (1, None)]]  # fmt: skip
-    together = shown(unet, adapter, references)
+    together = run_unet(unet, adapter, references)
     for row, reference in enumerate(references):
-        close(together[row], shown(unet, adapter, reference)[row])
+        close(together[row], run_unet(unet, adapter, reference)[row])
 
 
 @pytest.mark.parametrize(
@@ -148,8 +150,8 @@ def test_two_halves_of_the_steps_make_the_whole_to_the_last_bit(
 ) -> None:
     embedding = tiny.embedding(1)
     halves = [Reference(embedding, end=0.5), Reference(embedding, start=0.5)]
-    whole = made(pipe, adapter, Reference(embedding), num_inference_steps=steps)
-    assert torch.equal(made(pipe, adapter, *halves, num_inference_steps=steps), whole)
+    whole = draw_latents(pipe, adapter, Reference(embedding), num_inference_steps=steps)
+    assert torch.equal(draw_latents(pipe, adapter, *halves, num_inference_steps=steps), whole)
 
 
 def test_steps_that_are_off_are_the_base_models_to_the_last_bit(
@@ -161,14 +163,14 @@ def test_steps_that_are_off_are_the_base_models_to_the_last_bit(
         return lambda pipe, step, time, tensors: seen[name].append(tensors["latents"]) or tensors
 
     latents(pipe, callback_on_step_end=keep("base"))
-    made(pipe, adapter, Reference(tiny.embedding(1), start=0.5), callback_on_step_end=keep("ours"))
+    draw_latents(pipe, adapter, Reference(tiny.embedding(1), start=0.5), callback_on_step_end=keep("ours"))
     same = [torch.equal(a, b) for a, b in zip(seen["base"], seen["ours"], strict=True)]
     assert same == [True, True, False, False]
 
 
 def test_a_list_of_steps_multiplies_the_scale(pipe: Any, adapter: ImagePromptAdapter) -> None:
     embedding, weights = tiny.embedding(1), [1.0, 0.0, 0.5, 0.25]
-    listed = made(pipe, adapter, Reference(embedding, scale=0.8, step_weights=weights))
+    listed = draw_latents(pipe, adapter, Reference(embedding, scale=0.8, step_weights=weights))
     with adapter.attach(pipe):
         adapter.references(Reference(embedding, scale=0.8))
 
@@ -182,7 +184,7 @@ def test_a_list_of_steps_multiplies_the_scale(pipe: Any, adapter: ImagePromptAda
 
 def test_a_list_of_another_length_than_the_steps_is_refused(pipe: Any, adapter: ImagePromptAdapter) -> None:
     with pytest.raises(InvalidReference, match="there are 3 step_weights for 4 steps"):
-        made(pipe, adapter, Reference(tiny.embedding(1), step_weights=[1.0, 0.5, 0.25]))
+        draw_latents(pipe, adapter, Reference(tiny.embedding(1), step_weights=[1.0, 0.5, 0.25]))
 
 
 @pytest.mark.parametrize("end", [0.1, 0.5, 0.6, 1.0])
@@ -194,7 +196,7 @@ def test_noise_is_measured_along_the_timesteps_of_training(
     by_noise = Reference(tiny.embedding(1), end=end, measured_in="noise")
     when: Any = {"step_weights": weights} if any(weights) else {"scale": 0}
     by_hand = Reference(tiny.embedding(1), **when)
-    assert torch.equal(made(pipe, adapter, by_noise), made(pipe, adapter, by_hand))
+    assert torch.equal(draw_latents(pipe, adapter, by_noise), draw_latents(pipe, adapter, by_hand))
     assert torch.equal(pipe.scheduler.timesteps, torch.tensor([751, 501, 251, 1]))
 
 
@@ -203,8 +205,8 @@ def test_image_to_image_counts_the_steps_that_it_makes(pipe: Any, adapter: Image
     settings: dict[str, Any] = {"image": tiny.picture(width=16, height=16), "strength": 0.5,
                                 "num_inference_steps": 8}  # fmt: skip
     two_of_four = Reference(tiny.embedding(1), step_weights=[1.0, 1.0, 0.0, 0.0])
-    listed = made(img2img, adapter, two_of_four, **settings)
-    halved = made(img2img, adapter, Reference(tiny.embedding(1), end=0.5), **settings)
+    listed = draw_latents(img2img, adapter, two_of_four, **settings)
+    halved = draw_latents(img2img, adapter, Reference(tiny.embedding(1), end=0.5), **settings)
     assert torch.equal(listed, halved)
 
 
@@ -215,10 +217,10 @@ def test_a_scheduler_of_second_order_makes_more_steps_than_asked_for(
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     calls = 2 * STEPS - 1
     weights = [1.0] * 3 + [0.0] * (calls - 3)
-    listed = made(pipe, adapter, Reference(tiny.embedding(1), step_weights=weights))
-    ranged = made(pipe, adapter, Reference(tiny.embedding(1), end=3 / calls))
+    listed = draw_latents(pipe, adapter, Reference(tiny.embedding(1), step_weights=weights))
+    ranged = draw_latents(pipe, adapter, Reference(tiny.embedding(1), end=3 / calls))
     assert torch.equal(listed, ranged)
-    assert not torch.equal(listed, made(pipe, adapter, Reference(tiny.embedding(1))))
+    assert not torch.equal(listed, draw_latents(pipe, adapter, Reference(tiny.embedding(1))))
 
 
 def test_the_next_generation_starts_from_step_0_even_after_an_exception(
@@ -228,7 +230,7 @@ def test_the_next_generation_starts_from_step_0_even_after_an_exception(
         raise RuntimeError("stopped")
 
     reference = Reference(tiny.embedding(1), step_weights=[1.0, 0.0, 0.5, 0.0])
-    alone = made(pipe, adapter, reference)
+    alone = draw_latents(pipe, adapter, reference)
     with adapter.attach(pipe), adapter.references(reference):
         with pytest.raises(RuntimeError, match="stopped"):
             latents(pipe, callback_on_step_end=stop)
@@ -238,7 +240,7 @@ def test_the_next_generation_starts_from_step_0_even_after_an_exception(
 
 def test_steps_on_a_bare_unet_are_refused(unet: UNet2DConditionModel, adapter: ImagePromptAdapter) -> None:
     with pytest.raises(AttachmentError, match="start, end and step_weights need a pipeline"):
-        shown(unet, adapter, Reference(tiny.embedding(1), end=0.5))
+        run_unet(unet, adapter, Reference(tiny.embedding(1), end=0.5))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def by_accelerate(official: Tensors) -> Tensors:
     return {k: v for k, v in training(official).items() if not k.startswith("adapter_modules.")}
 
 
-def without_unet(official: Tensors) -> Tensors:
+def remove_unet_prefix(official: Tensors) -> Tensors:
     return {name.removeprefix("unet."): tensor for name, tensor in by_accelerate(official).items()}
 
 
@@ -63,7 +63,7 @@ def by_diffusers(official: Tensors) -> Tensors:
     """The U-Net that diffusers' own loader fills, as `save_pretrained` would write it."""
     pipe: Any = tiny.xl_pipeline()
     pipe.load_ip_adapter(
-        adapter_files.nested(official), subfolder="", weight_name="", image_encoder_folder=None
+        adapter_files.nest_tensors(official), subfolder="", weight_name="", image_encoder_folder=None
     )
     return {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
 
@@ -71,7 +71,7 @@ def by_diffusers(official: Tensors) -> Tensors:
 LAYOUTS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "training": (training, "training checkpoint of the official scripts"),
     "accelerate": (by_accelerate, "training checkpoint of the official scripts, as accelerate breaks it"),
-    "no unet.": (without_unet, "training checkpoint of the official scripts, as accelerate breaks it"),
+    "no unet.": (remove_unet_prefix, "training checkpoint of the official scripts, as accelerate breaks it"),
     "by hand": (by_hand, "official layout with paths for numbers"),
     "diffusers": (by_diffusers, "diffusers' own names"),
 }
@@ -175,7 +175,7 @@ def test_the_empty_result_of_the_official_readme_is_said_to_be_empty(tmp_path: P
 
 def test_two_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
     pipe: Any = tiny.xl_pipeline()
-    both = [adapter_files.nested(file_of(variant)) for variant in ("base", "plus")]
+    both = [adapter_files.nest_tensors(file_of(variant)) for variant in ("base", "plus")]
     pipe.load_ip_adapter(both, subfolder=["", ""], weight_name=["", ""], image_encoder_folder=None)
     assert problems_of(pipe.unet.state_dict(), tmp_path) == (
         "it holds 2 adapters (image_projection_layers.0, image_projection_layers.1); "

@@ -58,7 +58,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Moment]:
     return said
 
 
-def scheduled(pipe: Any, weights: Sequence[float] | None = None, **settings: Any) -> Tensor:
+def draw_scheduled(pipe: Any, weights: Sequence[float] | None = None, **settings: Any) -> Tensor:
     adapter = tiny.adapter(pipe.unet)
     pipe.set_progress_bar_config(disable=True)
     reference = Reference(tiny.embedding(1, seed=1), step_weights=weights, end=1.0 if weights else 0.5)
@@ -104,7 +104,7 @@ def test_every_scheduler_of_diffusers_goes_through_each_of_the_users_steps(momen
         pipe.scheduler = kind.from_config(pipe.scheduler.config)
         pipe.unet.register_forward_pre_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
         moments.clear()
-        scheduled(pipe)
+        draw_scheduled(pipe)
         assert [(m.step, m.steps) for m in moments] == [(i, calls[0]) for i in range(calls[0])], kind
         steps = [m.sampler_step for m in moments]
         assert sorted(set(steps)) == list(range(N)), kind
@@ -125,11 +125,11 @@ def test_image_to_image_begins_at_step_0_of_those_that_it_makes(
 ) -> None:
     pipe = of_kind(StableDiffusionImg2ImgPipeline)
     pipe.scheduler = kind.from_config(pipe.scheduler.config, skip_prk_steps=True)
-    scheduled(pipe, image=PICTURE, strength=strength)
+    draw_scheduled(pipe, image=PICTURE, strength=strength)
     count = pipe.num_timesteps
     assert [(m.step, m.steps) for m in moments] == [(i, count) for i in range(count)]
     moments.clear()
-    scheduled(pipe, [1.0] * count, image=PICTURE, strength=strength)
+    draw_scheduled(pipe, [1.0] * count, image=PICTURE, strength=strength)
     assert len(moments) == count
 
 
@@ -138,11 +138,11 @@ def test_image_to_image_begins_at_step_0_of_those_that_it_makes(
 def test_a_sampler_that_calls_twice_takes_a_factor_for_each_of_the_users_steps(kind: Any) -> None:
     pipe = tiny.sd_pipeline()
     pipe.scheduler = kind.from_config(pipe.scheduler.config, skip_prk_steps=True)
-    by_step = scheduled(pipe, [1.0, 0.5, 0.0], num_inference_steps=3)
+    by_step = draw_scheduled(pipe, [1.0, 0.5, 0.0], num_inference_steps=3)
     doubled = [1.0, 1.0, 0.5, 0.0] if kind is PNDMScheduler else [1.0, 1.0, 0.5, 0.5, 0.0]
-    assert torch.equal(by_step, scheduled(pipe, doubled, num_inference_steps=3))
+    assert torch.equal(by_step, draw_scheduled(pipe, doubled, num_inference_steps=3))
     with pytest.raises(InvalidReference, match="there are 2 step_weights"):
-        scheduled(pipe, [1.0, 0.5], num_inference_steps=3)
+        draw_scheduled(pipe, [1.0, 0.5], num_inference_steps=3)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -157,7 +157,7 @@ def test_a_part_of_the_denoising_counts_its_own_steps(
         pipe = StableDiffusionXLImg2ImgPipeline.from_pipe(base)
         part = part | {"image": torch.randn(1, 4, 8, 8)}
     pipe.scheduler = kind.from_config(base.scheduler.config)
-    scheduled(pipe, **part)
+    draw_scheduled(pipe, **part)
     count = pipe.num_timesteps
     assert 0 < count < 2 * N - 1
     assert [(m.step, m.steps) for m in moments] == [(i, count) for i in range(count)]
@@ -193,7 +193,7 @@ def test_every_restart_of_free_init_begins_at_its_first_step(fast: bool, moments
     ]
 
 
-def own(kind: Any, **arguments: Any) -> Any:
+def draw_own_loop(kind: Any, **arguments: Any) -> Any:
     pipe = of_kind(OwnLoop)
     pipe.scheduler = kind.from_config(pipe.scheduler.config, skip_prk_steps=True)
     adapter = tiny.adapter(pipe.unet)
@@ -209,7 +209,7 @@ def own(kind: Any, **arguments: Any) -> Any:
 def test_a_loop_of_ones_own_is_followed_by_the_schedulers_own_count(
     kind: Any, start: int, separately: bool, moments: list[Moment]
 ) -> None:
-    own(kind, start=start, separately=separately)
+    draw_own_loop(kind, start=start, separately=separately)
     calls = (N if kind is DDIMScheduler else 2 * N - 1) - start
     expected = [i for i in range(calls) for _ in range(2 if separately else 1)]
     assert [m.step for m in moments] == expected
@@ -219,7 +219,7 @@ def test_a_loop_of_ones_own_is_followed_by_the_schedulers_own_count(
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_that_nothing_tells_is_refused() -> None:
     with pytest.raises(AttachmentError, match="is twice in the list of PNDMScheduler"):
-        own(PNDMScheduler, start=1)
+        draw_own_loop(PNDMScheduler, start=1)
 
 
 # Rows
@@ -338,7 +338,7 @@ def test_a_pipeline_made_from_an_attached_one_follows_its_unet(first: bool) -> N
 
 
 @contextlib.contextmanager
-def weights_kept() -> Iterator[list[Tensor]]:
+def record_weights() -> Iterator[list[Tensor]]:
     kept: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
         set_terms = DecoupledAttention.set_terms
@@ -363,7 +363,7 @@ def test_a_mask_is_cut_as_inpainting_cuts_the_picture(repaint: tuple[int, int, i
     region = pipe.mask_processor.get_crop_region
     pipe.mask_processor.get_crop_region = lambda *a, **k: seen.append(region(*a, **k)) or seen[-1]
     with (
-        weights_kept() as weights,
+        record_weights() as weights,
         adapter.attach(pipe),
         adapter.references(Reference(tiny.embedding(1), mask=area)),
     ):

@@ -384,7 +384,7 @@ def test_a_tsv_without_quoting_whose_quotes_would_eat_a_line_is_refused(tmp_path
 # Tar files that are packed
 
 
-def packed(path: Path, count: int = 5) -> Path:
+def pack_tar(path: Path, count: int = 5) -> Path:
     files: dict[str, bytes] = {}
     for number in range(count):
         files[f"{number}.png"] = data_sets.png(seed=number)
@@ -396,7 +396,7 @@ def packed(path: Path, count: int = 5) -> Path:
 @pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz", "0.TGZ", "0.TAR"])
 @pytest.mark.parametrize("part_size", [1, 2, 5])
 def test_a_packed_tar_has_the_samples_of_the_tar(name: str, part_size: int, tmp_path: Path) -> None:
-    path = packed(tmp_path / name)
+    path = pack_tar(tmp_path / name)
     if name == "0.TAR":
         path.write_bytes((tmp_path / "plain").read_bytes())
     (tmp_path / "plain").rename(tmp_path / "1.tar")
@@ -417,7 +417,7 @@ def test_a_packed_tar_has_the_samples_of_the_tar(name: str, part_size: int, tmp_
 
 
 def test_parts_of_one_packed_tar_are_read_side_by_side(tmp_path: Path) -> None:
-    parts = open_source(str(packed(tmp_path / "0.tar.gz", 6)), DataSettings(), 3)
+    parts = open_source(str(pack_tar(tmp_path / "0.tar.gz", 6)), DataSettings(), 3)
     pairs = list(zip(*(part.samples() for part in parts), strict=True))
     found = [[sample.text for sample in pair if isinstance(sample, Sample)] for pair in pairs]
     assert found == [["thing 0", "thing 3"], ["thing 1", "thing 4"], ["thing 2", "thing 5"]]
@@ -425,7 +425,7 @@ def test_parts_of_one_packed_tar_are_read_side_by_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "no gzip", "flipped", "no tar"])
 def test_a_damaged_packed_tar_is_named(damage: str, tmp_path: Path) -> None:
-    path = packed(tmp_path / "0.tar.gz")
+    path = pack_tar(tmp_path / "0.tar.gz")
     data = path.read_bytes()
     middle = len(data) // 2
     path.write_bytes(

@@ -27,10 +27,10 @@ from short_runs import (
     FACE,
     FEATURES,
     STEPS,
+    build_base,
     config,
-    frozen,
-    logged,
     pipeline,
+    read_log,
     states,
     take,
     write_home,
@@ -85,16 +85,16 @@ def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_every_way_trains_what_it_should_and_nothing_else(home: Path, name: str) -> None:
     row = ROWS[name]
-    base = frozen(row.kind, row.dtype, **row.schedule)
+    base = build_base(row.kind, row.dtype, **row.schedule)
     run = build_run(config(home, name, row.data, **row.changes), base)
     before = hash_weights(*base.modules)
     assert run.train()
     assert hash_weights(*base.modules) == before
     assert all(p.grad is None and not p.requires_grad for module in base.modules for p in module.parameters())
-    losses = logged(run, "loss")
+    losses = read_log(run, "loss")
     assert len(losses) == STEPS
     assert np.isfinite(losses).all()
-    assert max(logged(run, "skipped steps")) == 0
+    assert max(read_log(run, "skipped steps")) == 0
     first, *_, last = states(run)
     pairs = zip(run.optimizer.names, first["trained"], last["trained"], strict=True)
     assert [name for name, before, after in pairs if torch.equal(before, after)] == []
@@ -144,7 +144,7 @@ def assert_diffusers_draws_the_same(run: Run, kind: str) -> None:
 
 
 def test_the_first_step_of_a_lora_changes_what_begins_as_zero(home: Path) -> None:
-    run = build_run(config(home, "lora", adapter__variant="faceid", **FACE), frozen())
+    run = build_run(config(home, "lora", adapter__variant="faceid", **FACE), build_base())
     before = [weight.detach().clone() for weight in run.optimizer.trained]
     take(run, 1)
     same = {
@@ -156,16 +156,16 @@ def test_the_first_step_of_a_lora_changes_what_begins_as_zero(home: Path) -> Non
     assert same
 
 
-def trained(home: Path, name: str, **changes: Any) -> list[Tensor]:
+def train_weights(home: Path, name: str, **changes: Any) -> list[Tensor]:
     """The weights after some steps on the base that needs sizes, pictures of several shapes."""
-    run = build_run(config(home, name, **changes), frozen("SDXL"))
+    run = build_run(config(home, name, **changes), build_base("SDXL"))
     take(run, STEPS)
     return [weight.detach() for weight in run.optimizer.trained]
 
 
 def gradients(home: Path, name: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Tensor]:
     """Of the first step, before clipping."""
-    run, noted = build_run(config(home, name, **changes), frozen()), []
+    run, noted = build_run(config(home, name, **changes), build_base()), []
     monkeypatch.setattr(
         optimizer_step, "sum_over_processes", lambda parts: noted.extend(part.clone() for part in parts)
     )
@@ -177,8 +177,8 @@ def gradients(home: Path, name: str, monkeypatch: pytest.MonkeyPatch, **changes:
     "changes", [{"cache__enabled": False}, {"training__loader_workers": 2}], ids=["no cache", "two workers"]
 )
 def test_the_same_bits_however_samples_are_read(home: Path, changes: Mapping[str, Any]) -> None:
-    plain = trained(home, "plain", **BUCKETS)
-    assert all(map(torch.equal, plain, trained(home, "otherwise", **BUCKETS, **changes)))
+    plain = train_weights(home, "plain", **BUCKETS)
+    assert all(map(torch.equal, plain, train_weights(home, "otherwise", **BUCKETS, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_the_same_gradients_however_they_are_computed(
 
 @pytest.mark.parametrize("variant", ["base", "plus", "faceid-plusv2"])
 def test_a_dropped_image_is_what_inference_takes_for_no_image(home: Path, variant: str) -> None:
-    base = frozen()
+    base = build_base()
     run = build_run(config(home, f"dropped-{variant}", adapter__variant=variant), base)
     objective: Any = run.objective
     batch = make_fixed_batch(objective.samples, objective.samples.train[:3])
@@ -224,7 +224,7 @@ def test_a_dropped_image_is_what_inference_takes_for_no_image(home: Path, varian
 
 def test_conditions_are_dropped_as_often_as_asked(home: Path) -> None:
     shares: dict[str, Any] = {"loss__image_drop": 0.2, "loss__text_drop": 0.1, "loss__both_drop": 0.3}
-    run = build_run(config(home, "shares", training__batch_size=400, **shares), frozen())
+    run = build_run(config(home, "shares", training__batch_size=400, **shares), build_base())
     (batch,) = next(iter(run.feed(range(1))))
     no_image, no_text = batch.draws.no_image, batch.draws.no_text
     counts = (no_image & ~no_text, no_text & ~no_image, no_image & no_text)
@@ -234,7 +234,7 @@ def test_conditions_are_dropped_as_often_as_asked(home: Path) -> None:
 
 def test_with_every_image_dropped_no_image_matters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything: dict[str, Any] = {"loss__image_drop": 1.0, "loss__text_drop": 0.0, "loss__both_drop": 0.0}
-    run = build_run(config(home, "everything", **everything), frozen())
+    run = build_run(config(home, "everything", **everything), build_base())
     (batch,) = next(iter(run.feed(range(1))))
     other = batch._replace(inputs={name: value + 1 for name, value in batch.inputs.items()})
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_with_every_image_dropped_no_image_matters(home: Path, monkeypatch: pyte
 
 
 def test_where_a_mask_is_black_the_target_may_be_anything(home: Path) -> None:
-    run = build_run(config(home, "masks", "rich", training__batch_size=8), frozen())
+    run = build_run(config(home, "masks", "rich", training__batch_size=8), build_base())
     (batch,) = next(iter(run.feed(range(1))))
     assert batch.mask is not None
     masked = (batch.mask.amin(dim=(1, 2, 3)) == 0).nonzero().flatten()
@@ -264,7 +264,7 @@ def test_where_a_mask_is_black_the_target_may_be_anything(home: Path) -> None:
 
 
 def test_each_of_several_references_is_taken_and_never_the_target(home: Path) -> None:
-    run = build_run(config(home, "references", "rich"), frozen())
+    run = build_run(config(home, "references", "rich"), build_base())
     objective: Any = run.objective
     taken = set()
     for step in range(8):
@@ -280,7 +280,7 @@ def test_each_of_several_references_is_taken_and_never_the_target(home: Path) ->
 
 
 def test_held_out_pictures_of_shapes_of_their_own_have_a_shuffled_gap_too(home: Path) -> None:
-    run = build_run(config(home, "alone", **BUCKETS), frozen())
+    run = build_run(config(home, "alone", **BUCKETS), build_base())
     objective: Any = run.objective
     rows = [next(iter(rows)) for rows in objective.samples.buckets.values()]
     assert len(rows) > 1

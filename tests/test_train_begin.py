@@ -23,7 +23,7 @@ from imprompt.training.frozen_base import FrozenBase, hash_weights
 from imprompt.training.mechanisms import DecoupledMechanism
 from imprompt.training.objectives import image_prompting
 from imprompt.training.samples.layouts import EncodedSample, Layout, write_samples
-from short_runs import FACE, STEPS, config, frozen, states, take, write_home
+from short_runs import FACE, STEPS, build_base, config, states, take, write_home
 from test_watching import StandIn
 
 
@@ -61,7 +61,7 @@ def test_three_layouts_give_the_same_features_and_the_same_first_fifty_losses(tm
             "cache__folder": str(tmp_path / layout / "cache"),
             "training__batch_size": 2,
         }
-        run = build_run(config(tmp_path, f"{layout}-run", **changes), frozen())
+        run = build_run(config(tmp_path, f"{layout}-run", **changes), build_base())
         samples: Any = run.objective.samples  # pyright: ignore[reportAttributeAccessIssue]
         seen.append(([samples.row(row) for row in range(len(samples))], take(run, 50)))
     (rows, losses), *others = seen
@@ -78,7 +78,7 @@ def test_three_layouts_give_the_same_features_and_the_same_first_fifty_losses(tm
 
 
 def test_the_simple_adapter_trains_its_projection_alone(home: Path) -> None:
-    base = frozen()
+    base = build_base()
     run = build_run(config(home, "simple", adapter__mechanism="concatenated"), base)
     before = hash_weights(base.unet)
     assert run.train()
@@ -92,7 +92,7 @@ def test_the_simple_adapter_trains_its_projection_alone(home: Path) -> None:
 
 def test_a_flow_matching_base_trains(home: Path) -> None:
     """diffusers has no pipeline that samples a U-Net with such a scheduler."""
-    base = frozen()
+    base = build_base()
     base.scheduler = base.pipe.scheduler = FlowMatchEulerDiscreteScheduler()
     run = build_run(config(home, "flow"), base)
     assert run.objective.metadata()["prediction"] == "flow"  # pyright: ignore[reportCallIssue]
@@ -110,7 +110,7 @@ def files(home: Path) -> Callable[..., Path]:
     """A new adapter of some kind, written to a file."""
 
     def written(name: str, kind: str = "SD", suffix: str = ".safetensors", **changes: Any) -> Path:
-        run = build_run(config(home, f"start-{name}", **changes), frozen(kind))
+        run = build_run(config(home, f"start-{name}", **changes), build_base(kind))
         adapter: ImagePromptAdapter = run.objective.mechanism.trained  # pyright: ignore
         for weight in adapter.parameters():
             torch.nn.init.normal_(weight, std=0.1)
@@ -126,7 +126,7 @@ def test_fine_tuning_begins_with_the_files_weights_and_changes_them_all(
 ) -> None:
     path = files("faced", adapter__variant="faceid", **FACE)
     start = {"adapter__variant": "faceid", "adapter__start": str(path)}
-    run = build_run(config(home, "tuned", **start), frozen())
+    run = build_run(config(home, "tuned", **start), build_base())
     adapter: ImagePromptAdapter = run.objective.mechanism.trained  # pyright: ignore
     given = load_adapter(path, image_encoder=None).state_dict()
     assert all(torch.equal(value, given[name]) for name, value in adapter.state_dict().items())
@@ -141,11 +141,11 @@ def test_the_variant_says_which_version_of_faceid_plus_a_file_is(
     """A published .bin file does not say it itself; what says otherwise is refused."""
     start = files(variant, suffix=".bin", adapter__variant=variant)
     changes = {"adapter__variant": variant, "adapter__start": str(start)}
-    adapter: Any = build_run(config(home, f"{variant}-on", **changes), frozen()).objective
+    adapter: Any = build_run(config(home, f"{variant}-on", **changes), build_base()).objective
     assert adapter.mechanism.trained.projection.version == 3 - other
     contrary = files(f"not-{variant}", adapter__variant=f"faceid-plus{'v2' if other == 2 else ''}")
     with pytest.raises(CheckpointError, match=f"is FaceID-Plus version {other}, not {3 - other}"):
-        build_run(config(home, f"{variant}-no", **changes | {"adapter__start": str(contrary)}), frozen())
+        build_run(config(home, f"{variant}-no", **changes | {"adapter__start": str(contrary)}), build_base())
 
 
 def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_cached(
@@ -156,7 +156,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_cached(
     nowhere = {"cache__folder": str(tmp_path / "cache")}
 
     def begin(path: Path, **changes: Any) -> None:
-        build_run(config(home, "unfit", **nowhere, adapter__start=str(path), **changes), frozen())
+        build_run(config(home, "unfit", **nowhere, adapter__start=str(path), **changes), build_base())
 
     with pytest.raises(ConfigError, match=r"takes image_features and makes 4 tokens; the variant"):
         begin(plus)
@@ -164,7 +164,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_cached(
         begin(plain, adapter__tokens=3)
     with pytest.raises(AdapterMismatch):
         begin(wide)
-    other = frozen()
+    other = build_base()
     other.image_encoder = ImageEncoder(mini_encoder())
     with pytest.raises(ConfigError, match=r"takes image_embedding 14 wide; that of base\.image_encoder"):
         build_run(config(home, "unfit", **nowhere, adapter__start=str(plain)), other)
@@ -198,7 +198,7 @@ def test_a_grid_has_a_row_for_every_prompt_at_every_scale_and_the_log_goes_to_we
         "watch__scales": [0.0, 0.5],
         "watch__wandb": "adapters",
     }
-    run = build_run(config(home, "watched", training__steps=1, **asked), frozen())
+    run = build_run(config(home, "watched", training__steps=1, **asked), build_base())
     assert run.train()
     samples: Any = run.objective.samples  # pyright: ignore[reportAttributeAccessIssue]
     own = [samples.caption(int(row)) for row in samples.held_out]

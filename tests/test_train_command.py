@@ -51,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(home: Path) -> Path:
+def finished_run(home: Path) -> Path:
     """The run's folder."""
     return train_adapter(load_config(home / "cats.toml"))
 
@@ -109,22 +109,24 @@ def test_a_run_leaves_everything_that_is_promised(imprompt: Command, home: Path,
     assert home.as_posix() not in (run / "README.md").read_text()
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(imprompt: Command, home: Path, finished: Path) -> None:
-    before = (finished / "log.jsonl").read_bytes()
+def test_a_folder_that_holds_a_run_is_not_overwritten(
+    imprompt: Command, home: Path, finished_run: Path
+) -> None:
+    before = (finished_run / "log.jsonl").read_bytes()
     result = imprompt("train", home / "cats.toml")
     says_one_line(result, 1, "holds a run already: --resume latest goes on with it")
-    assert (finished / "log.jsonl").read_bytes() == before
+    assert (finished_run / "log.jsonl").read_bytes() == before
 
 
 def test_a_finished_run_is_resumed_to_the_same_adapter_and_may_go_on(
-    imprompt: Command, home: Path, finished: Path
+    imprompt: Command, home: Path, finished_run: Path
 ) -> None:
-    before = (finished / "adapter.safetensors").read_bytes()
+    before = (finished_run / "adapter.safetensors").read_bytes()
     assert imprompt("train", home / "cats.toml", "--resume", "latest").code == 0
-    assert (finished / "adapter.safetensors").read_bytes() == before
+    assert (finished_run / "adapter.safetensors").read_bytes() == before
     longer = imprompt("train", home / "cats.toml", "--resume", "latest", "--set", "training.steps=3")
     assert longer.code == 0, longer.error
-    assert (finished / "adapter.safetensors").read_bytes() != before
+    assert (finished_run / "adapter.safetensors").read_bytes() != before
     shorter = imprompt("train", home / "cats.toml", "--resume", "latest")
     says_one_line(shorter, 1, "has taken 3 steps already; training.steps is 2")
 
@@ -139,7 +141,7 @@ def test_a_finished_run_is_resumed_to_the_same_adapter_and_may_go_on(
     ],
 )
 def test_a_run_does_not_go_on_as_another_one(
-    imprompt: Command, home: Path, finished: Path, setting: str, message: str
+    imprompt: Command, home: Path, finished_run: Path, setting: str, message: str
 ) -> None:
     result = imprompt("train", home / "cats.toml", "--resume", "latest", "--set", setting)
     says_one_line(result, 1, message)

@@ -23,7 +23,7 @@ from imprompt.training.objectives.few_steps import LORA_FILE
 from imprompt.training.watching.card import build_card
 from imprompt.training.watching.commands import generate_command
 from imprompt.training.watching.history import read_history
-from short_runs import STEPS, config, frozen, logged, states, write_home
+from short_runs import STEPS, build_base, config, read_log, states, write_home
 
 DISTILLS: dict[str, Any] = {
     "distillation__rank": 2,
@@ -45,7 +45,7 @@ def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_of(home: Path, name: str, base: FrozenBase | None = None, **more: Any) -> tuple[Run, Any]:
     """A run at its beginning, and its objective."""
-    run = build_run(config(home, f"few-{name}", **{**DISTILLS, **more}), base or frozen())
+    run = build_run(config(home, f"few-{name}", **{**DISTILLS, **more}), base or build_base())
     return run, run.objective
 
 
@@ -59,7 +59,7 @@ def batch_of(run: Run) -> Any:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_a_solver_step_is_that_of_diffusers(home: Path, prediction: str) -> None:
-    base = frozen(prediction_type=prediction)
+    base = build_base(prediction_type=prediction)
     run, objective = run_of(home, prediction, base)
     ddim: Any = DDIMScheduler.from_config(
         base.scheduler.config, clip_sample=False, prediction_type=prediction
@@ -148,7 +148,7 @@ def test_the_solvers_times_are_those_of_the_lcm_scheduler(home: Path) -> None:
 
 
 def test_a_run_trains_the_lora_alone_and_goes_on_bit_for_bit(home: Path) -> None:
-    base = frozen()
+    base = build_base()
     whole, objective = run_of(home, "whole", base)
     before = {name: value.clone() for name, value in base.unet.state_dict().items() if "lora" not in name}
     others = hash_weights(*list_frozen_modules(objective.config, base))
@@ -158,7 +158,7 @@ def test_a_run_trains_the_lora_alone_and_goes_on_bit_for_bit(home: Path) -> None
     assert hash_weights(*list_frozen_modules(objective.config, base)) == others
     first, *_, last = states(whole)
     assert any(not torch.equal(a, b) for a, b in zip(first["trained"], last["trained"], strict=True))
-    assert all(value > 0 for value in logged(whole, "loss"))
+    assert all(value > 0 for value in read_log(whole, "loss"))
     for steps in (1, STEPS):
         part, _ = run_of(home, "parts", training__steps=steps, training__warmup_steps=0)
         assert part.resume() == (steps > 1)
@@ -169,18 +169,18 @@ def test_a_run_trains_the_lora_alone_and_goes_on_bit_for_bit(home: Path) -> None
 def test_the_file_is_a_lora_that_diffusers_loads(home: Path) -> None:
     run, objective = run_of(home, "file", training__learning_rate=0.1, training__ema_decay=0.0)
     assert run.train()
-    pipe = copy.deepcopy(frozen().pipe)
+    pipe = copy.deepcopy(build_base().pipe)
     pipe.load_lora_weights(run.folder)
     given: dict[str, Any] = tiny.unet_input(pipe.unet)
     given["encoder_hidden_states"] = tiny_bases.numbers(2, 5, 64)
     with torch.no_grad():
         loaded, trained = pipe.unet(**given).sample, objective.unet(**given).sample
         assert torch.allclose(loaded, trained, atol=1e-5)
-        assert not torch.allclose(loaded, frozen().unet(**given).sample, atol=1e-4)
+        assert not torch.allclose(loaded, build_base().unet(**given).sample, atol=1e-4)
 
 
 def test_with_an_adapter_its_image_prompts_are_distilled_and_it_stays(home: Path) -> None:
-    plain = build_run(config(home, "an-adapter"), frozen())
+    plain = build_run(config(home, "an-adapter"), build_base())
     assert plain.train()
     file = str(plain.folder / "adapter.safetensors")
     run, objective = run_of(home, "with-adapter", adapter__start=file)
@@ -233,7 +233,7 @@ def test_a_progressive_lora_says_how_it_is_sampled(home: Path) -> None:
 
 
 def test_a_flow_matching_base_is_refused(home: Path) -> None:
-    base = frozen()
+    base = build_base()
     base.scheduler = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(ConfigError, match="trained on flow matching"):
         run_of(home, "flow", base)

@@ -51,7 +51,7 @@ def settings(models: Path, pictures: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def whole(settings: dict[str, Any]) -> Path:
-    training_processes.finished(training_processes.train, settings)
+    training_processes.run_to_end(training_processes.train, settings)
     return Path(settings["output"])
 
 
@@ -86,11 +86,11 @@ def test_twelve_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_
     while kills < KILLS:
         if kills % 2:
             inside = (target, places[kills // 2 % len(places)], rng.randrange(3))
-            process = training_processes.started(training_processes.train_until_killed, *inside)
+            process = training_processes.start_process(training_processes.train_until_killed, *inside)
             process.join()
             killed = process.exitcode != 0
         else:
-            process = training_processes.started(training_processes.train, target)
+            process = training_processes.start_process(training_processes.train, target)
             killed = training_processes.kill_after(process, rng.uniform(0.3 * seconds, seconds))
         kills += killed
         latest = Checkpoints(Path(target["output"]) / "checkpoints", 2).find_latest()
@@ -99,7 +99,7 @@ def test_twelve_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_
             assert digest(Path(target["output"])) == digest(whole)
             run += 1
             target = elsewhere(settings, tmp_path / str(run))
-    training_processes.finished(training_processes.train, target)
+    training_processes.run_to_end(training_processes.train, target)
     assert digest(Path(target["output"])) == digest(whole)
 
 
@@ -123,7 +123,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
     assert "interrupted" in (tmp_path / "run" / "log.jsonl").read_text()
     assert not (tmp_path / "run" / "adapter.safetensors").exists()
     monkeypatch.undo()
-    training_processes.finished(training_processes.train, target)
+    training_processes.run_to_end(training_processes.train, target)
     assert digest(tmp_path / "run") == digest(whole)
 
 
@@ -132,10 +132,10 @@ def test_without_an_average_the_adapters_file_holds_the_weights_once(
 ) -> None:
     plain = settings | {"training": settings["training"] | {"ema_decay": 0.0}}
     whole, parts = (elsewhere(plain, tmp_path / name) for name in ("whole", "parts"))
-    training_processes.finished(training_processes.train, whole)
+    training_processes.run_to_end(training_processes.train, whole)
     short = parts | {"training": plain["training"] | {"steps": 4}}
-    training_processes.finished(training_processes.train, short)
-    training_processes.finished(training_processes.train, parts)
+    training_processes.run_to_end(training_processes.train, short)
+    training_processes.run_to_end(training_processes.train, parts)
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
     latest = Checkpoints(tmp_path / "parts" / "checkpoints", 2).find_latest()
     assert latest is not None
@@ -167,11 +167,11 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     assert latest is not None
     assert latest.step == 2
     load_adapter(latest.folder / "adapter.safetensors", image_encoder=None)
-    training_processes.finished(training_processes.train, target)
+    training_processes.run_to_end(training_processes.train, target)
     assert digest(tmp_path / "run") == digest(whole)
 
 
 @pytest.fixture(autouse=True)
-def kept_apart(tmp_path: Path) -> Iterator[None]:
+def clean_folder(tmp_path: Path) -> Iterator[None]:
     yield
     shutil.rmtree(tmp_path, ignore_errors=True)

@@ -27,7 +27,9 @@ def free_port() -> int:
 def shares(settings: dict[str, Any], processes: int, folder: Path) -> list[dict[str, Any]]:
     port, report = free_port(), str(folder / f"of-{processes}")
     every = [
-        training_processes.started(training_processes.train_share, rank, processes, port, settings, report)
+        training_processes.start_process(
+            training_processes.train_share, rank, processes, port, settings, report
+        )
         for rank in range(processes)
     ]
     for process in every:

@@ -14,7 +14,7 @@ from imprompt.training.frozen_base import hash_weights
 from imprompt.training.loop import Run
 from imprompt.training.mechanisms import MECHANISMS, load_mechanism, read_metadata
 from imprompt.training.objectives import image_prompting
-from short_runs import STEPS, config, frozen, logged, states, take, write_home
+from short_runs import STEPS, build_base, config, read_log, states, take, write_home
 
 WAYS: dict[str, dict[str, Any]] = {
     **{name: {"adapter__mechanism": name} for name in MECHANISMS if name != "decoupled"},
@@ -38,7 +38,7 @@ def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_of(home: Path, way: str, folder: str, **more: Any) -> tuple[Run, Any]:
     """A run at its beginning, and its base."""
-    base = frozen()
+    base = build_base()
     return build_run(config(home, f"{way}-{folder}", **WAYS[way], **more), base), base
 
 
@@ -50,7 +50,7 @@ def test_a_mechanism_trains_and_goes_on_bit_for_bit(home: Path, way: str) -> Non
     settings: Any = whole.objective.config  # pyright: ignore[reportAttributeAccessIssue]
     before = hash_weights(*list_frozen_modules(settings, base)), hash_weights(base.unet)
     assert whole.train()
-    assert np.isfinite(logged(whole, "loss")).all()
+    assert np.isfinite(read_log(whole, "loss")).all()
     assert hash_weights(*list_frozen_modules(settings, base)) == before[0]
     assert (hash_weights(base.unet) != before[1]) == settings.trains_base
     first, *_, last = states(whole)
@@ -73,7 +73,7 @@ def assert_it_draws_what_the_run_draws(run: Run) -> None:
     reference = objective.embeddings(int(objective.samples.held_out[0]))
     with run.optimizer.use_averages():
         shown = np.asarray(objective.generate([reference], ["a thing"], 1.0)[0])
-    objective.base = frozen()
+    objective.base = build_base()
     objective.mechanism = load_mechanism(run.folder / "adapter.safetensors", objective.base.pipe)
     assert np.array_equal(np.asarray(objective.generate([reference], ["a thing"], 1.0)[0]), shown)
 

@@ -14,7 +14,7 @@ from imprompt.errors import ConfigError
 from imprompt.training import adapters
 from imprompt.training.activations import checkpoint_blocks, compile_blocks, list_blocks
 from imprompt.training.loop import Run
-from short_runs import config, frozen, write_home
+from short_runs import build_base, config, write_home
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(home: Path, name: str, **changes: Any) -> Run:
-    return adapters.build_run(config(home, name, **changes), frozen())
+    return adapters.build_run(config(home, name, **changes), build_base())
 
 
 @pytest.mark.parametrize("changes", [{}, {"training__ema_decay": 0.9}, {"training__passes": 2}])

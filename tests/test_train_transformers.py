@@ -31,7 +31,7 @@ from imprompt.training.denoising import predict
 from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.objectives import image_prompting
 from imprompt.training.objectives.image_prompting import ADAPTER_FILE
-from short_runs import frozen as frozen_unet
+from short_runs import build_base as frozen_unet
 from short_runs import take
 from tiny_transformers import (
     FLUX_CONTEXT,
@@ -95,7 +95,7 @@ def pipeline(kind: Kind) -> Any:
     )
 
 
-def frozen(kind: Kind) -> FrozenBase:
+def build_base(kind: Kind) -> FrozenBase:
     return FrozenBase(copy.deepcopy(pipeline(kind)), ImageEncoder(tiny.vision_model(seed=3)))
 
 
@@ -153,7 +153,7 @@ def compute_loss_by_hand(run: Any, base: FrozenBase, batch: Any, kind: Kind) -> 
     inputs = torch.where(NO_IMAGE.reshape(-1, *(1,) * (value.ndim - 1)), blank, value)
     shown = ~NO_IMAGE if kind == "flux-instantx" else torch.ones(len(value))
     term = DroppedTerm(run.objective.mechanism.adapter, inputs, shown=shown.float())
-    with ByHand(transformer, [term], each=1).installed():
+    with ByHand(transformer, [term], each=1).install():
         if kind == "sd35":
             states, _, pooled, _ = base.pipe.encode_prompt(
                 captions, None, None, do_classifier_free_guidance=False
@@ -186,7 +186,7 @@ def compute_loss_by_hand(run: Any, base: FrozenBase, batch: Any, kind: Kind) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_a_step_by_hand(home: Path, kind: Kind) -> None:
-    base = frozen(kind)
+    base = build_base(kind)
     run = build_run(config(home, kind), base)
     adapter: Any = run.objective.trained
     torch.manual_seed(0)
@@ -209,7 +209,7 @@ def test_loss_and_gradients_are_those_of_a_step_by_hand(home: Path, kind: Kind) 
 
 @pytest.mark.parametrize("kind", ["flux-xlabs", "flux-instantx"])
 def test_training_on_flux_begins_at_the_base(home: Path, kind: Kind) -> None:
-    base = frozen(kind)
+    base = build_base(kind)
     run = build_run(config(home, kind), base)
     (batch,) = next(run.feed(range(1)))
     objective: Any = run.objective
@@ -226,7 +226,7 @@ def test_a_run_writes_an_adapter_that_generates(
     home: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_prompting, "BANDS", (0.5,))
-    base = frozen(kind)
+    base = build_base(kind)
     monkeypatch.setattr(adapters, "load_frozen_base", lambda *_: base)
     folder = train_adapter(config(home, kind, f"whole-{kind}"))
     assert list(folder.glob("samples/*.png"))
@@ -249,7 +249,7 @@ def test_a_run_writes_an_adapter_that_generates(
 @pytest.mark.parametrize("kind", ["flux-instantx", "sd35"])
 def test_checkpointing_changes_no_loss(home: Path, kind: Kind) -> None:
     losses = [
-        take(build_run(config(home, kind, training__gradient_checkpointing=one), frozen(kind)), 2)
+        take(build_run(config(home, kind, training__gradient_checkpointing=one), build_base(kind)), 2)
         for one in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -257,7 +257,7 @@ def test_checkpointing_changes_no_loss(home: Path, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", ["flux-xlabs", "sd35"])
 def test_the_cache_holds_the_texts_of_the_pipeline(home: Path, kind: Kind) -> None:
-    base = frozen(kind)
+    base = build_base(kind)
     (batch,) = next(build_run(config(home, kind), base).feed(range(1)))
     one = batch.captions[0]
     if kind == "sd35":
@@ -276,11 +276,11 @@ def test_the_cache_holds_the_texts_of_the_pipeline(home: Path, kind: Kind) -> No
 
 def test_an_adapter_for_another_base_is_refused(home: Path) -> None:
     with pytest.raises(AdapterMismatch, match="flux-xlabs adapter is for a FluxTransformer2DModel"):
-        build_run(config(home, "flux-xlabs"), frozen("sd35"))
+        build_run(config(home, "flux-xlabs"), build_base("sd35"))
     with pytest.raises(AdapterMismatch, match="sd35 adapter is for a SD3Transformer2DModel, not for a UNet"):
         build_run(config(home, "sd35"), frozen_unet())
     with pytest.raises(AdapterMismatch, match="a FluxPipeline has no U-Net"):
-        build_run(config(home, "flux-xlabs", preset="sd15"), frozen("flux-xlabs"))
+        build_run(config(home, "flux-xlabs", preset="sd15"), build_base("flux-xlabs"))
 
 
 def test_what_only_a_unet_has_is_refused(home: Path) -> None:

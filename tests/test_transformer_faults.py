@@ -20,7 +20,7 @@ from imprompt.checkpoint import PUBLISHED, build_adapter, load_adapter, save_ada
 from imprompt.errors import AdapterMismatch, AttachmentError, CheckpointError
 from imprompt.reference import Reference
 from test_transformer_files import siglip, tensors_of, write, xlabs_layout
-from test_transformers import close, differ, official, prompted, run, wide_adapter
+from test_transformers import close, differ, official, run, run_prompted, wide_adapter
 from tiny_transformers import adapter, call, embeddings, joint_transformer, transformer
 from transformer_pipelines import CASES
 
@@ -104,7 +104,7 @@ def test_skip_layer_guidance_has_the_positive_picture_in_its_third_call() -> Non
     with one.attach(pipe), one.use(Reference(features, scale=0.7)):
         ours = SKIPPING.latents(pipe)
     term = HandTerm(one, features[None], torch.zeros_like(features)[None], 0.7)
-    with ByHand(pipe.transformer, [term], calls=SKIPPING.calls).installed():
+    with ByHand(pipe.transformer, [term], calls=SKIPPING.calls).install():
         close(ours, SKIPPING.latents(pipe))
 
 
@@ -112,9 +112,9 @@ def test_skip_layer_guidance_has_the_positive_picture_in_its_third_call() -> Non
 def test_every_prompt_of_a_batch_may_have_its_picture() -> None:
     model, one, inputs = transformer("sd35"), wide_adapter(), call("sd35")
     pair = [embeddings("sd35", seed=seed) for seed in range(2)]
-    together = prompted(model, one, inputs, pair)
+    together = run_prompted(model, one, inputs, pair)
     for row in range(2):
-        close(together[row], prompted(model, one, inputs, pair[row])[row])
+        close(together[row], run_prompted(model, one, inputs, pair[row])[row])
 
 
 @fault("S10")
@@ -130,12 +130,12 @@ def test_several_adapters_act_together_where_and_how_strongly_each_is_asked_to()
     model, inputs, pictures = transformer("sd35"), call("sd35"), [embeddings("sd35", seed=s) for s in (0, 1)]
     one, other, half = wide_adapter(), wide_adapter(seed=4), torch.eye(4, 6)
     with other.attach(model), other.use(Reference(pictures[1], layers={"transformer_blocks.1": 0.5})):
-        ours = prompted(model, one, inputs, Reference(pictures[0], mask=half))
+        ours = run_prompted(model, one, inputs, Reference(pictures[0], mask=half))
     terms = [
         HandTerm(one, pictures[0].expand(2, 1, -1, -1), where=half),
         HandTerm(other, pictures[1].expand(2, 1, -1, -1), on=lambda name: 0.5 * ("1" in name)),
     ]
-    with ByHand(model, terms).installed():
+    with ByHand(model, terms).install():
         close(ours, run(model, inputs))
 
 
@@ -191,9 +191,9 @@ def test_two_prompts_with_a_picture_each_are_kept_apart() -> None:
     """With diffusers each row gets the tokens of both."""
     model, one, inputs = transformer("flux-xlabs"), adapter("flux-xlabs"), call("flux-xlabs")
     pair = [embeddings("flux-xlabs", seed=seed) for seed in range(2)]
-    ours = prompted(model, one, inputs, pair)
+    ours = run_prompted(model, one, inputs, pair)
     for row in range(2):
-        close(ours[row], prompted(model, one, inputs, pair[row])[row])
+        close(ours[row], run_prompted(model, one, inputs, pair[row])[row])
 
 
 @fault("F5")
@@ -201,9 +201,9 @@ def test_masks_act() -> None:
     """diffusers accepts them and ignores them."""
     model, one, inputs = transformer("flux-xlabs"), adapter("flux-xlabs"), call("flux-xlabs")
     picture, mask = embeddings("flux-xlabs"), torch.eye(4, 6)
-    ours = prompted(model, one, inputs, Reference(picture, mask=mask))
-    differ(ours, prompted(model, one, inputs, picture))
-    with ByHand(model, [HandTerm(one, picture.expand(2, 1, -1), where=mask)]).installed():
+    ours = run_prompted(model, one, inputs, Reference(picture, mask=mask))
+    differ(ours, run_prompted(model, one, inputs, picture))
+    with ByHand(model, [HandTerm(one, picture.expand(2, 1, -1), where=mask)]).install():
         close(ours, run(model, inputs))
 
 
@@ -257,11 +257,11 @@ def test_keys_and_values_are_computed_once_and_never_at_scale_zero() -> None:
 def deviates(deviation: str) -> None:
     model, one, inputs = transformer("flux-instantx"), adapter("flux-instantx"), call("flux-instantx")
     picture = embeddings("flux-instantx")
-    ours = prompted(model, one, inputs, picture)
+    ours = run_prompted(model, one, inputs, picture)
     term = HandTerm(one, picture.expand(2, 1, -1))
-    with ByHand(model, [term]).installed():
+    with ByHand(model, [term]).install():
         close(ours, run(model, inputs))
-    with ByHand(model, [term], deviation=deviation).installed():
+    with ByHand(model, [term], deviation=deviation).install():
         differ(ours, run(model, inputs))
 
 
@@ -290,7 +290,7 @@ def test_without_a_negative_picture_the_negative_branch_is_the_bases() -> None:
     with one.attach(pipe), one.use(Reference(picture, scale=0.5)):
         ours = FLUX.latents(pipe)
     layout: Any = FLUX.guided
-    with ByHand(pipe.transformer, [HandTerm(one, picture[None], None, 0.5)], layout).installed():
+    with ByHand(pipe.transformer, [HandTerm(one, picture[None], None, 0.5)], layout).install():
         close(ours, FLUX.latents(pipe))
 
 
@@ -311,8 +311,8 @@ def test_the_query_of_sd35_is_normalized_once() -> None:
     """A port takes the base's normalized query, and normalizes it again."""
     model, one, inputs = transformer("sd35"), wide_adapter(), call("sd35")
     features = embeddings("sd35")
-    ours = prompted(model, one, inputs, features)
-    with ByHand(model, [HandTerm(one, features.expand(2, 1, -1, -1))]).installed():
+    ours = run_prompted(model, one, inputs, features)
+    with ByHand(model, [HandTerm(one, features.expand(2, 1, -1, -1))]).install():
         close(ours, run(model, inputs))
     assert isinstance(model.transformer_blocks[0].attn.norm_q, nn.Module)
     assert isinstance(ours, Tensor)

@@ -19,7 +19,7 @@ from imprompt.errors import AdapterMismatch, CheckpointError
 from imprompt.inputs.encoder import ImageEncoder, load_image_encoder
 from imprompt.projection import TokenProjection
 from imprompt.reference import Reference
-from test_transformers import close, official, prompted, wide_adapter
+from test_transformers import close, official, run_prompted, wide_adapter
 from tiny_transformers import FLUX_CONTEXT, KINDS, Kind, adapter, call, embeddings, transformer
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -66,10 +66,10 @@ def xlabs_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (r"image_proj\.(.+)", r"ip_adapter_proj_model.\1"),
         (r"ip_adapter\.(\d+)\.to_([kv])_ip\.(.+)", rf"{XLABS}_\2_proj.\3"),
     ]
-    return {renamed(name, rules): tensor for name, tensor in tensors.items()}
+    return {rename_tensor(name, rules): tensor for name, tensor in tensors.items()}
 
 
-def renamed(name: str, rules: list[tuple[str, str]]) -> str:
+def rename_tensor(name: str, rules: list[tuple[str, str]]) -> str:
     (made,) = [match.expand(to) for rule, to in rules if (match := re.fullmatch(rule, name))]
     return made
 
@@ -85,7 +85,7 @@ LAYOUTS: dict[str, tuple[Callable[[], ImagePromptAdapter], Callable[..., dict[st
     "XLabs' own": (lambda: adapter("flux-xlabs"), lambda one: xlabs_layout(tensors_of(one))),
     "diffusers', XLabs": (lambda: adapter("flux-xlabs"), diffusers_layout),
     "diffusers', SD3.5": (wide_adapter, diffusers_layout),
-    "diffusers' projection, SD3.5": (wide_adapter, lambda one: converted_projection(one)),
+    "diffusers' projection, SD3.5": (wide_adapter, lambda one: convert_projection(one)),
     "Redux's own": (
         redux,
         lambda one: {k.removeprefix("image_proj."): v for k, v in tensors_of(one).items()},
@@ -93,7 +93,7 @@ LAYOUTS: dict[str, tuple[Callable[[], ImagePromptAdapter], Callable[..., dict[st
 }
 
 
-def converted_projection(one: ImagePromptAdapter) -> dict[str, Tensor]:
+def convert_projection(one: ImagePromptAdapter) -> dict[str, Tensor]:
     """The layers by their official names, the resampler by diffusers'."""
     theirs = diffusers_layout(one)
     layers = {name: tensor for name, tensor in tensors_of(one).items() if name.startswith("ip_adapter.")}
@@ -141,8 +141,8 @@ def test_a_loaded_adapter_makes_what_the_saved_one_makes(kind: Kind, tmp_path: P
     save_adapter(one, tmp_path / "a.safetensors")
     loaded = load_adapter(tmp_path / "a.safetensors", image_encoder=None)
     with torch.no_grad():
-        expected = prompted(model, one, inputs, Reference(embeddings(kind)))
-        assert torch.equal(prompted(model, loaded, inputs, Reference(embeddings(kind))), expected)
+        expected = run_prompted(model, one, inputs, Reference(embeddings(kind)))
+        assert torch.equal(run_prompted(model, loaded, inputs, Reference(embeddings(kind))), expected)
 
 
 def test_what_diffusers_reads_of_our_xlabs_file_is_the_adapter(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_what_diffusers_reads_of_our_xlabs_file_is_the_adapter(tmp_path: Path) -
     rows = {"joint_attention_kwargs": {"ip_adapter_image_embeds": [picture.expand(2, 1, -1)]}}
     with torch.no_grad():
         theirs = model(**inputs | rows).sample
-        close(prompted(transformer("flux-xlabs"), one, inputs, picture), theirs)
+        close(run_prompted(transformer("flux-xlabs"), one, inputs, picture), theirs)
 
 
 # Damage
@@ -234,12 +234,12 @@ def test_redux_stands_behind_the_text() -> None:
     longer = {"encoder_hidden_states": text, "txt_ids": torch.zeros(text.shape[1], 3)}
     with torch.no_grad():
         base = model(**inputs).sample
-        assert torch.equal(prompted(model, one, inputs, features), model(**inputs | longer).sample)
-        assert torch.equal(prompted(model, one, inputs, Reference(features, scale=0)), base)
+        assert torch.equal(run_prompted(model, one, inputs, features), model(**inputs | longer).sample)
+        assert torch.equal(run_prompted(model, one, inputs, Reference(features, scale=0)), base)
         assert torch.equal(model(**inputs).sample, base)
         weak = text.clone()
         weak[:, -tokens.shape[1] :] *= 0.5
-        half = prompted(model, one, inputs, Reference(features, scale=0.5))
+        half = run_prompted(model, one, inputs, Reference(features, scale=0.5))
         close(half, model(**inputs | longer | {"encoder_hidden_states": weak}).sample)
 
 
@@ -254,7 +254,7 @@ def test_redux_stands_behind_the_text() -> None:
 def test_what_redux_cannot_do_is_refused(settings: dict[str, Any], sentence: str) -> None:
     model, one = transformer("flux-xlabs"), redux()
     with pytest.raises(Exception, match=sentence):
-        prompted(model, one, call("flux-xlabs"), Reference(embeddings("sd35"), **settings))
+        run_prompted(model, one, call("flux-xlabs"), Reference(embeddings("sd35"), **settings))
 
 
 # SigLIP

@@ -21,7 +21,7 @@ from by_hand_transformers import ByHand, HandTerm
 from imprompt.adapter.module import ImagePromptAdapter
 from imprompt.errors import AttachmentError
 from imprompt.reference import Reference
-from test_transformers import close, differ, every_kind, prompted, run
+from test_transformers import close, differ, every_kind, run, run_prompted
 from tiny_transformers import Kind, adapter, call, embeddings, transformer
 
 
@@ -31,16 +31,19 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-def expected(kind: Kind) -> Tensor:
+def run_expected(kind: Kind) -> Tensor:
     reference = Reference(embeddings(kind), scale=0.7)
-    return prompted(transformer(kind), adapter(kind), call(kind), reference)
+    return run_prompted(transformer(kind), adapter(kind), call(kind), reference)
 
 
 @pytest.mark.parametrize("kind", ["flux-xlabs", "flux-instantx"])
 def test_fused_projections_change_nothing(kind: Kind) -> None:
     model = transformer(kind)
     model.fuse_qkv_projections()
-    close(prompted(model, adapter(kind), call(kind), Reference(embeddings(kind), scale=0.7)), expected(kind))
+    close(
+        run_prompted(model, adapter(kind), call(kind), Reference(embeddings(kind), scale=0.7)),
+        run_expected(kind),
+    )
 
 
 def test_fused_projections_of_sd35_are_refused_as_they_leave_out_its_norms() -> None:
@@ -54,7 +57,7 @@ def test_fused_projections_of_sd35_are_refused_as_they_leave_out_its_norms() -> 
     model.unfuse_qkv_projections()
     assert torch.equal(run(model, inputs), base)
     reference = Reference(embeddings("sd35"), scale=0.7)
-    close(prompted(model, adapter("sd35"), inputs, reference), expected("sd35"))
+    close(run_prompted(model, adapter("sd35"), inputs, reference), run_expected("sd35"))
 
 
 def test_fusing_while_an_adapter_is_attached_works_on_flux_and_is_refused_on_sd35() -> None:
@@ -62,7 +65,7 @@ def test_fusing_while_an_adapter_is_attached_works_on_flux_and_is_refused_on_sd3
         model, one = transformer(kind), adapter(kind)
         with one.attach(model), one.use(Reference(embeddings(kind), scale=0.7)):
             model.fuse_qkv_projections()
-            close(run(model, call(kind)), expected(kind))
+            close(run(model, call(kind)), run_expected(kind))
     model, one = transformer("sd35"), adapter("sd35")
     with one.attach(model), one.use(embeddings("sd35")):
         model.fuse_qkv_projections()
@@ -77,9 +80,9 @@ def test_another_attention_backend_stays_set_and_changes_nothing(kind: Kind) -> 
     with one.attach(model), one.use(Reference(embeddings(kind), scale=0.7)):
         backends = {block.attn.processor._attention_backend for block in model.transformer_blocks}
         assert backends == {"_native_math"}
-        close(run(model, call(kind)), expected(kind))
+        close(run(model, call(kind)), run_expected(kind))
         model.set_attention_backend("native")
-        close(run(model, call(kind)), expected(kind))
+        close(run(model, call(kind)), run_expected(kind))
 
 
 @every_kind
@@ -88,7 +91,10 @@ def test_group_offloading_changes_nothing(kind: Kind, level: str) -> None:
     model, cpu = transformer(kind), torch.device("cpu")
     blocks: Any = {"num_blocks_per_group": 1} if level == "block_level" else {}
     apply_group_offloading(model, onload_device=cpu, offload_device=cpu, offload_type=level, **blocks)
-    close(prompted(model, adapter(kind), call(kind), Reference(embeddings(kind), scale=0.7)), expected(kind))
+    close(
+        run_prompted(model, adapter(kind), call(kind), Reference(embeddings(kind), scale=0.7)),
+        run_expected(kind),
+    )
 
 
 @every_kind
@@ -102,9 +108,9 @@ def test_layerwise_casting_acts_on_the_base_alone(kind: Kind) -> None:
             for weight in module.parameters(recurse=False):
                 weight.copy_(weight.to(torch.float8_e4m3fn).float())
     reference = Reference(embeddings(kind), scale=0.7)
-    ours = prompted(model, adapter(kind), call(kind), reference)
-    close(ours, prompted(rounded, adapter(kind), call(kind), reference))
-    differ(ours, expected(kind))
+    ours = run_prompted(model, adapter(kind), call(kind), reference)
+    close(ours, run_prompted(rounded, adapter(kind), call(kind), reference))
+    differ(ours, run_expected(kind))
 
 
 @every_kind
@@ -122,9 +128,9 @@ def test_a_users_lora_acts_on_the_query_and_the_output_of_the_image_prompt_too(k
             change = module.lora_B["style"].weight @ module.lora_A["style"].weight
             merged.get_submodule(name).weight.add_(change)
     reference = Reference(embeddings(kind), scale=0.7)
-    ours = prompted(model, adapter(kind), call(kind), reference)
-    close(ours, prompted(merged, adapter(kind), call(kind), reference))
-    differ(ours, expected(kind))
+    ours = run_prompted(model, adapter(kind), call(kind), reference)
+    close(ours, run_prompted(merged, adapter(kind), call(kind), reference))
+    differ(ours, run_expected(kind))
 
 
 @every_kind
@@ -134,9 +140,9 @@ def test_half_precision_bases_get_half_precision_terms(kind: Kind) -> None:
         name: value.to(torch.bfloat16) if value.is_floating_point() and "ids" not in name else value
         for name, value in call(kind).items()
     }
-    ours = prompted(model, adapter(kind), inputs, Reference(embeddings(kind), scale=0.7))
+    ours = run_prompted(model, adapter(kind), inputs, Reference(embeddings(kind), scale=0.7))
     assert ours.dtype == torch.bfloat16
-    assert (ours.float() - expected(kind)).abs().max() < 0.5
+    assert (ours.float() - run_expected(kind)).abs().max() < 0.5
 
 
 # torch.compile
@@ -168,7 +174,7 @@ def test_a_compiled_transformer_makes_what_it_makes_uncompiled(
     model = compile_transformer(kind, compiling, in_place=in_place)
     one, inputs = adapter(kind), call(kind)
     with one.attach(model), one.use(Reference(embeddings(kind), scale=0.7)):
-        close(run(model, inputs), expected(kind), 1e-4)
+        close(run(model, inputs), run_expected(kind), 1e-4)
 
 
 @pytest.mark.slow
@@ -225,7 +231,7 @@ def test_compiling_each_block_alone_works(kind: Kind, compiling: CompileCounter)
     with one.attach(model), one.use(Reference(embeddings(kind), scale=0.7)):
         for block in [*model.transformer_blocks, *getattr(model, "single_transformer_blocks", ())]:
             block.compile(backend="eager", fullgraph=True)
-        close(run(model, call(kind)), expected(kind), 1e-4)
+        close(run(model, call(kind)), run_expected(kind), 1e-4)
 
 
 # Gradients
@@ -253,7 +259,7 @@ def test_a_training_step_by_flow_matching_has_the_gradients_of_the_equation(kind
     with one.attach(model):
         ours = differentiate(kind, model, one, lambda: one.condition_on(rows, 0.7))
     by_hand = ByHand(model, [HandTerm(one, rows, scale=0.7)])
-    for mine, other in zip(ours, differentiate(kind, model, one, by_hand.installed), strict=True):
+    for mine, other in zip(ours, differentiate(kind, model, one, by_hand.install), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
 
 

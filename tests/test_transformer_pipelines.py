@@ -90,7 +90,7 @@ class Scene:
         layout = self.case.guided if is_guided else (POSITIVE,)
         calls = self.case.calls if is_guided else ()
         hand = ByHand(self.pipe.transformer, terms, layout or (), arguments.get("each", 1), calls)
-        with hand.installed():
+        with hand.install():
             return self.case.latents(self.pipe, **arguments)
 
     def check(self, ours: Tensor, expected: Tensor) -> None:

@@ -58,7 +58,7 @@ def run(model: Any, inputs: dict[str, Any]) -> Tensor:
     return model(**inputs).sample
 
 
-def prompted(model: Any, one: ImagePromptAdapter, inputs: dict[str, Any], *references: Any) -> Tensor:
+def run_prompted(model: Any, one: ImagePromptAdapter, inputs: dict[str, Any], *references: Any) -> Tensor:
     with one.attach(model), one.use(*references):
         return run(model, inputs)
 
@@ -70,10 +70,10 @@ def prompted(model: Any, one: ImagePromptAdapter, inputs: dict[str, Any], *refer
 def test_scale_zero_is_the_base_bit_for_bit(kind: Kind) -> None:
     model, one, inputs = transformer(kind), adapter(kind), call(kind)
     base = run(model, inputs)
-    assert torch.equal(prompted(model, one, inputs, Reference(embeddings(kind), scale=0.0)), base)
+    assert torch.equal(run_prompted(model, one, inputs, Reference(embeddings(kind), scale=0.0)), base)
     with one.attach(model):
         assert torch.equal(run(model, inputs), base)
-    differ(prompted(model, one, inputs, Reference(embeddings(kind))), base)
+    differ(run_prompted(model, one, inputs, Reference(embeddings(kind))), base)
 
 
 @every_kind
@@ -98,7 +98,7 @@ def test_detaching_after_an_error_leaves_nothing(kind: Kind) -> None:
     model, one, inputs = transformer(kind), adapter(kind), call(kind, batch=3)
     base = run(model, inputs)
     with pytest.raises(AmbiguousBatch, match="2 references, one per prompt, do not fit a batch of 3"):
-        prompted(model, one, inputs, [Reference(embeddings(kind)), Reference(embeddings(kind, seed=1))])
+        run_prompted(model, one, inputs, [Reference(embeddings(kind)), Reference(embeddings(kind, seed=1))])
     assert torch.equal(run(model, inputs), base)
 
 
@@ -142,28 +142,28 @@ def test_a_blocks_output_is_affine_in_the_scale(kind: Kind, scale: float, seed: 
 def test_samples_of_a_batch_are_independent(kind: Kind) -> None:
     model, one, inputs = transformer(kind), adapter(kind), call(kind, batch=3)
     references = [Reference(embeddings(kind, seed=seed), scale=0.5 + seed) for seed in range(3)]
-    together = prompted(model, one, inputs, references)
+    together = run_prompted(model, one, inputs, references)
     for row in range(3):
         alone = {
             name: value[row : row + 1] if len(value) == 3 and not name.endswith("ids") else value
             for name, value in inputs.items()
         }
-        close(together[row : row + 1], prompted(model, one, alone, references[row]))
+        close(together[row : row + 1], run_prompted(model, one, alone, references[row]))
 
 
 @every_kind
 def test_the_order_of_the_pictures_does_not_matter(kind: Kind) -> None:
     model, one, inputs, both = transformer(kind), adapter(kind), call(kind), embeddings(kind, 2)
-    close(prompted(model, one, inputs, both), prompted(model, one, inputs, both.flip(0)))
+    close(run_prompted(model, one, inputs, both), run_prompted(model, one, inputs, both.flip(0)))
 
 
 @every_kind
 def test_two_references_add_up_block_by_block(kind: Kind) -> None:
     """A reference that is given twice at half the strength is the reference."""
     model, one, inputs = transformer(kind), adapter(kind), call(kind)
-    whole = prompted(model, one, inputs, Reference(embeddings(kind), scale=0.8))
+    whole = run_prompted(model, one, inputs, Reference(embeddings(kind), scale=0.8))
     halves = [Reference(embeddings(kind), scale=0.4)] * 2
-    close(prompted(model, one, inputs, *halves), whole)
+    close(run_prompted(model, one, inputs, *halves), whole)
 
 
 @every_kind
@@ -171,8 +171,8 @@ def test_masks_that_add_up_to_one_are_the_reference_everywhere(kind: Kind) -> No
     model, one, inputs = transformer(kind), adapter(kind), call(kind)
     mask = torch.rand(9, 7)
     parts = [Reference(embeddings(kind), mask=mask), Reference(embeddings(kind), mask=1 - mask)]
-    close(prompted(model, one, inputs, *parts), prompted(model, one, inputs, embeddings(kind)))
-    differ(prompted(model, one, inputs, parts[0]), prompted(model, one, inputs, embeddings(kind)))
+    close(run_prompted(model, one, inputs, *parts), run_prompted(model, one, inputs, embeddings(kind)))
+    differ(run_prompted(model, one, inputs, parts[0]), run_prompted(model, one, inputs, embeddings(kind)))
 
 
 # Parity
@@ -193,7 +193,7 @@ def official(one: ImagePromptAdapter) -> dict[str, dict[str, Tensor]]:
 def test_xlabs_on_flux_makes_what_diffusers_makes(scale: float, images: int) -> None:
     model, one, inputs = transformer("flux-xlabs"), adapter("flux-xlabs"), call("flux-xlabs")
     given_images = embeddings("flux-xlabs", images)
-    ours = prompted(model, one, inputs, Reference(given_images, scale=scale))
+    ours = run_prompted(model, one, inputs, Reference(given_images, scale=scale))
     model._load_ip_adapter_weights(official(one))
     for processor in model.attn_processors.values():
         processor.scale = [scale]
@@ -220,7 +220,7 @@ def test_sd35_makes_what_diffusers_makes(scale: float) -> None:
     model, one, inputs = transformer("sd35"), wide_adapter(), call("sd35")
     features = embeddings("sd35")
     base = run(model, inputs)
-    ours = prompted(model, one, inputs, Reference(features, scale=scale))
+    ours = run_prompted(model, one, inputs, Reference(features, scale=scale))
     differ(ours, base)
     model._load_ip_adapter_weights(official(one))
     for processor in model.attn_processors.values():
@@ -245,10 +245,10 @@ def test_the_time_resampler_makes_what_diffusers_makes() -> None:
 def test_an_adapter_is_its_equation(kind: Kind, images: int) -> None:
     model, one, inputs = transformer(kind), adapter(kind), call(kind)
     pictures = embeddings(kind, images)
-    ours = prompted(model, one, inputs, Reference(pictures, scale=0.7))
+    ours = run_prompted(model, one, inputs, Reference(pictures, scale=0.7))
     differ(ours, run(model, inputs))
     term = HandTerm(one, pictures.expand(2, *pictures.shape), scale=0.7)
-    with ByHand(model, [term]).installed():
+    with ByHand(model, [term]).install():
         close(ours, run(model, inputs))
 
 
@@ -269,7 +269,7 @@ def test_two_kinds_of_adapters_on_one_flux_are_both_equations() -> None:
     ours = run(model, inputs)
     for one in [*active, *contexts]:
         one.__exit__()
-    with ByHand(model, terms).installed():
+    with ByHand(model, terms).install():
         close(ours, run(model, inputs))
 
 
@@ -281,7 +281,7 @@ def test_layers_are_named_by_module_section_and_number() -> None:
     picture = embeddings("flux-instantx")
 
     def with_layers(layers: Any) -> Tensor:
-        return prompted(model, one, inputs, Reference(picture, layers=layers))
+        return run_prompted(model, one, inputs, Reference(picture, layers=layers))
 
     close(with_layers({"single": 1.0}), with_layers({"single_transformer_blocks": 1.0}))
     close(with_layers({"double": 0.5}), with_layers({0: 0.5, "transformer_blocks.1": 0.5}))
@@ -354,9 +354,9 @@ def test_prompts_with_different_numbers_of_pictures_are_refused_on_sd35_and_exac
         one.use([embeddings("sd35"), embeddings("sd35", 2)])
     model, one, inputs = transformer("flux-xlabs"), adapter("flux-xlabs"), call("flux-xlabs")
     pair = [embeddings("flux-xlabs"), embeddings("flux-xlabs", 2, seed=4)]
-    together = prompted(model, one, inputs, pair)
+    together = run_prompted(model, one, inputs, pair)
     for row in range(2):
-        close(together[row], prompted(model, one, inputs, pair[row])[row])
+        close(together[row], run_prompted(model, one, inputs, pair[row])[row])
 
 
 def test_an_unknown_processor_on_sd35_is_refused() -> None:

@@ -135,7 +135,7 @@ def ours(pipe: Any, adapter: ImagePromptAdapter, reference: Reference) -> np.nda
 def theirs(
     pipe: Any, adapter: ImagePromptAdapter, given: ImageEmbeddings, scale: float, strength: float = 1.0
 ) -> np.ndarray:
-    file: Any = adapter_files.nested(adapter_files.official(adapter))
+    file: Any = adapter_files.nest_tensors(adapter_files.official(adapter))
     pipe.load_ip_adapter(file, subfolder="", weight_name="", image_encoder_folder=None)
     pipe.set_ip_adapter_scale(scale)
     first = next(iter(adapter.projection.takes))
@@ -200,6 +200,6 @@ def test_diffusers_makes_the_same_picture_of_a_picture(variant: str) -> None:
     adapter.image_encoder = pipe.image_encoder
     picture = tiny.picture()
     made = ours(pipe, adapter, Reference(picture))
-    file: Any = adapter_files.nested(adapter_files.official(adapter))
+    file: Any = adapter_files.nest_tensors(adapter_files.official(adapter))
     pipe.load_ip_adapter(file, subfolder="", weight_name="", image_encoder_folder=None)
     assert np.abs(made - run(pipe, ip_adapter_image=picture)).max() <= 1e-5

@@ -53,7 +53,7 @@ def run_folder(
     return folder
 
 
-def logged(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -67,7 +67,7 @@ def test_a_figure_is_logged_with_six_digits_or_as_null(
 ) -> None:
     with RunLog(tmp_path_factory.mktemp("run"), config={}) as log:
         log.write_figures(step, {"loss": figure})
-    (line,) = logged(log.folder)
+    (line,) = read_log(log.folder)
     assert line["step"] == step
     if math.isfinite(figure):
         assert line["loss"] == pytest.approx(figure, rel=1e-5, abs=0)
@@ -86,9 +86,9 @@ def test_a_resumed_run_forgets_what_was_said_of_later_steps(
         for step in sorted(steps):
             log.write_figures(step, {"loss": step / 7})
             log.write_picture(step, Image.new("RGB", (4, 4)), "")
-    before = logged(folder)
+    before = read_log(folder)
     RunLog(folder, config={}, from_step=at).close()
-    assert logged(folder) == [line for line in before if line["step"] <= at]
+    assert read_log(folder) == [line for line in before if line["step"] <= at]
     drawn = {int(path.stem) for path in (folder / "samples").iterdir()}
     assert drawn == {step for step in steps if step <= at}
 
@@ -98,7 +98,7 @@ def test_a_new_run_in_an_old_folder_begins_a_new_log(tmp_path: Path) -> None:
         log.write_event(0, "started")
     with RunLog(tmp_path, config={}) as log:
         log.write_event(0, "started anew")
-    assert [line["event"] for line in logged(tmp_path)] == ["started anew"]
+    assert [line["event"] for line in read_log(tmp_path)] == ["started anew"]
 
 
 def test_the_line_that_a_killed_run_left_unfinished_is_dropped_at_resume(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_line_that_a_killed_run_left_unfinished_is_dropped_at_resume(tmp_pat
     assert read_history(tmp_path).finite("loss") == [(10, 0.5)]
     with RunLog(tmp_path, config={}, from_step=10) as log:
         log.write_figures(20, {"loss": 0.25})
-    assert [line["loss"] for line in logged(tmp_path)] == [0.5, 0.25]
+    assert [line["loss"] for line in read_log(tmp_path)] == [0.5, 0.25]
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -119,11 +119,11 @@ def kind_of(name: str) -> Any:
         return getattr(importlib.import_module(f"diffusers.pipelines.{module}"), name)
 
 
-def controlled(unet: Any) -> dict[str, Any]:
+def build_controlnet(unet: Any) -> dict[str, Any]:
     return {"controlnet": controlnet(unet)}
 
 
-def controlled_twice(unet: Any) -> dict[str, Any]:
+def build_two_controlnets(unet: Any) -> dict[str, Any]:
     return {"controlnet": [controlnet(unet), controlnet(unet, seed=5)]}
 
 
@@ -180,21 +180,21 @@ SD = [
     Case(
         "ControlNet",
         "StableDiffusionControlNetPipeline",
-        own=controlled,
+        own=build_controlnet,
         call={"image": CONTROL},
         halved=("prompt_embeds", "image"),
     ),
     Case(
         "ControlNet, image-to-image",
         "StableDiffusionControlNetImg2ImgPipeline",
-        own=controlled,
+        own=build_controlnet,
         call=FROM_PICTURE | {"control_image": CONTROL},
         halved=("prompt_embeds", "control_image"),
     ),
     Case(
         "ControlNet, inpainting",
         "StableDiffusionControlNetInpaintPipeline",
-        own=controlled,
+        own=build_controlnet,
         call=INPAINT | {"control_image": CONTROL},
         listed=INPAINTED,
         halved=(*MASKS, "control_image"),
@@ -202,7 +202,7 @@ SD = [
     Case(
         "several ControlNets",
         "StableDiffusionControlNetPipeline",
-        own=controlled_twice,
+        own=build_two_controlnets,
         call={"image": [CONTROL, OTHER_CONTROL], "controlnet_conditioning_scale": [0.7, 0.4]},
         halved=("prompt_embeds", "image"),
     ),
@@ -237,11 +237,16 @@ SD = [
     pag("PAG", "StableDiffusionPAGPipeline"),
     pag("PAG, image-to-image", "StableDiffusionPAGImg2ImgPipeline", call=FROM_PICTURE),
     pag("PAG, inpainting", "StableDiffusionPAGInpaintPipeline", call=INPAINT, listed=INPAINTED),
-    pag("PAG, ControlNet", "StableDiffusionControlNetPAGPipeline", own=controlled, call={"image": CONTROL}),
+    pag(
+        "PAG, ControlNet",
+        "StableDiffusionControlNetPAGPipeline",
+        own=build_controlnet,
+        call={"image": CONTROL},
+    ),
     pag(
         "PAG, ControlNet, inpainting",
         "StableDiffusionControlNetPAGInpaintPipeline",
-        own=controlled,
+        own=build_controlnet,
         call=INPAINT | {"control_image": CONTROL},
         listed=INPAINTED,
     ),
@@ -278,7 +283,7 @@ VIDEO = [
     Case(
         "AnimateDiff, ControlNet",
         "AnimateDiffControlNetPipeline",
-        own=controlled,
+        own=build_controlnet,
         call={"num_frames": FRAMES, "conditioning_frames": [PICTURE, CONTROL, OTHER_CONTROL]},
         frames=FRAMES,
         halved=(),
@@ -308,21 +313,21 @@ XL = [
     Case(
         "ControlNet",
         "StableDiffusionXLControlNetPipeline",
-        own=controlled,
+        own=build_controlnet,
         call={"image": CONTROL},
         halved=("prompt_embeds", "image"),
     ),
     Case(
         "ControlNet, image-to-image",
         "StableDiffusionXLControlNetImg2ImgPipeline",
-        own=controlled,
+        own=build_controlnet,
         call=FROM_PICTURE | {"control_image": CONTROL},
         halved=("prompt_embeds", "control_image"),
     ),
     Case(
         "ControlNet, inpainting",
         "StableDiffusionXLControlNetInpaintPipeline",
-        own=controlled,
+        own=build_controlnet,
         call=INPAINT | {"control_image": CONTROL},
         listed=INPAINTED,
         halved=(),
@@ -330,7 +335,7 @@ XL = [
     Case(
         "several ControlNets",
         "StableDiffusionXLControlNetPipeline",
-        own=controlled_twice,
+        own=build_two_controlnets,
         call={"image": [CONTROL, OTHER_CONTROL], "controlnet_conditioning_scale": [0.7, 0.4]},
         halved=("prompt_embeds", "image"),
     ),
@@ -354,11 +359,16 @@ XL = [
     pag("PAG", "StableDiffusionXLPAGPipeline"),
     pag("PAG, image-to-image", "StableDiffusionXLPAGImg2ImgPipeline", call=FROM_PICTURE),
     pag("PAG, inpainting", "StableDiffusionXLPAGInpaintPipeline", call=INPAINT, listed=INPAINTED),
-    pag("PAG, ControlNet", "StableDiffusionXLControlNetPAGPipeline", own=controlled, call={"image": CONTROL}),
+    pag(
+        "PAG, ControlNet",
+        "StableDiffusionXLControlNetPAGPipeline",
+        own=build_controlnet,
+        call={"image": CONTROL},
+    ),
     pag(
         "PAG, ControlNet, image-to-image",
         "StableDiffusionXLControlNetPAGImg2ImgPipeline",
-        own=controlled,
+        own=build_controlnet,
         call=FROM_PICTURE | {"control_image": CONTROL},
     ),
     Case(

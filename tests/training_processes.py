@@ -36,16 +36,16 @@ _SERVER.set_forkserver_preload = lambda module_names: None
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
-def started(target: Callable[..., object], *arguments: Any) -> ForkServerProcess:
+def start_process(target: Callable[..., object], *arguments: Any) -> ForkServerProcess:
     """A process that calls a function, which it can import."""
     process = _SERVER.Process(target=_quietly, args=(target, *arguments))
     process.start()
     return process
 
 
-def finished(target: Callable[..., None], *arguments: Any) -> None:
+def run_to_end(target: Callable[..., None], *arguments: Any) -> None:
     """Call a function of this module in a process, and wait for it."""
-    process = started(target, *arguments)
+    process = start_process(target, *arguments)
     process.join()
     assert process.exitcode == 0, f"ended with {process.exitcode}"
 
@@ -108,7 +108,7 @@ def kill_after(process: ForkServerProcess, seconds: float) -> bool:
 def seconds_of(target: Callable[..., None], *arguments: Any) -> float:
     """How long a call in a process takes."""
     begun = time.monotonic()
-    finished(target, *arguments)
+    run_to_end(target, *arguments)
     return time.monotonic() - begun
 
 
