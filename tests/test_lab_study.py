@@ -93,7 +93,13 @@ def config(seed: int = 1, **changes: Any) -> dict[str, Any]:
         "adapter": {"variant": "base", "hidden": 0},
         "data": {"source": "samples"},
         "loss": {"image_drop": 0.05},
-        "training": {"seed": seed, "steps": 500, "batch_size": 32, "learning_rate": 1e-3},
+        "training": {
+            "seed": seed,
+            "steps": 500,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "base_learning_rate": 2e-4,
+        },
     } | changes
 
 
@@ -102,6 +108,11 @@ def write_run(folder: Path, mechanism: Any, settings: dict[str, Any]) -> None:
     mechanism.save(folder / "adapter.safetensors", {"seed": str(settings["training"]["seed"])})
     mechanism.detach()
     (folder / "config.json").write_text(json.dumps(settings))
+    checks = [
+        {"step": step, "held-out loss": 0.05 - step / 1e5, "gap to shuffled": 0.01} for step in (0, 250, 500)
+    ]
+    paces = [{"step": step, "samples/s": pace} for step, pace in ((100, 40), (200, 41), (300, 1))]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*checks, *paces]))
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +188,9 @@ def test_every_finished_run_is_measured_and_reported(report: Path, runs: Path) -
     page = (report / "index.html").read_text()
     assert all(f"Figure {number}: " in page for number in (3, 4, 6, 9, 10))
     assert "unclip-2" in page
+    trainings = re.sub(r"<[^>]+>", " ", page[page.index("Trainings") :])
+    assert re.search(r"decoupled\s+0\.0010\s+0\.0450\s+0\.0100\s+40\s", trainings)
+    assert re.search(r"unclip\s+0\.0002\s", trainings), "the rate of the U-Net, which it trains"
     assert (report / "figure-3-image-prompt-alone.png").is_file()
 
 

@@ -1,5 +1,6 @@
 """The study's page: the paper's Table 1 in miniature, its verdict, and contact sheets by mechanism."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from imprompt.lab.study.settings import ALONE, CONTROL, SCALE, SHOWN, STYLE, TEX
 from imprompt.lab.study.tradeoff import AREA, TradeOff, build_tradeoff_section
 from imprompt.lab.suite.scoring import DRAWING
 from imprompt.lab.suite.subjects import CHANGES
-from imprompt.report import Cell, Column, Grid, PictureRow, Report, Section, Table
+from imprompt.report import Cell, Chart, Column, Grid, Line, PictureRow, Report, Section, Table
+from imprompt.training.watching.history import History, read_history
 
 EQUAL = 0.01
 """Numbers of parameters that differ by no more than this share are equal."""
@@ -64,6 +66,7 @@ def build_report(study: Study, findings: StudyFindings, results: Results) -> Rep
         Section(
             "Decoupled against each other one", DIFFERENCES, [build_difference_table(findings.differences)]
         ),
+        build_training_section(findings.runs),
         build_contact_section(study, results),
     ]
     facts = {
@@ -146,6 +149,63 @@ def build_difference_table(differences: Sequence[Difference]) -> Table:
         for one in differences
     ]
     return Table([*columns, "could be told", "decoupled is"], rows)
+
+
+# Trainings
+
+LOSS, GAP, PACE = "held-out loss", "gap to shuffled", "samples/s"
+TRAININGS = (
+    "The loss on held-out samples, averaged over the seeds. A text stands beside each reference, so the loss "
+    "does not decide which picture keeps more of a reference; it shows how far a training has come."
+)
+
+
+def build_training_section(runs: Sequence[StudyRun]) -> Section:
+    """Make the section of learning rates, held-out losses and times."""
+    trainings: dict[str, list[tuple[StudyRun, History]]] = {}
+    for run in runs:
+        trainings.setdefault(run.mechanism, []).append((run, read_history(run.folder)))
+    lines = [
+        Line(name, average_points([history for _, history in some]), "accent" if name == DECOUPLED else "ink")
+        for name, some in sorted(trainings.items(), key=lambda one: one[0] == DECOUPLED)
+    ]
+    columns = [
+        "mechanism",
+        Column("learning rate", digits=4),
+        Column(LOSS, digits=4),
+        Column("lower than with another’s reference by", digits=4),
+        Column("samples per second", digits=0),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            name,
+            some[0][0].learning_rate,
+            average([history.last(LOSS) for _, history in some]),
+            average([history.last(GAP) for _, history in some]),
+            average([find_pace(history) for _, history in some]),
+        ]
+        for name, some in trainings.items()
+    ]
+    return Section("Trainings", TRAININGS, [Chart("Held-out loss", "", lines), Table(columns, rows)])
+
+
+def average_points(histories: Sequence[History]) -> list[tuple[int, float]]:
+    """Return (step, held-out loss averaged over the runs) at the steps that all runs have."""
+    losses = [dict(history.finite(LOSS)) for history in histories]
+    steps = sorted(set.intersection(*map(set, losses)))
+    return [(step, sum(one[step] for one in losses) / len(losses)) for step in steps if step]
+
+
+def find_pace(history: History) -> float | None:
+    """Return the median of the samples per second, which a stop and other programs hardly change."""
+    paces = [value for _, value in history.finite(PACE)]
+    return statistics.median(paces) if paces else None
+
+
+def average(values: Sequence[float | int | None]) -> float | None:
+    """Return the mean of what is there."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 # Words

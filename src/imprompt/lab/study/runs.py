@@ -104,6 +104,11 @@ class StudyRun:
         return int(self.config["training"]["seed"])
 
     @property
+    def learning_rate(self) -> float:
+        """The learning rate: the U-Net's where that is trained."""
+        return float(self.config["training"]["base_learning_rate" if self.trains_base else "learning_rate"])
+
+    @property
     def parameters(self) -> int:
         """The number of trained parameters."""
         return int(self.metadata["parameters"])
