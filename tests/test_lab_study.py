@@ -372,6 +372,9 @@ def test_the_verdict_says_whether_parameters_are_equal() -> None:
     fewer = write_verdict([ours, run("concatenated", 197_760), theirs], differences)
     assert "With 197,760 parameters against 603,264, decoupled is better" in fewer
     assert write_verdict([ours], []).endswith("to compare with.")
+    several = [*differences[:1], Difference(KEPT.name, "style-adapter", Interval(0, -0.1, 0.1), [0])]
+    first = write_verdict([ours, run("concatenated", 197_760), run("style-adapter", 603_000)], several)
+    assert re.match("With equally many parameters, whether .* style-adapter", first)
 
 
 def draw_curve(mechanism: str, kept: Callable[[float], float]) -> list[StudyScore]:

@@ -222,12 +222,13 @@ def describe_study(study: Study, runs: Sequence[StudyRun]) -> str:
 
 
 def write_verdict(runs: Sequence[StudyRun], differences: Sequence[Difference]) -> str:
-    """Write the paper's claim, decoupled against concatenated, and the other comparisons in a sentence."""
+    """Write the comparisons in sentences, first the paper's claim: the one with the most equal parameters."""
     kinds = {run.mechanism: run for run in runs}
     kept = [one for one in differences if one.measure == KEPT.name]
     if not kept:
         return "There is no decoupled run with another run of the same seed to compare with."
     small = [one for one in kept if not kinds[one.other].trains_base]
+    small.sort(key=lambda one: abs(kinds[one.other].parameters - kinds[DECOUPLED].parameters))
     large = {one.other: one.verdict for one in kept if kinds[one.other].trains_base}
     areas = {one.other: one.verdict for one in differences if one.measure == AREA}
     sentences = [
