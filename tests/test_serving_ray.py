@@ -166,13 +166,14 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         "--port",
         "0",
     ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=(tmp_path / "log").open("w"),
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-    )
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        )
     assert process.stdout is not None
     match = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
     assert match is not None
@@ -205,7 +206,7 @@ def draw(address: str, steps: int) -> int:
 def test_with_the_load_comes_a_second_replica(server: tuple[subprocess.Popen[str], str]) -> None:
     _, address = server
     with ThreadPoolExecutor(16) as pool:
-        jobs = [pool.submit(draw, address, 100) for _ in range(48)]
+        jobs = [pool.submit(draw, address, 100) for _ in range(32)]
         assert served.wait_until(lambda: read_gauge(address, "replicas") == 2, START_SECONDS)
         assert {job.result() for job in jobs} == {200}
 
