@@ -19,7 +19,7 @@ def test_an_unknown_check_is_named() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", ["hang-ups", "stop", "kill", "same-bytes"])
+@pytest.mark.parametrize("check", ["hang-ups", "kill"])
 def test_the_server_keeps_its_promise_under_load(check: str) -> None:
     command = [sys.executable, str(SCRIPT), check, "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
