@@ -24,6 +24,6 @@ def test_the_server_keeps_its_promise_under_load(check: str) -> None:
     command = [sys.executable, str(SCRIPT), check, "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     findings = json.loads(result.stdout)
-    assert findings
+    assert len(findings) >= 2
     assert [finding for finding in findings if not finding["is_kept"]] == []
     assert result.returncode == 0

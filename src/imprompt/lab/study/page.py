@@ -162,12 +162,13 @@ TRAININGS = (
 
 def build_training_section(runs: Sequence[StudyRun]) -> Section:
     """Make the section of learning rates, held-out losses and times."""
-    trainings: dict[str, list[tuple[StudyRun, History]]] = {}
+    rates = {run.mechanism: run.learning_rate for run in runs}
+    trainings: dict[str, list[History]] = {}
     for run in runs:
-        trainings.setdefault(run.mechanism, []).append((run, read_history(run.folder)))
+        trainings.setdefault(run.mechanism, []).append(read_history(run.folder))
     lines = [
-        Line(name, average_points([history for _, history in some]), "accent" if name == DECOUPLED else "ink")
-        for name, some in sorted(trainings.items(), key=lambda one: one[0] == DECOUPLED)
+        Line(name, average_points(histories), "accent" if name == DECOUPLED else "ink")
+        for name, histories in sorted(trainings.items(), key=lambda one: one[0] == DECOUPLED)
     ]
     columns = [
         "mechanism",
@@ -179,12 +180,12 @@ def build_training_section(runs: Sequence[StudyRun]) -> Section:
     rows: list[list[Cell]] = [
         [
             name,
-            some[0][0].learning_rate,
-            average([history.last(LOSS) for _, history in some]),
-            average([history.last(GAP) for _, history in some]),
-            average([find_pace(history) for _, history in some]),
+            rates[name],
+            average([history.last(LOSS) for history in histories]),
+            average([history.last(GAP) for history in histories]),
+            average([find_pace(history) for history in histories]),
         ]
-        for name, some in trainings.items()
+        for name, histories in trainings.items()
     ]
     return Section("Trainings", TRAININGS, [Chart("Held-out loss", "", lines), Table(columns, rows)])
 
@@ -193,7 +194,7 @@ def average_points(histories: Sequence[History]) -> list[tuple[int, float]]:
     """Return (step, held-out loss averaged over the runs) at the steps that all runs have."""
     losses = [dict(history.finite(LOSS)) for history in histories]
     steps = sorted(set.intersection(*map(set, losses)))
-    return [(step, sum(one[step] for one in losses) / len(losses)) for step in steps if step]
+    return [(step, statistics.fmean(one[step] for one in losses)) for step in steps if step]
 
 
 def find_pace(history: History) -> float | None:
@@ -205,7 +206,7 @@ def find_pace(history: History) -> float | None:
 def average(values: Sequence[float | int | None]) -> float | None:
     """Return the mean of what is there."""
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return statistics.fmean(known) if known else None
 
 
 # Words

@@ -60,8 +60,7 @@ class EncoderObjective(ReadingObjective):
         start_from_components(self.encoder, to_pixels(self.drawings.pictures[:LOOK]))
         self.heads = AttributeHeads(recipe.embedding_dim, build_caption_patterns())
         self.thumbnail = nn.Linear(recipe.embedding_dim, 3 * THUMBNAIL**2)
-        # In a list, which torch does not search for modules: the compiled one holds the same parameters.
-        self.trained_encoder = [torch.compile(self.encoder) if recipe.compile else self.encoder]
+        self.trained_encoder = self.compile_trained(self.encoder)
 
     def loss(self, batch: DrawingBatch) -> dict[str, Tensor]:
         """Return cross-entropy of the attributes and error of the thumbnail, on slightly moved pictures."""

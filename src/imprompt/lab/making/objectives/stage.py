@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from imprompt.lab.making.batches import DrawingBatch, to_pixels
 from imprompt.lab.making.dataset import Drawings
@@ -27,6 +27,13 @@ class StageObjective(Objective):
         torch.manual_seed(recipe.seed)
         self.recipe: Any = recipe
         self.drawings = Drawings(resolve_in_cache(recipe.data), "training")
+
+    def compile_trained(self, module: nn.Module) -> list[Any]:
+        """Return the trained module, compiled if the recipe says so, in a list.
+
+        The list keeps it out of the module tree, where a compiled module would be a second copy of its own.
+        """
+        return [torch.compile(module) if self.recipe.compile else module]
 
     @property
     def count(self) -> int:

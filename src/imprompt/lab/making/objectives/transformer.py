@@ -60,8 +60,7 @@ class TransformerObjective(StageObjective):
         )
         self.latents = encode_all(self.codec, self.drawings)
         self.transformer = build_transformer(recipe, self.latents.shape[1], self.text_encoder)
-        # Kept out of the module tree, where it would be a second copy of the transformer.
-        self.trained_transformer = [torch.compile(self.transformer) if recipe.compile else self.transformer]
+        self.trained_transformer = self.compile_trained(self.transformer)
         pixels, self.held_out_captions = load_held_out_pictures(recipe.data)
         self.held_out_latents = encode_latents(self.codec, pixels)
 
