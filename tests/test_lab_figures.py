@@ -180,6 +180,7 @@ def save_models(models: SuiteModels, folder: Path) -> None:
     StableDiffusionPipeline.save_lora_weights(folder / "styles" / "lines", unet_lora_layers=changes)
 
 
+@pytest.mark.slow
 def test_all_parts_come_from_one_folder(
     models: SuiteModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

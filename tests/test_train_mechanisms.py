@@ -25,6 +25,9 @@ WAYS: dict[str, dict[str, Any]] = {
 ENOUGH = {"shuffled-control": 4}
 """Steps after which every weight has changed: zero layers behind zero layers learn one after the other."""
 
+MARKS = {way: pytest.mark.slow for way in WAYS if way not in ("concatenated", "replaced")}
+"""One mechanism that leaves the base as it is and one that trains it are enough for every day."""
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,7 +45,7 @@ def run_of(home: Path, way: str, folder: str, **more: Any) -> tuple[Run, Any]:
     return build_run(config(home, f"{way}-{folder}", **WAYS[way], **more), base), base
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=MARKS.get(way, ())) for way in WAYS])
 def test_a_mechanism_trains_and_goes_on_bit_for_bit(home: Path, way: str) -> None:
     """Stopped after a step and taken up by another process' objects, on a base that was not touched."""
     count = ENOUGH.get(way, STEPS)
@@ -78,6 +81,7 @@ def assert_it_draws_what_the_run_draws(run: Run) -> None:
     assert np.array_equal(np.asarray(objective.generate([reference], ["a thing"], 1.0)[0]), shown)
 
 
+@pytest.mark.slow
 def test_without_an_average_the_file_holds_the_weights_and_the_run_goes_on(home: Path) -> None:
     whole, _ = run_of(home, "unclip", "plain", training__ema_decay=0.0)
     assert whole.train()
