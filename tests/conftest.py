@@ -2,6 +2,7 @@
 
 import functools
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -155,6 +156,15 @@ class ByFile(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     config.option.loadscopereorder = False  # by the number of tests: files of few slow ones would come last
     return ByFile(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController, error: object) -> None:
+    """Say how a process of tests died: a negative number is a signal."""
+    if error is not None:
+        connection: Any = node.gateway._io
+        code = connection.popen.wait(10)
+        print(f"\n{node.gateway.id} ended with {code}", file=sys.stderr)
 
 
 @pytest.hookimpl(trylast=True)

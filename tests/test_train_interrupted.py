@@ -19,7 +19,6 @@ from imprompt.errors import OutputError
 from imprompt.training.adapters import train_adapter
 from imprompt.training.checkpoints import Checkpoints
 from imprompt.training.config import parse_config
-from imprompt.training.loop import Run
 from imprompt.training.objectives import image_prompting
 
 KILLS = 12
@@ -105,24 +104,15 @@ def test_twelve_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_signal_saves_and_the_run_goes_on_exactly(
-    whole: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    whole: Path, settings: dict[str, Any], tmp_path: Path, step: int
 ) -> None:
     target = elsewhere(settings, tmp_path / "run")
-    train_step = Run.train_step
-
-    def asked(self: Run, passes: Any) -> Any:
-        if self.step + 1 == step:
-            os.kill(os.getpid(), 15)
-        return train_step(self, passes)
-
-    monkeypatch.setattr(Run, "train_step", asked)
-    train_adapter(parse_config(target, "test"))
+    training_processes.run_to_end(training_processes.train_until_signal, target, step)
     latest = Checkpoints(tmp_path / "run" / "checkpoints", 2).find_latest()
     assert latest is not None
     assert latest.step == step
     assert "interrupted" in (tmp_path / "run" / "log.jsonl").read_text()
     assert not (tmp_path / "run" / "adapter.safetensors").exists()
-    monkeypatch.undo()
     training_processes.run_to_end(training_processes.train, target)
     assert digest(tmp_path / "run") == digest(whole)
 

@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from imprompt.training import checkpoints
 from imprompt.training.adapters import train_adapter
 from imprompt.training.config import parse_config
+from imprompt.training.loop import Run
 from imprompt.training.objectives import image_prompting
 
 _SERVER = get_context("forkserver")
@@ -61,6 +62,19 @@ def _quietly(target: Callable[..., object], *arguments: Any) -> None:
 def train(values: dict[str, Any]) -> None:
     """Train, or go on where the last process stopped."""
     train_adapter(parse_config(values, "test"), resume=True)
+
+
+def train_until_signal(values: dict[str, Any], step: int) -> None:
+    """Train, and receive SIGTERM in a step."""
+    train_step = Run.train_step
+
+    def stop(self: Run, passes: Any) -> Any:
+        if self.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, passes)
+
+    Run.train_step = stop  # type: ignore[method-assign]
+    train(values)
 
 
 def train_until_killed(values: dict[str, Any], where: str, save: int) -> None:
