@@ -146,7 +146,7 @@ class ByFile(LoadScopeScheduling):
         return "pipelines" if stem.startswith("test_pipelines") else stem
 
     def remove_node(self, node: WorkerController) -> str | None:
-        """Forget what a process that died had finished: xdist would wait for it for ever."""
+        """Leave out the finished files of a process that died: xdist would wait for their tests for ever."""
         files = self.assigned_work[node].items()
         self.assigned_work[node] = {file: tests for file, tests in files if not all(tests.values())}
         return super().remove_node(node)
@@ -160,7 +160,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: WorkerController, error: object) -> None:
-    """Say how a process of tests died: a negative number is a signal."""
+    """Print the exit code of a process of tests that died; a negative one is the number of a signal."""
     if error is not None:
         connection: Any = node.gateway._io
         code = connection.popen.wait(10)

@@ -146,10 +146,10 @@ def test_a_run_that_stays_sick_ends_with_advice(tmp_path: Path) -> None:
 
 
 def deliver(number: int) -> None:
-    """Call the handler of a signal, as Python does when one has come.
+    """Call the handler of a signal, as Python does when the signal has come.
 
-    A true one is handled on the stack that pytest's faulthandler registers: there it has ended the process.
-    Processes of their own get true ones, see test_train_interrupted.py.
+    A real signal to this process has crashed it (SIGSEGV) late in a run of all tests, before a handler ran.
+    test_train_interrupted.py sends real ones, to processes of their own.
     """
     handler = signal.getsignal(number)
     assert callable(handler)

@@ -25,8 +25,8 @@ WAYS: dict[str, dict[str, Any]] = {
 ENOUGH = {"shuffled-control": 4}
 """Steps after which every weight has changed: zero layers behind zero layers learn one after the other."""
 
-MARKS = {way: pytest.mark.slow for way in WAYS if way not in ("concatenated", "replaced")}
-"""One mechanism that leaves the base as it is and one that trains it are enough for every day."""
+QUICK = ("concatenated", "replaced")
+"""A mechanism that leaves the base as it is, and one that trains it: the others are slow tests."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,9 @@ def run_of(home: Path, way: str, folder: str, **more: Any) -> tuple[Run, Any]:
     return build_run(config(home, f"{way}-{folder}", **WAYS[way], **more), base), base
 
 
-@pytest.mark.parametrize("way", [pytest.param(way, marks=MARKS.get(way, ())) for way in WAYS])
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way not in QUICK)) for way in WAYS]
+)
 def test_a_mechanism_trains_and_goes_on_bit_for_bit(home: Path, way: str) -> None:
     """Stopped after a step and taken up by another process' objects, on a base that was not touched."""
     count = ENOUGH.get(way, STEPS)

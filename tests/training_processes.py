@@ -65,15 +65,15 @@ def train(values: dict[str, Any]) -> None:
 
 
 def train_until_signal(values: dict[str, Any], step: int) -> None:
-    """Train, and receive SIGTERM in a step."""
+    """Train, and send SIGTERM to this process before a step."""
     train_step = Run.train_step
 
-    def stop(self: Run, passes: Any) -> Any:
+    def signal_and_train(self: Run, passes: Any) -> Any:
         if self.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(self, passes)
 
-    Run.train_step = stop  # type: ignore[method-assign]
+    Run.train_step = signal_and_train  # type: ignore[method-assign]
     train(values)
 
 
