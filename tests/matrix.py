@@ -110,6 +110,25 @@ FEATURES = {
 }
 
 
+REPRESENTATIVE = {
+    "SD1.5, text-to-image",
+    "SD1.5, image-to-image",
+    "SD1.5, inpainting, 9 channels",
+    "SD1.5, ControlNet",
+    "SD1.5, PAG",
+    "SD1.5, AnimateDiff",
+    "SD2.x, depth-to-image",
+    "SDXL, text-to-image",
+    "SDXL, ControlNet, inpainting",
+    "SDXL, AnimateDiff",
+    "Kolors, text-to-image",
+}
+"""Pipelines that have every feature tested whenever tests run."""
+
+LAWS = {"itself", "theirs", "hand", "zero"}
+"""Features that are tested in every pipeline whenever tests run; the others are slow tests."""
+
+
 def cells(
     *features: str, only: Callable[[Case], bool] = _everywhere, refused: bool = False
 ) -> pytest.MarkDecorator:
@@ -122,8 +141,12 @@ def cells(
     """
     first = FEATURES[features[0]]
     cases = [case for case in CASES if first.lacks(case) is None and first.tried(case) and only(case)]
-    marks = [pytest.mark.cell(str(case), features, refused) for case in cases]
-    values = [pytest.param(case, id=_slug(case), marks=mark) for case, mark in zip(cases, marks, strict=True)]
+    values = []
+    for case in cases:
+        marks = [pytest.mark.cell(str(case), features, refused)]
+        if features[0] not in LAWS and str(case) not in REPRESENTATIVE:
+            marks.append(pytest.mark.slow)
+        values.append(pytest.param(case, id=_slug(case), marks=marks))
     return pytest.mark.parametrize("case", values)
 
 

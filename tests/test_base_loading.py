@@ -44,6 +44,8 @@ REAL_NAMES = {
     "SD1.5 inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
     "SDXL inpainting": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
 }
+QUICK = {("SD1.5", True), ("SDXL", False)}
+"""Family, and whether with a LoRA: these load in every way whenever tests run, the others are slow tests."""
 WAYS = ("single file", "folder", "hub", "hub, offline", "hub, fp16 variant")
 
 
@@ -140,8 +142,14 @@ def draw(job: Job) -> np.ndarray:
     return np.asarray(next(run_job(job)).picture).astype(int)
 
 
-@pytest.mark.parametrize("with_lora", [False, True])
-@pytest.mark.parametrize("family", REAL_NAMES)
+@pytest.mark.parametrize(
+    ("family", "with_lora"),
+    [
+        pytest.param(family, lora, marks=[pytest.mark.slow] * ((family, lora) not in QUICK))
+        for family in REAL_NAMES
+        for lora in (False, True)
+    ],
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_base_loads_and_draws(
     shelf: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, way: str, family: str, with_lora: bool

@@ -71,7 +71,9 @@ PLACES = [0.0, 0.002, 0.05, 0.1, 0.4, 0.7, 1.0]
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x80])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=[pytest.mark.slow] * (place not in (0.002, 0.7))) for place in PLACES]
+)
 @pytest.mark.parametrize("pattern", FILES)
 def test_a_flipped_bit_changes_nothing_that_is_trained_on(
     tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], pattern: str, place: float, mask: int

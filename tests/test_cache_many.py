@@ -34,6 +34,7 @@ def test_two_processes_make_the_same_bytes_as_one_and_a_killed_one_loses_only_it
     assert len(read) == 7
 
 
+@pytest.mark.slow
 def test_processes_that_keep_dying_on_a_part_end_the_run_and_what_is_done_stays(
     tmp_path: Path, toy: ToyModel, sources: Sources
 ) -> None:

@@ -194,6 +194,7 @@ def test_every_finished_run_is_measured_and_reported(report: Path, runs: Path) -
     assert (report / "figure-3-image-prompt-alone.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_call_measures_nothing_and_says_the_same(report: Path, findings: StudyFindings) -> None:
     summary = json.loads((report / "summary.json").read_text())
     assert summary["verdict"] == findings.verdict
@@ -430,6 +431,7 @@ def test_a_stored_result_comes_back_and_only_for_its_key(tmp_path: Path) -> None
     assert load_result(tmp_path / "run", "key") is None
 
 
+@pytest.mark.slow
 def test_measured_runs_can_be_compared_after_their_weights_are_deleted(
     runs: Path, model: Path, report: Path, tmp_path: Path
 ) -> None:

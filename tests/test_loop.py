@@ -33,7 +33,7 @@ class OneWeight(Objective):
         loss = (self.weight - 1).square().sum()
         return {"loss": loss * math.nan if batch in self.spoilt else loss}
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         self.looks += 1
         return {"held-out loss": float((self.weight - 0.25).square().sum())}
 

@@ -457,6 +457,7 @@ def test_subjects_are_unseen_and_the_same_every_time() -> None:
     assert all(CHANGES["sunglasses"].suits(x.character) for x in select_suitable(one, CHANGES["sunglasses"]))
 
 
+@pytest.mark.slow
 def test_the_suite_measures_a_model_and_writes_its_report(model: Path, tmp_path: Path) -> None:
     pipe = mini.pipeline(weights=model)
     encoder = load_image_encoder(model / "image_encoder")

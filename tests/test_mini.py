@@ -107,7 +107,7 @@ def test_diffusers_makes_the_same_picture_with_a_shipped_adapter(name: str) -> N
     assert difference <= 1e-4  # of [0, 1]; three steps at guidance 7.5 multiply rounding
 
 
-@every_adapter
+@pytest.mark.parametrize("name", ["mini", pytest.param("mini-plus", marks=pytest.mark.slow)])
 def test_pictures_keep_more_of_their_own_reference_than_of_another(
     name: str, pipe: StableDiffusionPipeline
 ) -> None:

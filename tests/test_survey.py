@@ -151,7 +151,7 @@ def write_transformer_base(folder: Path, transformer: dict[str, Any]) -> dict[st
     [
         # FLUX.1 [dev] has 11,901,408,320 parameters; XLabs' layers have biases.
         ("flux-xlabs", FLUX, 11_901_408_320, 19 * 2 * 3072 * (4096 + 1)),
-        ("flux-instantx", FLUX, 11_901_408_320, 57 * 2 * 3072 * 4096),
+        pytest.param("flux-instantx", FLUX, 11_901_408_320, 57 * 2 * 3072 * 4096, marks=pytest.mark.slow),
         # W'_k and W'_v, the linear layer of the timed norm, and three norms over heads.
         ("sd35", SD35, 8_056_627_520, 38 * (2 * 2432 * 2432 + 2 * 2432 * (1280 + 1) + 3 * 64)),
     ],

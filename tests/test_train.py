@@ -75,6 +75,15 @@ ROWS = {
     ),
     "own prompts": Row({"watch__prompts": ["own", "a thing"]}),
 }
+QUICK = {
+    "base",
+    "faceid-plusv2",
+    "SDXL, base, buckets",
+    "masks and references",
+    "fp16",
+    "checkpointing, LoRA",
+}
+"""Rows that are trained whenever tests run; the others are slow tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +91,9 @@ def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_prompting, "BANDS", (0.5,))
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in ROWS]
+)
 def test_every_way_trains_what_it_should_and_nothing_else(home: Path, name: str) -> None:
     row = ROWS[name]
     base = build_base(row.kind, row.dtype, **row.schedule)
@@ -285,6 +296,6 @@ def test_held_out_pictures_of_shapes_of_their_own_have_a_shuffled_gap_too(home: 
     rows = [next(iter(rows)) for rows in objective.samples.buckets.values()]
     assert len(rows) > 1
     objective.samples.held_out = np.array(rows)
-    figures = objective.held_out()
+    figures = objective.measure_held_out()
     assert np.isfinite(list(figures.values())).all()
     assert figures["gap to shuffled"] != 0

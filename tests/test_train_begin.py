@@ -99,7 +99,7 @@ def test_a_flow_matching_base_trains(home: Path) -> None:
     before = [weight.detach().clone() for weight in run.optimizer.trained]
     assert np.isfinite(take(run, STEPS)).all()
     assert not any(map(torch.equal, before, run.optimizer.trained))
-    assert np.isfinite(list(run.objective.held_out().values())).all()
+    assert np.isfinite(list(run.objective.measure_held_out().values())).all()
 
 
 # Going on from an adapter
@@ -247,9 +247,9 @@ def test_eight_pictures_are_learnt_and_the_true_reference_comes_to_matter(
     }
     encoder = ImageEncoder(mini_encoder())
     run = build_run(config(tmp_path, "learning", **changes), FrozenBase(mini.pipeline(), encoder))
-    before = run.objective.held_out()
+    before = run.objective.measure_held_out()
     take(run, 20)
-    after = run.objective.held_out()
+    after = run.objective.measure_held_out()
     assert after["held-out loss"] < 0.9 * before["held-out loss"]
     for gap in ("gap to shuffled", "gap to none"):
         # Untrained image tokens disturb a trained base, so the gaps begin below zero.

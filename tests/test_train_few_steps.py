@@ -179,6 +179,7 @@ def test_the_file_is_a_lora_that_diffusers_loads(home: Path) -> None:
         assert not torch.allclose(loaded, build_base().unet(**given).sample, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_with_an_adapter_its_image_prompts_are_distilled_and_it_stays(home: Path) -> None:
     plain = build_run(config(home, "an-adapter"), build_base())
     assert plain.train()

@@ -102,7 +102,9 @@ def test_twelve_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_
     assert digest(Path(target["output"])) == digest(whole)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize(
+    "step", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_run_goes_on_exactly(
     whole: Path, settings: dict[str, Any], tmp_path: Path, step: int
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
     assert digest(tmp_path / "run") == digest(whole)
 
 
+@pytest.mark.slow
 def test_without_an_average_the_adapters_file_holds_the_weights_once(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def done(log: Path, *tasks: str) -> dict[int, str | LostTask]:
     return dict(run_tasks(tasks, WorkerSpec(shouting, log, "cpu", 2), "processes"))
 
 
+@pytest.mark.slow
 def test_a_death_costs_the_task_it_fell_on_and_too_many_cost_it_for_good(tmp_path: Path) -> None:
     tasks = ("one", "deadly-2", "two", "deadly-9", "three")
     made = done(tmp_path / "log", *tasks)

@@ -277,7 +277,7 @@ class Run:
         if (self.step == settings.steps and not at_end) or not (checks or draws) or not self.is_main:
             return
         with self.optimizer.use_averages(), torch.no_grad():
-            figures = self.objective.held_out() if checks else {}
+            figures = self.objective.measure_held_out() if checks else {}
             picture, similarities = self.draw_samples() if draws else (None, {})
         self.figures |= figures | similarities
         self.log_figures(figures | similarities)

@@ -87,7 +87,7 @@ class LatentObjective(Objective):
             inputs[name] = torch.where(per_sample(dropped, value), blank.float(), value)
         return inputs
 
-    def held_out_batches(self) -> list[PromptBatch]:
+    def read_held_out_batches(self) -> list[PromptBatch]:
         """Return the held-out samples with fixed noise, in batches of one shape."""
         size = max(2, self.config.training.batch_size // self.config.training.passes)
         shapes: dict[tuple[int, int], list[int]] = {}

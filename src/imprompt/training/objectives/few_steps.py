@@ -204,12 +204,12 @@ class FewStepObjective(LatentObjective):
     # Evaluation
 
     @torch.no_grad()
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return the loss by solver step, with the same noise at every call."""
         count, losses = self.config.distillation.solver_steps, {}
         for step in sorted({max(round(band * count), 1) - 1 for band in BANDS}):
             errors = []
-            for batch in self.held_out_batches():
+            for batch in self.read_held_out_batches():
                 moved = move_batch(batch, self.base.device)
                 steps = torch.full((len(moved.moments),), step, device=self.base.device)
                 errors.append(self.errors(moved, steps, torch.full_like(moved.draws.uniform, 0.5)).cpu())

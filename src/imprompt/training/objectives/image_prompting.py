@@ -106,15 +106,20 @@ class ImagePromptObjective(LatentObjective):
     # Evaluation
 
     @torch.no_grad()
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return the loss by noise level, and its gaps to shuffled and to no references."""
-        batches = [move_batch(batch, self.base.device) for batch in self.held_out_batches()]
+        batches = [move_batch(batch, self.base.device) for batch in self.read_held_out_batches()]
         levels = [round(share * len(self.noising.signal)) for share in BANDS]
-        with_text_losses = {t: self.held_out_errors(batches, t, with_text=True).mean().item() for t in levels}
+        with_text_losses = {
+            t: self.measure_held_out_errors(batches, t, with_text=True).mean().item() for t in levels
+        }
         reference_batches = {"true": batches, "shuffled": shuffle_references(batches), "none": batches}
         errors = {
             which: torch.stack(
-                [self.held_out_errors(some, t, with_text=False, with_image=which != "none") for t in levels]
+                [
+                    self.measure_held_out_errors(some, t, with_text=False, with_image=which != "none")
+                    for t in levels
+                ]
             ).mean(0)
             for which, some in reference_batches.items()
         }
@@ -128,7 +133,7 @@ class ImagePromptObjective(LatentObjective):
             **({"gap's standard error": (gaps.var() / len(gaps)).sqrt().item()} if len(gaps) > 1 else {}),
         }
 
-    def held_out_errors(
+    def measure_held_out_errors(
         self, batches: Sequence[PromptBatch], level: int, *, with_text: bool, with_image: bool = True
     ) -> Float[Tensor, " samples"]:
         """Return the error of each held-out sample at one noise level, on the CPU, in float64."""

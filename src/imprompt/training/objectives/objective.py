@@ -33,7 +33,7 @@ class Objective(nn.Module):
         backward(parts["loss"])
         return parts
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return figures of held-out samples, with the same randomness at every call."""
         return {}
 

@@ -110,16 +110,16 @@ class BaseObjective(StageObjective):
             self.unet if unet is None else unet, self.scheduler, latents, noise, timesteps, text_embeddings
         )
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return the loss on unseen combinations, by noise level, with fixed noise."""
         latents = self.held_out_latents.to(self.device)
         errors = {
-            f"held-out loss at {t}": measure_held_out_error(latents, self.held_out_loss, bands=(t,))
+            f"held-out loss at {t}": measure_held_out_error(latents, self.compute_held_out_loss, bands=(t,))
             for t in BANDS
         }
         return errors | {"held-out loss": sum(errors.values()) / len(errors)}
 
-    def held_out_loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Float[Tensor, ""]:
+    def compute_held_out_loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Float[Tensor, ""]:
         """Return the loss under the held-out captions."""
         return self.error(latents, noise, timesteps, self.held_out_captions)
 

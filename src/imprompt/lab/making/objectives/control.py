@@ -73,7 +73,7 @@ class ControlObjective(FrozenBaseObjective):
 
         return denoise
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return the loss on unseen combinations without text: under their own edges, and under others'."""
         pixels = self.held_out_pixels.to(self.device)
         latents, own = encode_latents(self.base.vae, pixels), compute_edges(pixels)

@@ -67,7 +67,7 @@ class DecoderObjective(StageObjective):
         noised = latents + self.recipe.noise * share * self.deviations.to(latents.device) * noise
         return {"loss": (self.codec.decode(noised).sample.float() - pixels).abs().mean()}
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return the PSNR on unseen pictures, from clean latents and from the noisiest."""
         clean, noisy = self.reconstruct_held_out()
         before = self.held_out_pictures

@@ -75,7 +75,7 @@ class EncoderObjective(ReadingObjective):
         """Return image embeddings of pictures."""
         return self.encoder(pixels).image_embeds
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return the accuracy of every attribute on unseen combinations, and the mean on each split."""
         return measure_held_out_figures(
             lambda pixels: self.heads(self.embed(pixels)), self.held_out_drawings, self.device

@@ -52,7 +52,7 @@ class JudgeObjective(ReadingObjective):
         loss = attributes + self.recipe.identity_weight * identity
         return {"loss": loss, "attributes": attributes, "identity": identity}
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return accuracies on unseen drawings, and how often a damaged view is found in its style."""
         figures = measure_held_out_figures(
             lambda pixels: self.judge.scores(pixels), self.held_out_drawings, self.device

@@ -70,7 +70,7 @@ class RecognizerObjective(StageObjective):
         return {"loss": contrast_with_margin(first, second, self.recipe.scale, self.recipe.margin)}
 
     @torch.no_grad()
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return how often a person is found by a view in another style, among people never seen."""
         views = self.recognizer(self.held_out_embeddings.to(self.device))
         pairs = [(views[:, one], views[:, other]) for one, other in permutations(range(VIEWS), 2)]

@@ -53,7 +53,7 @@ class StyleObjective(FrozenBaseObjective):
         draws = draw_step(self.drawings, batch, latents, self.recipe.text_drop)
         return {"loss": self.error(self.unet, latents, *draws)}
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return the loss on unseen combinations in this style, with the changes and of the base alone."""
         latents = encode_latents(self.base.vae, self.held_out_pixels.to(self.device))
 

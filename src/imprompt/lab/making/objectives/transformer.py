@@ -78,7 +78,7 @@ class TransformerObjective(StageObjective):
         with sdpa_kernel(SDPBackend.MATH) if is_plain else contextlib.nullcontext():
             return {"loss": flow_error(self.trained_transformer[0], latents, noise, sigmas, texts)}
 
-    def held_out(self) -> dict[str, float]:
+    def measure_held_out(self) -> dict[str, float]:
         """Return the loss on unseen combinations, by noise level, with fixed noise."""
         latents = self.held_out_latents.to(self.device)
         noise = torch.randn(latents.shape, generator=Generator().manual_seed(0)).to(latents.device)
