@@ -196,10 +196,11 @@ def test_a_speed_fills_in_what_is_not_given_and_a_job_has_its_settings(speed: st
         {"steps": 4},
         {"scheduler": "euler_a"},
         {"controls": [{"image": "a.png"}]},
-        {"guidance_scale": 1},
+        {"guidance_interval": (0.2, 0.8), "guidance_scale": 3},
+        {"feature_cache": 2, "steps": 12, "scheduler": "dpm++_2m"},
     ],
 )
-def test_a_speed_leaves_out_what_cannot_go_with_a_given_setting(given: dict[str, Any]) -> None:
+def test_a_speed_goes_with_any_given_setting(given: dict[str, Any]) -> None:
     for speed in SPEEDS:
         parse_job({"references": ["a.png"], "speed": speed, **given})
 
@@ -228,8 +229,8 @@ def test_another_speed_replaces_what_the_speed_of_a_picture_has_set(
     assert "speed" not in stored
     assert stored["scheduler"] == "dpm++_2m"
     same, exact = build_job({"like": made}), build_job({"like": made, "speed": "exact"})
-    assert (same.scheduler, same.steps, same.feature_cache) == (job.scheduler, job.steps, job.feature_cache)
-    assert (exact.scheduler, exact.steps, exact.feature_cache) == (None, DEFAULT_STEPS, 1)
+    assert (same.scheduler, same.steps) == (job.scheduler, job.steps)
+    assert (exact.scheduler, exact.steps) == (None, DEFAULT_STEPS)
 
 
 @pytest.mark.parametrize("speed", FEW_STEP_SPEEDS)
@@ -240,7 +241,7 @@ def test_a_speed_for_few_steps_fills_in_what_is_not_given(speed: str) -> None:
 
 
 def test_a_speed_replaces_what_an_earlier_one_set() -> None:
-    assert list_speed_settings("fast") == {"scheduler", "steps", "guidance_interval", "feature_cache"}
+    assert list_speed_settings("fast") == {"scheduler", "steps"}
     assert list_speed_settings("lcm") == {*list_speed_settings("fast"), "guidance_scale"}
 
 

@@ -241,8 +241,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="<speed>",
-            help="exact, balanced or fast: sampler, steps, guidance interval and feature cache at once. For "
-            "bases and LoRAs of few steps: lcm, hyper, lightning or turbo. Other options override them. "
+            help="exact, balanced or fast: sampler and number of steps at once. For bases and LoRAs of few "
+            "steps: lcm, hyper, lightning or turbo. Other options override them. "
             "Default: exact.",
             rich_help_panel=SAMPLING,
         ),

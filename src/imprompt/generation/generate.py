@@ -75,9 +75,8 @@ def generate(
         seeds: several seeds, in place of `seed`
         size: width and height in pixels, multiples of 8: (width, height), or one number for both; by default
             the base's own
-        speed: "exact", or "balanced" or "fast", which choose sampler, steps, guidance interval and feature
-            cache; "lcm", "hyper", "lightning" or "turbo" for a base distilled for few steps; see
-            `imprompt.generation.job.speeds`
+        speed: "exact", or "balanced" or "fast", which choose sampler and steps; "lcm", "hyper", "lightning"
+            or "turbo" for a base distilled for few steps; see `imprompt.generation.job.speeds`
 
     Raises:
         ConfigError: a setting of a wrong type, or that this base cannot honor
