@@ -4,8 +4,8 @@
                                  [--folder FOLDER] [--output FILE]
 
 The weights are random in the true shapes, so this measures time alone: the pictures are noise. A picture
-counts from the embedding of the reference to the decoded pixels, after one step that warms up; loading is not
-included, but its seconds are printed. The ways:
+counts from the embedding of the reference to the decoded pixels, after a short one that compiles and warms up;
+loading is not included, but its seconds are printed. The ways:
 
     diffusers           its own IP-Adapter, float32 and 25 steps: what `exact` is compared with
     float32             imprompt's default
@@ -86,7 +86,7 @@ def measure_way(files: SimpleNamespace, way: str, speeds: Sequence[str], size: i
     adapter = load_adapter(files.adapter, image_encoder=None).to(pipe.unet.dtype)
     seconds = {}
     for speed in speeds:
-        # The first picture of a speed compiles and warms up: few steps, but with and without guidance.
+        # Speeds without guidance call with other shapes, so each one warms up.
         generate(pipe, adapter, embedding, speed=speed, size=size, steps=2)
         start = time.perf_counter()
         generate(pipe, adapter, embedding, speed=speed, size=size)
@@ -100,7 +100,7 @@ def measure_diffusers(pipe: Any, file: Path, embedding: torch.Tensor, size: int)
     pipe.load_ip_adapter(str(file.parent), subfolder="", weight_name=file.name, image_encoder_folder=None)
     embeddings = [torch.cat([torch.zeros_like(embedding), embedding])[:, None]]
     settings = {"width": size, "height": size, "guidance_scale": 7.5, "ip_adapter_image_embeds": embeddings}
-    pipe("", num_inference_steps=1, **settings)
+    pipe("", num_inference_steps=2, **settings)
     start = time.perf_counter()
     pipe("", num_inference_steps=DEFAULT_STEPS, **settings)
     seconds = round(time.perf_counter() - start, 2)
