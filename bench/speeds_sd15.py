@@ -4,8 +4,8 @@
                                  [--folder FOLDER] [--output FILE]
 
 The weights are random in the true shapes, so this measures time alone: the pictures are noise. A picture
-counts from the embedding of the reference to the decoded pixels, after a short one that compiles and warms up;
-loading is not included, but its seconds are printed. The ways:
+counts from the embedding of the reference to the decoded pixels, after a short one that compiles and warms
+up; loading is not included, but its seconds are printed. The ways:
 
     diffusers           its own IP-Adapter, float32 and 25 steps: what `exact` is compared with
     float32             imprompt's default
