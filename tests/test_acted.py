@@ -15,6 +15,7 @@ import tiny
 from imprompt.errors import AmbiguousBatch, AttachmentError
 from imprompt.reference import Reference
 from showing import latents
+from slow_rows import mark_slow
 
 
 def crossing(pipe: Any) -> list[Any]:
@@ -147,9 +148,7 @@ def video(split: int | None, scale: Any = 0.7, mask: Any = None) -> Tensor:
         return pipe("a cat", generator=torch.Generator().manual_seed(0), **arguments).frames
 
 
-@pytest.mark.parametrize(
-    "split", [3, 16, *(pytest.param(split, marks=pytest.mark.slow) for split in (1, 2, 8))]
-)
+@pytest.mark.parametrize("split", mark_slow((1, 2, 3, 8, 16), quick=(3, 16)))
 def test_split_inference_gives_each_frame_its_own_reference_as_without(split: int) -> None:
     mask = torch.linspace(0, 1, 16).reshape(4, 4)
     torch.testing.assert_close(video(split, mask=mask), video(None, mask=mask), rtol=1e-4, atol=1e-4)

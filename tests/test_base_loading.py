@@ -3,6 +3,7 @@
 docs/base-models.md has the table of it, which a test compares with what is tested here.
 """
 
+import itertools
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from imprompt.generation.single_file import loading
 from imprompt.inputs.choices import Input
 from ldm_layout import write_single_file
 from lora_files import write_lora
+from slow_rows import mark_slow
 
 REAL_NAMES = {
     "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -143,12 +145,7 @@ def draw(job: Job) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("family", "with_lora"),
-    [
-        pytest.param(family, lora, marks=[pytest.mark.slow] * ((family, lora) not in QUICK))
-        for family in REAL_NAMES
-        for lora in (False, True)
-    ],
+    ("family", "with_lora"), mark_slow(itertools.product(REAL_NAMES, (False, True)), quick=QUICK)
 )
 @pytest.mark.parametrize("way", WAYS)
 def test_a_base_loads_and_draws(

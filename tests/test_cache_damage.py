@@ -20,6 +20,7 @@ from imprompt.training.cache import cached_samples as reading_module
 from imprompt.training.cache.shards import Shard
 from imprompt.training.frozen_base import FrozenBase
 from imprompt.training.integrity import read_json, write_json
+from slow_rows import mark_slow
 
 Samples = CachedSamples | LiveSamples
 
@@ -71,9 +72,7 @@ PLACES = [0.0, 0.002, 0.05, 0.1, 0.4, 0.7, 1.0]
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x80])
-@pytest.mark.parametrize(
-    "place", [pytest.param(place, marks=[pytest.mark.slow] * (place not in (0.002, 0.7))) for place in PLACES]
-)
+@pytest.mark.parametrize("place", mark_slow(PLACES, quick=(0.002, 0.7)))
 @pytest.mark.parametrize("pattern", FILES)
 def test_a_flipped_bit_changes_nothing_that_is_trained_on(
     tmp_path: Path, base: FrozenBase, finished_rows: list[bytes], pattern: str, place: float, mask: int

@@ -35,6 +35,7 @@ from short_runs import (
     take,
     write_home,
 )
+from slow_rows import mark_slow
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,7 @@ def one_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_prompting, "BANDS", (0.5,))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in ROWS]
-)
+@pytest.mark.parametrize("name", mark_slow(ROWS, quick=QUICK))
 def test_every_way_trains_what_it_should_and_nothing_else(home: Path, name: str) -> None:
     row = ROWS[name]
     base = build_base(row.kind, row.dtype, **row.schedule)

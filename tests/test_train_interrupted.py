@@ -20,6 +20,7 @@ from imprompt.training.adapters import train_adapter
 from imprompt.training.checkpoints import Checkpoints
 from imprompt.training.config import parse_config
 from imprompt.training.objectives import image_prompting
+from slow_rows import mark_slow
 
 KILLS = 12
 
@@ -102,9 +103,7 @@ def test_twelve_kills_change_nothing(whole: Path, settings: dict[str, Any], tmp_
     assert digest(Path(target["output"])) == digest(whole)
 
 
-@pytest.mark.parametrize(
-    "step", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("step", mark_slow((1, 3, 4), quick=(3,)))
 def test_a_signal_saves_and_the_run_goes_on_exactly(
     whole: Path, settings: dict[str, Any], tmp_path: Path, step: int
 ) -> None:

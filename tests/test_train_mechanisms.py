@@ -15,6 +15,7 @@ from imprompt.training.loop import Run
 from imprompt.training.mechanisms import MECHANISMS, load_mechanism, read_metadata
 from imprompt.training.objectives import image_prompting
 from short_runs import STEPS, build_base, config, read_log, states, take, write_home
+from slow_rows import mark_slow
 
 WAYS: dict[str, dict[str, Any]] = {
     **{name: {"adapter__mechanism": name} for name in MECHANISMS if name != "decoupled"},
@@ -45,9 +46,7 @@ def run_of(home: Path, way: str, folder: str, **more: Any) -> tuple[Run, Any]:
     return build_run(config(home, f"{way}-{folder}", **WAYS[way], **more), base), base
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way not in QUICK)) for way in WAYS]
-)
+@pytest.mark.parametrize("way", mark_slow(WAYS, quick=QUICK))
 def test_a_mechanism_trains_and_goes_on_bit_for_bit(home: Path, way: str) -> None:
     """Stopped after a step and taken up by another process' objects, on a base that was not touched."""
     count = ENOUGH.get(way, STEPS)
