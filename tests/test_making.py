@@ -31,6 +31,7 @@ from imprompt.lab.making.exporting import export_people, export_samples
 from imprompt.lab.making.labels import LABELS, NOT_DRAWN, measure_accuracies, to_labels
 from imprompt.lab.making.lines import INK, PAPER, draw_lines
 from imprompt.lab.making.objectives import base, control, style
+from imprompt.lab.making.objectives.base import load_frozen_base
 from imprompt.lab.making.objectives.judge import contrast, damage
 from imprompt.lab.making.objectives.recognizer import contrast_with_margin
 from imprompt.lab.making.recipe import StageRecipe, load_recipe, parse_recipe
@@ -48,6 +49,7 @@ from imprompt.lab.suite.subjects import CHANGES, SPLITS, Subject, sample_subject
 from imprompt.mini.autoencoder import PatchAutoencoder
 from imprompt.projection import LinearProjection, PatchProjection, ResamplerProjection
 from imprompt.training.config import DataSettings
+from imprompt.training.loop import Run
 from imprompt.training.mechanisms.shuffled_control import preserve_variance
 from imprompt.training.samples import open_source
 from imprompt.training.samples.layouts import Layout
@@ -94,7 +96,9 @@ def model(make_recipe: Callable[..., StageRecipe]) -> Path:
             patch.setattr(module, "SHOWN_STEPS", 1)
         folders = {train_stage(make_recipe(stage)) for stage in ORDER}
     assert len(folders) == 1
-    return folders.pop()
+    folder = folders.pop()
+    assert folder is not None
+    return folder
 
 
 # Data
@@ -248,11 +252,37 @@ def test_the_style_is_a_lora_that_changes_the_base(model: Path) -> None:
 def test_a_stage_goes_on_where_it_stopped_or_begins(
     make_recipe: Callable[..., StageRecipe], model: Path, tmp_path: Path
 ) -> None:
-    whole = train_stage(make_recipe("judge", output=str(tmp_path / "whole")), resume=True)
-    train_stage(make_recipe("judge", output=str(tmp_path / "half"), steps=1, cooldown_steps=0))
-    half = train_stage(make_recipe("judge", output=str(tmp_path / "half")), resume=True)
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    assert train_stage(make_recipe("judge", output=str(whole)), resume=True) == whole
+    train_stage(make_recipe("judge", output=str(half), steps=1, cooldown_steps=0))
+    train_stage(make_recipe("judge", output=str(half)), resume=True)
     one, other = (load_file(folder / "judge" / "heads.safetensors") for folder in (whole, half))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_stage_that_is_stopped_has_made_no_model(
+    make_recipe: Callable[..., StageRecipe], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "should_stop", lambda run: run.step == 1)
+    assert train_stage(make_recipe("judge", output=str(tmp_path))) is None
+    assert (tmp_path / "runs" / "judge" / "checkpoints").is_dir()
+    assert not (tmp_path / "judge").exists()
+
+
+def test_a_part_that_a_model_has_not_yet_is_the_embedded_one(model: Path, tmp_path: Path) -> None:
+    assert mini.find_part(model, "judge") == model / "judge"
+    assert mini.find_part(tmp_path, "judge") == mini.WEIGHTS / "judge"
+    with pytest.raises(UnknownModel, match="the embedded model's transformer is not in"):
+        mini.find_part(tmp_path, "transformer")
+
+
+def test_a_base_that_is_read_for_a_later_part_is_frozen(model: Path, tmp_path: Path) -> None:
+    own, embedded = (load_frozen_base(folder) for folder in (model, tmp_path))
+    assert own.unet.config.block_out_channels != embedded.unet.config.block_out_channels
+    for pipe in (own, embedded):
+        parts = pipe.unet, pipe.text_encoder, pipe.vae
+        assert all(weight.dtype == torch.float32 for part in parts for weight in part.parameters())
+        assert not any(weight.requires_grad for part in parts for weight in part.parameters())
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,9 @@ def make_recipe(base: Path, data: Path) -> Callable[..., StageRecipe]:
 def model(make_recipe: Callable[..., StageRecipe]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformer, "SHOWN_STEPS", 1)
-        return train_stage(make_recipe())
+        folder = train_stage(make_recipe())
+    assert folder is not None
+    return folder
 
 
 def test_split_latents_are_the_same_code(codec: PatchAutoencoder) -> None:

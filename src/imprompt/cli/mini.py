@@ -195,7 +195,8 @@ def train(
     )
     path = Path(stage) if stage.endswith(".toml") else Path("recipes", f"mini-{stage}.toml")
     folder = stages.train_stage(recipe.load_recipe(path, settings or ()), resume=resume == "latest")
-    typer.echo(f"wrote {folder}")
+    if folder is not None:
+        typer.echo(f"wrote {folder}")
 
 
 @app.command()

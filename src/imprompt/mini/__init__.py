@@ -41,6 +41,7 @@ __all__ = [
     "assemble_transformer",
     "controlnet",
     "edge_picture",
+    "find_part",
     "pipeline",
     "transformer_pipeline",
 ]
@@ -110,6 +111,20 @@ def transformer_pipeline(*, weights: Path = WEIGHTS, dtype: torch.dtype = torch.
         BoundedTokenizer.from_pretrained(folder / "tokenizer"),
         cast("FluxTransformer2DModel", transformer),
     )
+
+
+def find_part(weights: Path, name: str) -> Path:
+    """Return the folder of a part of a model under construction, or the embedded model's, where it has none.
+
+    Args:
+        weights: a folder written by `imprompt mini train`
+        name: "base", "image_encoder", "judge", ...
+
+    Raises:
+        UnknownModel: neither has the part
+    """
+    own = weights / name
+    return own if own.is_dir() else find_embedded_part(WEIGHTS / name)
 
 
 def as_pipeline(kind: type[Pipeline], pipe: DiffusionPipeline, **parts: Any) -> Pipeline:

@@ -21,7 +21,8 @@ class StageRecipe(LoopSettings):
     data: str = "characters-128"
     """Folder of the drawings, as `imprompt mini build-data` wrote it."""
     output: str = "mini-128"
-    """Folder of the model under construction: earlier parts are read from it, this part is written to it."""
+    """Folder of the model under construction: this part is written to it, and earlier parts are read from it.
+    Where it has no base or image encoder, those of the embedded model are read."""
 
 
 class CodecRecipe(StageRecipe):

@@ -30,8 +30,8 @@ from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.loop import Run
 
 
-def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path:
-    """Run a recipe to its end, or to Ctrl-C / SIGTERM, which save first; return the model's folder.
+def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path | None:
+    """Run a recipe to its end and return the model's folder; Ctrl-C and SIGTERM save first, and return None.
 
     Log, checkpoints and sample grids are written to `<output>/runs/<stage>/`, and the finished model (with
     averaged weights) to `<output>/`.
@@ -46,8 +46,7 @@ def train_stage(recipe: StageRecipe, *, resume: bool = False) -> Path:
     run = build_run(recipe, output)
     if resume:
         run.resume()
-    run.train()
-    return output
+    return output if run.train() else None
 
 
 def build_run(recipe: StageRecipe, output: Path) -> Run:

@@ -106,7 +106,7 @@ def load_study(settings: StudySettings, weights: Path | None = None) -> Study:
         UnknownModel: there is no judge
     """
     folder = mini.WEIGHTS if weights is None else weights
-    return Study(folder, settings, CharacterJudge.load(folder / "judge"))
+    return Study(folder, settings, CharacterJudge.load(mini.find_part(folder, "judge")))
 
 
 def measure_runs(study: Study, runs: Sequence[StudyRun], folder: Path) -> Results:

@@ -100,7 +100,7 @@ def load_models(weights: Path | None, adapter: str = "mini") -> SuiteModels:
     own = adapter in EMBEDDED
     measured = mini.adapter(adapter, weights=folder) if own else load_adapter(adapter).float()
     name = adapter if own else Path(adapter).name
-    judge = CharacterJudge.load(folder / "judge")
+    judge = CharacterJudge.load(mini.find_part(folder, "judge"))
     on_transformer = measured.injection != "unet"
     pipe = mini.transformer_pipeline(weights=folder) if on_transformer else mini.pipeline(weights=folder)
     return SuiteModels(pipe.to(device), measured.to(device), judge, name)

@@ -29,7 +29,7 @@ from imprompt.lab.making.dataset import Drawings
 from imprompt.lab.making.objectives.stage import StageObjective
 from imprompt.lab.making.recipe import BaseRecipe, ControlRecipe, StyleRecipe
 from imprompt.lab.making.tokenizer import train_tokenizer
-from imprompt.mini import PatchAutoencoder, assemble
+from imprompt.mini import PatchAutoencoder, assemble, find_part, pipeline
 from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.sheets import picture_grid
 
@@ -224,9 +224,8 @@ def measure_held_out_error(
 
 
 def load_frozen_base(output: Path) -> Any:
-    """Load the trained base's pipeline without progress bar, its models frozen, its U-Net channels last."""
-    pipe: Any = StableDiffusionPipeline.from_pretrained(output / "base", safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
+    """Load the base in `output`, or the embedded one if there is none: frozen, its U-Net channels last."""
+    pipe: Any = pipeline(weights=find_part(output, "base").parent)
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.unet.set_attn_processor(AttnProcessor())  # as in BaseObjective
     for model in (pipe.unet, pipe.text_encoder, pipe.vae):

@@ -23,6 +23,7 @@ from imprompt.lab.making.dataset import PEOPLE, Drawings
 from imprompt.lab.making.objectives.stage import StageObjective
 from imprompt.lab.making.recipe import RecognizerRecipe
 from imprompt.lab.making.views import VIEWS
+from imprompt.mini import find_part
 from imprompt.runtime.devices import choose_device
 from imprompt.runtime.files import resolve_in_cache
 from imprompt.training.sheets import picture_grid
@@ -37,7 +38,8 @@ ENCODED_AT_ONCE = 100
 class RecognizerObjective(StageObjective):
     """A network that maps the image embeddings of all views of a person to one embedding.
 
-    The views' image embeddings are computed once, by the encoder of the model's own folder.
+    The views' image embeddings are computed once, by the encoder of the model's folder, or by the embedded one
+    if the folder has none.
     """
 
     autocasts = False
@@ -46,7 +48,7 @@ class RecognizerObjective(StageObjective):
         super().__init__(recipe)
         folder = resolve_in_cache(recipe.data) / PEOPLE
         views, self.held_out_views = Drawings(folder, "training"), Drawings(folder, "combinations")
-        encoder = load_image_encoder(output / "image_encoder").to(choose_device())
+        encoder = load_image_encoder(find_part(output, "image_encoder")).to(choose_device())
         self.views, self.held_out_embeddings = (
             encode_people(encoder, one) for one in (views, self.held_out_views)
         )

@@ -38,7 +38,7 @@ from imprompt.lab.making.objectives.base import (
 )
 from imprompt.lab.making.objectives.stage import StageObjective
 from imprompt.lab.making.recipe import TransformerRecipe
-from imprompt.mini import assemble_transformer
+from imprompt.mini import assemble_transformer, find_part
 from imprompt.mini.tokenizer import BoundedTokenizer
 from imprompt.runtime.foreign_models import log_errors_only
 from imprompt.training.denoising import number_places
@@ -56,7 +56,7 @@ class TransformerObjective(StageObjective):
         base = load_frozen_base(output)
         self.codec, self.text_encoder = base.vae, base.text_encoder.eval()
         self.tokenizer = BoundedTokenizer.from_pretrained(
-            output / "base" / "tokenizer", model_max_length=recipe.text_length
+            find_part(output, "base") / "tokenizer", model_max_length=recipe.text_length
         )
         self.latents = encode_all(self.codec, self.drawings)
         self.transformer = build_transformer(recipe, self.latents.shape[1], self.text_encoder)
