@@ -38,8 +38,8 @@ ENCODED_AT_ONCE = 100
 class RecognizerObjective(StageObjective):
     """A network that maps the image embeddings of all views of a person to one embedding.
 
-    The views' image embeddings are computed once, by the encoder of the model's folder, or by the embedded one
-    if the folder has none.
+    The views' image embeddings are computed once, by the encoder of the model's folder, or by the embedded
+    one if the folder has none.
     """
 
     autocasts = False
