@@ -28,9 +28,12 @@ from imprompt.backends.unet_call import Arrays, CallReader, GraphCall
 from imprompt.errors import ConfigError
 from imprompt.runtime.precision import DTYPES, find_fastest_precision
 
-LIMITS = {"float32": 1e-4, "bfloat16": 0.1}
-"""The largest difference from torch at the first call, as a part of torch's largest value. In bfloat16 it
-only finds what is broken: how good the pictures are is measured in docs/speed.md."""
+LIMITS = {"float32": 1e-4, "bfloat16": 0.2}
+"""The largest difference from torch at the first call, as a part of torch's largest value.
+
+In bfloat16 it only finds what is broken: on the embedded base a missing image prompt differs by 0.8 and
+OpenVINO by 0.006; on Stable Diffusion 1.5's shapes with random weights OpenVINO differs by up to 0.1.
+docs/speed.md says how good the pictures are."""
 
 MAX_GRAPH_BYTES = 8 * 1024**3
 """The memory of the weights of all graphs of a U-Net; each size of a call has a graph of its own."""
