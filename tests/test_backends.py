@@ -246,6 +246,25 @@ def test_a_graph_that_is_too_far_from_torch_is_refused_with_the_figure(
     assert len(caught) == 1
 
 
+@pytest.mark.usefixtures("no_conversion")
+def test_graphs_of_more_sizes_than_memory_is_for_are_compiled_again(
+    plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+
+    class Counted(acceleration.CompiledGraph):
+        def __init__(self, graph: Any, size: Any, options: Any) -> None:
+            compiled.append(size)
+            super().__init__(graph, size, options)
+
+    monkeypatch.setattr(acceleration, "CompiledGraph", Counted)
+    monkeypatch.setattr(acceleration, "MAX_GRAPH_BYTES", 1)
+    with accelerate(plain):
+        outputs = [draw(plain, guidance_scale=scale) for scale in (5.0, 5.0, 1.0, 5.0)]
+    assert [size[0] for size in compiled] == [2, 1, 2]
+    assert torch.equal(outputs[0], outputs[3])
+
+
 def change_weights(pipe: Any) -> None:
     pipe.unet.conv_in.weight.data = pipe.unet.conv_in.weight.data.clone()
 

@@ -127,6 +127,8 @@ class OpenVinoForward:
         self._graph = convert_unet(unet)
         self._reader, self._snapshot = CallReader(unet), UNetSnapshot(unet)
         self._compiled: dict[CallSize, CompiledGraph | str] = {}
+        weights = sum(parameter.numel() * 4 for parameter in unet.parameters())
+        self._most_graphs = max(1, MAX_GRAPH_BYTES // weights)
         self._reasons: set[str] = set()
         self._lock = threading.Lock()
 
@@ -160,8 +162,7 @@ class OpenVinoForward:
         """Return the graph that is compiled for calls of a size, or the reason why there is none."""
         graph = self._compiled.pop(size, None) or self._compile(size)
         self._compiled[size] = graph
-        weights = sum(parameter.numel() * 4 for parameter in self.unet.parameters())
-        while len(self._compiled) > max(1, MAX_GRAPH_BYTES // weights):
+        while len(self._compiled) > self._most_graphs:
             del self._compiled[next(iter(self._compiled))]
         return graph
 
