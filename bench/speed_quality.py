@@ -60,6 +60,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "DPM++ 8": {"scheduler": "dpm++_2m", "steps": 8},
     "DPM++ 6": {"scheduler": "dpm++_2m", "steps": 6},
     "DPM++ 4": {"scheduler": "dpm++_2m", "steps": 4},
+    "DPM++ 3": {"scheduler": "dpm++_2m", "steps": 3},
+    "DPM++ 2": {"scheduler": "dpm++_2m", "steps": 2},
     "DPM++ 10, cache 2": {"scheduler": "dpm++_2m", "steps": 10, "feature_cache": 2},
     "DPM++ 10, guidance 0–0.5": {"scheduler": "dpm++_2m", "steps": 10, "guidance_interval": (0.0, 0.5)},
     "DPM++ 15, guidance 0–0.6": {"scheduler": "dpm++_2m", "steps": 15, "guidance_interval": (0.0, 0.6)},
@@ -72,6 +74,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "OpenVINO bfloat16": FASTEST_COMPUTATION,
     "DPM++ 8, OpenVINO bfloat16": {"scheduler": "dpm++_2m", "steps": 8, **FASTEST_COMPUTATION},
     "DPM++ 4, OpenVINO bfloat16": {"scheduler": "dpm++_2m", "steps": 4, **FASTEST_COMPUTATION},
+    "DPM++ 3, OpenVINO bfloat16": {"scheduler": "dpm++_2m", "steps": 3, **FASTEST_COMPUTATION},
+    "DPM++ 2, OpenVINO bfloat16": {"scheduler": "dpm++_2m", "steps": 2, **FASTEST_COMPUTATION},
     "cache 2": {"feature_cache": 2},
     "cache 3": {"feature_cache": 3},
 }
