@@ -9,8 +9,10 @@ from types import ModuleType
 import jaxtyping
 import pytest
 import torch
+from PIL import Image
 
 import tiny
+from imprompt import mini
 
 BENCH = Path(__file__).parent.parent / "bench"
 
@@ -126,3 +128,11 @@ def test_speeds_are_judged_and_plotted(tmp_path: Path, monkeypatch: pytest.Monke
     assert arms["fast"]["FLOP of the first"] > 2
     assert arms["OpenVINO"]["loss: attributes kept"] == [0, 0, 0]
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_the_sheet_of_adapters_has_the_references_and_a_row_for_each(tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert load("adapter_sheet").main(["mini", "mini-plus", "--subjects", "1", "--output", str(sheet)]) == 0
+    with Image.open(sheet) as picture:
+        assert picture.width < 2 * mini.SIZE
+        assert 3 * mini.SIZE <= picture.height < 4 * mini.SIZE
