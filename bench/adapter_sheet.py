@@ -3,18 +3,17 @@
     python bench/adapter_sheet.py ADAPTER [ADAPTER ...] [--weights FOLDER] [--subjects N] [--output FILE]
 
 The first row has the references, then each adapter has a row: an embedded one (`mini`, `mini-plus`) or a
-file, which may be for the embedded transformer in `--weights`. No text is given.
+file, named by its folder, which may be for the embedded transformer in `--weights`. λ = 1, no text.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from imprompt import mini
 from imprompt.lab.suite.images import ImageSettings, SuiteCondition, generate_images
 from imprompt.lab.suite.measure import load_models
 from imprompt.lab.suite.subjects import sample_subjects
-from imprompt.training.sheets import picture_grid
+from imprompt.report import PictureRow, draw_sheet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,17 +22,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER")
     parser.add_argument("--weights", type=Path, help="folder of an embedded model of your own")
     parser.add_argument("--subjects", type=int, default=10, help="unseen characters")
-    parser.add_argument("--scale", type=float, default=1.0, help="scale of the image prompt")
     parser.add_argument("--output", type=Path, default=Path("adapters.jpg"))
     options = parser.parse_args(arguments)
     subjects = sample_subjects("combinations", options.subjects)
-    rows = [[subject.picture.resize((mini.SIZE, mini.SIZE)) for subject in subjects]]
+    rows = [PictureRow([subject.picture for subject in subjects], "reference")]
     for adapter in options.adapters:
-        is_file = Path(adapter).is_file()
-        models = load_models(options.weights if is_file else None, adapter)
-        rows.append(generate_images(models, subjects, SuiteCondition(options.scale), ImageSettings()))
-        print(f"row {len(rows)}: {adapter}")
-    picture_grid(rows).save(options.output, quality=90)
+        file = Path(adapter)
+        models = load_models(options.weights if file.is_file() else None, adapter)
+        pictures = generate_images(models, subjects, SuiteCondition(1.0), ImageSettings())
+        rows.append(PictureRow(pictures, file.parent.name or adapter))
+    draw_sheet([""] * len(subjects), rows).save(options.output, quality=90)
     print(f"wrote {options.output}")
     return 0
 

@@ -48,8 +48,8 @@ class Checkpoint:
     files: Mapping[str, str]
 
     @property
-    def held_out_loss(self) -> float:
-        """The figure by which checkpoints are compared; infinite if it is missing."""
+    def loss(self) -> float:
+        """The held-out loss, by which checkpoints are compared; infinite if it is missing."""
         return float(self.figures.get(BEST_FIGURE, math.inf))
 
 
@@ -163,8 +163,8 @@ class Checkpoints:
 
     def find_best(self) -> Checkpoint | None:
         """Return the checkpoint with the lowest held-out loss."""
-        judged = [one for one in self.list_complete() if math.isfinite(one.held_out_loss)]
-        return min(judged, key=lambda one: one.held_out_loss, default=None)
+        judged = [one for one in self.list_complete() if math.isfinite(one.loss)]
+        return min(judged, key=lambda one: one.loss, default=None)
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Read a checkpoint's state, which holds tensors and plain values only; no code is run.
